@@ -1,0 +1,300 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
+)
+
+// entry is one path a layer adds to the image.
+type entry struct {
+	tar.Header        // without name and size
+	from       string // a regular file's path in the context
+}
+
+type owner struct{ uid, gid int }
+
+// parseOwner reads uid[:gid]. As with Docker a lone uid is its group's number too.
+func parseOwner(s string) (owner, error) {
+	if s == "" {
+		return owner{}, nil
+	}
+	user, group, ok := strings.Cut(s, ":")
+	if !ok {
+		group = user
+	}
+	uid, err := strconv.ParseUint(user, 10, 31)
+	gid, err2 := strconv.ParseUint(group, 10, 31)
+	if err != nil || err2 != nil {
+		return owner{}, fmt.Errorf("owner %q: a scratch image has no /etc/passwd to look up names in: write numbers, uid[:gid]", s)
+	}
+	return owner{int(uid), int(gid)}, nil
+}
+
+func readIgnore(root *os.Root) (*patternmatcher.PatternMatcher, error) {
+	for _, name := range []string{"Dockerfile.dockerignore", ".dockerignore"} {
+		text, err := root.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		patterns, err2 := ignorefile.ReadAll(bytes.NewReader(text))
+		matcher, err3 := patternmatcher.New(patterns)
+		if err := errors.Join(err, err2, err3); err != nil {
+			return nil, fmt.Errorf("reading %q: %w", name, err)
+		}
+		return matcher, nil
+	}
+	return patternmatcher.New(nil)
+}
+
+func (b *builder) ignored(name string) (bool, error) {
+	if name == "." {
+		return false, nil
+	}
+	return b.ignore.MatchesOrParentMatches(name)
+}
+
+// copy adds sources to the layer by the rules of Docker: a directory gives its
+// contents, a file gets the destination's name unless that is a directory.
+func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpacks bool) error {
+	own, err := parseOwner(chown)
+	if err != nil {
+		return err
+	}
+	mode := int64(-1) // the file's own
+	if chmod != "" {
+		if mode, err = strconv.ParseInt(chmod, 8, 64); err != nil || mode < 0 || mode > 0o7777 {
+			return fmt.Errorf("--chmod=%s is no octal mode: write 755 or 0644", chmod)
+		}
+	}
+	var found []string
+	for _, src := range c.SourcePaths {
+		names, err := b.find(src)
+		if err != nil {
+			return fmt.Errorf("copying %q: %w", src, err)
+		}
+		found = append(found, names...)
+	}
+	dst := b.absolute(c.DestPath)
+	into := strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || b.tree[dst] == tar.TypeDir
+	if b.tree[dst] == tar.TypeSymlink {
+		return fmt.Errorf("copying to %q: it is a symlink in the image, which this builder does not follow: name its target", c.DestPath)
+	}
+	if len(found) > 1 && !into {
+		return fmt.Errorf("copying %d sources to %q: only a directory can hold them: end it with a slash", len(found), c.DestPath)
+	}
+	for _, name := range found {
+		if err := b.copyOne(name, dst, into, own, mode, unpacks); err != nil {
+			return fmt.Errorf("copying %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// find gives the paths in the context that one source means. A symlink that is
+// not ignored may name an ignored file, which Docker would not find.
+func (b *builder) find(src string) ([]string, error) {
+	name := path.Clean(strings.TrimLeft(src, "/"))
+	switch {
+	case src == "":
+		return nil, errors.New("the name expands to nothing: give its variable a value")
+	case strings.Contains(src, "://") || strings.HasPrefix(src, "git@"):
+		return nil, errors.New("fetching is beyond this builder: fetch it before and COPY it, or use docker build")
+	case name == ".." || strings.HasPrefix(name, "../"):
+		return nil, fmt.Errorf("it is outside the context %q: move it inside", b.dir)
+	}
+	names, wild := []string{name}, strings.ContainsAny(name, `*?[\`)
+	if wild {
+		var err error
+		if names, err = fs.Glob(b.root.FS(), name); err != nil {
+			return nil, fmt.Errorf("%w: wildcards are those of Go's path.Match", err)
+		}
+	}
+	var found []string
+	for _, name := range names {
+		info, err := b.root.Stat(name) // refuses to follow a symlink out of the context
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: it must lie in the context %q itself", err, b.dir)
+		}
+		ignored, err := b.ignored(name)
+		if err != nil {
+			return nil, err
+		}
+		// Of an ignored directory the ignore file may except some contents.
+		if !ignored || info.IsDir() && b.ignore.Exclusions() {
+			found = append(found, name)
+		} else if !wild {
+			return nil, errors.New("the context is without it: except it in .dockerignore by a line that starts with !")
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("no such file in %q: `make build` makes what a service's image needs", b.dir)
+	}
+	return found, nil
+}
+
+func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, unpacks bool) error {
+	info, err := b.root.Stat(name)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		if unpacks && b.isArchive(name) {
+			return errors.New("ADD unpacks archives, this builder does not: unpack it before, or COPY it as it is")
+		}
+		if into {
+			dst = path.Join(dst, path.Base(name))
+		}
+		return b.putFile(name, info, dst, own, mode)
+	}
+	if err := b.mkdirs(dst, own); err != nil {
+		return err
+	}
+	dir, err := fs.Sub(b.root.FS(), name)
+	if err != nil {
+		return err
+	}
+	return fs.WalkDir(dir, ".", func(rel string, d fs.DirEntry, err error) error {
+		if err != nil || rel == "." {
+			return err
+		}
+		from := path.Join(name, rel)
+		switch ignored, err := b.ignored(from); {
+		case err != nil:
+			return err
+		case ignored && d.IsDir() && !b.ignore.Exclusions():
+			return fs.SkipDir
+		case ignored:
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		return b.putFile(from, info, path.Join(dst, rel), own, mode)
+	})
+}
+
+// isArchive reports whether ADD may unpack the file. Docker copies a compressed
+// file that holds no archive; COPY says the same and needs no such care.
+func (b *builder) isArchive(name string) bool {
+	f, err := b.root.Open(name)
+	if err != nil {
+		return false // packing meets the same error
+	}
+	defer f.Close()
+	_, notTar := tar.NewReader(f).Next()
+	head := make([]byte, 6)
+	n, _ := f.ReadAt(head, 0)
+	return notTar == nil || slices.ContainsFunc([]string{"\x1f\x8b\x08", "BZh", "\xfd7zXZ\x00", "\x28\xb5\x2f\xfd"},
+		func(magic string) bool { return bytes.HasPrefix(head[:n], []byte(magic)) })
+}
+
+// putFile adds what a path of the context is: inside a directory also a symlink.
+func (b *builder) putFile(from string, info fs.FileInfo, to string, own owner, mode int64) error {
+	link := ""
+	if info.Mode().Type() == fs.ModeSymlink {
+		var err error
+		if link, err = b.root.Readlink(from); err != nil {
+			return err
+		}
+	} else if !info.IsDir() && !info.Mode().IsRegular() {
+		return fmt.Errorf("%q is neither a file nor a directory nor a symlink: exclude it in .dockerignore", from)
+	}
+	h, err := tar.FileInfoHeader(info, link)
+	if err != nil {
+		return err
+	}
+	if mode >= 0 && link == "" {
+		h.Mode = mode
+	}
+	if err := b.mkdirs(path.Dir(to), own); err != nil {
+		return err
+	}
+	return b.put(to, h.Typeflag, h.Mode, own, link, from)
+}
+
+// mkdirs adds the directories that the image lacks, as Docker does: 0755, and
+// with the owner that --chown gives to the files.
+func (b *builder) mkdirs(dir string, own owner) error {
+	if b.tree[dir] == tar.TypeDir {
+		return nil
+	}
+	if err := b.mkdirs(path.Dir(dir), own); err != nil {
+		return err
+	}
+	return b.put(dir, tar.TypeDir, 0o755, own, "", "")
+}
+
+func (b *builder) put(name string, typ byte, mode int64, own owner, link, from string) error {
+	if old, ok := b.tree[name]; ok && (old == tar.TypeDir) != (typ == tar.TypeDir) {
+		return fmt.Errorf("%q is in the image already, and only one of the two is a directory: choose another destination", name)
+	}
+	b.tree[name] = typ
+	b.layer[name] = &entry{from: from, Header: tar.Header{
+		Typeflag: typ, Mode: mode, Uid: own.uid, Gid: own.gid, Linkname: link, ModTime: time.Unix(0, 0),
+	}}
+	return nil
+}
+
+// pack writes the layer, in memory: the image is what the files were when it
+// was built. tarball compresses it once, at gzip's fastest.
+func (b *builder) pack() (v1.Layer, error) {
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	for _, name := range slices.Sorted(maps.Keys(b.layer)) {
+		if err := b.write(tw, name, b.layer[name]); err != nil {
+			return nil, fmt.Errorf("packing %q: %w", name, err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		return nil, err
+	}
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil }
+	return tarball.LayerFromOpener(open, tarball.WithMediaType(types.OCILayer), tarball.WithCompressedCaching)
+}
+
+func (b *builder) write(tw *tar.Writer, name string, e *entry) error {
+	e.Name = strings.TrimPrefix(name, "/")
+	if e.Typeflag == tar.TypeDir {
+		e.Name += "/"
+	}
+	if e.Typeflag != tar.TypeReg {
+		return tw.WriteHeader(&e.Header)
+	}
+	f, err := b.root.Open(e.from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	e.Size = info.Size()
+	if err := tw.WriteHeader(&e.Header); err != nil {
+		return err
+	}
+	_, err = io.CopyN(tw, f, e.Size)
+	return err
+}

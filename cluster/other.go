@@ -1,0 +1,32 @@
+//go:build !linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/google/go-containerregistry/pkg/v1"
+)
+
+var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+
+// preflight refuses a node: its namespaces are Linux's.
+func preflight(controlPlane bool) error {
+	if controlPlane {
+		return nil
+	}
+	return fmt.Errorf("preparing a node: %s cannot run a kubelet; use any cluster you have (kind, minikube, Docker Desktop) with `make deploy`, or -control-plane for tests that need no pods", runtime.GOOS)
+}
+
+func freeBytes(string) int64 { return -1 }
+
+func sweep(*cluster) {}
+
+func (c *cluster) node([]string) error { return preflight(false) }
+
+func (c *cluster) keepNode(context.Context, state, func(kind, text string), *os.File, *os.File) error {
+	return preflight(false)
+}

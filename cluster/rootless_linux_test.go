@@ -1,0 +1,168 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const ordinary = 4242 // a user id nobody has
+
+// asOrdinaryUser makes cmd run as an ordinary user, "micro", whom the host does
+// not know: a mount namespace of its own shows /etc/passwd, /etc/subuid and
+// /etc/subgid that do. Run as an ordinary user it leaves cmd alone.
+func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return cmd
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"passwd": fmt.Sprintf("root:x:0:0::/root:/bin/sh\nmicro:x:%d:%d::%s:/bin/sh\n", ordinary, ordinary, root),
+		"subuid": "micro:200000:65536\n", "subgid": "micro:200000:65536\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := fmt.Sprintf(`set -e
+for f in passwd subuid subgid; do [ -e /etc/$f ] || : > /etc/$f; mount -n --bind %[1]s/$f /etc/$f; done
+exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinary)
+	args := append([]string{"-m", "--propagation", "private", "sh", "-c", script, "sh", cmd.Path}, cmd.Args[1:]...)
+	user := exec.Command("unshare", args...)
+	user.Dir = cmd.Dir
+	user.Env = append(os.Environ(), "HOME="+root, "XDG_CACHE_HOME="+filepath.Join(root, "cache"))
+	return user
+}
+
+// uidmap puts newuidmap into PATH: from Debian's package where the host has none.
+func uidmap(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("newuidmap"); err == nil {
+		return
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := fromDebian(cache, []nodeTool{{name: "newuidmap", deb: "uidmap"}})
+	if err != nil || got["newuidmap"] == "" {
+		t.Fatalf("newuidmap is missing: install the package uidmap: %v", err)
+	}
+	// The program itself, not the script around it, is setuid; it needs no unpacked library.
+	// Outside the cache: an ordinary user cannot enter root's.
+	dir := filepath.Join(filepath.Dir(program), "uidmap")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"newuidmap", "newgidmap"} {
+		from := filepath.Join(filepath.Dir(filepath.Dir(got["newuidmap"])), "root/usr/bin", name)
+		if out, err := exec.Command("cp", "-p", from, dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// TestOrdinaryUser runs a cluster without root: pods of other users, its end by
+// SIGKILL of the keeper, and nothing left.
+func TestOrdinaryUser(t *testing.T) {
+	uidmap(t)
+	provided(t)
+	root := checkout(t)
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 { // a cache of his own, filled
+		for _, c := range [][]string{{"mkdir", "-p", filepath.Join(root, "cache")}, {"cp", "-a", cache, filepath.Join(root, "cache")},
+			{"chown", "-R", fmt.Sprint(ordinary), root}} {
+			if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%q: %v: %s", c, err, out)
+			}
+		}
+	}
+	before := host(t)
+	if out, err := asOrdinaryUser(t, root, launch(root, "up")).CombinedOutput(); err != nil {
+		t.Fatalf("up: %v: %s", err, out)
+	}
+	c := &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
+	s, err := c.state()
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Keeper))
+	if err != nil || strings.Contains(string(status), "Uid:\t0\t") {
+		t.Errorf("the keeper runs as root: %v\n%s", err, status)
+	}
+	runPod(t, root)
+	if out, err := cli(t, root, "kubectl", "--", "logs", "pause"); err != nil {
+		t.Errorf("logs: %v: %s", err, out)
+	}
+	if err := syscall.Kill(s.Keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+	if after := host(t); after != before {
+		t.Errorf("the host has changed:\n%s", diff(before, after))
+	}
+	if out, err := asOrdinaryUser(t, root, launch(root, "down")).CombinedOutput(); err != nil || exists(c.dir) {
+		t.Errorf("down after the kill: %v: %s", err, out)
+	}
+}
+
+// Without newuidmap every pod would have to be root: one line says what to install.
+func TestOrdinaryUserWithoutUidmap(t *testing.T) {
+	root := checkout(t)
+	if os.Getuid() == 0 {
+		if err := os.Chown(root, ordinary, ordinary); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := asOrdinaryUser(t, root, launch(root, "up"))
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	bare := t.TempDir() // PATH with all this test needs and no newuidmap
+	for _, name := range []string{"unshare", "sh", "mount", "setpriv", "id"} {
+		path, err := exec.LookPath(name)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(bare, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = os.Chmod(filepath.Dir(bare), 0o755)
+	cmd.Env = append(cmd.Env, "PATH="+bare)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "apt-get install uidmap") || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
+		t.Errorf("up: %v: %q, want one line that says to install uidmap", err, out)
+	}
+}
+
+func TestReduce(t *testing.T) {
+	const config = `{"process":{"user":{"uid":7}},"linux":{"cgroupsPath":"/k","resources":{"cpu":{}},"seccomp":{"defaultAction":"x"},"namespaces":[]}}`
+	for _, c := range []struct{ seccomp, noCgroups, want string }{
+		{"", "", `{"linux":{"cgroupsPath":"/k","namespaces":[],"resources":{"cpu":{}}},"process":{"user":{"uid":7}}}`},
+		{"1", "1", `{"linux":{"namespaces":[],"seccomp":{"defaultAction":"x"}},"process":{"user":{"uid":7}}}`},
+	} {
+		t.Setenv(envSeccomp, c.seccomp)
+		t.Setenv(envNoCgroups, c.noCgroups)
+		path := filepath.Join(t.TempDir(), "config.json")
+		if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := reduce(path); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := os.ReadFile(path); string(got) != c.want {
+			t.Errorf("seccomp %q, no cgroups %q: %s, want %s", c.seccomp, c.noCgroups, got, c.want)
+		}
+	}
+}

@@ -27,7 +27,7 @@ command -v kubectl >/dev/null || export PATH="$PWD/.cluster/$cluster/bin:$PATH"
 title 'Four programs, four images'
 stale=()
 for s in $services; do
-	out=$(make --no-print-directory -C "$s" load CLUSTER="$cluster" | tee /dev/stderr)
+	out=$(make --no-print-directory -C "$s" load CLUSTER="$cluster" | tee >(cat >&2))
 	if [[ $out == *'loaded '* ]]; then stale+=("$s"); fi
 done
 

@@ -1,0 +1,58 @@
+# `make` lists the targets. NAME=value arguments: CLUSTER (demo), REGISTRY and TAG (for deploy and push).
+
+SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
+CLUSTER  ?= demo
+REGISTRY ?= 846602483
+TAG      ?= kubernetes
+KUBE     := go run -C cluster .
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## start a Kubernetes, run the four services on it, show what the README shows
+	@CLUSTER=$(CLUSTER) cluster/demo.sh
+
+test: ## vet, unit tests, end-to-end tests on a cluster of their own
+	@test/run.sh
+
+cluster-up: ## only the Kubernetes, without the services
+	@$(KUBE) up -name $(CLUSTER)
+
+cluster-down: ## stop it and remove every trace
+	@$(KUBE) down -name $(CLUSTER)
+
+build: ## the four programs, static, for linux
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s build || exit; done
+
+push: ## build the four images with Docker and push them to REGISTRY
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s push IMAGE=$(REGISTRY)/$$s:$(TAG) || exit; done
+
+deploy: ## apply the manifests to the current kubectl context, with the images of REGISTRY and TAG
+	@$(overlay)
+	kubectl apply -k $(OVERLAY)
+
+undeploy: ## delete from it what deploy applied
+	@$(overlay)
+	kubectl delete -k $(OVERLAY) --ignore-not-found
+
+# kustomize takes new image names from a file, not from flags: this writes one.
+OVERLAY := .cluster/deploy
+define overlay
+mkdir -p $(OVERLAY); { printf 'resources: [../../k8s]\nimages:\n'; \
+for s in $(SERVICES); do printf -- '- {name: 846602483/%s, newName: %s/%s, newTag: "%s"}\n' $$s $(REGISTRY) $$s $(TAG); done; } > $(OVERLAY)/kustomization.yaml
+endef
+
+proto: ## generate proto/*.go again
+	go run -C proto/gen .
+
+verify: ## fail when the generated code is not what proto/greeter.proto gives
+	go run -C proto/gen . -verify
+
+clean: ## stop the clusters of this checkout, delete what was built here (the cache in ~/.cache/k8s-micro stays)
+	@for d in .cluster/*/cluster.json; do [ ! -e $$d ] || $(KUBE) down -name $$(basename $$(dirname $$d)) || exit; done
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
+	rm -rf .cluster
+
+.PHONY: help demo test cluster-up cluster-down build push deploy undeploy proto verify clean

@@ -1,0 +1,54 @@
+// Command go-micro-client calls the Greeter of go-micro-srv every 10 seconds and prints the answer,
+// "Server Hello XXX!", or the error. It finds the servers through the Kubernetes API server, and
+// registers there itself as go-micro-client, on a free port.
+//
+// It runs in a pod, whose service account k8s/pod-rbac.yaml allows to list, watch and patch pods, and
+// needs what Kubernetes gives every pod: HOSTNAME (the pod's name), KUBERNETES_SERVICE_HOST and
+// KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2"
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
+)
+
+var (
+	DefaultServiceName = "go-micro-client"
+	DefaultSrvName     = "go-micro-srv"
+)
+
+func main() {
+	service := micro.NewService(
+		micro.Name(DefaultServiceName),
+		micro.Client(grpcc.NewClient()),
+		micro.Registry(kubernetes.NewRegistry()), // finds go-micro-srv in Kubernetes
+	)
+	service.Init()
+	go registryRPCHandler(service.Client())
+	if err := service.Run(); err != nil {
+		fmt.Fprintf(os.Stderr, "running %q: %v\n", DefaultServiceName, err)
+		os.Exit(1)
+	}
+}
+
+func registryRPCHandler(s client.Client) {
+	greeter := proto.NewGreeterService(DefaultSrvName, s)
+	timer := time.NewTicker(time.Second * 10)
+	defer timer.Stop()
+	for range timer.C {
+		rsp, err := greeter.Hello(context.TODO(), &proto.HelloRequest{Name: "XXX"})
+		if err != nil {
+			fmt.Println(err)
+		} else {
+			fmt.Println("Server", rsp.Greeting)
+		}
+	}
+}

@@ -1,0 +1,46 @@
+// Command go-micro-web answers every HTTP request with the name of the pod that serves it, and
+// registers itself with the Kubernetes API server as go-micro-web.
+//
+// It listens on port 9200. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to patch
+// pods, and needs what Kubernetes gives every pod: HOSTNAME (the pod's name), KUBERNETES_SERVICE_HOST
+// and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+
+	"github.com/micro/go-micro/v2/web"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
+)
+
+var (
+	DefaultServiceName = "go-micro-web"
+	DefaultServerPort  = ":9200"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintf(os.Stderr, "running %q: %v\n", DefaultServiceName, err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	service := web.NewService(
+		web.Name(DefaultServiceName),
+		web.Registry(kubernetes.NewRegistry()), // registers to Kubernetes
+		web.Address(DefaultServerPort))
+
+	service.HandleFunc("/", podName)
+
+	if err := service.Init(); err != nil {
+		return fmt.Errorf("reading flags: %w", err)
+	}
+	return service.Run()
+}
+
+func podName(writer http.ResponseWriter, request *http.Request) {
+	_, _ = writer.Write([]byte(os.Getenv("HOSTNAME")))
+}

@@ -335,12 +335,9 @@ func (c *cluster) startJanitor(lock *os.File) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the janitor: %w", err)
 	}
-	keeperHold = hold
+	held = append(held, hold) // the kernel closes it when the keeper ends, however it ends
 	return nil
 }
-
-// keeperHold is closed by the kernel when the keeper ends, however it ends.
-var keeperHold *os.File
 
 // janitor waits on file descriptor 3 for the keeper's end. It holds the lock, 4,
 // until all is gone.

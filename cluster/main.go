@@ -7,6 +7,7 @@
 //	go run -C cluster . kubectl ARG ...      the kubectl that belongs to the cluster
 //	go run -C cluster . node CMD ...  run CMD on the node: in its network, processes and mounts
 //	go run -C cluster . down          stop it and remove every trace
+//	go run -C cluster . build         only build and fetch what up needs
 //
 // The node is one set of Linux namespaces on this machine: its own network,
 // processes, mounts, hostname and cgroup branch, a user namespace too when the
@@ -58,7 +59,7 @@ var internals = map[string]func(args []string) error{"keeper": keeper}
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command: use up, status, load, kubectl, node or down (see go doc ./cluster)")
+		return errors.New("no command: use up, status, load, kubectl, node, down or build")
 	}
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
@@ -75,6 +76,9 @@ func run(args []string) error {
 		return err
 	}
 	switch command {
+	case "build":
+		_, err := c.provide(false)
+		return err
 	case "up":
 		return c.up(o)
 	case "down":
@@ -88,7 +92,7 @@ func run(args []string) error {
 	case "node":
 		return c.node(args)
 	}
-	return fmt.Errorf("running %q: no such command; use up, status, load, kubectl, node or down", command)
+	return fmt.Errorf("running %q: no such command; use up, status, load, kubectl, node, down or build", command)
 }
 
 // cluster is one named cluster of this checkout.

@@ -456,8 +456,14 @@ func freePorts(n int) (ports []int, err error) {
 	return ports, nil
 }
 
-// inherited is a file this process was started with; what it starts must not have it.
+// inherited is a file this process was started with; what it starts must not
+// have it. It stays open: the garbage collector closes files nobody refers to,
+// and some, like the lock, are only held.
 func inherited(fd uintptr) *os.File {
 	syscall.CloseOnExec(int(fd))
-	return os.NewFile(fd, fmt.Sprintf("inherited-%d", fd))
+	f := os.NewFile(fd, fmt.Sprintf("inherited-%d", fd))
+	held = append(held, f)
+	return f
 }
+
+var held []*os.File

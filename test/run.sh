@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Everything CI checks: what tells soonest comes first. Needs Go, gcc (for the
+# race detector) and Linux; the rest it builds or fetches itself.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+step() { printf '\n== %s (%d s so far)\n' "$*" "$SECONDS"; }
+
+step 'Formatting'
+unformatted=$(git ls-files -z '*.go' | xargs -0 gofmt -l)
+if [[ -n $unformatted ]]; then
+	printf 'not formatted, run gofmt -w on:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+
+step 'Vet'
+for module in . cluster proto/gen third_party/etcd; do
+	go vet -C "$module" ./...
+done
+go vet -tags e2e ./test/...
+
+step 'Generated code'
+go run -C proto/gen . -verify
+
+step 'Unit tests'
+go test -race ./...
+go test -C third_party/etcd -race ./...
+
+step 'Kubernetes (the first time: up to 10 minutes on two cores)'
+go run -C cluster . build
+
+step 'The cluster: starting, stopping, what it leaves'
+go test -C cluster -race ./...
+
+step 'End to end: the walk-through on a cluster of its own'
+go test -race -count=1 -v -timeout 15m -tags e2e ./test/e2e
+
+step 'All passed'

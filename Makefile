@@ -26,10 +26,13 @@ cluster-down: ## stop it and remove every trace
 build: ## the four programs, static, for linux
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s build || exit; done
 
+load: ## build the four images without Docker and put them into the cluster
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER=$(CLUSTER) || exit; done
+
 push: ## build the four images with Docker and push them to REGISTRY
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s push IMAGE=$(REGISTRY)/$$s:$(TAG) || exit; done
 
-deploy: ## apply the manifests to the current kubectl context, with the images of REGISTRY and TAG
+deploy: ## apply the manifests to the current kubectl context, with the images that push put into REGISTRY
 	@$(overlay)
 	kubectl apply -k $(OVERLAY)
 
@@ -55,4 +58,4 @@ clean: ## stop the clusters of this checkout, delete what was built here (the ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster
 
-.PHONY: help demo test cluster-up cluster-down build push deploy undeploy proto verify clean
+.PHONY: help demo test cluster-up cluster-down build load push deploy undeploy proto verify clean

@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Alike for launcher and services, so that they share what they have in common;
+# and the compiler collects garbage less often: the first run is a minute shorter.
+export CGO_ENABLED=0 GOFLAGS=-trimpath GOGC=400
+
 cluster=${CLUSTER:-demo}
 services='go-micro-srv go-micro-web go-micro-client go-micro-config'
 cube() { go run -C cluster . "$1" -name "$cluster" "${@:2}"; }

@@ -18,7 +18,7 @@ func preflight(controlPlane bool) error {
 	if controlPlane {
 		return nil
 	}
-	return fmt.Errorf("preparing a node: %s cannot run a kubelet; use any cluster you have (kind, minikube, Docker Desktop) with `make deploy`, or -control-plane for tests that need no pods", runtime.GOOS)
+	return fmt.Errorf("preparing a node: %s cannot run a kubelet; use any cluster you have (kind, minikube, Docker Desktop) with `make push` and `make deploy`, or -control-plane for tests that need no pods", runtime.GOOS)
 }
 
 func freeBytes(string) int64 { return -1 }

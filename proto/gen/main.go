@@ -1,7 +1,7 @@
 // Command gen writes the Go code of proto/greeter.proto, with no protoc on the machine:
 //
-//	go -C proto/gen run .          # write greeter.pb.go and greeter.pb.micro.go
-//	go -C proto/gen run . -verify  # exit 1 when they are not what greeter.proto generates
+//	go run -C proto/gen .         # write greeter.pb.go and greeter.pb.micro.go
+//	go run -C proto/gen . -verify # exit 1 when they are not what greeter.proto generates
 //
 // The .proto is compiled by protocompile; the code comes from the generators of protoc-gen-go and
 // of protoc-gen-micro, linked in at the versions of go.mod. Raise a version there and run it again.
@@ -58,7 +58,7 @@ func run(root string, verify bool) error {
 			continue
 		}
 		if onDisk, err := os.ReadFile(path); err != nil || !bytes.Equal(onDisk, code) {
-			return fmt.Errorf("verifying %q: it is not what %q generates; run `go -C proto/gen run .` and commit the result", f.GetName(), source)
+			return fmt.Errorf("verifying %q: it is not what %q generates; run `make proto` and commit the result", f.GetName(), source)
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -65,6 +66,18 @@ func (c *cluster) provide(controlPlane bool) (t tools, err error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return t, err
+	}
+	// One at a time: what another process is building now need not be built twice.
+	lock, err := os.OpenFile(filepath.Join(cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return t, err
+	}
+	defer lock.Close()
+	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		say("waiting for another process that is building what is missing in %s", cache)
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+			return t, fmt.Errorf("locking %q: %w", lock.Name(), err)
+		}
 	}
 	fetched := make(chan error, 1)
 	if controlPlane {

@@ -3,7 +3,7 @@
 // registers there itself as go-micro-client, on a free port.
 //
 // It runs in a pod, whose service account k8s/pod-rbac.yaml allows to list, watch and patch pods, and
-// needs what Kubernetes gives every pod: HOSTNAME (the pod's name), KUBERNETES_SERVICE_HOST and
+// needs POD_NAME, from its manifest, and what Kubernetes gives every pod: KUBERNETES_SERVICE_HOST and
 // KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
 package main
 
@@ -13,6 +13,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
@@ -26,10 +27,12 @@ var (
 )
 
 func main() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := micro.NewService(
 		micro.Name(DefaultServiceName),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(kubernetes.NewRegistry()), // finds go-micro-srv in Kubernetes
+		micro.Registry(registry),                  // finds go-micro-srv in Kubernetes
+		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two
 	)
 	service.Init()
 	go registryRPCHandler(service.Client())

@@ -2,8 +2,8 @@
 // it labels and annotates its own pod, and clients find it there by its name, go-micro-srv.
 //
 // It listens on port 9100. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to patch
-// pods, and needs what Kubernetes gives every pod: HOSTNAME (the pod's name), KUBERNETES_SERVICE_HOST
-// and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+// pods, and needs POD_NAME, from its manifest, and what Kubernetes gives every pod:
+// KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -43,7 +44,7 @@ func run() error {
 		micro.Name(DefaultServiceName),
 		micro.Server(grpcs.NewServer(server.Address(DefaultServerPort), server.Name(DefaultServiceName))),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(kubernetes.NewRegistry()), // registers to Kubernetes
+		micro.Registry(pod.NewRegistry(kubernetes.NewRegistry)), // registers to Kubernetes
 	)
 	service.Init()
 

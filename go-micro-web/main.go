@@ -2,8 +2,8 @@
 // registers itself with the Kubernetes API server as go-micro-web.
 //
 // It listens on port 9200. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to patch
-// pods, and needs what Kubernetes gives every pod: HOSTNAME (the pod's name), KUBERNETES_SERVICE_HOST
-// and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+// pods, and needs POD_NAME, from its manifest, and what Kubernetes gives every pod: HOSTNAME, which it
+// answers, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/micro/go-micro/v2/web"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
@@ -30,7 +31,7 @@ func main() {
 func run() error {
 	service := web.NewService(
 		web.Name(DefaultServiceName),
-		web.Registry(kubernetes.NewRegistry()), // registers to Kubernetes
+		web.Registry(pod.NewRegistry(kubernetes.NewRegistry)), // registers to Kubernetes
 		web.Address(DefaultServerPort))
 
 	service.HandleFunc("/", podName)

@@ -1,0 +1,467 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/micro/go-micro/v2/logger"
+	"github.com/micro/go-micro/v2/registry"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+)
+
+// What the plugin writes, and reads.
+const (
+	typeLabel        = "micro.mu/type"
+	typeValue        = "service"
+	selectorPrefix   = "micro.mu/selector-"
+	annotationPrefix = "micro.mu/service-"
+)
+
+// labelName is a service's name as the plugin makes it fit for a label's key.
+func labelName(service string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '-' || r == '_' || r == '.' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' {
+			return r
+		}
+		return '_'
+	}, service)
+}
+
+// node is one node of a service on one pod, with what the selector knows of it.
+// It lives as long as its pod says the same of it.
+type node struct {
+	registry.Node                   // what callers get; nobody writes to it
+	service       *registry.Service // without nodes; shared by all nodes of one version
+	pod           string
+
+	outstanding atomic.Int64 // calls under way
+	since       atomic.Int64 // when it last answered, or became busy; Unix time in nanoseconds, as all here
+	usual       atomic.Int64 // time between two answers while busy, a moving average
+	failures    atomic.Int64 // in a row
+	failedAt    atomic.Int64
+	asideUntil  atomic.Int64 // 0 when it has not failed
+}
+
+// view is what a follower knows at one time. It is never changed.
+type view struct{ nodes []*node }
+
+// services returns the view in go-micro's form, merged by version as the plugin
+// does it, a fresh copy for callers who like to write to theirs.
+func (v *view) services() []*registry.Service {
+	byVersion := map[string]*registry.Service{}
+	var all []*registry.Service
+	for _, n := range v.nodes {
+		s := byVersion[n.service.Name+"\x00"+n.service.Version]
+		if s == nil {
+			s = copyService(n.service)
+			byVersion[s.Name+"\x00"+s.Version] = s
+			all = append(all, s)
+		}
+		s.Nodes = append(s.Nodes, &registry.Node{Id: n.Id, Address: n.Address, Metadata: maps.Clone(n.Metadata)})
+	}
+	return all
+}
+
+func copyService(s *registry.Service) *registry.Service {
+	c := *s
+	c.Metadata, c.Nodes, c.Endpoints = maps.Clone(s.Metadata), nil, make([]*registry.Endpoint, len(s.Endpoints))
+	for i, e := range s.Endpoints {
+		if e != nil {
+			c.Endpoints[i] = &registry.Endpoint{Name: e.Name, Request: copyValue(e.Request), Response: copyValue(e.Response), Metadata: maps.Clone(e.Metadata)}
+		}
+	}
+	return &c
+}
+
+func copyValue(v *registry.Value) *registry.Value {
+	if v == nil {
+		return nil
+	}
+	c := &registry.Value{Name: v.Name, Type: v.Type}
+	for _, w := range v.Values {
+		c.Values = append(c.Values, copyValue(w))
+	}
+	return c
+}
+
+// follower keeps a view of some pods current, as an informer does: LIST once,
+// then WATCH; when that ends, for whatever reason, once more from where it was
+// or from the start. It owns one goroutine, which ends with stop.
+type follower struct {
+	api      *api
+	options  metav1.ListOptions // which pods
+	wanted   string             // name of the service, "" for all
+	current  atomic.Pointer[view]
+	given    sync.Map // *registry.Node as callers know it -> *node
+	stopped  atomic.Bool
+	synced   chan struct{} // closed after the first LIST
+	seen     func(*corev1.Pod)
+	ended    sync.WaitGroup
+	stopping context.CancelFunc
+
+	mu       sync.Mutex
+	pods     map[string]*entry // by name
+	shapes   map[uint64]*shape // what many annotations have in common
+	err      error             // of the last try, nil while it follows
+	watchers map[*watcher]struct{}
+}
+
+// entry is what a follower knows of one pod.
+type entry struct {
+	uid     types.UID
+	nodes   []*node
+	raw     map[string]uint64 // hash of each annotation the nodes come from
+	ready   bool
+	refused map[string]uint64 // annotations that do not decode: said once
+}
+
+// shape is the part of a service's annotation that all its replicas share.
+type shape struct {
+	service *registry.Service
+	used    int
+}
+
+func newFollower(a *api, o metav1.ListOptions, wanted string) *follower {
+	f := &follower{api: a, options: o, wanted: wanted, synced: make(chan struct{}), pods: map[string]*entry{}, shapes: map[uint64]*shape{}, watchers: map[*watcher]struct{}{}}
+	f.current.Store(&view{})
+	return f
+}
+
+// start begins to follow.
+func (f *follower) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.stopping = cancel
+	f.ended.Go(func() { f.follow(ctx) })
+}
+
+// stop ends following and waits for it. The view stays as it was.
+func (f *follower) stop() {
+	f.stopped.Store(true)
+	f.stopping()
+	f.ended.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for w := range f.watchers {
+		w.end()
+	}
+}
+
+func (f *follower) alive() bool { return !f.stopped.Load() }
+
+// follow lists and watches until ctx ends. Tries that fail are 100 ms apart at
+// first and 1 s at most, less a random part, so that a thousand clients do not
+// come back in step and none of them is late by more than a second.
+func (f *follower) follow(ctx context.Context) {
+	const first, most = 100 * time.Millisecond, time.Second
+	delay := first
+	lw := &cache.ListWatch{
+		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+			// Paged, and each page cut down at once to what is needed: thousands of
+			// whole pods are never in memory together.
+			o.LabelSelector, o.FieldSelector, o.ResourceVersion = f.options.LabelSelector, f.options.FieldSelector, ""
+			pods, err := f.api.list(ctx, o)
+			f.tried(ctx, err)
+			if err != nil {
+				return nil, err
+			}
+			for i := range pods.Items {
+				pods.Items[i] = *reduced(&pods.Items[i])
+			}
+			return pods, nil
+		},
+		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector, o.FieldSelector = f.options.LabelSelector, f.options.FieldSelector
+			w, err := f.api.watch(ctx, o)
+			f.tried(ctx, err)
+			if err != nil {
+				return nil, io.EOF // the reflector's word for "start over" without a log line of its own
+			}
+			delay = first
+			return w, nil
+		},
+	}
+	for ctx.Err() == nil {
+		r := cache.NewReflector(lw, &corev1.Pod{}, f, 0)
+		r.WatchListPageSize = pageSize
+		_ = r.ListAndWatch(ctx.Done()) // tried has its errors
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay/2 + rand.N(delay/2)):
+		}
+		delay = min(2*delay, most)
+	}
+}
+
+// tried notes how a try ended and says so when that is news.
+func (f *follower) tried(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case err == nil && f.err != nil:
+		logger.Infof("Registry [kubernetes] Following %s again", f.what())
+	case err != nil && (f.err == nil || f.err.Error() != err.Error()):
+		logger.Warnf("Registry [kubernetes] Following %s: %v; trying on", f.what(), err)
+	}
+	f.err = err
+}
+
+func (f *follower) what() string {
+	if f.options.FieldSelector != "" {
+		return "the own pod"
+	}
+	if f.wanted == "" {
+		return "all services"
+	}
+	return fmt.Sprintf("service %q", f.wanted)
+}
+
+// wait returns the view once there is one. Only the first caller after start ever waits.
+func (f *follower) wait(limit time.Duration) (*view, error) {
+	select {
+	case <-f.synced:
+		return f.current.Load(), nil
+	default:
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-f.synced:
+		return f.current.Load(), nil
+	case <-t.C:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.err != nil {
+			return nil, f.err
+		}
+		return nil, fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", f.api.namespace, f.api.host, limit)
+	}
+}
+
+// reduced is a pod without what nobody here reads.
+func reduced(p *corev1.Pod) *corev1.Pod {
+	r := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
+		DeletionTimestamp: p.DeletionTimestamp, Annotations: map[string]string{}, Labels: p.Labels}}
+	for k, v := range p.Annotations {
+		if strings.HasPrefix(k, annotationPrefix) {
+			r.Annotations[k] = v
+		}
+	}
+	r.Status.Phase = p.Status.Phase
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			r.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return r
+}
+
+// answers says whether a pod can take a call: it runs, its probes agree, and
+// nobody has asked it to go.
+func answers(p *corev1.Pod) bool {
+	if p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// ---- the store a client-go reflector writes to ----
+
+var _ cache.Store = (*follower)(nil)
+
+func (f *follower) Add(o any) error    { return f.Update(o) }
+func (f *follower) Resync() error      { return nil }
+func (f *follower) List() []any        { return nil }
+func (f *follower) ListKeys() []string { return nil }
+
+func (f *follower) Get(any) (any, bool, error)         { return nil, false, nil }
+func (f *follower) GetByKey(string) (any, bool, error) { return nil, false, nil }
+
+// Update takes a pod as it is now, whatever it was before.
+func (f *follower) Update(o any) error {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.put(p) {
+		f.publish()
+	}
+	return nil
+}
+
+func (f *follower) Delete(o any) error {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if e := f.pods[p.Name]; e != nil && e.uid == p.UID {
+		f.drop(p.Name)
+		f.publish()
+	}
+	return nil
+}
+
+// Replace takes the result of a LIST.
+func (f *follower) Replace(list []any, _ string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	there := map[string]bool{}
+	for _, o := range list {
+		if p, ok := o.(*corev1.Pod); ok {
+			there[p.Name] = true
+			f.put(p)
+		}
+	}
+	for name := range f.pods {
+		if !there[name] {
+			f.drop(name)
+		}
+	}
+	f.publish()
+	select {
+	case <-f.synced:
+	default:
+		close(f.synced)
+	}
+	return nil
+}
+
+// put brings one pod's entry up to date and says whether that changes the view.
+func (f *follower) put(p *corev1.Pod) (changed bool) {
+	if f.seen != nil { // it is the own pod, and nobody asks for its nodes here
+		f.seen(p)
+		return false
+	}
+	e := f.pods[p.Name]
+	if e != nil && e.uid != p.UID { // another pod under the same name
+		f.drop(p.Name)
+		e, changed = nil, true
+	}
+	if e == nil {
+		e = &entry{uid: p.UID, raw: map[string]uint64{}, refused: map[string]uint64{}}
+		f.pods[p.Name] = e
+	}
+	raw := map[string]uint64{}
+	for k, v := range p.Annotations {
+		if strings.HasPrefix(k, annotationPrefix) && (f.wanted == "" || k == annotationPrefix+labelName(f.wanted)) {
+			raw[k] = maphash.String(seed, v)
+		}
+	}
+	if !maps.Equal(raw, e.raw) {
+		was := e.nodes
+		e.nodes, e.raw = nil, raw
+		for _, k := range slices.Sorted(maps.Keys(raw)) {
+			s, err := decode([]byte(p.Annotations[k]))
+			if err != nil {
+				if e.refused[k] != raw[k] {
+					e.refused[k] = raw[k]
+					logger.Warnf("Registry [kubernetes] Skipping pod %q: decoding annotation %q: %v", p.Name, k, err)
+				}
+				continue
+			}
+			if f.wanted == "" || s.Name == f.wanted {
+				e.nodes = append(e.nodes, f.nodes(p, s)...)
+			}
+		}
+		f.release(was)
+		changed = true
+	}
+	if ready := answers(p); ready != e.ready {
+		e.ready, changed = ready, true
+	}
+	return changed
+}
+
+func (f *follower) drop(name string) {
+	f.release(f.pods[name].nodes)
+	delete(f.pods, name)
+}
+
+var seed = maphash.MakeSeed()
+
+// decode reads a service as the plugin writes it. It never panics, whatever is there.
+func decode(b []byte) (*registry.Service, error) {
+	var s registry.Service
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, err
+	}
+	if s.Name == "" {
+		return nil, errors.New("it names no service")
+	}
+	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
+	return &s, nil
+}
+
+// nodes makes a pod's nodes; what all replicas of a version say alike is kept once.
+func (f *follower) nodes(p *corev1.Pod, s *registry.Service) (all []*node) {
+	of := s.Nodes
+	s.Nodes = nil
+	b, _ := json.Marshal(s)
+	key := maphash.Bytes(seed, b)
+	common := f.shapes[key]
+	if common == nil {
+		common = &shape{service: s}
+		f.shapes[key] = common
+	}
+	for _, n := range of {
+		common.used++
+		k := &node{Node: *n, service: common.service, pod: p.Name}
+		f.given.Store(&k.Node, k)
+		all = append(all, k)
+	}
+	return all
+}
+
+func (f *follower) release(nodes []*node) {
+	for _, n := range nodes {
+		f.given.Delete(&n.Node)
+		for key, s := range f.shapes {
+			if s.service == n.service {
+				if s.used--; s.used == 0 {
+					delete(f.shapes, key)
+				}
+			}
+		}
+	}
+}
+
+// publish makes what is known the view and tells who watches.
+func (f *follower) publish() {
+	v := &view{nodes: make([]*node, 0, len(f.pods))}
+	for _, e := range f.pods {
+		if e.ready {
+			v.nodes = append(v.nodes, e.nodes...)
+		}
+	}
+	f.current.Store(v)
+	for w := range f.watchers {
+		w.wake()
+	}
+}

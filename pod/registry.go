@@ -1,0 +1,313 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/micro/go-micro/v2/registry"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Plugin is the constructor of a registry plugin as a value, such as
+// kubernetes.NewRegistry: it is called when there is something to register, not
+// before, and told where to write.
+type Plugin = func(...registry.Option) registry.Registry
+
+// Registry finds services by watching pods and registers by patching its own.
+// Make it with NewRegistry. Safe for concurrent use.
+type Registry struct {
+	plugin Plugin
+	env    environment
+
+	mu        sync.Mutex
+	options   registry.Options
+	closed    bool
+	api       *api
+	writer    *writer
+	followers map[string]*follower // by service, "" for all
+	said      map[string]string    // what each service declared, as JSON
+}
+
+var _ registry.Registry = (*Registry)(nil)
+
+// NewRegistry returns a registry that writes what the plugin writes, and reads
+// by itself. It makes no call and no goroutine before it is used.
+func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
+	return newRegistry(thisPod, plugin, opts...)
+}
+
+func newRegistry(env environment, plugin Plugin, opts ...registry.Option) *Registry {
+	r := &Registry{plugin: plugin, env: env, followers: map[string]*follower{}, said: map[string]string{}}
+	for _, o := range opts {
+		o(&r.options)
+	}
+	return r
+}
+
+// limit is how long a call may wait for the API server: registry.Timeout, 5 s by default.
+func (r *Registry) limit() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.options.Timeout > 0 {
+		return r.options.Timeout
+	}
+	return callTimeout
+}
+
+// connected returns the connection, made when first needed. r.mu is held.
+func (r *Registry) connected() (*api, error) {
+	if r.closed {
+		return nil, errors.New("using the registry: it is closed")
+	}
+	if r.api == nil {
+		address := ""
+		if len(r.options.Addrs) > 0 {
+			address = r.options.Addrs[0]
+		}
+		a, err := connect(r.env, address)
+		if err != nil {
+			return nil, err
+		}
+		r.api = a
+	}
+	return r.api, nil
+}
+
+// Init takes options: Addrs, whose first stands for the API server's address,
+// and Timeout. Another address ends what runs towards the old one; what is
+// registered is declared to the new one by go-micro's next Register.
+func (r *Registry) Init(opts ...registry.Option) error {
+	r.mu.Lock()
+	before := fmt.Sprint(r.options.Addrs)
+	for _, o := range opts {
+		o(&r.options)
+	}
+	var release func()
+	if fmt.Sprint(r.options.Addrs) != before {
+		release = r.detach()
+	}
+	r.mu.Unlock()
+	if release != nil {
+		release()
+	}
+	return nil
+}
+
+// Options returns what NewRegistry and Init were told.
+func (r *Registry) Options() registry.Options {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.options
+}
+
+// String is "kubernetes", the plugin's name, so that logs and node metadata read as without pod/.
+func (r *Registry) String() string { return "kubernetes" }
+
+// Close stops every goroutine of the registry and waits for them. It leaves the
+// registration on the pod: Deregister takes it away. Closing twice is no error.
+func (r *Registry) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	release := r.detach()
+	r.mu.Unlock()
+	release()
+	return nil
+}
+
+// detach forgets the connection and returns what ends its goroutines. r.mu is held.
+func (r *Registry) detach() (release func()) {
+	a, w, followers := r.api, r.writer, r.followers
+	r.api, r.writer, r.followers, r.said = nil, nil, map[string]*follower{}, map[string]string{}
+	return func() {
+		if w != nil {
+			w.stop()
+		}
+		for _, f := range followers {
+			f.stop()
+		}
+		if a != nil {
+			a.close()
+		}
+	}
+}
+
+// Register declares the service on the own pod and waits until the API server
+// has confirmed it, for the registry's timeout at most. When it returns an error
+// the declaration stands and is tried on in the background; when the pod carries
+// it already, as with go-micro's repeated Register, it makes no request. Needs
+// the verb patch on pods, and list and watch to notice that somebody took it away.
+func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {
+	if s == nil || len(s.Nodes) == 0 {
+		return errors.New("registering a service: it has no node")
+	}
+	said, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("registering service %q: %w", s.Name, err)
+	}
+	w, err := r.toWrite("registering service", s.Name)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	same := r.said[s.Name] == string(said)
+	r.mu.Unlock()
+	if same && w.registered() {
+		return nil
+	}
+	m, err := dictate(r.plugin, func(plugin registry.Registry) error { return plugin.Register(s) })
+	if err == nil {
+		r.mu.Lock()
+		r.said[s.Name] = string(said)
+		r.mu.Unlock()
+		err = w.declare(s.Name, m, r.limit())
+	}
+	if err != nil {
+		return fmt.Errorf("registering service %q: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Deregister takes the service off the own pod and waits for the API server's
+// word, for the registry's timeout at most. Needs the verb patch on pods.
+func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOption) error {
+	if s == nil || len(s.Nodes) == 0 {
+		return errors.New("deregistering a service: it has no node")
+	}
+	w, err := r.toWrite("deregistering service", s.Name)
+	if err != nil {
+		return err
+	}
+	m, err := dictate(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
+	if err == nil {
+		r.mu.Lock()
+		delete(r.said, s.Name)
+		r.mu.Unlock()
+		err = w.declare(s.Name, m, r.limit())
+	}
+	if err != nil {
+		return fmt.Errorf("deregistering service %q: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Registered says whether the API server has confirmed everything that was
+// registered, and nobody has taken it away since.
+func (r *Registry) Registered() bool {
+	r.mu.Lock()
+	w := r.writer
+	r.mu.Unlock()
+	return w != nil && w.registered()
+}
+
+func (r *Registry) toWrite(doing, service string) (*writer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, err := r.connected()
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: %w", doing, service, err)
+	}
+	if a.outside {
+		return nil, fmt.Errorf("%s %q: not in a pod: a registration stands on the pod that serves it; with this kubeconfig the registry can be read, not written", doing, service)
+	}
+	if a.pod == "" {
+		return nil, fmt.Errorf("%s %q: the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest", doing, service)
+	}
+	if r.writer == nil {
+		r.writer = newWriter(a, r.plugin)
+	}
+	return r.writer, nil
+}
+
+// GetService returns the service's versions with those of its nodes that can
+// answer: their pod runs, is Ready and is not being deleted. It reads memory;
+// only the first call for a name waits for the API server, for the registry's
+// timeout at most. The result is the caller's own. registry.ErrNotFound says
+// that no pod carries the name now. Needs the verbs list and watch on pods.
+func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
+	v, err := r.view(name)
+	if err != nil {
+		return nil, fmt.Errorf("getting service %q: %w", name, err)
+	}
+	if len(v.nodes) == 0 {
+		return nil, registry.ErrNotFound
+	}
+	return v.services(), nil
+}
+
+// ListServices returns the names of all services with a node that can answer.
+// The first call waits as GetService's does. Needs list and watch on pods.
+func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, error) {
+	v, err := r.view("")
+	if err != nil {
+		return nil, fmt.Errorf("listing services: %w", err)
+	}
+	var all []*registry.Service
+	seen := map[string]bool{}
+	for _, n := range v.nodes {
+		if !seen[n.service.Name] {
+			seen[n.service.Name] = true
+			all = append(all, &registry.Service{Name: n.service.Name})
+		}
+	}
+	return all, nil
+}
+
+// view is the present state of a service, "" for all of them.
+func (r *Registry) view(name string) (*view, error) {
+	f, err := r.follower(name)
+	if err != nil {
+		return nil, err
+	}
+	return f.wait(r.limit())
+}
+
+// following returns the follower of a service, nil when there is none.
+func (r *Registry) following(name string) *follower {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.followers[name]
+}
+
+// follower returns the one that follows a service, started on first use.
+func (r *Registry) follower(name string) (*follower, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.followers[name]; f != nil {
+		return f, nil
+	}
+	a, err := r.connected()
+	if err != nil {
+		return nil, err
+	}
+	o := metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}
+	if name != "" {
+		o.LabelSelector = selectorPrefix + labelName(name) + "=" + typeValue
+	}
+	f := newFollower(a, o, name)
+	f.start()
+	r.followers[name] = f
+	return f, nil
+}
+
+// Watch returns the changes from now on, of one service with
+// registry.WatchService, else of all. Each result holds one node: create,
+// update or delete. A reader that is slow, or never reads, costs nobody
+// anything: it finds the difference between what it saw last and what is.
+// Needs list and watch on pods.
+func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error) {
+	var o registry.WatchOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	f, err := r.follower(o.Service)
+	if err == nil {
+		_, err = f.wait(r.limit())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watching services: %w", err)
+	}
+	return newWatcher(f), nil
+}

@@ -10,6 +10,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,12 +29,14 @@ import (
 )
 
 const (
-	clusterName = "e2e"
-	namespace   = "go-micro"
-	probeImage  = "k8s-micro/probe:e2e"
+	namespace  = "go-micro"
+	probeImage = "k8s-micro/probe:e2e"
 )
 
-var root = must(filepath.Abs("../.."))
+var (
+	root        = must(filepath.Abs("../.."))
+	clusterName = cmp.Or(os.Getenv("E2E_CLUSTER"), "e2e") // another name: a second run beside the first
+)
 
 func must[T any](v T, err error) T {
 	if err != nil {

@@ -2,6 +2,9 @@
 //
 //	probe services NAME...   upstream's registry plugin: ListServices, and GetService of each name
 //	probe get URL TIMES      the answers to TIMES requests, each on a connection of its own
+//	probe call [-upstream] CALLERS PAUSE
+//	                         CALLERS that call go-micro-srv for ever, each PAUSE after its
+//	                         last answer; one line a second
 package main
 
 import (
@@ -30,8 +33,10 @@ func run(args []string) error {
 		return services(args[1:])
 	case len(args) == 3 && args[0] == "get":
 		return get(args[1], args[2])
+	case len(args) > 0 && args[0] == "call":
+		return call(args[1:])
 	}
-	return fmt.Errorf("running with %q: want services NAME... or get URL TIMES", args)
+	return fmt.Errorf("running with %q: want services NAME..., get URL TIMES or call CALLERS PAUSE", args)
 }
 
 func services(names []string) error {

@@ -262,7 +262,8 @@ func (s *space) openIn(env environment, opts ...registry.Option) *Registry {
 // (which needs its namespace rewritten) and for us.
 type front struct {
 	*httptest.Server
-	counts sync.Map // method and kind of request -> *atomic.Int64
+	counts sync.Map    // method and kind of request -> *atomic.Int64
+	expire atomic.Bool // the next watch asks for a version long gone
 }
 
 func (s *space) front(asAdmin bool) *front {
@@ -287,8 +288,13 @@ func (s *space) front(asAdmin bool) *front {
 	}}
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		kind := r.Method
-		if r.URL.Query().Get("watch") != "" {
+		if q := r.URL.Query(); q.Get("watch") != "" {
 			kind = "WATCH"
+			if f.expire.CompareAndSwap(true, false) {
+				q.Set("resourceVersion", "1")
+				r.URL.RawQuery = q.Encode()
+				kind = "EXPIRED"
+			}
 		}
 		n, _ := f.counts.LoadOrStore(kind, new(atomic.Int64))
 		n.(*atomic.Int64).Add(1)

@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/cache"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
@@ -106,10 +107,17 @@ func TestServicesWithAndWithoutThisPackageFindEachOther(t *testing.T) {
 			t.Errorf("%s: ListServices: %v %v", name, err, names)
 		}
 	}
-	c := cache.New(ours) // go-micro's own works on top of it
+	c := cache.New(ours) // go-micro's own cache and selector work on top of it
 	defer c.Stop()
 	if all, err := c.GetService("greeter"); err != nil || len(all) != 1 || len(all[0].Nodes) != 2 {
 		t.Errorf("go-micro's cache: %v %v", err, all)
+	}
+	theirs := selector.NewSelector(selector.Registry(ours))
+	defer theirs.Close()
+	if next, err := theirs.Select("greeter"); err != nil {
+		t.Errorf("go-micro's selector: %v", err)
+	} else if n, err := next(); err != nil || !strings.HasPrefix(n.Address, "10.0.0.") {
+		t.Errorf("go-micro's selector: %v %v", err, n)
 	}
 }
 
@@ -306,6 +314,34 @@ func TestWatchCutIsTakenUpAgain(t *testing.T) {
 	}
 }
 
+// The API server answers 410 to a watch from a version it no longer has.
+func TestExpiredWatchStartsOver(t *testing.T) {
+	s := newSpace(t)
+	compact(t)
+	signal(t, apiServer(t), syscall.SIGKILL) // or its cache answers from memory
+	soon(t, 30*time.Second, "the API server coming back", func() error {
+		_, err := admin.CoreV1().Pods(s.name).List(metav1.ListOptions{})
+		return err
+	})
+	f := s.front(false)
+	r := s.openIn(s.inside("reader"), registry.Addrs(f.URL))
+	s.pod("a")
+	s.register("a", "greeter", "v1", "10.0.0.1:1")
+	f.expire.Store(true)
+	soon(t, 2*time.Second, "the first LIST", has(r, "greeter", "10.0.0.1:1"))
+	soon(t, 2*time.Second, "the expired watch and another after it", func() error {
+		if f.count("EXPIRED") != 1 || f.count("WATCH") == 0 {
+			return fmt.Errorf("%d expired, %d others", f.count("EXPIRED"), f.count("WATCH"))
+		}
+		return nil
+	})
+	s.register("a", "greeter", "v1", "10.0.0.1:2")
+	soon(t, 2*time.Second, "a change afterwards", has(r, "greeter", "10.0.0.1:2"))
+	if f.count("GET") < 2 {
+		t.Errorf("%d LIST: the watch cannot have been refused", f.count("GET"))
+	}
+}
+
 // compact makes etcd forget every version but the present one.
 func compact(t *testing.T) {
 	t.Helper()
@@ -374,7 +410,7 @@ func TestAPIServerFrozenCostsCallersNothing(t *testing.T) {
 	s.register("a", "greeter", "v1", "10.0.0.1:1")
 	r := s.open("reader", registry.Timeout(2*time.Second))
 	own := s.open("a", registry.Timeout(time.Second))
-	selector := NewSelector(r)
+	ours := NewSelector(r)
 	soon(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
 	pid := apiServer(t)
 	signal(t, pid, syscall.SIGSTOP)
@@ -383,11 +419,11 @@ func TestAPIServerFrozenCostsCallersNothing(t *testing.T) {
 	slowest := time.Duration(0)
 	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // past the connection's sign of life
 		begin := time.Now()
-		next, err := selector.Select("greeter")
+		next, err := ours.Select("greeter")
 		if err == nil {
 			var n *registry.Node
 			if n, err = next(); err == nil {
-				selector.Mark("greeter", n, nil)
+				ours.Mark("greeter", n, nil)
 			}
 		}
 		if err == nil {

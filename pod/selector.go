@@ -180,7 +180,8 @@ func pick(nodes []*node) (*registry.Node, error) {
 	now := time.Now().UnixNano()
 	a := draw(nodes, nil, now)
 	b := draw(nodes, a, now)
-	if b.outstanding.Load() < a.outstanding.Load() {
+	x, y := a.outstanding.Load(), b.outstanding.Load()
+	if y < x || y == x && x > 0 && b.since.Load() > a.since.Load() { // a frozen node wins no tie
 		a, b = b, a
 	}
 	// Of a node whose time aside is over one call finds out how it is.
@@ -193,34 +194,48 @@ func pick(nodes []*node) (*registry.Node, error) {
 	return &a.Node, nil
 }
 
-// draw takes a node at random, not the given one: a usable one while there is
-// any, else, when none is given, whichever.
+// draw takes a node at random: while there are others none set aside, of those
+// none silent, of those not the given one.
 func draw(nodes []*node, not *node, now int64) *node {
 	for range 4 { // rarely more than one
-		if n := nodes[rand.IntN(len(nodes))]; n != not && n.usable(now) {
+		if n := nodes[rand.IntN(len(nodes))]; n != not && !n.aside(now) && !n.silent(now) {
 			return n
 		}
 	}
 	first := rand.IntN(len(nodes))
+	best, most := nodes[first], -1
 	for i := range nodes {
-		if n := nodes[(first+i)%len(nodes)]; n != not && n.usable(now) {
-			return n
+		n := nodes[(first+i)%len(nodes)]
+		worth := 0
+		if !n.aside(now) {
+			worth += 4
+		}
+		if !n.silent(now) {
+			worth += 2
+		}
+		if n != not {
+			worth++
+		}
+		if worth > most {
+			best, most = n, worth
+		}
+		if worth == 7 {
+			break
 		}
 	}
-	if not != nil && not.usable(now) {
-		return not
-	}
-	return nodes[first]
+	return best
 }
 
-// usable says whether a node is neither set aside nor silent. Nobody is silent
-// for longer than mostAside: then somebody forgot a Mark.
-func (n *node) usable(now int64) bool {
-	if n.asideUntil.Load() > now {
+func (n *node) aside(now int64) bool { return n.asideUntil.Load() > now }
+
+// silent says whether a node has let its calls wait for much longer than usual.
+// Nobody is silent for longer than mostAside: then somebody forgot a Mark.
+func (n *node) silent(now int64) bool {
+	if n.outstanding.Load() == 0 {
 		return false
 	}
 	quiet := now - n.since.Load()
-	return n.outstanding.Load() == 0 || quiet <= max(int64(silence), muchLonger*n.usual.Load()) || quiet > int64(mostAside)
+	return quiet > max(int64(silence), muchLonger*n.usual.Load()) && quiet < int64(mostAside)
 }
 
 // Mark notes how a call ended.
@@ -278,6 +293,9 @@ func (s *Selector) known(service string, n *registry.Node) *node {
 // canceled says whether the caller gave up. go-micro's client makes errors of
 // its own of that, with the text of the context's.
 func canceled(err error) bool {
+	if err == nil { // allocates nothing
+		return false
+	}
 	var e *errors.Error
 	return stderrors.Is(err, context.Canceled) || stderrors.As(err, &e) && e.Id == "go.micro.client" && e.Detail == context.Canceled.Error()
 }

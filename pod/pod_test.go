@@ -475,4 +475,3 @@ func has(r registry.Registry, service string, want ...string) func() error {
 		return nil
 	}
 }
-

@@ -3,8 +3,10 @@ package pod
 import (
 	"context"
 	stderrors "errors"
+	"maps"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/micro/go-micro/v2/client/selector"
@@ -41,7 +43,13 @@ const silence, muchLonger = 20 * time.Millisecond, 16
 //
 // Safe for concurrent use.
 type Selector struct {
-	mu       sync.RWMutex
+	mu    sync.Mutex
+	state atomic.Pointer[selecting]
+}
+
+// selecting is a selector's state at one time. It is never changed, so that
+// choosing takes no lock.
+type selecting struct {
 	options  selector.Options
 	services map[string]*choice
 }
@@ -52,10 +60,9 @@ var _ selector.Selector = (*Selector)(nil)
 // selector.Registry give it another. With one that is not this package's it
 // works as well, but costs what that registry's GetService costs.
 func NewSelector(r registry.Registry, opts ...selector.Option) *Selector {
-	s := &Selector{options: selector.Options{Registry: r}, services: map[string]*choice{}}
-	for _, o := range opts {
-		o(&s.options)
-	}
+	s := &Selector{}
+	s.state.Store(&selecting{options: selector.Options{Registry: r}})
+	_ = s.Init(opts...)
 	return s
 }
 
@@ -69,33 +76,29 @@ type choice struct {
 func (s *Selector) Init(opts ...selector.Option) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	options := s.state.Load().options
 	for _, o := range opts {
-		o(&s.options)
+		o(&options)
 	}
-	s.services = map[string]*choice{}
+	s.state.Store(&selecting{options: options})
 	return nil
 }
 
 // Options returns what NewSelector and Init were told.
-func (s *Selector) Options() selector.Options {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.options
-}
+func (s *Selector) Options() selector.Options { return s.state.Load().options }
 
 // Select returns the function that chooses a node. selector.ErrNotFound: no pod
 // carries the service now. selector.ErrNoneAvailable: the filters left none.
 func (s *Selector) Select(service string, opts ...selector.SelectOption) (selector.Next, error) {
-	s.mu.RLock()
-	c, options := s.services[service], s.options
-	s.mu.RUnlock()
-	if len(opts) == 0 && options.Strategy == nil && c != nil && c.follower.alive() {
+	state := s.state.Load()
+	c := state.services[service]
+	if len(opts) == 0 && state.options.Strategy == nil && c != nil && c.follower.alive() {
 		if len(c.follower.current.Load().nodes) == 0 {
 			return nil, selector.ErrNotFound
 		}
 		return c.next, nil
 	}
-	return s.slowly(service, options, opts)
+	return s.slowly(service, state.options, opts)
 }
 
 // slowly is Select on first use, with filters, with a strategy of the caller's
@@ -116,7 +119,14 @@ func (s *Selector) slowly(service string, options selector.Options, opts []selec
 		}
 		c := &choice{follower: f, next: func() (*registry.Node, error) { return pick(f.current.Load().nodes) }}
 		s.mu.Lock()
-		s.services[service] = c
+		if state := s.state.Load(); state.options.Registry == options.Registry {
+			services := maps.Clone(state.services)
+			if services == nil {
+				services = map[string]*choice{}
+			}
+			services[service] = c
+			s.state.Store(&selecting{options: state.options, services: services})
+		}
 		s.mu.Unlock()
 		if len(f.current.Load().nodes) == 0 {
 			return nil, selector.ErrNotFound
@@ -158,15 +168,21 @@ func (s *Selector) slowly(service string, options selector.Options, opts []selec
 
 // nodes are what the selector knows of a service.
 func (s *Selector) nodes(service string) []*node {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if c := s.services[service]; c != nil {
-		return c.follower.current.Load().nodes
+	if f := s.follower(service); f != nil {
+		return f.current.Load().nodes
 	}
-	if ours, ok := s.options.Registry.(*Registry); ok {
-		if f := ours.following(service); f != nil {
-			return f.current.Load().nodes
-		}
+	return nil
+}
+
+// follower is what the selector's registry follows a service with, nil when it
+// does not, or is not this package's.
+func (s *Selector) follower(service string) *follower {
+	state := s.state.Load()
+	if c := state.services[service]; c != nil {
+		return c.follower
+	}
+	if ours, ok := state.options.Registry.(*Registry); ok { // only ever chosen from with filters
+		return ours.following(service)
 	}
 	return nil
 }
@@ -272,20 +288,10 @@ func (n *node) forgive() {
 
 // known finds the node that pick gave away.
 func (s *Selector) known(service string, n *registry.Node) *node {
-	s.mu.RLock()
-	c, r := s.services[service], s.options.Registry
-	s.mu.RUnlock()
-	var f *follower
-	if c != nil {
-		f = c.follower
-	} else if ours, ok := r.(*Registry); ok { // only ever chosen from with filters
-		f = ours.following(service)
-	}
-	if f == nil {
-		return nil
-	}
-	if k, ok := f.given.Load(n); ok {
-		return k.(*node)
+	if f := s.follower(service); f != nil {
+		if k, ok := f.given.Load(n); ok {
+			return k.(*node)
+		}
 	}
 	return nil
 }

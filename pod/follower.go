@@ -51,7 +51,7 @@ type node struct {
 	pod           string
 
 	outstanding atomic.Int64 // calls under way
-	since       atomic.Int64 // when it last answered, or became busy; Unix time in nanoseconds, as all here
+	since       atomic.Int64 // when it last answered, or became busy; by clock, as all times here
 	usual       atomic.Int64 // time between two answers while busy, a moving average
 	failures    atomic.Int64 // in a row
 	failedAt    atomic.Int64
@@ -128,6 +128,7 @@ type entry struct {
 	nodes   []*node
 	raw     map[string]uint64 // hash of each annotation the nodes come from
 	ready   bool
+	unseen  bool              // not ready only because its node was not heard from
 	refused map[string]uint64 // annotations that do not decode: said once
 }
 
@@ -265,10 +266,11 @@ func reduced(p *corev1.Pod) *corev1.Pod {
 			r.Annotations[k] = v
 		}
 	}
+	r.Spec.ReadinessGates = p.Spec.ReadinessGates
 	r.Status.Phase = p.Status.Phase
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			r.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		if c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
+			r.Status.Conditions = append(r.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
 		}
 	}
 	return r
@@ -276,12 +278,24 @@ func reduced(p *corev1.Pod) *corev1.Pod {
 
 // answers says whether a pod can take a call: it runs, its probes agree, and
 // nobody has asked it to go.
-func answers(p *corev1.Pod) bool {
-	if p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil {
-		return false
-	}
+func answers(p *corev1.Pod) bool { return stands(p) && condition(p, corev1.PodReady) }
+
+// unseen says whether all that speaks against a pod is that its node was not
+// heard from. Then kube-controller-manager takes away Ready and leaves
+// ContainersReady, the kubelet's last word; a kubelet changes both together but
+// for readiness gates. It happens to every pod there is when the API server
+// comes back after more than the grace period of 50 s.
+func unseen(p *corev1.Pod) bool {
+	return stands(p) && !condition(p, corev1.PodReady) && condition(p, corev1.ContainersReady) && len(p.Spec.ReadinessGates) == 0
+}
+
+func stands(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil
+}
+
+func condition(p *corev1.Pod, of corev1.PodConditionType) bool {
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
+		if c.Type == of {
 			return c.Status == corev1.ConditionTrue
 		}
 	}
@@ -393,8 +407,8 @@ func (f *follower) put(p *corev1.Pod) (changed bool) {
 		f.release(was)
 		changed = true
 	}
-	if ready := answers(p); ready != e.ready {
-		e.ready, changed = ready, true
+	if ready, unseen := answers(p), unseen(p); ready != e.ready || unseen != e.unseen {
+		e.ready, e.unseen, changed = ready, unseen, true
 	}
 	return changed
 }
@@ -452,12 +466,21 @@ func (f *follower) release(nodes []*node) {
 	}
 }
 
-// publish makes what is known the view and tells who watches.
+// publish makes what is known the view and tells who watches. When no pod is
+// ready, those whose nodes were not heard from stand in: a cluster that has lost
+// sight of them all is more likely than that all are gone, and a call finds out.
 func (f *follower) publish() {
 	v := &view{nodes: make([]*node, 0, len(f.pods))}
 	for _, e := range f.pods {
 		if e.ready {
 			v.nodes = append(v.nodes, e.nodes...)
+		}
+	}
+	if len(v.nodes) == 0 {
+		for _, e := range f.pods {
+			if e.unseen {
+				v.nodes = append(v.nodes, e.nodes...)
+			}
 		}
 	}
 	f.current.Store(v)

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"bufio"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -23,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	"go.uber.org/goleak"
@@ -55,33 +55,9 @@ func TestMain(m *testing.M) {
 }
 
 func withControlPlane(f func() int) (int, error) {
-	up := exec.Command("go", "run", "-C", "../cluster", ".", "up", "-name", "pod", "-control-plane", "-foreground")
-	up.Stderr = os.Stderr
-	leash, err := up.StdinPipe()
+	path, down, err := launch.Up("pod", "-control-plane")
 	if err != nil {
-		return 0, err
-	}
-	out, err := up.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
-	if err := up.Start(); err != nil {
-		return 0, fmt.Errorf("starting the control plane: %w", err)
-	}
-	ready := make(chan string)
-	go func() {
-		defer close(ready)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if _, path, ok := strings.Cut(lines.Text(), "export KUBECONFIG="); ok {
-				ready <- path
-			} else {
-				fmt.Println(lines.Text())
-			}
-		}
-	}()
-	path, ok := <-ready
-	if !ok {
-		return 0, errors.Join(errors.New("the control plane did not start"), up.Wait())
+		return 1, err
 	}
 	state = filepath.Dir(path)
 	config, err = clientcmd.BuildConfigFromFlags("", path)
@@ -97,10 +73,7 @@ func withControlPlane(f func() int) (int, error) {
 	if err == nil {
 		code = f()
 	}
-	leash.Close()
-	for range ready {
-	}
-	return code, errors.Join(err, up.Wait())
+	return code, errors.Join(err, down())
 }
 
 // space is a namespace of its own for one test, with a service account that has

@@ -16,8 +16,10 @@ import (
 
 // A node that fails is set aside for firstAside, four times as long for each
 // failure in a row that follows, for mostAside at most. Then one call tries it.
-// Calls that fail together, within firstAside, are one failure.
-const firstAside, mostAside = 5 * time.Second, 80 * time.Second
+// Calls that fail together, within firstAside, are one failure. A refused call
+// costs a retry, not a timeout: after one refusedAside is the most, so that the
+// way to a node that is back is not closed by the last connection's error.
+const firstAside, refusedAside, mostAside = 5 * time.Second, 10 * time.Second, 80 * time.Second
 
 // A node with calls under way that has answered none for silence, and for much
 // longer than it usually takes, gets no more while there are others. So a frozen
@@ -34,7 +36,8 @@ const silence, muchLonger = 20 * time.Millisecond, 16
 // leaves its calls without an answer is passed over before they time out. A call
 // that is answered, or a new process in the pod, brings it back. When all nodes
 // are set aside all are tried. Errors that a handler returns with a service's own
-// id are answers; a call that its caller cancels says nothing.
+// id are answers; a call that its caller cancels says nothing. A handler's plain
+// Go error cannot be told from a failure in transport: return go-micro's errors.
 //
 // Filters and strategies given by selector.SelectOption or selector.SetStrategy
 // are honoured; a filter sees copies, as with go-micro's own selector. A node
@@ -193,7 +196,7 @@ func pick(nodes []*node) (*registry.Node, error) {
 	if len(nodes) == 0 {
 		return nil, selector.ErrNoneAvailable
 	}
-	now := time.Now().UnixNano()
+	now := clock()
 	a := draw(nodes, nil, now)
 	b := draw(nodes, a, now)
 	x, y := a.outstanding.Load(), b.outstanding.Load()
@@ -218,9 +221,11 @@ func draw(nodes []*node, not *node, now int64) *node {
 			return n
 		}
 	}
+	// Most are set aside or silent: the best of a few, or it would take longer
+	// the more nodes there are.
 	first := rand.IntN(len(nodes))
 	best, most := nodes[first], -1
-	for i := range nodes {
+	for i := range min(len(nodes), 32) {
 		n := nodes[(first+i)%len(nodes)]
 		worth := 0
 		if !n.aside(now) {
@@ -241,6 +246,12 @@ func draw(nodes []*node, not *node, now int64) *node {
 	}
 	return best
 }
+
+// clock counts nanoseconds since long before epoch: monotonic, and cheaper than
+// the time of day.
+func clock() int64 { return int64(time.Since(epoch)) + 1<<62 }
+
+var epoch = time.Now()
 
 func (n *node) aside(now int64) bool { return n.asideUntil.Load() > now }
 
@@ -263,19 +274,22 @@ func (s *Selector) Mark(service string, n *registry.Node, err error) {
 	if k.outstanding.Add(-1) < 0 { // chosen by somebody else
 		k.outstanding.Add(1)
 	}
-	now := time.Now().UnixNano()
+	now := clock()
 	switch {
 	case canceled(err):
 	case !atFault(err): // answered
 		usual := k.usual.Load()
-		k.usual.Store(usual + (now-k.since.Swap(now)-usual)/8)
+		k.usual.Store(usual + (min(now-k.since.Swap(now), int64(time.Second))-usual)/8)
 		if k.failures.Load() != 0 {
 			k.forgive()
 		}
 	default:
 		if last := k.failedAt.Load(); now-last >= int64(firstAside) && k.failedAt.CompareAndSwap(last, now) {
-			aside := firstAside << (2 * min(k.failures.Add(1)-1, 2))
-			k.asideUntil.Store(now + int64(min(aside, mostAside)))
+			aside, most := firstAside<<(2*min(k.failures.Add(1)-1, 2)), refusedAside
+			if timedOut(err) {
+				most = mostAside
+			}
+			k.asideUntil.Store(now + int64(min(aside, most)))
 		}
 	}
 }
@@ -297,13 +311,17 @@ func (s *Selector) known(service string, n *registry.Node) *node {
 }
 
 // canceled says whether the caller gave up. go-micro's client makes errors of
-// its own of that, with the text of the context's.
-func canceled(err error) bool {
+// its own of that and of a timeout, with the text of the context's.
+func canceled(err error) bool { return isContext(err, context.Canceled) }
+
+func timedOut(err error) bool { return isContext(err, context.DeadlineExceeded) }
+
+func isContext(err, ended error) bool {
 	if err == nil { // allocates nothing
 		return false
 	}
 	var e *errors.Error
-	return stderrors.Is(err, context.Canceled) || stderrors.As(err, &e) && e.Id == "go.micro.client" && e.Detail == context.Canceled.Error()
+	return stderrors.Is(err, ended) || stderrors.As(err, &e) && e.Id == "go.micro.client" && (e.Detail == ended.Error() || e.Code == 408 && ended == context.DeadlineExceeded)
 }
 
 // atFault says whether an error is the node's or the way's to it.
@@ -315,8 +333,8 @@ func atFault(err error) bool {
 		return true
 	}
 	var e *errors.Error
-	// go-micro's client gives its own id to what did not come from a handler, and
-	// 408 to a call that ran out of time.
+	// go-micro's client gives its own id to what did not come from a handler, 408
+	// to a call that ran out of time; and 500, alas, to a handler's plain error too.
 	return stderrors.As(err, &e) && (e.Code == 408 || e.Code == 500 && e.Id == "go.micro.client")
 }
 

@@ -115,6 +115,76 @@ func TestFailingNodeIsSetAsideForLongerEachTime(t *testing.T) {
 	})
 }
 
+func TestASilentNodeGetsNoMoreCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := standing(t, 4)
+		s := NewSelector(r)
+		frozen := choose(t, s) // and never marked: its call hangs
+		time.Sleep(silence + time.Millisecond)
+		for range 1000 { // as many at once as there are others
+			var busy []*registry.Node
+			for range 3 {
+				n := choose(t, s)
+				if n == frozen {
+					t.Fatal("a node that answers nothing got another call")
+				}
+				busy = append(busy, n)
+			}
+			time.Sleep(time.Millisecond)
+			for _, n := range busy {
+				s.Mark("greeter", n, nil)
+			}
+		}
+		s.Mark("greeter", frozen, nil)
+		seen := map[*registry.Node]bool{}
+		for range 1000 {
+			n := choose(t, s)
+			seen[n] = true
+			s.Mark("greeter", n, nil)
+		}
+		if !seen[frozen] {
+			t.Error("the node was not chosen again after its answer")
+		}
+	})
+}
+
+func TestOneCallTriesANodeThatWasSetAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, f := standing(t, 3)
+		s := NewSelector(r)
+		bad := choose(t, s)
+		for range 8 { // calls that fail together
+			s.Mark("greeter", bad, timeout)
+		}
+		if n := f.current.Load().nodes; n[0].failures.Load()+n[1].failures.Load()+n[2].failures.Load() != 1 {
+			t.Error("8 calls that fail together were not one failure")
+		}
+		time.Sleep(firstAside + time.Millisecond)
+		tries := 0
+		for range 1000 {
+			if n := choose(t, s); n == bad {
+				tries++
+			} else {
+				s.Mark("greeter", n, nil)
+			}
+		}
+		if tries != 1 {
+			t.Errorf("%d calls at once tried it, want 1", tries)
+		}
+	})
+}
+
+func TestWhatItsCallerCancelsSaysNothingOfTheNode(t *testing.T) {
+	r, f := standing(t, 1)
+	s := NewSelector(r)
+	for _, err := range []error{context.Canceled, // what go-micro's client makes of it, in two places
+		errors.Timeout("go.micro.client", "%v", context.Canceled), errors.InternalServerError("go.micro.client", "context canceled")} {
+		if s.Mark("greeter", choose(t, s), err); f.current.Load().nodes[0].failures.Load() != 0 {
+			t.Errorf("%v counted as the node's failure", err)
+		}
+	}
+}
+
 func TestARetryGoesToAnotherNode(t *testing.T) {
 	for range 100 {
 		r, _ := standing(t, 2)
@@ -293,5 +363,45 @@ func TestAClosedRegistryIsNotChosenFrom(t *testing.T) {
 	}
 	if _, err := s.Select("greeter"); err == nil {
 		t.Error("chosen from a closed registry")
+	}
+}
+
+// What kube-controller-manager does after an outage of the API server: it takes
+// Ready from the pods of each node it has not heard from.
+func TestPodsWhoseNodesAreUnseenStandInWhenNoneIsReady(t *testing.T) {
+	_, f := standing(t, 3)
+	update := func(i int, ready, containersReady corev1.ConditionStatus, also ...func(*corev1.Pod)) int {
+		p := readyPod(t, i)
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}, {Type: corev1.ContainersReady, Status: containersReady}}
+		for _, do := range also {
+			do(p)
+		}
+		if err := f.Update(reduced(p)); err != nil {
+			t.Fatal(err)
+		}
+		return len(f.current.Load().nodes)
+	}
+	const yes, no = corev1.ConditionTrue, corev1.ConditionFalse
+	gated := func(p *corev1.Pod) {
+		p.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: "example.com/in-rotation"}}
+	}
+	going := func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Now()} }
+	for _, step := range []struct {
+		what string
+		got  func() int
+		want int
+	}{
+		{"one unseen", func() int { return update(0, no, yes) }, 2},
+		{"two unseen", func() int { return update(1, no, yes) }, 1},
+		{"all unseen", func() int { return update(2, no, yes) }, 3},
+		{"one whose probe fails", func() int { return update(2, no, no) }, 2},
+		{"one with a readiness gate", func() int { return update(1, no, yes, gated) }, 1},
+		{"one that is going", func() int { return update(0, no, yes, going) }, 0},
+		{"one seen again", func() int { return update(1, yes, yes) }, 1},
+		{"another, unseen", func() int { return update(0, no, yes) }, 1},
+	} {
+		if got := step.got(); got != step.want {
+			t.Errorf("%s: %d nodes, want %d", step.what, got, step.want)
+		}
 	}
 }

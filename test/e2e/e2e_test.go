@@ -8,7 +8,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -24,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -56,44 +56,16 @@ func TestMain(m *testing.M) {
 
 // withCluster runs f beside a cluster that ends with this process, however that ends.
 func withCluster(f func() int) (code int, err error) {
-	up := exec.Command("go", "run", "-C", "cluster", ".", "up", "-name", clusterName, "-foreground")
-	up.Dir, up.Stderr = root, os.Stderr
-	leash, err := up.StdinPipe()
+	kubeconfig, down, err := launch.Up(clusterName)
 	if err != nil {
 		return 0, err
-	}
-	out, err := up.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
-	if err := up.Start(); err != nil {
-		return 0, fmt.Errorf("starting the cluster: %w", err)
-	}
-	ready := make(chan string)
-	go func() {
-		defer close(ready)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			fmt.Println(lines.Text())
-			if _, path, ok := strings.Cut(lines.Text(), "export KUBECONFIG="); ok {
-				ready <- path
-			}
-		}
-	}()
-	kubeconfig, ok := <-ready
-	if !ok {
-		return 0, errors.Join(errors.New("the cluster did not start"), up.Wait())
 	}
 	os.Setenv("KUBECONFIG", kubeconfig)
 	os.Setenv("PATH", filepath.Join(filepath.Dir(kubeconfig), "bin")+":"+os.Getenv("PATH")) // its own kubectl
-	if err := loadImages(); err == nil {
+	if err = loadImages(); err == nil {
 		code = f()
-	} else {
-		return 0, errors.Join(err, leash.Close(), up.Wait())
 	}
-	leash.Close()
-	for range ready { // drain its output
-	}
-	return code, up.Wait()
+	return code, errors.Join(err, down())
 }
 
 func loadImages() error {

@@ -1,0 +1,239 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/micro/go-micro/v2/registry"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+type object = map[string]any // as Kubernetes writes it in JSON
+
+// kube is the API server, used as administrator: the bench plays kubelet,
+// scheduler and the services that register.
+type kube struct {
+	server *url.URL
+	client http.Client
+
+	mu       sync.Mutex
+	requests map[string]int // that registries made: by client, namespace and verb
+}
+
+// enterPod makes this process look like a pod to whoever asks: a service
+// account in its directory, the API server in the environment. That server is
+// a proxy, which counts and adds the administrator's credentials.
+func enterPod(kubeconfig string) (*kube, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	k := &kube{client: http.Client{Timeout: 10 * time.Second}, requests: map[string]int{}}
+	if k.client.Transport, err = rest.TransportFor(config); err != nil {
+		return nil, err
+	}
+	if k.server, err = url.Parse(config.Host); err != nil {
+		return nil, err
+	}
+	forward := &httputil.ReverseProxy{Transport: k.client.Transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(k.server) }}
+	proxy := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		k.count(r)
+		forward.ServeHTTP(w, r)
+	}))
+	proxy.EnableHTTP2 = true
+	proxy.StartTLS()
+	at, _ := url.Parse(proxy.URL)
+	os.Setenv("KUBERNETES_SERVICE_HOST", at.Hostname())
+	os.Setenv("KUBERNETES_SERVICE_PORT", at.Port())
+	const directory = "/var/run/secrets/kubernetes.io/serviceaccount" // where both look for it
+	if err := syscall.Mount("tmpfs", "/var/run", "tmpfs", 0, "mode=0755"); err != nil {
+		return nil, fmt.Errorf("mounting over /var/run: %w", err)
+	}
+	if err := os.MkdirAll(directory, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Chdir(directory); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile("token", []byte("the proxy has a better one"), 0o600); err != nil {
+		return nil, err
+	}
+	if err := k.move("bench"); err != nil {
+		return nil, err
+	}
+	return k, os.WriteFile("ca.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw}), 0o600)
+}
+
+// The user agents of plugin and pod/.
+const pluginAgent, ourAgent = "Go-http-client", "k8s-micro"
+
+func (k *kube) count(r *http.Request) {
+	verb := r.Method
+	if r.FormValue("watch") != "" {
+		verb = "WATCH"
+	} else if verb == http.MethodGet {
+		verb = "LIST"
+	}
+	agent, _, _ := strings.Cut(r.UserAgent(), "/")
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.requests[agent+" "+strings.Split(r.URL.Path, "/")[4]+" "+verb]++ // /api/v1/namespaces/NAME
+}
+
+func (k *kube) counted(agent, namespace, verb string) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.requests[agent+" "+namespace+" "+verb]
+}
+
+// do makes a request as administrator, past the proxy.
+func (k *kube) do(method, path string, body, into any) error {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	r, err := http.NewRequest(method, k.server.JoinPath(path).String(), bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", map[bool]string{false: "application/json", true: "application/strategic-merge-patch+json"}[method == "PATCH"])
+	answer, err := k.client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if b, err = io.ReadAll(answer.Body); err == nil && answer.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: %s: %s", method, path, answer.Status, b)
+	}
+	if err == nil && into != nil {
+		err = json.Unmarshal(b, into)
+	}
+	return err
+}
+
+// move makes a namespace and moves this process's pod there: registries read
+// its name when they are made, or first used.
+func (k *kube) move(namespace string) error {
+	err := k.do("POST", "/api/v1/namespaces", object{"metadata": object{"name": namespace}}, nil)
+	if err == nil { // admission wants one, and no controller makes it
+		err = k.do("POST", "/api/v1/namespaces/"+namespace+"/serviceaccounts", object{"metadata": object{"name": "default"}}, nil)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile("namespace", []byte(namespace), 0o600)
+}
+
+func pods(namespace string) string { return "/api/v1/namespaces/" + namespace + "/pods/" }
+
+// setStatus writes a pod's status, as the kubelet does.
+func (k *kube) setStatus(namespace, pod string, ready bool) error {
+	return k.do("PATCH", pods(namespace)+pod+"/status", object{"status": running(ready)}, nil)
+}
+
+// fill creates n pods, several at a time, registered when service is not "" and
+// Running and Ready when run is set, and returns their names.
+func (k *kube) fill(namespace, prefix string, n int, service, address string, run bool) (names []string, err error) {
+	work, failed := make(chan string), make(chan error, n)
+	var workers sync.WaitGroup
+	for range 16 {
+		workers.Go(func() {
+			for name := range work {
+				err := k.do("POST", pods(namespace), newPod(name, service, address), nil)
+				if err == nil && run {
+					err = k.setStatus(namespace, name, true)
+				}
+				if err != nil {
+					failed <- err
+				}
+			}
+		})
+	}
+	for i := range n {
+		names = append(names, fmt.Sprintf("%s-%d", prefix, i))
+		work <- names[i]
+	}
+	close(work)
+	workers.Wait()
+	close(failed)
+	return names, <-failed // nil when there is none
+}
+
+// marks are the labels and the annotation that the plugin puts on the pod of a
+// service with the Greeter's one method.
+func marks(pod, service, address string) object {
+	value := func(name, field string) *registry.Value {
+		return &registry.Value{Name: name, Type: name, Values: []*registry.Value{{Name: field, Type: "string"}}}
+	}
+	b, _ := json.Marshal(registry.Service{Name: service, Version: "latest",
+		Endpoints: []*registry.Endpoint{{Name: "Greeter.Hello", Request: value("HelloRequest", "name"), Response: value("HelloResponse", "greeting")}},
+		Nodes: []*registry.Node{{Id: pod, Address: address,
+			Metadata: map[string]string{"broker": "http", "protocol": "grpc", "registry": "kubernetes", "server": "grpc", "transport": "grpc"}}}})
+	return object{"labels": object{"micro.mu/type": "service", "micro.mu/selector-" + service: "service"},
+		"annotations": object{"micro.mu/service-" + service: string(b)}}
+}
+
+// newPod is a pod as a Deployment makes it, already on a node.
+func newPod(name, service, address string) object {
+	metadata := object{}
+	if service != "" {
+		metadata = marks(name, service, address)
+	}
+	metadata["name"] = name
+	return object{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": object{
+		"nodeName": "none", "automountServiceAccountToken": false, "containers": []object{{
+			"name": "go-micro-srv", "image": image, "imagePullPolicy": "Always", "ports": []object{{"name": "grpc", "containerPort": 9100}},
+			"env": []object{{"name": "POD_NAME", "valueFrom": object{"fieldRef": object{"fieldPath": "metadata.name"}}}}}}}}
+}
+
+const image = "846602483/go-micro-srv:kubernetes"
+
+// running is what a kubelet says of a pod whose container runs.
+func running(ready bool) object {
+	now, is := time.Now().UTC().Format(time.RFC3339), map[bool]string{true: "True", false: "False"}[ready]
+	var conditions []object
+	for _, c := range []string{"Initialized", "Ready", "ContainersReady", "PodScheduled"} {
+		conditions = append(conditions, object{"type": c, "status": is, "lastTransitionTime": now})
+	}
+	digest := strings.Repeat("0", 64)
+	return object{"phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.0.0.2", "startTime": now, "conditions": conditions, "containerStatuses": []object{{
+		"name": "go-micro-srv", "ready": ready, "restartCount": 0, "image": image, "imageID": image + "@sha256:" + digest,
+		"containerID": "containerd://" + digest, "state": object{"running": object{"startedAt": now}}}}}
+}
+
+// memoryAPI is an API server that knows n registered pods and where nothing
+// ever changes: choosing is measured without a neighbour that takes the cores.
+func memoryAPI(service string, n int) *httptest.Server {
+	var items []object
+	for i := range n {
+		name := fmt.Sprintf("pod-%d", i)
+		p := newPod(name, service, fmt.Sprintf("10.%d.%d.%d:9100", i>>16, i>>8&255, i&255))
+		p["metadata"].(object)["uid"], p["status"] = name, running(true)
+		items = append(items, p)
+	}
+	body, _ := json.Marshal(object{"apiVersion": "v1", "kind": "PodList", "metadata": object{"resourceVersion": "1"}, "items": items})
+	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.FormValue("watch") == "" {
+			_, _ = w.Write(body)
+			return
+		}
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+}

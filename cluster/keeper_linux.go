@@ -36,8 +36,8 @@ func preflight(controlPlane bool) error {
 	if older(kernelRelease(), "5.13") {
 		return fail("Linux "+kernelRelease()+" is too old for kube-proxy's nftables mode", "use Linux 5.13 or newer")
 	}
-	if free := procNumber("/proc/meminfo", "MemAvailable:", 10); free > 0 && free < 1<<20 {
-		return fail(fmt.Sprintf("%d MB of memory available, 1 GB needed", free>>10), "close something")
+	if free := procNumber("/proc/meminfo", "MemAvailable:", 10); free > 0 && free < 3<<19 {
+		return fail(fmt.Sprintf("%d MB of memory available, 1.5 GB needed", free>>10), "close something")
 	}
 	if os.Getuid() == 0 {
 		const sysAdmin = 1 << 21

@@ -136,7 +136,8 @@ func (r *Registry) detach() (release func()) {
 
 // Register declares the service on the own pod and waits until the API server
 // has confirmed it, for the registry's timeout at most. When it returns an error
-// the declaration stands and is tried on in the background; when the pod carries
+// the declaration stands and is tried on in the background, unless the API server
+// calls it invalid; when the pod carries
 // it already, as with go-micro's repeated Register, it makes no request. Needs
 // the verb patch on pods, and list and watch to notice that somebody took it away.
 func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {

@@ -924,6 +924,9 @@ func TestWhereItCannotWorkItSaysWhatToDo(t *testing.T) {
 	if err := r.Register(service(strings.Repeat("long", 30), "v1", "a", "10.0.0.1:1")); err == nil || !strings.Contains(err.Error(), "63") {
 		t.Errorf("a name too long for a label: %v", err)
 	}
+	if err := r.Register(what); err != nil || !r.Registered() {
+		t.Errorf("a good one after it: %v", err)
+	}
 }
 
 func FuzzDecode(f *testing.F) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -54,18 +53,18 @@ type writer struct {
 	declared map[string]marks // by service
 	carried  *marks           // the own pod's, nil while unknown
 	uid      types.UID
-	version  uint64 // of the own pod, as far as known
-	err      error  // of the last try, nil when the pod carries all
-	tried    chan struct{}
+	version  uint64           // of the own pod, as far as known
+	failed   map[string]error // by service, of the last try; empty when the pod carries all
+	tried    chan struct{}    // closed after each try
 }
 
 func newWriter(a *api, plugin Plugin) *writer {
-	return &writer{api: a, plugin: plugin, wake: make(chan struct{}, 1), declared: map[string]marks{}, tried: make(chan struct{})}
+	return &writer{api: a, plugin: plugin, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}, tried: make(chan struct{})}
 }
 
 // declare states what the pod is to carry for a service, and waits until the
 // API server has confirmed it, for limit at most. After an error it goes on
-// trying: the declaration stands.
+// trying: the declaration stands, unless the API server calls it invalid.
 func (w *writer) declare(service string, m marks, limit time.Duration) error {
 	w.mu.Lock()
 	if w.cancel == nil {
@@ -74,7 +73,8 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		w.ended.Go(func() { w.run(ctx) })
 	}
 	w.declared[service] = m
-	if w.carried != nil && w.carried.lacks(m) == nil && w.err == nil {
+	delete(w.failed, service)
+	if w.carried != nil && w.carried.lacks(m) == nil {
 		w.mu.Unlock()
 		return nil
 	}
@@ -91,12 +91,18 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		case <-tried:
 		}
 		w.mu.Lock()
-		err, done := w.err, w.carried != nil && w.carried.lacks(m) == nil
+		err, done := w.failed[service], w.carried != nil && w.carried.lacks(m) == nil
 		tried = w.tried
-		w.mu.Unlock()
 		if done || err != nil {
+			var status *apierrors.StatusError
+			if errors.As(err, &status) && apierrors.IsInvalid(status) { // it never will be
+				delete(w.declared, service)
+				delete(w.failed, service)
+			}
+			w.mu.Unlock()
 			return err
 		}
+		w.mu.Unlock()
 	}
 }
 
@@ -130,68 +136,81 @@ func (w *writer) run(ctx context.Context) {
 	}
 }
 
-// reconcile makes one try.
+// reconcile makes one try for each service that lacks something.
 func (w *writer) reconcile(ctx context.Context) error {
 	w.mu.Lock()
 	missing := w.missing()
-	uid := w.uid
 	w.mu.Unlock()
-	var err error
-	if missing != nil {
-		var p patch
-		p.Metadata.UID, p.Metadata.marks = uid, *missing
-		var body []byte
-		if body, err = json.Marshal(p); err == nil {
-			var pod *corev1.Pod
-			if pod, err = w.api.patch(ctx, body); err == nil {
-				w.saw(pod)
-			}
-		}
-		if cause := errors.Unwrap(err); apierrors.IsConflict(cause) || apierrors.IsInvalid(cause) && strings.Contains(cause.Error(), "metadata.uid") {
-			err = fmt.Errorf("%w: another pod has this name now", err)
-		}
+	errs := map[string]error{}
+	for service, m := range missing {
+		errs[service] = w.send(ctx, m)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err != nil && (w.err == nil || w.err.Error() != err.Error()) {
-		logger.Errorf("Registry [kubernetes] Registering: %v; trying on", err)
-	} else if err == nil && w.err != nil {
-		logger.Infof("Registry [kubernetes] Registered on pod %q", w.api.pod)
+	var failed error
+	for service, err := range errs {
+		was := w.failed[service]
+		switch {
+		case err == nil:
+			delete(w.failed, service)
+			if was != nil {
+				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, w.api.pod)
+			}
+			continue
+		case was == nil || was.Error() != err.Error():
+			logger.Errorf("Registry [kubernetes] Registering %q: %v; trying on", service, err)
+		}
+		w.failed[service], failed = err, err
 	}
-	w.err = err
 	close(w.tried)
 	w.tried = make(chan struct{})
-	if err == nil && w.own == nil && len(w.declared) > 0 { // from now on somebody may take it away
+	if failed == nil && w.own == nil && len(w.declared) > 0 { // from now on somebody may take it away
 		w.own = newFollower(w.api, metav1.ListOptions{FieldSelector: "metadata.name=" + w.api.pod}, "")
 		w.own.seen = w.saw
 		w.own.start()
 	}
+	return failed
+}
+
+// send patches the own pod.
+func (w *writer) send(ctx context.Context, m marks) error {
+	var p patch
+	w.mu.Lock()
+	p.Metadata.UID, p.Metadata.marks = w.uid, m
+	w.mu.Unlock()
+	body, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	pod, err := w.api.patch(ctx, body)
+	if err == nil {
+		w.saw(pod)
+		return nil
+	}
+	if cause := errors.Unwrap(err); apierrors.IsConflict(cause) || apierrors.IsInvalid(cause) && strings.Contains(cause.Error(), "metadata.uid") {
+		return fmt.Errorf("%w: another pod has this name now", err)
+	}
 	return err
 }
 
-// missing is what the pod lacks of all that is declared.
-func (w *writer) missing() *marks {
-	var all marks
+// missing is what the pod lacks of what is declared, by service.
+func (w *writer) missing() map[string]marks {
+	all := map[string]marks{}
 	for service, m := range w.declared {
 		lacks := &m
 		if w.carried != nil {
 			lacks = w.carried.lacks(m)
 		}
-		if lacks == nil {
-			if m.gone() {
-				delete(w.declared, service) // nothing left to keep away
-			}
-			continue
+		if lacks != nil {
+			all[service] = *lacks
+		} else if m.gone() {
+			delete(w.declared, service) // nothing left to keep away
 		}
-		all.add(*lacks)
 	}
-	if all.Labels == nil && all.Annotations == nil {
-		return nil
-	}
-	return &all
+	return all
 }
 
 // saw notes what the own pod carries. What the watch brings may be older than
@@ -205,7 +224,7 @@ func (w *writer) saw(p *corev1.Pod) {
 	}
 	w.uid, w.version = p.UID, version
 	w.carried = &marks{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
-	if w.missing() != nil {
+	if len(w.missing()) > 0 {
 		w.nudge()
 	}
 }
@@ -240,17 +259,6 @@ func lacking(have, want map[string]*string) (l map[string]*string) {
 	return l
 }
 
-func (m *marks) add(n marks) {
-	if n.Labels != nil && m.Labels == nil {
-		m.Labels = map[string]*string{}
-	}
-	if n.Annotations != nil && m.Annotations == nil {
-		m.Annotations = map[string]*string{}
-	}
-	maps.Copy(m.Labels, n.Labels)
-	maps.Copy(m.Annotations, n.Annotations)
-}
-
 // gone says whether all of it is absence.
 func (m marks) gone() bool {
 	for _, all := range []map[string]*string{m.Labels, m.Annotations} {
@@ -267,7 +275,7 @@ func (m marks) gone() bool {
 func (w *writer) registered() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.carried != nil && w.err == nil && len(w.declared) > 0 && w.missing() == nil
+	return w.carried != nil && len(w.declared) > 0 && len(w.missing()) == 0
 }
 
 // stop ends the goroutine and waits for it.

@@ -21,17 +21,17 @@ go vet -tags e2e ./test/...
 step 'Generated code'
 go run -C proto/gen . -verify
 
-step 'Unit tests'
+step 'Kubernetes, for the tests that follow (the first time: up to 10 minutes on two cores)'
+go run -C cluster . build
+
+step 'Unit tests, those of pod/ against a real API server (about 3 minutes)'
 go test -race ./...
 go test -C third_party/etcd -race ./...
 
-step 'Kubernetes (the first time: up to 10 minutes on two cores)'
-go run -C cluster . build
-
-step 'The cluster: starting, stopping, what it leaves'
+step 'The cluster: starting, stopping, what it leaves (about 1 minute)'
 go test -C cluster -race ./...
 
-step 'End to end: the walk-through on a cluster of its own'
-go test -race -count=1 -v -timeout 15m -tags e2e ./test/e2e
+step 'End to end: the walk-through and the faults on a cluster of its own (about 6 minutes)'
+go test -race -count=1 -v -timeout 20m -tags e2e ./test/e2e
 
 step 'All passed'

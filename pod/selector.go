@@ -24,7 +24,7 @@ const firstAside, refusedAside, mostAside = 5 * time.Second, 10 * time.Second, 8
 // A node with calls under way that has answered none for silence, and for much
 // longer than it usually takes, gets no more while there are others. So a frozen
 // node holds a call or two until they time out, not one of each caller.
-const silence, muchLonger = 20 * time.Millisecond, 16
+const silence, muchLonger = 10 * time.Millisecond, 8
 
 // Selector chooses the node of a call: of two nodes taken at random, the one
 // with fewer calls under way (the power of two choices, Mitzenmacher 2001). It

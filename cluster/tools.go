@@ -411,13 +411,14 @@ func fromGo(cache string, want []nodeTool) (map[string]string, error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
 	}
+	for _, t := range want { // before minutes of building what would be of no use
+		if t.module == "" {
+			return nil, fmt.Errorf("%s is not on this machine", t.name)
+		}
+	}
 	got := map[string]string{}
 	var errs []error
 	for _, t := range want {
-		if t.module == "" {
-			errs = append(errs, fmt.Errorf("%s is not on this machine", t.name))
-			continue
-		}
 		_, version, _ := strings.Cut(t.module, "@")
 		path := filepath.Join(bin, t.name+"-"+version)
 		if !exists(path) {

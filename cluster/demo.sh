@@ -62,7 +62,7 @@ show kubectl get pods -n go-micro -o wide
 
 pod() { # the name of a pod of a service that is not on its way out
 	kubectl get pods -n go-micro -l "app=$1" --field-selector=status.phase=Running \
-		-o go-template='{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}}{{"\n"}}{{end}}{{end}}' | head -n 1
+		-o go-template='{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}}{{"\n"}}{{end}}{{end}}' | sed -n 1p # reads to the end: kubectl is not cut off
 }
 srv=$(pod go-micro-srv)
 client=$(pod go-micro-client)
@@ -74,12 +74,17 @@ echo '···'
 show kubectl logs "$srv" -n go-micro
 
 title 'The client finds a server by its name and calls it every 10 seconds'
-printf '\n$ kubectl logs -f %s -n go-micro\n' "$client"
-timeout 60 kubectl logs -f "$client" -n go-micro | sed '/Server Hello XXX!/q' || true
-kubectl logs "$client" -n go-micro | grep -q 'Server Hello XXX!' || {
-	echo "demo: no 'Server Hello XXX!' within a minute" >&2
-	exit 1
-}
+printf '\n$ kubectl logs %s -n go-micro\n' "$client"
+for ((i = 0; ; i++)); do
+	log=$(kubectl logs "$client" -n go-micro)
+	if [[ $log == *'Server Hello XXX!'* ]]; then break; fi
+	if ((i == 60)); then
+		printf "%s\ndemo: no 'Server Hello XXX!' within a minute\n" "$log" >&2
+		exit 1
+	fi
+	sleep 1
+done
+printf '%s\n' "${log%%Server Hello XXX!*}Server Hello XXX!"
 
 title 'The web service answers the name of its pod: through its Service, one or the other'
 for _ in 1 2 3 4; do

@@ -202,6 +202,29 @@ func registration(p corev1.Pod, service string) (*registry.Service, error) {
 	return &s, nil
 }
 
+// TestDemo is the golden journey, on a cluster of its own beside this one: from
+// nothing, and again where all is there.
+func TestDemo(t *testing.T) {
+	name := clusterName + "-demo"
+	t.Cleanup(func() {
+		if err := command(time.Minute, nil, "make", "cluster-down", "CLUSTER="+name); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, run := range []string{"from nothing", "again"} {
+		var out bytes.Buffer
+		if err := command(5*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {
+			t.Fatalf("%s: %v\n%s", run, err, out.String())
+		}
+		for _, want := range []string{"micro.mu/selector-go-micro-srv=service", `{"name":"go-micro-srv"`, "\nServer Hello XXX!\n",
+			"proxy/\ngo-micro-web-", "map[DB_HOST:map[192.168.0.1:] DB_NAME:map[MICRO:]", "export KUBECONFIG=", "make cluster-down"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: make demo did not show %q:\n%s", run, want, out.String())
+			}
+		}
+	}
+}
+
 // TestWalkthrough is the README from top to bottom. Its steps build on each other.
 func TestWalkthrough(t *testing.T) {
 	for _, step := range []struct {

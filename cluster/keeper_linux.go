@@ -22,9 +22,6 @@ func init() {
 	internals["runc"] = runc
 }
 
-// elsewhere is the way out of everything this machine cannot do.
-const elsewhere = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
-
 // preflight says in one sentence what this machine cannot do, before anything is built.
 func preflight(controlPlane bool) error {
 	if controlPlane {

@@ -28,6 +28,9 @@ type tools struct {
 	CNI     string // directory: ptp, host-local and loopback
 }
 
+// elsewhere is the way out of everything this machine cannot do.
+const elsewhere = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
+
 // nodeTool is a program the node needs from elsewhere.
 type nodeTool struct {
 	name   string
@@ -174,7 +177,7 @@ func (c *cluster) provideKube(cache string) (version, binary string, err error) 
 func room(cache string) error {
 	const need = 6 << 30 // modules 1 GB, build cache 3.5 GB, the binary and its linking
 	if free := freeBytes(cache); free > 0 && free < need {
-		return fmt.Errorf("building Kubernetes in %q: %.1f GB free, %d GB needed; make room, set XDG_CACHE_HOME and GOCACHE elsewhere, or use any cluster you have with `make deploy`", cache, float64(free)/(1<<30), need>>30)
+		return fmt.Errorf("building Kubernetes in %q: %.1f GB free, %d GB needed; make room, set XDG_CACHE_HOME and GOCACHE elsewhere, %s", cache, float64(free)/(1<<30), need>>30, elsewhere)
 	}
 	return nil
 }
@@ -187,7 +190,7 @@ func packages(src string, log io.Writer) (int, error) {
 	return bytes.Count(out, []byte("\n")), err
 }
 
-// gcflags make a cold build a third cheaper: nobody debugs these binaries, and
+// gcflags make a cold build a quarter cheaper: nobody debugs these binaries, and
 // a small cluster does not miss inlining.
 const gcflags = "-gcflags=all=-dwarf=false -l"
 
@@ -270,8 +273,8 @@ func provideNodeTools(cache string) (bin, cni string, err error) {
 			names = append(names, t.deb)
 		}
 		slices.Sort(names)
-		return "", "", fmt.Errorf("providing the node's tools: %s; install the packages %s (Debian's names), or use any cluster you have with `make deploy`",
-			strings.Join(why, "; "), strings.Join(slices.Compact(names), " "))
+		return "", "", fmt.Errorf("providing the node's tools: %s; install the packages %s (Debian's names), %s",
+			strings.Join(why, "; "), strings.Join(slices.Compact(names), " "), elsewhere)
 	}
 	// The links name this set of tools, so that two versions of it do not mix.
 	sum := sha256.New()

@@ -217,7 +217,7 @@ func (r *Registry) toWrite(doing, service string) (*writer, error) {
 		return nil, fmt.Errorf("%s %q: the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest", doing, service)
 	}
 	if r.writer == nil {
-		r.writer = newWriter(a, r.plugin)
+		r.writer = newWriter(a)
 	}
 	return r.writer, nil
 }

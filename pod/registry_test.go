@@ -934,8 +934,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`null`))
 	f.Add([]byte(``))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := decode(b)
-		if err != nil {
+		if _, err := decode(b); err != nil {
 			return
 		}
 		fo := newFollower(&api{}, metav1.ListOptions{}, "")
@@ -948,7 +947,6 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		_ = fo.current.Load().services()
-		_ = s
 		_ = fo.Delete(p)
 		if len(fo.shapes) != 0 || length(&fo.given) != 0 {
 			t.Errorf("left after %q: %d shapes", b, len(fo.shapes))

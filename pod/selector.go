@@ -83,7 +83,7 @@ func (s *Selector) Init(opts ...selector.Option) error {
 	for _, o := range opts {
 		o(&options)
 	}
-	s.state.Store(&selecting{options: options})
+	s.state.Store(&selecting{options: options, services: map[string]*choice{}})
 	return nil
 }
 
@@ -124,9 +124,6 @@ func (s *Selector) slowly(service string, options selector.Options, opts []selec
 		s.mu.Lock()
 		if state := s.state.Load(); state.options.Registry == options.Registry {
 			services := maps.Clone(state.services)
-			if services == nil {
-				services = map[string]*choice{}
-			}
 			services[service] = c
 			s.state.Store(&selecting{options: state.options, services: services})
 		}

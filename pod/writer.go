@@ -43,7 +43,6 @@ type patch struct {
 // goroutine from the first declaration on, which ends with stop.
 type writer struct {
 	api    *api
-	plugin Plugin
 	own    *follower // of the own pod; nil before the first patch
 	ended  sync.WaitGroup
 	cancel context.CancelFunc
@@ -58,8 +57,8 @@ type writer struct {
 	tried    chan struct{}    // closed after each try
 }
 
-func newWriter(a *api, plugin Plugin) *writer {
-	return &writer{api: a, plugin: plugin, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}, tried: make(chan struct{})}
+func newWriter(a *api) *writer {
+	return &writer{api: a, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}, tried: make(chan struct{})}
 }
 
 // declare states what the pod is to carry for a service, and waits until the

@@ -33,6 +33,7 @@ func main() {
 		micro.Client(grpcc.NewClient()),
 		micro.Registry(registry),                  // finds go-micro-srv in Kubernetes
 		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two
+		pod.Lifecycle(registry),                   // health, readiness, drain
 	)
 	service.Init()
 	go registryRPCHandler(service.Client())

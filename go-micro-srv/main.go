@@ -40,11 +40,14 @@ func main() {
 }
 
 func run() error {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := micro.NewService(
 		micro.Name(DefaultServiceName),
 		micro.Server(grpcs.NewServer(server.Address(DefaultServerPort), server.Name(DefaultServiceName))),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(pod.NewRegistry(kubernetes.NewRegistry)), // registers to Kubernetes
+		micro.Registry(registry), // registers to Kubernetes
+		pod.Lifecycle(registry),  // health, readiness, drain
+		pod.Reflection(registry), // grpcurl lists and calls it
 	)
 	service.Init()
 

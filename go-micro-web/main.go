@@ -29,10 +29,12 @@ func main() {
 }
 
 func run() error {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := web.NewService(
 		web.Name(DefaultServiceName),
-		web.Registry(pod.NewRegistry(kubernetes.NewRegistry)), // registers to Kubernetes
-		web.Address(DefaultServerPort))
+		web.Registry(registry), // registers to Kubernetes
+		web.Address(DefaultServerPort),
+		pod.WebLifecycle(registry)) // health, readiness, drain
 
 	service.HandleFunc("/", podName)
 

@@ -260,13 +260,13 @@ func (f *follower) wait(limit time.Duration) (*view, error) {
 // reduced is a pod without what nobody here reads.
 func reduced(p *corev1.Pod) *corev1.Pod {
 	r := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
-		DeletionTimestamp: p.DeletionTimestamp, Annotations: map[string]string{}, Labels: p.Labels}}
+		DeletionTimestamp: p.DeletionTimestamp, DeletionGracePeriodSeconds: p.DeletionGracePeriodSeconds, Annotations: map[string]string{}, Labels: p.Labels}}
 	for k, v := range p.Annotations {
 		if strings.HasPrefix(k, annotationPrefix) {
 			r.Annotations[k] = v
 		}
 	}
-	r.Spec.ReadinessGates = p.Spec.ReadinessGates
+	r.Spec.ReadinessGates, r.Spec.TerminationGracePeriodSeconds = p.Spec.ReadinessGates, p.Spec.TerminationGracePeriodSeconds
 	r.Status.Phase = p.Status.Phase
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {

@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -29,6 +33,12 @@ type Registry struct {
 	writer    *writer
 	followers map[string]*follower // by service, "" for all
 	said      map[string]string    // what each service declared, as JSON
+	names     map[string]bool      // of services and handlers ever declared
+
+	// With a lifecycle:
+	background bool      // nobody waits for the API server's word: readiness tells
+	withdrawn  bool      // the process stops: nothing is registered any more
+	changed    broadcast // Registered may say something else now
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -40,11 +50,22 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 }
 
 func newRegistry(env environment, plugin Plugin, opts ...registry.Option) *Registry {
-	r := &Registry{plugin: plugin, env: env, followers: map[string]*follower{}, said: map[string]string{}}
+	r := &Registry{plugin: plugin, env: env, followers: map[string]*follower{}, said: map[string]string{}, names: map[string]bool{}}
 	for _, o := range opts {
 		o(&r.options)
 	}
 	return r
+}
+
+// patience is how long a declaration waits for the API server's word.
+func (r *Registry) patience() time.Duration {
+	r.mu.Lock()
+	background := r.background
+	r.mu.Unlock()
+	if background {
+		return 0
+	}
+	return r.limit()
 }
 
 // limit is how long a call may wait for the API server: registry.Timeout, 5 s by default.
@@ -135,11 +156,12 @@ func (r *Registry) detach() (release func()) {
 }
 
 // Register declares the service on the own pod and waits until the API server
-// has confirmed it, for the registry's timeout at most. When it returns an error
-// the declaration stands and is tried on in the background, unless the API server
-// calls it invalid; when the pod carries
-// it already, as with go-micro's repeated Register, it makes no request. Needs
-// the verb patch on pods, and list and watch to notice that somebody took it away.
+// has confirmed it, for the registry's timeout at most; with a Lifecycle it does
+// not wait, since readiness tells. When it returns an error the declaration stands
+// and is tried on in the background, unless the API server calls it invalid; when
+// the pod carries it already, as with go-micro's repeated Register, it makes no
+// request. Needs the verb patch on pods, and list and watch to notice that
+// somebody took it away.
 func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: it has no node")
@@ -153,9 +175,14 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 		return err
 	}
 	r.mu.Lock()
-	same := r.said[s.Name] == string(said)
+	same, withdrawn := r.said[s.Name] == string(said), r.withdrawn
+	r.names[s.Name] = true
+	for _, e := range s.Endpoints {
+		handler, _, _ := strings.Cut(e.Name, ".")
+		r.names[handler] = true
+	}
 	r.mu.Unlock()
-	if same && w.registered() {
+	if withdrawn || same && w.registered() {
 		return nil
 	}
 	m, err := dictate(r.plugin, func(plugin registry.Registry) error { return plugin.Register(s) })
@@ -163,7 +190,7 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 		r.mu.Lock()
 		r.said[s.Name] = string(said)
 		r.mu.Unlock()
-		err = w.declare(s.Name, m, r.limit())
+		err = w.declare(s.Name, m, r.patience())
 	}
 	if err != nil {
 		return fmt.Errorf("registering service %q: %w", s.Name, err)
@@ -172,7 +199,8 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 }
 
 // Deregister takes the service off the own pod and waits for the API server's
-// word, for the registry's timeout at most. Needs the verb patch on pods.
+// word, for the registry's timeout at most; with a Lifecycle it does not wait.
+// Needs the verb patch on pods.
 func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOption) error {
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("deregistering a service: it has no node")
@@ -186,7 +214,7 @@ func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOptio
 		r.mu.Lock()
 		delete(r.said, s.Name)
 		r.mu.Unlock()
-		err = w.declare(s.Name, m, r.limit())
+		err = w.declare(s.Name, m, r.patience())
 	}
 	if err != nil {
 		return fmt.Errorf("deregistering service %q: %w", s.Name, err)
@@ -203,6 +231,69 @@ func (r *Registry) Registered() bool {
 	return w != nil && w.registered()
 }
 
+// ---- what a lifecycle needs ----
+
+// inBackground makes declarations wait for nothing. An error says that this
+// process can never register.
+func (r *Registry) inBackground(service string) error {
+	_, err := r.toWrite("registering service", service)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.background = err == nil
+	return err
+}
+
+// withdraw deregisters whatever is registered, for good.
+func (r *Registry) withdraw() {
+	r.mu.Lock()
+	r.withdrawn = true
+	said := slices.Collect(maps.Values(r.said))
+	r.mu.Unlock()
+	for _, s := range said {
+		service, err := decode([]byte(s))
+		if err == nil {
+			err = r.Deregister(service)
+		}
+		if err != nil {
+			logger.Errorf("Registry [kubernetes] %v", err)
+		}
+	}
+}
+
+// withdrawing says whether the API server has yet to confirm a Deregister.
+func (r *Registry) withdrawing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.withdrawn && r.writer != nil && r.writer.lacking()
+}
+
+// refused is why the last try to register failed, nil when none did.
+func (r *Registry) refused() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.writer == nil {
+		return nil
+	}
+	return r.writer.refused()
+}
+
+// grace is how long the pod may take to stop.
+func (r *Registry) grace() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.writer == nil {
+		return gracePeriod
+	}
+	return r.writer.grace()
+}
+
+// knows says whether a service or handler of this name was ever registered here.
+func (r *Registry) knows(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.names[name]
+}
+
 func (r *Registry) toWrite(doing, service string) (*writer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -217,7 +308,7 @@ func (r *Registry) toWrite(doing, service string) (*writer, error) {
 		return nil, fmt.Errorf("%s %q: the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest", doing, service)
 	}
 	if r.writer == nil {
-		r.writer = newWriter(a)
+		r.writer = newWriter(a, r.changed.send)
 	}
 	return r.writer, nil
 }

@@ -317,7 +317,7 @@ func TestWatchCutIsTakenUpAgain(t *testing.T) {
 func TestExpiredWatchStartsOver(t *testing.T) {
 	s := newSpace(t)
 	compact(t)
-	signal(t, apiServer(t), syscall.SIGKILL) // or its cache answers from memory
+	kill(t, apiServer(t), syscall.SIGKILL) // or its cache answers from memory
 	soon(t, 30*time.Second, "the API server coming back", func() error {
 		_, err := admin.CoreV1().Pods(s.name).List(metav1.ListOptions{})
 		return err
@@ -380,7 +380,7 @@ func TestAPIServerKilledAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	soon(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
-	signal(t, apiServer(t), syscall.SIGKILL)
+	kill(t, apiServer(t), syscall.SIGKILL)
 	soon(t, 30*time.Second, "the API server coming back", func() error {
 		if err := has(r, "greeter", "10.0.0.1:1")(); err != nil {
 			t.Fatalf("while it was away: %v", err)
@@ -412,8 +412,8 @@ func TestAPIServerFrozenCostsCallersNothing(t *testing.T) {
 	ours := NewSelector(r)
 	soon(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
 	pid := apiServer(t)
-	signal(t, pid, syscall.SIGSTOP)
-	thaw := sync.OnceFunc(func() { signal(t, pid, syscall.SIGCONT) })
+	kill(t, pid, syscall.SIGSTOP)
+	thaw := sync.OnceFunc(func() { kill(t, pid, syscall.SIGCONT) })
 	defer thaw()
 	slowest := time.Duration(0)
 	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // past the connection's sign of life

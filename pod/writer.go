@@ -1,15 +1,18 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,11 +45,12 @@ type patch struct {
 // it lacks something, whoever took it away, and not otherwise. It owns one
 // goroutine from the first declaration on, which ends with stop.
 type writer struct {
-	api    *api
-	own    *follower // of the own pod; nil before the first patch
-	ended  sync.WaitGroup
-	cancel context.CancelFunc
-	wake   chan struct{}
+	api     *api
+	changed func()    // called when registered may say something else
+	own     *follower // of the own pod; nil before the first patch
+	ended   sync.WaitGroup
+	cancel  context.CancelFunc
+	wake    chan struct{}
 
 	mu       sync.Mutex
 	declared map[string]marks // by service
@@ -55,15 +59,17 @@ type writer struct {
 	version  uint64           // of the own pod, as far as known
 	failed   map[string]error // by service, of the last try; empty when the pod carries all
 	tried    chan struct{}    // closed after each try
+	period   time.Duration    // the pod's grace period
 }
 
-func newWriter(a *api) *writer {
-	return &writer{api: a, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}, tried: make(chan struct{})}
+func newWriter(a *api, changed func()) *writer {
+	return &writer{api: a, changed: changed, period: gracePeriod, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}, tried: make(chan struct{})}
 }
 
 // declare states what the pod is to carry for a service, and waits until the
 // API server has confirmed it, for limit at most. After an error it goes on
-// trying: the declaration stands, unless the API server calls it invalid.
+// trying: the declaration stands, unless the API server calls it invalid. With a
+// limit of 0 it waits for nothing.
 func (w *writer) declare(service string, m marks, limit time.Duration) error {
 	w.mu.Lock()
 	if w.cancel == nil {
@@ -73,6 +79,7 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 	}
 	w.declared[service] = m
 	delete(w.failed, service)
+	w.changed()
 	if w.carried != nil && w.carried.lacks(m) == nil {
 		w.mu.Unlock()
 		return nil
@@ -80,6 +87,9 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 	tried := w.tried
 	w.mu.Unlock()
 	w.nudge()
+	if limit == 0 {
+		return nil
+	}
 
 	t := time.NewTimer(limit)
 	defer t.Stop()
@@ -155,12 +165,14 @@ func (w *writer) reconcile(ctx context.Context) error {
 		switch {
 		case err == nil:
 			delete(w.failed, service)
-			if was != nil {
+			if missing[service].gone() {
+				logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, w.api.pod)
+			} else {
 				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, w.api.pod)
 			}
 			continue
 		case was == nil || was.Error() != err.Error():
-			logger.Errorf("Registry [kubernetes] Registering %q: %v; trying on", service, err)
+			logger.Errorf("Registry [kubernetes] Writing %q on the pod: %v; trying on", service, err)
 		}
 		w.failed[service], failed = err, err
 	}
@@ -223,6 +235,10 @@ func (w *writer) saw(p *corev1.Pod) {
 	}
 	w.uid, w.version = p.UID, version
 	w.carried = &marks{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	if of := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); of != nil {
+		w.period = time.Duration(*of) * time.Second
+	}
+	w.changed()
 	if len(w.missing()) > 0 {
 		w.nudge()
 	}
@@ -275,6 +291,30 @@ func (w *writer) registered() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.carried != nil && len(w.declared) > 0 && len(w.missing()) == 0
+}
+
+// lacking says whether the API server has yet to confirm something.
+func (w *writer) lacking() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.carried == nil || len(w.missing()) > 0
+}
+
+// refused is why the last try failed, nil when it did not.
+func (w *writer) refused() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, service := range slices.Sorted(maps.Keys(w.failed)) {
+		return w.failed[service]
+	}
+	return nil
+}
+
+// grace is how long the pod may take to stop, the API server's word where it has said one.
+func (w *writer) grace() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.period
 }
 
 // stop ends the goroutine and waits for it.

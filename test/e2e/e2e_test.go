@@ -238,7 +238,7 @@ func TestWalkthrough(t *testing.T) {
 		{"the web service answers from both replicas through its Service", webAnswers},
 		{"the dumper prints environment and ConfigMap", dumperPrints},
 		{"a deleted pod leaves the registry and the client is still served", podDeleted},
-		{"a pod without rights says so and is not registered", noRights},
+		{"a pod without rights says so, is not ready, and comes up when they are granted", noRights},
 		{"the dumper without rights exits 1 and names what grants them", dumperNoRights},
 		{"the dumper without its ConfigMap exits 1 and names it", dumperNoConfigMap},
 		{"undeploy removes it all and deploy brings it back at once", deploy},
@@ -252,8 +252,8 @@ func TestWalkthrough(t *testing.T) {
 func applyInOrder(t *testing.T) {
 	for _, f := range []string{
 		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml",
-		"go-micro-srv/k8s/deployment.yaml", "go-micro-srv/k8s/service.yaml",
-		"go-micro-web/k8s/deployment.yaml", "go-micro-web/k8s/service.yaml",
+		"go-micro-srv/k8s/deployment.yaml", "go-micro-srv/k8s/service.yaml", "go-micro-srv/k8s/pdb.yaml",
+		"go-micro-web/k8s/deployment.yaml", "go-micro-web/k8s/service.yaml", "go-micro-web/k8s/pdb.yaml",
 		"go-micro-client/k8s/deployment.yaml",
 		"go-micro-config/k8s/configmap.yaml", "go-micro-config/k8s/pod.yaml",
 	} {
@@ -277,7 +277,7 @@ var services = []struct {
 }{
 	{"go-micro-srv", "latest", "9100", []string{"Greeter.Hello"}},
 	{"go-micro-web", "latest", "9200", nil},
-	{"go-micro-client", "latest", "", nil}, // its port is the kernel's choice
+	{"go-micro-client", "latest", "9300", nil},
 }
 
 func registeredOnPods(t *testing.T) {
@@ -439,23 +439,39 @@ func podDeleted(t *testing.T) {
 
 func noRights(t *testing.T) {
 	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: no-rights, namespace: go-micro, labels: {app: no-rights}}, spec: {serviceAccountName: default,
-  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always}]}}`)
+  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}}]}}`)
+	t.Cleanup(func() {
+		kubectl(t, "delete", "rolebinding", "no-rights", "-n", namespace, "--ignore-not-found")
+		kubectl(t, "delete", "pod", "no-rights", "-n", namespace, "--grace-period=0", "--force")
+	})
 	eventually(t, time.Minute, "the log of a pod without rights saying so", func() error {
 		var log bytes.Buffer
 		if err := command(time.Minute, &log, "kubectl", "logs", "no-rights", "-n", namespace); err != nil {
 			return err
 		}
-		if !strings.Contains(log.String(), "forbidden") || !strings.Contains(log.String(), "patch") {
+		if !strings.Contains(log.String(), "forbidden") || !strings.Contains(log.String(), `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
 			return fmt.Errorf("it says %q", log.String())
 		}
 		return nil
 	})
+	eventually(t, time.Minute, "its readiness probe failing", func() error {
+		if events := kubectl(t, "get", "events", "-n", namespace, "--field-selector=involvedObject.name=no-rights"); !strings.Contains(events, "Readiness probe failed") {
+			return errors.New(events)
+		}
+		return nil
+	})
 	for _, p := range pods(t, "no-rights") {
-		if s, err := registration(p, "go-micro-srv"); err == nil {
-			t.Errorf("a pod without rights registered: %v", s)
+		if s, err := registration(p, "go-micro-srv"); err == nil || isReady(p) {
+			t.Errorf("a pod without rights is ready: %v, or registered: %v", isReady(p), s)
 		}
 	}
-	kubectl(t, "delete", "pod", "no-rights", "-n", namespace, "--grace-period=0", "--force")
+	kubectl(t, "create", "rolebinding", "no-rights", "-n", namespace, "--role=micro-registry", "--serviceaccount=go-micro:default")
+	kubectl(t, "wait", "-n", namespace, "pod/no-rights", "--for=condition=Ready", "--timeout=1m")
+	for _, p := range pods(t, "no-rights") {
+		if _, err := registration(p, "go-micro-srv"); err != nil || p.Status.ContainerStatuses[0].RestartCount != 0 {
+			t.Errorf("with its rights granted: %v, %d restarts", err, p.Status.ContainerStatuses[0].RestartCount)
+		}
+	}
 }
 
 const dumperImage = "846602483/go-micro-config:kubernetes"

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -52,7 +53,7 @@ func TestFaults(t *testing.T) {
 	} {
 		if f.fresh || calls == nil {
 			calls.stop(t)
-			calls = startLoad(t, fmt.Sprintf("calls-%d", i))
+			calls = startLoad(t, fmt.Sprintf("calls-%d", i), "call", strconv.Itoa(callers), pause.String())
 		}
 		t.Run(f.name, func(t *testing.T) {
 			calls.whole(t, replicas)
@@ -171,7 +172,7 @@ func replicaCutOff(t *testing.T, _ *load) {
 // frozen stops a process of the node for a time.
 func frozen(t *testing.T, pid string, during time.Duration) {
 	t.Helper()
-	thaw := sync.OnceFunc(func() { onNode(t, "kill", "-CONT", pid) })
+	thaw := sync.OnceFunc(func() { onNode(t, "sh", "-c", "kill -CONT "+pid+" || true") }) // its liveness probe may have ended it
 	t.Cleanup(thaw)
 	onNode(t, "kill", "-STOP", pid)
 	time.Sleep(during)
@@ -246,18 +247,18 @@ type second struct {
 	TryErrors                map[string]string `json:",omitempty"`
 }
 
-// load is a pod that calls go-micro-srv all the time.
+// load is a pod that calls a service all the time.
 type load struct {
 	pod   string
 	other string // what its log holds beside the seconds
 }
 
-func startLoad(t *testing.T, name string) *load {
+func startLoad(t *testing.T, name string, args ...string) *load {
 	t.Helper()
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
 	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
-  terminationGracePeriodSeconds: 1, containers: [{name: main, image: %q, imagePullPolicy: Always, args: [call, "%d", %q],
-  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]}]}}`, name, namespace, probeImage, callers, pause))
+  terminationGracePeriodSeconds: 1, containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s,
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]}]}}`, name, namespace, probeImage, must(json.Marshal(args))))
 	kubectl(t, "wait", "-n", namespace, "pod/"+name, "--for=condition=Ready", "--timeout=1m")
 	return &load{pod: name}
 }

@@ -2,9 +2,14 @@
 //
 //	probe services NAME...   upstream's registry plugin: ListServices, and GetService of each name
 //	probe get URL TIMES      the answers to TIMES requests, each on a connection of its own
-//	probe call [-upstream] CALLERS PAUSE
+//	probe call [-upstream] [-retries N] [-name NAME] CALLERS PAUSE
 //	                         CALLERS that call go-micro-srv for ever, each PAUSE after its
 //	                         last answer; one line a second
+//	probe fetch [-fresh] URL CALLERS PAUSE
+//	                         the same with an URL
+//	probe greeter            go-micro-srv, but it takes 2 s to greet "slow"
+//	probe page               go-micro-web, but /download takes 5 s
+//	probe never              runs, and never is ready
 package main
 
 import (
@@ -35,8 +40,16 @@ func run(args []string) error {
 		return get(args[1], args[2])
 	case len(args) > 0 && args[0] == "call":
 		return call(args[1:])
+	case len(args) > 0 && args[0] == "fetch":
+		return fetch(args[1:])
+	case len(args) == 1 && args[0] == "greeter":
+		return greeter()
+	case len(args) == 1 && args[0] == "page":
+		return page()
+	case len(args) == 1 && args[0] == "never":
+		select {}
 	}
-	return fmt.Errorf("running with %q: want services NAME..., get URL TIMES or call CALLERS PAUSE", args)
+	return fmt.Errorf("running with %q: want what the package comment lists", args)
 }
 
 func services(names []string) error {

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"github.com/micro/go-micro/v2/web"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
+)
+
+// Greeter is go-micro-srv's, with time to be interrupted in.
+type Greeter struct{}
+
+func (Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {
+	if request.Name == "slow" {
+		time.Sleep(2 * time.Second)
+	}
+	response.Greeting = "Hello " + request.Name + "!"
+	return nil
+}
+
+func greeter() error {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	service := micro.NewService(
+		micro.Name("go-micro-srv"),
+		micro.Server(grpcs.NewServer(server.Address(":9100"), server.Name("go-micro-srv"))),
+		micro.Client(grpcc.NewClient()),
+		micro.Registry(registry),
+		pod.Lifecycle(registry),
+	)
+	if err := proto.RegisterGreeterHandler(service.Server(), new(Greeter)); err != nil {
+		return err
+	}
+	return service.Run()
+}
+
+func page() error {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	service := web.NewService(
+		web.Name("go-micro-web"),
+		web.Registry(registry),
+		web.Address(":9200"),
+		pod.WebLifecycle(registry))
+	service.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, os.Getenv("HOSTNAME")) })
+	service.HandleFunc("/download", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, os.Getenv("HOSTNAME"))
+		for range 50 {
+			time.Sleep(100 * time.Millisecond)
+			if _, err := io.WriteString(w, strings.Repeat("x", 1<<10)); err != nil {
+				return
+			}
+			w.(http.Flusher).Flush()
+		}
+	})
+	return service.Run()
+}

@@ -47,8 +47,10 @@ for s in "${stale[@]}"; do # the tag is the same, so a new image needs a new pod
 done
 show kubectl apply -f go-micro-srv/k8s/deployment.yaml
 show kubectl apply -f go-micro-srv/k8s/service.yaml
+show kubectl apply -f go-micro-srv/k8s/pdb.yaml
 show kubectl apply -f go-micro-web/k8s/deployment.yaml
 show kubectl apply -f go-micro-web/k8s/service.yaml
+show kubectl apply -f go-micro-web/k8s/pdb.yaml
 show kubectl apply -f go-micro-client/k8s/deployment.yaml
 show kubectl apply -f go-micro-config/k8s/configmap.yaml
 show kubectl apply -f go-micro-config/k8s/pod.yaml

@@ -5,6 +5,8 @@
 //	service := micro.NewService(
 //		micro.Registry(registry),
 //		micro.Selector(pod.NewSelector(registry)),
+//		pod.Lifecycle(registry),  // a web service: pod.WebLifecycle
+//		pod.Reflection(registry), // for grpcurl
 //	)
 //
 // # Why
@@ -15,7 +17,8 @@
 // to the byte, and services with and without this package find each other. But
 // its reads go to the API server and have no time limit, its watch does not
 // survive the API server's end of it, it knows nothing of readiness, and it
-// reads its token once. So with this package
+// reads its token once; and go-micro itself answers no probe and cuts off what
+// runs when it stops. So with this package
 //
 //   - reads come from memory, which client-go keeps current: an API server that
 //     is down, slow or frozen costs running clients nothing;
@@ -29,7 +32,11 @@
 //   - token and authority are read anew, so rotation needs no restart;
 //   - every call is bounded: 5 s, or what registry.Timeout says;
 //   - choosing a node costs the same at any number of them, and a node that
-//     fails is set aside.
+//     fails is set aside;
+//   - probes are answered: ready is registered and not told to stop, live is
+//     answering, whatever the API server does;
+//   - stopping loses nothing: deregistered first, calls taken while others
+//     notice, what runs ends, all within the pod's grace period.
 //
 // # Rights
 //

@@ -238,7 +238,7 @@ func TestWalkthrough(t *testing.T) {
 		{"the web service answers from both replicas through its Service", webAnswers},
 		{"the dumper prints environment and ConfigMap", dumperPrints},
 		{"a deleted pod leaves the registry and the client is still served", podDeleted},
-		{"a pod without rights says so, is not ready, and comes up when they are granted", noRights},
+		{"a pod without rights says so and is ready once they are granted", noRights},
 		{"the dumper without rights exits 1 and names what grants them", dumperNoRights},
 		{"the dumper without its ConfigMap exits 1 and names it", dumperNoConfigMap},
 		{"undeploy removes it all and deploy brings it back at once", deploy},

@@ -44,7 +44,8 @@
 // k8s/pod-rbac.yaml grants:
 //
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
-//	list, watch   Register: the own pod, to notice that a mark was taken away
+//	list, watch   Register: the own pod, to notice that a mark was taken away,
+//	              and how long the pod may take to stop
 //	patch         Register, Deregister: the own pod's labels and annotation
 //
 // # Environment

@@ -35,7 +35,7 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 	switch {
 	case service == liveness:
 		return healthv1.HealthCheckResponse_SERVING
-	case service != "" && !h.life.registry.knows(service):
+	case service != "" && service != h.life.name && !h.life.registry.knows(service):
 		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 	case h.life.unready() != "":
 		return healthv1.HealthCheckResponse_NOT_SERVING

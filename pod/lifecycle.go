@@ -82,7 +82,8 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 type lifecycle struct {
 	registry *Registry
 	wait     time.Duration
-	foreign  bool // the service uses another registry
+	name     string // the service's
+	foreign  bool   // the service uses another registry
 	ended    chan struct{}
 
 	mu       sync.Mutex
@@ -104,9 +105,9 @@ func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
 
 // serve adds to a gRPC server, before it starts, what Lifecycle promises.
 func (l *lifecycle) serve(s server.Server) error {
-	l.foreign = s.Options().Registry != registry.Registry(l.registry)
+	l.name, l.foreign = s.Options().Name, s.Options().Registry != registry.Registry(l.registry)
 	if !l.foreign {
-		if err := l.registry.inBackground(s.Options().Name); err != nil {
+		if err := l.registry.inBackground(l.name); err != nil {
 			return err
 		}
 	}

@@ -566,8 +566,10 @@ func TestWithAnotherRegistryRegistrationDoesNotCount(t *testing.T) {
 	nowhere := environment{func(string) string { return "" }, t.TempDir()}
 	l := s.greeter(nowhere, 0, micro.Registry(other))
 	c := l.dial()
-	if got := l.health(c, ""); got != "SERVING" {
-		t.Errorf("it is %s", got)
+	for _, name := range []string{"", "greeter"} {
+		if got := l.health(c, name); got != "SERVING" {
+			t.Errorf("%q is %s", name, got)
+		}
 	}
 	l.stop()
 	if err, _ := l.end(5 * time.Second); err != nil {

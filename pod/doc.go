@@ -31,6 +31,22 @@
 //   - choosing a node costs the same at any number of them, and a node that
 //     fails is set aside.
 //
+// # Configuration
+//
+// A ConfigMap is a source of go-micro's configuration, and can be followed:
+//
+//	for cfg, err := range pod.NewConfigMap("", "go-micro-config").Follow(ctx, env.NewSource()) {
+//		if err != nil {
+//			return err
+//		}
+//		host := cfg.Get("DB_HOST").String("localhost")
+//		...
+//	}
+//
+// The configmap plugin's watcher does not see the ConfigMap created or deleted, never
+// ends, and has no time limit; and it cuts each value into pairs. Here values are
+// scalars, or the trees that JSON and YAML files hold; see ConfigMap.
+//
 // # Rights
 //
 // The service account needs these verbs on pods in its own namespace, which
@@ -39,6 +55,11 @@
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
 //	list, watch   Register: the own pod, to notice that a mark was taken away
 //	patch         Register, Deregister: the own pod's labels and annotation
+//
+// and these on the ConfigMap, which k8s/configmap-rbac.yaml grants:
+//
+//	get           Read, and the first one of Follow
+//	list, watch   Follow, Watch: every change afterwards
 //
 // # Environment
 //
@@ -49,7 +70,8 @@
 //
 // Outside a pod, on a laptop, the registry can be read through a kubeconfig but
 // not written, since there is no pod to write on; the addresses it returns are
-// the pods' own, to be forwarded with kubectl.
+// the pods' own, to be forwarded with kubectl. A ConfigMap works as in a pod; no
+// namespace is then the kubeconfig's.
 //
 // # Limits
 //

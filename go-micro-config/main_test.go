@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -10,9 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/micro/go-plugins/config/source/configmap/v2"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // TestMain lets the test binary be the program itself, so that the tests see its real output and
@@ -21,14 +26,16 @@ func TestMain(m *testing.M) {
 	if path, set := os.LookupEnv("TEST_KUBECONFIG"); set {
 		os.Unsetenv("TEST_KUBECONFIG")
 		configmap.DefaultConfigPath = path
+		clientcmd.RecommendedHomeFile = path // what package pod reads outside a pod
 		main()
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// dump runs the program in an environment of env alone. An empty url means: not in a cluster.
-func dump(t *testing.T, url string, env ...string) (stdout, stderr string, exit int) {
+// program is the program, to be run against the API server at url, with args, in an environment of
+// env alone. An empty url means: not in a cluster.
+func program(t *testing.T, url string, args []string, env ...string) *exec.Cmd {
 	t.Helper()
 	kubeconfig := ""
 	if url != "" {
@@ -39,9 +46,16 @@ func dump(t *testing.T, url string, env ...string) (stdout, stderr string, exit 
 			t.Fatal(err)
 		}
 	}
-	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
 	cmd.Env = append(env, "TEST_KUBECONFIG="+kubeconfig)
+	return cmd
+}
+
+// dump runs the program to its end.
+func dump(t *testing.T, url string, args []string, env ...string) (stdout, stderr string, exit int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := program(t, url, args, env...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		t.Fatal(err)
@@ -51,18 +65,34 @@ func dump(t *testing.T, url string, env ...string) (stdout, stderr string, exit 
 	return out.String(), stderr, cmd.ProcessState.ExitCode()
 }
 
-// apiServer answers status and body for the ConfigMap, lets the watch that the loader starts wait,
-// and fails the test on any other request.
-func apiServer(t *testing.T, status int, body string) string {
+// apiServer answers status and body for the ConfigMap, as often as said (0: always, -1: never) and
+// then no more; streams what comes from watch; and fails the test on any other request.
+func apiServer(t *testing.T, status int, body string, answers int32, watch <-chan string) string {
 	t.Helper()
+	var answered atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.Method + " " + r.URL.Path {
-		case "GET /api/v1/namespaces/go-micro/configmaps/go-micro-config":
-			w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Type", "application/json")
+		switch path := r.Method + " " + r.URL.Path; {
+		case path == "GET /api/v1/namespaces/go-micro/configmaps/go-micro-config":
+			if n := answered.Add(1); answers != 0 && n > answers {
+				<-r.Context().Done()
+				return
+			}
 			w.WriteHeader(status)
 			fmt.Fprint(w, body)
-		case "GET /api/v1/namespaces/go-micro/configmaps":
-			<-r.Context().Done() // until the program has ended
+		case path == "GET /api/v1/namespaces/go-micro/configmaps" && r.URL.Query().Get("watch") == "":
+			fmt.Fprintf(w, `{"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [%s]}`, body)
+		case path == "GET /api/v1/namespaces/go-micro/configmaps":
+			w.(http.Flusher).Flush()
+			for {
+				select {
+				case event := <-watch:
+					fmt.Fprintln(w, event)
+					w.(http.Flusher).Flush()
+				case <-r.Context().Done(): // until the program has ended
+					return
+				}
+			}
 		default:
 			t.Errorf("unexpected request %s %s", r.Method, r.URL)
 		}
@@ -75,8 +105,9 @@ const configMap = `{"kind": "ConfigMap", "apiVersion": "v1",
 	"metadata": {"name": "go-micro-config", "namespace": "go-micro"},
 	"data": {"DB_NAME": "MICRO", "DB_HOST": "192.168.0.1"}}`
 
-// The environment and the map of the README's walk-through. Variables of one Service collide
-// (GO_MICRO_SRV_PORT is a value and a prefix): the first to come keeps its place.
+// The environment and the map of the README's walk-through, without KUBERNETES_SERVICE_PORT, whose
+// absence lets the kubeconfig count. Variables of one Service collide (GO_MICRO_SRV_PORT is a value
+// and a prefix): the first to come keeps its place.
 func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -106,7 +137,7 @@ func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 		"KUBERNETES_PORT_443_TCP_ADDR=10.96.0.1",
 		"KUBERNETES_PORT=tcp://10.96.0.1:443",
 		"KUBERNETES_SERVICE_HOST=10.96.0.1",
-		"KUBERNETES_SERVICE_PORT=443",
+		"KUBERNETES_SERVICE_PORT_HTTPS=443",
 	)
 	want := "map[DB_HOST:map[192.168.0.1:] DB_NAME:map[MICRO:] " +
 		"go:map[micro:map[srv:map[port:map[9100:map[tcp:map[addr:10.96.196.160 port:9100 proto:tcp]]] " +
@@ -114,9 +145,9 @@ func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 		"web:map[port:map[9200:map[tcp:map[addr:10.96.218.32 port:9200 proto:tcp]]] " +
 		"service:map[host:10.96.218.32 port:map[go:map[micro:map[web:9200]]]]]]] " +
 		"home:/root hostname:go-micro-config kubernetes:map[port:map[443:map[tcp:tcp://10.96.0.1:443]] " +
-		"service:map[host:10.96.0.1 port:443]] path:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin]\n"
+		"service:map[host:10.96.0.1 port:map[https:443]]] path:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin]\n"
 
-	stdout, stderr, exit := dump(t, apiServer(t, http.StatusOK, configMap), env...)
+	stdout, stderr, exit := dump(t, apiServer(t, http.StatusOK, configMap, 0, nil), nil, env...)
 	if stdout != want {
 		t.Errorf("printed\n%swant\n%s", stdout, want)
 	}
@@ -125,50 +156,180 @@ func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 	}
 }
 
+// following is the program run with -follow.
+type following struct {
+	*exec.Cmd
+	t      *testing.T
+	lines  chan string // of its stdout
+	stderr bytes.Buffer
+}
+
+func startFollowing(t *testing.T, url string, env ...string) *following {
+	t.Helper()
+	f := &following{Cmd: program(t, url, []string{"-follow"}, env...), t: t, lines: make(chan string, 100)}
+	f.Stderr = &f.stderr
+	out, err := f.StdoutPipe()
+	if err == nil {
+		err = f.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(f.lines)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			f.lines <- lines.Text()
+		}
+	}()
+	return f
+}
+
+// prints waits for the next line that is no log line.
+func (f *following) prints(want string) {
+	f.t.Helper()
+	limit := time.After(5 * time.Second)
+	for {
+		select {
+		case line, more := <-f.lines:
+			switch {
+			case !more:
+				f.t.Fatalf("it has ended, without printing %s", want)
+			case strings.Contains(line, " level="):
+				continue
+			case line != want:
+				f.t.Errorf("it printed\n%s\nwant\n%s", line, want)
+			}
+			return
+		case <-limit:
+			f.t.Fatalf("it has not printed %s", want)
+		}
+	}
+}
+
+// ends sends it a signal, if any, and returns its exit code.
+func (f *following) ends(s os.Signal) int {
+	f.t.Helper()
+	if s != nil {
+		if err := f.Process.Signal(s); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for line := range f.lines {
+		if !strings.Contains(line, " level=") {
+			f.t.Errorf("at its end it printed %q", line)
+		}
+	}
+	if err := f.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		f.t.Fatal(err)
+	}
+	return f.ProcessState.ExitCode()
+}
+
+func TestFollowsTheConfigMapUntilItIsAskedToEnd(t *testing.T) {
+	for _, s := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		events := make(chan string)
+		f := startFollowing(t, apiServer(t, http.StatusOK, configMap, 0, events), "HOME=/root")
+		event := func(kind, version, data string) {
+			events <- fmt.Sprintf(`{"type": %q, "object": {"kind": "ConfigMap", "apiVersion": "v1",
+				"metadata": {"name": "go-micro-config", "namespace": "go-micro", "resourceVersion": %q}, "data": %s}}`, kind, version, data)
+		}
+		f.prints("map[DB_HOST:192.168.0.1 DB_NAME:MICRO home:/root]")
+		event("MODIFIED", "2", `{"DB_HOST": "192.168.0.2", "app.yaml": "db:\n  host: db-1\n"}`)
+		f.prints("map[DB_HOST:192.168.0.2 app.yaml:map[db:map[host:db-1]] home:/root]")
+		event("DELETED", "3", `{"DB_HOST": "192.168.0.2"}`)
+		f.prints("map[home:/root]")
+		event("ADDED", "4", `{"DB_HOST": "192.168.0.3"}`)
+		f.prints("map[DB_HOST:192.168.0.3 home:/root]")
+		if exit := f.ends(s); exit != 0 || !strings.HasPrefix(f.stderr.String()+"warning: GOCOVERDIR", "warning: GOCOVERDIR") {
+			t.Errorf("after %s: exit code %d, stderr %q", s, exit, f.stderr.String())
+		}
+	}
+}
+
+func TestEndsAgainstAFrozenAPIServer(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		answers int32
+		args    []string
+		want    string
+	}{
+		{"at once", -1, nil, "does not answer\n"},
+		{"at once, following", -1, []string{"-follow"}, "does not answer\n"},
+		{"after the preflight", 1, nil, "has not answered for 5 seconds\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := apiServer(t, http.StatusOK, configMap, tt.answers, nil)
+			begin := time.Now()
+			stdout, stderr, exit := dump(t, url, tt.args)
+			if stdout != "" || exit != 1 || !strings.HasSuffix(stderr, tt.want) || !strings.Contains(stderr, `ConfigMap "go-micro/go-micro-config"`) {
+				t.Errorf("stdout is %q, exit code %d, stderr %q, want nothing, 1 and %q", stdout, exit, stderr, tt.want)
+			}
+			if took := time.Since(begin); took > 10*time.Second {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+}
+
+func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
+	for arg, want := range map[string]string{
+		"-folow": "flag provided but not defined: -folow\n",
+		"follow": `reading arguments: unexpected "follow"; -h lists what there is` + "\n",
+	} {
+		stdout, stderr, exit := dump(t, "", []string{arg})
+		if stdout != "" || exit != 2 || !strings.HasPrefix(stderr, want) {
+			t.Errorf("%s: stdout is %q, exit code %d, stderr %q, want nothing, 2 and %q", arg, stdout, exit, stderr, want)
+		}
+	}
+}
+
 func TestSaysWhatToDoWhenItCannotLoad(t *testing.T) {
 	status := func(code int, reason, message string) string {
 		return apiServer(t, code, fmt.Sprintf(`{"kind": "Status", "apiVersion": "v1", "status": "Failure",
-			"code": %d, "reason": %q, "message": %q}`, code, reason, message))
+			"code": %d, "reason": %q, "message": %q}`, code, reason, message), 0, nil)
 	}
 	forbidden := `configmaps "go-micro-config" is forbidden: User "system:serviceaccount:go-micro:default" ` +
 		`cannot get resource "configmaps" in API group "" in the namespace "go-micro"`
 	gone := httptest.NewServer(nil)
 	gone.Close()
 
+	const get = `get configmaps in namespace "go-micro": `
 	for _, tt := range []struct {
 		name, url, want string
 	}{
 		{
 			name: "no such ConfigMap",
 			url:  status(http.StatusNotFound, "NotFound", `configmaps "go-micro-config" not found`),
-			want: `configmaps "go-micro-config" not found; go-micro-config/k8s/configmap.yaml creates it`,
+			want: get + `configmaps "go-micro-config" not found: create it, or look at the name and the namespace`,
 		},
 		{
 			name: "no right to read it",
 			url:  status(http.StatusForbidden, "Forbidden", forbidden),
-			want: forbidden + `; k8s/configmap-rbac.yaml grants it to service account micro-services`,
+			want: get + forbidden + `: its service account lacks the verb "get" on configmaps (k8s/configmap-rbac.yaml grants it)`,
 		},
 		{
 			name: "not in a cluster",
-			want: `unable to load in-cluster configuration, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be defined; ` +
-				`run it in a pod with a service account, as go-micro-config/k8s/pod.yaml does`,
+			want: `connecting to Kubernetes: not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig ` +
+				`(invalid configuration: no configuration has been provided): run it in a cluster or set KUBECONFIG`,
 		},
 		{
 			name: "no API server",
 			url:  gone.URL,
-			want: `Get "` + gone.URL + `/api/v1/namespaces/go-micro/configmaps/go-micro-config": dial tcp ` +
-				strings.TrimPrefix(gone.URL, "http://") + `: connect: connection refused; ` +
-				`is the API server up? go-micro-config/k8s/configmap.yaml creates the map, k8s/configmap-rbac.yaml grants access`,
+			want: get + `Get "` + gone.URL + `/api/v1/namespaces/go-micro/configmaps/go-micro-config": dial tcp ` +
+				strings.TrimPrefix(gone.URL, "http://") + `: connect: connection refused: is the API server at ` + gone.URL + ` up?`,
 		},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			stdout, stderr, exit := dump(t, tt.url)
-			if want := `loading ConfigMap "go-micro/go-micro-config": ` + tt.want + "\n"; stderr != want {
-				t.Errorf("stderr is\n%swant\n%s", stderr, want)
-			}
-			if stdout != "" || exit != 1 {
-				t.Errorf("stdout is %q, exit code %d, want nothing and 1", stdout, exit)
-			}
-		})
+		for _, args := range [][]string{nil, {"-follow"}} {
+			t.Run(fmt.Sprint(tt.name, args), func(t *testing.T) {
+				stdout, stderr, exit := dump(t, tt.url, args)
+				if want := `reading ConfigMap "go-micro/go-micro-config": ` + tt.want + "\n"; stderr != want {
+					t.Errorf("stderr is\n%swant\n%s", stderr, want)
+				}
+				if stdout != "" || exit != 1 {
+					t.Errorf("stdout is %q, exit code %d, want nothing and 1", stdout, exit)
+				}
+			})
+		}
 	}
 }

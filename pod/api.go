@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/micro/go-micro/v2/logger"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/flowcontrol"
 )
@@ -49,11 +53,11 @@ type environment struct {
 
 var thisPod = environment{os.Getenv, serviceAccount}
 
-// api is the API server as this pod's service account may use it: pods of the
-// own namespace. Every call is bounded in time. Safe for concurrent use.
+// api is the API server as this pod's service account may use it: objects of one
+// namespace. Every call is bounded in time. Safe for concurrent use.
 type api struct {
 	host      string
-	namespace string
+	namespace string // the own one, or that of a ConfigMap
 	pod       string // the own one's name, "" when unknown
 	outside   bool   // reached with a kubeconfig, from outside the cluster
 	rest      rest.Interface
@@ -85,7 +89,7 @@ func connect(env environment, address string) (*api, error) {
 			a.namespace, _, err = loader.Namespace()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("connecting to Kubernetes: not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig (%w): run it in a cluster, set KUBECONFIG, or choose another registry with --registry=mdns", err)
+			return nil, fmt.Errorf("connecting to Kubernetes: not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig (%w): run it in a cluster or set KUBECONFIG", err)
 		}
 		config, a.outside = c, true
 		config.Dial = dialer.DialContext
@@ -128,21 +132,20 @@ func connect(env environment, address string) (*api, error) {
 	return a, nil
 }
 
-// list gets one page of pods.
-func (a *api) list(ctx context.Context, o metav1.ListOptions) (*corev1.PodList, error) {
+// list gets one page of a resource's objects.
+func (a *api) list(ctx context.Context, resource string, o metav1.ListOptions, into runtime.Object) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var pods corev1.PodList
-	err := a.rest.Get().Namespace(a.namespace).Resource("pods").VersionedParams(&o, parameterCodec).Context(ctx).Do().Into(&pods)
-	return &pods, a.explain(err, "list", "pods")
+	err := a.rest.Get().Namespace(a.namespace).Resource(resource).VersionedParams(&o, parameterCodec).Context(ctx).Do().Into(into)
+	return a.explain(err, "list", resource, resource)
 }
 
 // watch ends with ctx; its start is bounded by the transport.
-func (a *api) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+func (a *api) watch(ctx context.Context, resource string, o metav1.ListOptions) (watch.Interface, error) {
 	o.Watch = true
-	w, err := a.rest.Get().Namespace(a.namespace).Resource("pods").VersionedParams(&o, parameterCodec).Context(ctx).Watch()
+	w, err := a.rest.Get().Namespace(a.namespace).Resource(resource).VersionedParams(&o, parameterCodec).Context(ctx).Watch()
 	if err != nil {
-		return nil, a.explain(err, "watch", "pods")
+		return nil, a.explain(err, "watch", resource, resource)
 	}
 	return drained{w}, nil
 }
@@ -163,28 +166,109 @@ func (a *api) patch(ctx context.Context, patch []byte) (*corev1.Pod, error) {
 	defer cancel()
 	var p corev1.Pod
 	err := a.rest.Patch(types.StrategicMergePatchType).Namespace(a.namespace).Resource("pods").Name(a.pod).Body(patch).Context(ctx).Do().Into(&p)
-	return &p, a.explain(err, "patch", fmt.Sprintf("pod %q", a.pod))
+	return &p, a.explain(err, "patch", "pods", fmt.Sprintf("pod %q", a.pod))
+}
+
+// configMap gets one ConfigMap.
+func (a *api) configMap(ctx context.Context, name string) (*corev1.ConfigMap, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var m corev1.ConfigMap
+	err := a.rest.Get().Namespace(a.namespace).Resource("configmaps").Name(name).Context(ctx).Do().Into(&m)
+	return &m, a.explain(err, "get", "configmaps", "configmaps")
+}
+
+// follow keeps a store current, as an informer does, until ctx ends: LIST once,
+// then WATCH; when that ends, for whatever reason, once more from where it was or
+// from the start. What is followed are the objects of a resource that of selects;
+// one is an example of them, list gets a page. tried hears of each error, and of
+// nil once a watch has begun: a LIST alone is not yet following.
+//
+// Tries that fail are 100 ms apart at first and 1 s at most, less a random part,
+// so that a thousand clients do not come back in step and none of them is late by
+// more than a second.
+func (a *api) follow(ctx context.Context, resource string, of metav1.ListOptions, one runtime.Object, store cache.Store,
+	list func(metav1.ListOptions) (runtime.Object, error), tried func(error)) {
+	const first, most = 100 * time.Millisecond, time.Second
+	delay := first
+	lw := &cache.ListWatch{
+		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector, o.FieldSelector, o.ResourceVersion = of.LabelSelector, of.FieldSelector, ""
+			all, err := list(o)
+			if err != nil {
+				tried(err)
+			}
+			return all, err
+		},
+		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector, o.FieldSelector = of.LabelSelector, of.FieldSelector
+			w, err := a.watch(ctx, resource, o)
+			tried(err)
+			if err != nil {
+				return nil, io.EOF // the reflector's word for "start over" without a log line of its own
+			}
+			delay = first
+			return w, nil
+		},
+	}
+	for ctx.Err() == nil {
+		r := cache.NewReflector(lw, one, store, 0)
+		r.WatchListPageSize = pageSize
+		_ = r.ListAndWatch(ctx.Done()) // tried has its errors
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay/2 + rand.N(delay/2)):
+		}
+		delay = min(2*delay, most)
+	}
+}
+
+// sink is the part of a store that a reflector never uses.
+type sink struct{}
+
+func (sink) Resync() error                      { return nil }
+func (sink) List() []any                        { return nil }
+func (sink) ListKeys() []string                 { return nil }
+func (sink) Get(any) (any, bool, error)         { return nil, false, nil }
+func (sink) GetByKey(string) (any, bool, error) { return nil, false, nil }
+
+// news logs how a try to follow ended, when the one before it ended otherwise.
+func news(who, what string, before, err error) {
+	switch {
+	case err == nil && before != nil:
+		logger.Infof("%s Following %s again", who, what)
+	case err != nil && (before == nil || before.Error() != err.Error()):
+		logger.Warnf("%s Following %s: %v; trying on", who, what, err)
+	}
 }
 
 // explain says what was refused and what to do about it.
-func (a *api) explain(err error, verb, object string) error {
+func (a *api) explain(err error, verb, resource, object string) error {
 	if err == nil {
 		return nil
 	}
 	remedy := ""
 	var network net.Error
+	var dial *net.OpError
 	switch {
 	case apierrors.IsForbidden(err):
-		remedy = fmt.Sprintf(": its service account lacks the verb %q on pods (k8s/pod-rbac.yaml grants it)", verb)
+		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grants[resource])
 	case apierrors.IsUnauthorized(err):
 		remedy = ": the API server does not accept the token of its service account; it is read anew for each try"
 	case apierrors.IsNotFound(err) && verb == "patch":
 		remedy = ": this is not the pod's name; set POD_NAME from metadata.name in its manifest"
+	case apierrors.IsNotFound(err) && verb == "get":
+		remedy = ": create it, or look at the name and the namespace"
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():
 		remedy = fmt.Sprintf(": the API server at %s does not answer", a.host)
+	case errors.As(err, &dial) && dial.Op == "dial":
+		remedy = fmt.Sprintf(": is the API server at %s up?", a.host)
 	}
 	return fmt.Errorf("%s %s in namespace %q: %w%s", verb, object, a.namespace, err, remedy)
 }
+
+// grants names this project's manifest for the verbs on each resource.
+var grants = map[string]string{"pods": "k8s/pod-rbac.yaml", "configmaps": "k8s/configmap-rbac.yaml"}
 
 // ---- credentials that rotate ----
 

@@ -38,6 +38,22 @@
 //   - stopping loses nothing: deregistered first, calls taken while others
 //     notice, what runs ends, all within the pod's grace period.
 //
+// # Configuration
+//
+// A ConfigMap is a source of go-micro's configuration, and can be followed:
+//
+//	for cfg, err := range pod.NewConfigMap("", "go-micro-config").Follow(ctx, env.NewSource()) {
+//		if err != nil {
+//			return err
+//		}
+//		host := cfg.Get("DB_HOST").String("localhost")
+//		...
+//	}
+//
+// The configmap plugin's watcher does not see the ConfigMap created or deleted, never
+// ends, and has no time limit; and it cuts each value into pairs. Here values are
+// scalars, or the trees that JSON and YAML files hold; see ConfigMap.
+//
 // # Rights
 //
 // The service account needs these verbs on pods in its own namespace, which
@@ -48,6 +64,11 @@
 //	              and how long the pod may take to stop
 //	patch         Register, Deregister: the own pod's labels and annotation
 //
+// and these on the ConfigMap, which k8s/configmap-rbac.yaml grants:
+//
+//	get           Read, and the first one of Follow
+//	list, watch   Follow, Watch: every change afterwards
+//
 // # Environment
 //
 //	POD_NAME                  the own pod's name; set it from metadata.name (downward API)
@@ -57,7 +78,8 @@
 //
 // Outside a pod, on a laptop, the registry can be read through a kubeconfig but
 // not written, since there is no pod to write on; the addresses it returns are
-// the pods' own, to be forwarded with kubectl.
+// the pods' own, to be forwarded with kubectl. A ConfigMap works as in a pod; no
+// namespace is then the kubeconfig's.
 //
 // # Limits
 //

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"io"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -21,7 +19,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -100,10 +97,10 @@ func copyValue(v *registry.Value) *registry.Value {
 	return c
 }
 
-// follower keeps a view of some pods current, as an informer does: LIST once,
-// then WATCH; when that ends, for whatever reason, once more from where it was
-// or from the start. It owns one goroutine, which ends with stop.
+// follower keeps a view of some pods current. It owns one goroutine, which ends
+// with stop.
 type follower struct {
+	sink
 	api      *api
 	options  metav1.ListOptions // which pods
 	wanted   string             // name of the service, "" for all
@@ -165,48 +162,20 @@ func (f *follower) stop() {
 
 func (f *follower) alive() bool { return !f.stopped.Load() }
 
-// follow lists and watches until ctx ends. Tries that fail are 100 ms apart at
-// first and 1 s at most, less a random part, so that a thousand clients do not
-// come back in step and none of them is late by more than a second.
+// follow lists and watches until ctx ends. Each page is cut down at once to what
+// is needed: thousands of whole pods are never in memory together.
 func (f *follower) follow(ctx context.Context) {
-	const first, most = 100 * time.Millisecond, time.Second
-	delay := first
-	lw := &cache.ListWatch{
-		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
-			// Paged, and each page cut down at once to what is needed: thousands of
-			// whole pods are never in memory together.
-			o.LabelSelector, o.FieldSelector, o.ResourceVersion = f.options.LabelSelector, f.options.FieldSelector, ""
-			pods, err := f.api.list(ctx, o)
-			f.tried(ctx, err)
-			if err != nil {
-				return nil, err
-			}
-			for i := range pods.Items {
-				pods.Items[i] = *reduced(&pods.Items[i])
-			}
-			return pods, nil
-		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
-			o.LabelSelector, o.FieldSelector = f.options.LabelSelector, f.options.FieldSelector
-			w, err := f.api.watch(ctx, o)
-			f.tried(ctx, err)
-			if err != nil {
-				return nil, io.EOF // the reflector's word for "start over" without a log line of its own
-			}
-			delay = first
-			return w, nil
-		},
-	}
-	for ctx.Err() == nil {
-		r := cache.NewReflector(lw, &corev1.Pod{}, f, 0)
-		r.WatchListPageSize = pageSize
-		_ = r.ListAndWatch(ctx.Done()) // tried has its errors
-		select {
-		case <-ctx.Done():
-		case <-time.After(delay/2 + rand.N(delay/2)):
+	list := func(o metav1.ListOptions) (runtime.Object, error) {
+		var pods corev1.PodList
+		if err := f.api.list(ctx, "pods", o, &pods); err != nil {
+			return nil, err
 		}
-		delay = min(2*delay, most)
+		for i := range pods.Items {
+			pods.Items[i] = *reduced(&pods.Items[i])
+		}
+		return &pods, nil
 	}
+	f.api.follow(ctx, "pods", f.options, &corev1.Pod{}, f, list, func(err error) { f.tried(ctx, err) })
 }
 
 // tried notes how a try ended and says so when that is news.
@@ -216,12 +185,7 @@ func (f *follower) tried(ctx context.Context, err error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case err == nil && f.err != nil:
-		logger.Infof("Registry [kubernetes] Following %s again", f.what())
-	case err != nil && (f.err == nil || f.err.Error() != err.Error()):
-		logger.Warnf("Registry [kubernetes] Following %s: %v; trying on", f.what(), err)
-	}
+	news("Registry [kubernetes]", f.what(), f.err, err)
 	f.err = err
 }
 
@@ -306,13 +270,7 @@ func condition(p *corev1.Pod, of corev1.PodConditionType) bool {
 
 var _ cache.Store = (*follower)(nil)
 
-func (f *follower) Add(o any) error    { return f.Update(o) }
-func (f *follower) Resync() error      { return nil }
-func (f *follower) List() []any        { return nil }
-func (f *follower) ListKeys() []string { return nil }
-
-func (f *follower) Get(any) (any, bool, error)         { return nil, false, nil }
-func (f *follower) GetByKey(string) (any, bool, error) { return nil, false, nil }
+func (f *follower) Add(o any) error { return f.Update(o) }
 
 // Update takes a pod as it is now, whatever it was before.
 func (f *follower) Update(o any) error {

@@ -90,7 +90,7 @@ func (r *Registry) connected() (*api, error) {
 		}
 		a, err := connect(r.env, address)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w; or choose another registry with --registry=mdns", err)
 		}
 		r.api = a
 	}

@@ -489,11 +489,11 @@ func dumperFails(t *testing.T, serviceAccount string, want ...string) {
 	}
 }
 
-func dumperNoRights(t *testing.T) { dumperFails(t, "default", "k8s/configmap-rbac.yaml") }
+func dumperNoRights(t *testing.T) { dumperFails(t, "default", `verb "get"`, "k8s/configmap-rbac.yaml") }
 
 func dumperNoConfigMap(t *testing.T) {
 	kubectl(t, "delete", "-f", "go-micro-config/k8s/configmap.yaml")
-	dumperFails(t, "micro-services", "not found", "go-micro-config/k8s/configmap.yaml")
+	dumperFails(t, "micro-services", "not found", "create it")
 	kubectl(t, "apply", "-f", "go-micro-config/k8s/configmap.yaml")
 }
 

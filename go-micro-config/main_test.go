@@ -146,7 +146,7 @@ func TestSaysWhatToDoWhenItCannotLoad(t *testing.T) {
 		{
 			name: "no right to read it",
 			url:  status(http.StatusForbidden, "Forbidden", forbidden),
-			want: forbidden + `; k8s/configmap-rbac.yaml grants it to service account micro-services`,
+			want: forbidden + `; k8s/configmap-rbac.yaml grants it to service account micro-config`,
 		},
 		{
 			name: "not in a cluster",

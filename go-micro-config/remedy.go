@@ -14,7 +14,7 @@ func remedy(err error) string {
 	case apierrors.IsNotFound(err):
 		return "go-micro-config/k8s/configmap.yaml creates it"
 	case apierrors.IsForbidden(err):
-		return "k8s/configmap-rbac.yaml grants it to service account micro-services"
+		return "k8s/configmap-rbac.yaml grants it to service account micro-config"
 	case errors.Is(err, rest.ErrNotInCluster), errors.Is(err, fs.ErrNotExist): // no service account volume
 		return "run it in a pod with a service account, as go-micro-config/k8s/pod.yaml does"
 	default:

@@ -38,7 +38,8 @@
 //
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
 //	list, watch   Register: the own pod, to notice that a mark was taken away
-//	patch         Register, Deregister: the own pod's labels and annotation
+//	patch         Register, Deregister: the own pod's labels and annotation,
+//	              to which k8s/pod-policy.yaml narrows it
 //
 // # Environment
 //

@@ -169,7 +169,7 @@ func runPod(t *testing.T, name, serviceAccount, image string, args ...string) (l
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
 	quoted := must(json.Marshal(append([]string{}, args...)))
 	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: %q,
-  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s}]}}`, name, namespace, serviceAccount, image, quoted))
+  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, restricted))
 	var pod corev1.Pod
 	eventually(t, time.Minute, "pod "+name+" ending", func() error {
 		if err := json.Unmarshal([]byte(kubectl(t, "get", "pod", name, "-n", namespace, "-o", "json")), &pod); err != nil {
@@ -238,7 +238,7 @@ func TestWalkthrough(t *testing.T) {
 		{"the web service answers from both replicas through its Service", webAnswers},
 		{"the dumper prints environment and ConfigMap", dumperPrints},
 		{"a deleted pod leaves the registry and the client is still served", podDeleted},
-		{"a pod without rights says so, is not ready, and comes up when they are granted", noRights},
+		{"a pod without rights says so and is not ready until they are granted", noRights},
 		{"the dumper without rights exits 1 and names what grants them", dumperNoRights},
 		{"the dumper without its ConfigMap exits 1 and names it", dumperNoConfigMap},
 		{"undeploy removes it all and deploy brings it back at once", deploy},
@@ -251,7 +251,7 @@ func TestWalkthrough(t *testing.T) {
 
 func applyInOrder(t *testing.T) {
 	for _, f := range []string{
-		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml",
+		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml", "k8s/pod-policy.yaml", "k8s/network-policy.yaml",
 		"go-micro-srv/k8s/deployment.yaml", "go-micro-srv/k8s/service.yaml", "go-micro-srv/k8s/pdb.yaml",
 		"go-micro-web/k8s/deployment.yaml", "go-micro-web/k8s/service.yaml", "go-micro-web/k8s/pdb.yaml",
 		"go-micro-client/k8s/deployment.yaml",
@@ -439,7 +439,7 @@ func podDeleted(t *testing.T) {
 
 func noRights(t *testing.T) {
 	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: no-rights, namespace: go-micro, labels: {app: no-rights}}, spec: {serviceAccountName: default,
-  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}}]}}`)
+  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}, `+restricted+`}]}}`)
 	t.Cleanup(func() {
 		kubectl(t, "delete", "rolebinding", "no-rights", "-n", namespace, "--ignore-not-found")
 		kubectl(t, "delete", "pod", "no-rights", "-n", namespace, "--grace-period=0", "--force")
@@ -489,11 +489,11 @@ func dumperFails(t *testing.T, serviceAccount string, want ...string) {
 	}
 }
 
-func dumperNoRights(t *testing.T) { dumperFails(t, "default", "k8s/configmap-rbac.yaml") }
+func dumperNoRights(t *testing.T) { dumperFails(t, "micro-services", "k8s/configmap-rbac.yaml") }
 
 func dumperNoConfigMap(t *testing.T) {
 	kubectl(t, "delete", "-f", "go-micro-config/k8s/configmap.yaml")
-	dumperFails(t, "micro-services", "not found", "go-micro-config/k8s/configmap.yaml")
+	dumperFails(t, "micro-config", "not found", "go-micro-config/k8s/configmap.yaml")
 	kubectl(t, "apply", "-f", "go-micro-config/k8s/configmap.yaml")
 }
 

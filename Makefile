@@ -5,6 +5,7 @@ CLUSTER  ?= demo
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
 KUBE     := go run -C cluster .
+TOOL     := go tool -modfile=$(CURDIR)/test/tools/go.mod
 
 .DEFAULT_GOAL := help
 
@@ -16,6 +17,12 @@ demo: ## start a Kubernetes, run the four services on it, show what the README s
 
 test: ## vet, unit tests, end-to-end tests on a cluster of their own
 	@test/run.sh
+
+lint: ## what golangci-lint finds, by .golangci.yml (the first time 3 minutes)
+	@for m in . cluster proto/gen third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
+
+vuln: ## what govulncheck finds; it asks vuln.go.dev, so it is not in make test
+	@test/vuln.sh
 
 bench: ## measure pod/ beside go-micro's plugin and selector, into test/bench/RESULTS.md (6 minutes)
 	@go run ./test/bench
@@ -61,4 +68,4 @@ clean: ## stop the clusters of this checkout, delete what was built here (the ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster
 
-.PHONY: help demo test bench cluster-up cluster-down build load push deploy undeploy proto verify clean
+.PHONY: help demo test lint vuln bench cluster-up cluster-down build load push deploy undeploy proto verify clean

@@ -268,14 +268,18 @@ func diff(before, after string) (d string) {
 }
 
 // runPod runs a pod of a non-root user, pulled from the inner registry.
+// runPod runs a pod as restricted as the project's manifests.
 func runPod(t *testing.T, root string) {
 	t.Helper()
+	const restricted = `{"spec": {"containers": [{"name": "pause", "image": "k8s-micro/pause:1", "imagePullPolicy": "Always",
+		"resources": {"limits": {"memory": "128Mi"}}, "securityContext": {"runAsNonRoot": true, "readOnlyRootFilesystem": true,
+		"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}}`
 	soon(t, 20*time.Second, "the service account", func() bool {
 		_, err := cli(t, root, "kubectl", "--", "get", "serviceaccount", "default")
 		return err == nil
 	})
 	for _, args := range [][]string{
-		{"run", "pause", "--image=k8s-micro/pause:1", "--image-pull-policy=Always", "--restart=Never"},
+		{"run", "pause", "--image=k8s-micro/pause:1", "--restart=Never", "--overrides=" + restricted},
 		{"wait", "pod/pause", "--for=condition=Ready", "--timeout=30s"},
 	} {
 		if out, err := cli(t, root, append([]string{"kubectl", "--"}, args...)...); err != nil {

@@ -62,7 +62,8 @@
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
 //	list, watch   Register: the own pod, to notice that a mark was taken away,
 //	              and how long the pod may take to stop
-//	patch         Register, Deregister: the own pod's labels and annotation
+//	patch         Register, Deregister: the own pod's labels and annotation,
+//	              to which k8s/pod-policy.yaml narrows it
 //
 // and these on the ConfigMap, which k8s/configmap-rbac.yaml grants:
 //

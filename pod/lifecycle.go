@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/micro/go-micro/v2"
+	microerrors "github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/server"
@@ -64,6 +66,9 @@ func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.
 // ends it at once. Run then returns an error if handlers were cut off. At the
 // end the registry is closed.
 //
+// Panics: one in a handler fails its call, as "internal error", and is logged.
+// go-micro alone sends callers its text, and ends with one in a stream's handler.
+//
 // With another registry, as with --registry=mdns, being registered does not count.
 func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 	return func(o *micro.Options) {
@@ -114,7 +119,7 @@ func (l *lifecycle) serve(s server.Server) error {
 	if err := s.Handle(s.NewHandler(newHealth(l), server.InternalHandler(true))); err != nil {
 		return fmt.Errorf("adding the health service: %w", err)
 	}
-	return s.Init(server.WrapHandler(l.count))
+	return s.Init(server.WrapHandler(l.count), server.WrapHandler(contain))
 }
 
 // unready says why the service should get no calls; "" when it should.
@@ -248,6 +253,26 @@ func (l *lifecycle) count(h server.HandlerFunc) server.HandlerFunc {
 			}
 		}()
 		return h(ctx, req, rsp)
+	}
+}
+
+// contain keeps what a panic says from callers, and a stream's from ending the process.
+func contain(h server.HandlerFunc) server.HandlerFunc {
+	return func(ctx context.Context, req server.Request, rsp interface{}) (err error) {
+		const gomicro = "go.micro.server" // who says that a handler has panicked
+		internal := microerrors.InternalServerError(gomicro, "internal error")
+		defer func() {
+			if p := recover(); p != nil { // of a stream: go-micro has recovered, and logged, any other
+				logger.Errorf("panic recovered: %v\n%s", p, debug.Stack())
+				err = internal
+			}
+		}()
+		err = h(ctx, req, rsp)
+		var e *microerrors.Error
+		if errors.As(err, &e) && e.Id == gomicro && strings.HasPrefix(e.Detail, "panic recovered: ") {
+			return internal
+		}
+		return err
 	}
 }
 

@@ -55,8 +55,11 @@ func (l *life) slow() { l.held <- struct{}{}; <-l.hold }
 type Greeter struct{ life *life }
 
 func (g *Greeter) Hello(_ context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
-	if req.Name == "slow" {
+	switch req.Name {
+	case "slow":
 		g.life.slow()
+	case "panic":
+		panic("what only the log may say")
 	}
 	rsp.Greeting = "Hello " + req.Name + "!"
 	return nil
@@ -76,7 +79,7 @@ func (l *life) begun(run func() error, started chan struct{}) *life {
 		l.stop()
 		l.release()
 		select {
-		case <-l.ended:
+		case <-l.ended: //nolint:errcheck // how it ended is for the test to ask
 		case <-time.After(20 * time.Second):
 			l.t.Error("Run does not return")
 		}
@@ -123,6 +126,13 @@ func (s *space) web(env environment, wait time.Duration, opts ...web.Option) *li
 		web.AfterStart(func() error { close(started); return nil }),
 	}, opts...)...)
 	service.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		if r.URL.Path == "/panic" {
+			panic("what only the log may say")
+		}
 		_, _ = io.WriteString(w, "first half, ")
 		if r.URL.Path == "/slow" {
 			w.(http.Flusher).Flush()
@@ -613,12 +623,13 @@ func TestReflectionListsWhatIsRegistered(t *testing.T) {
 	}
 	alpha, err := reflectionv1alpha.NewServerReflectionClient(c).ServerReflectionInfo(within(t, 10*time.Second))
 	if err == nil {
+		//nolint:staticcheck // deprecated, and what older grpcurls speak
 		err = alpha.Send(&reflectionv1alpha.ServerReflectionRequest{MessageRequest: &reflectionv1alpha.ServerReflectionRequest_ListServices{}})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, err := alpha.Recv(); err != nil || len(a.GetListServicesResponse().GetService()) != 3 {
+	if a, err := alpha.Recv(); err != nil || len(a.GetListServicesResponse().GetService()) != 3 { //nolint:staticcheck // as above
 		t.Errorf("v1alpha: %v, %v", a, err)
 	}
 	if err := alpha.CloseSend(); err != nil {

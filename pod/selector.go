@@ -318,7 +318,7 @@ func isContext(err, ended error) bool {
 		return false
 	}
 	var e *errors.Error
-	return stderrors.Is(err, ended) || stderrors.As(err, &e) && e.Id == "go.micro.client" && (e.Detail == ended.Error() || e.Code == 408 && ended == context.DeadlineExceeded)
+	return stderrors.Is(err, ended) || stderrors.As(err, &e) && e.Id == "go.micro.client" && (e.Detail == ended.Error() || e.Code == 408 && stderrors.Is(ended, context.DeadlineExceeded))
 }
 
 // atFault says whether an error is the node's or the way's to it.

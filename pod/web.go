@@ -12,6 +12,8 @@ import (
 	"github.com/micro/go-micro/v2/web"
 )
 
+const maxBody = 1 << 20 // of a request to a web service
+
 // WebLifecycle gives a web service what Lifecycle gives a gRPC service; see there
 // for start and stop. It must come after web.Server, where that is given.
 //
@@ -23,17 +25,22 @@ import (
 // client to connect anew, elsewhere; then http.Server.Shutdown waits for the
 // requests that run. Hijacked connections, such as WebSockets, are not waited for.
 //
+// Limits, where web.Server gives no server of its own: a request's header may take
+// 5 s and 16 KiB (431), its body 1 MiB (413); no limit in time for the body and
+// the answer, which would cut long downloads and event streams.
+//
 // Run also returns the error with which serving ends, which go-micro drops.
 func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 	return func(o *web.Options) {
 		w := &webLife{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+			w.bounded = true
 		}
 		// go-micro starts the server it is given, drops what Serve returns, and
 		// closes the listener without a thought of the requests that run. So the
 		// server it is given only hands its listener over to the one that serves.
-		given := &http.Server{}
+		given := &http.Server{} //nolint:gosec // it reads no header: another serves
 		given.BaseContext = func(l net.Listener) context.Context {
 			w.serve(l, given.Handler)
 			return context.Background()
@@ -63,10 +70,11 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 
 type webLife struct {
 	*lifecycle
-	server *http.Server
-	cancel context.CancelFunc
-	served chan struct{} // closed when serving has ended
-	failed error         // why, when nobody asked for it
+	server  *http.Server
+	bounded bool // bodies of requests are
+	cancel  context.CancelFunc
+	served  chan struct{} // closed when serving has ended
+	failed  error         // why, when nobody asked for it
 }
 
 // serve takes connections until go-micro closes the listener.
@@ -104,6 +112,13 @@ func (w *webLife) handler(next http.Handler) http.Handler {
 		w.mu.Unlock()
 		if draining {
 			rw.Header().Set("Connection", "close")
+		}
+		if w.bounded {
+			if r.ContentLength > maxBody { // before the handler sees it; of one that does not say it sees the first MiB, and an error
+				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxBody), http.StatusRequestEntityTooLarge)
+				return
+			}
+			r.Body = http.MaxBytesReader(rw, r.Body, maxBody)
 		}
 		next.ServeHTTP(rw, r)
 	})

@@ -18,13 +18,21 @@ for module in . cluster proto/gen third_party/etcd; do
 done
 go vet -tags e2e ./test/...
 
+step 'Linters (the first time about 3 minutes, to build them)'
+make --no-print-directory lint
+
 step 'Generated code'
 go run -C proto/gen . -verify
 
 step 'Kubernetes, for the tests that follow (the first time: up to 10 minutes on two cores)'
 go run -C cluster . build
 
-step 'Unit tests, those of pod/ against a real API server (about 3 minutes)'
+step 'Modules: what was downloaded is what go.sum says'
+for module in . cluster cluster/kube proto/gen test/tools third_party/etcd; do
+	go mod -C "$module" verify
+done
+
+step 'Unit tests, those of pod/ and the manifests against a real API server (about 3 minutes)'
 go test -race ./...
 go test -C third_party/etcd -race ./...
 

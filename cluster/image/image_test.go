@@ -463,7 +463,7 @@ func BenchmarkBuild25MB(b *testing.B) {
 		b.Fatal(err)
 	}
 	random := make([]byte, 25<<20)
-	rand.NewChaCha8([32]byte{}).Read(random)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(random)
 	for name, server := range map[string][]byte{"executable": bytes.Repeat(exe, 25<<20/len(exe)+1)[:25<<20], "random": random} {
 		b.Run(name, func(b *testing.B) {
 			dir := files{"Dockerfile": "FROM scratch\nCOPY server /\nCMD [\"/server\"]", "server": string(server)}.write(b)

@@ -481,7 +481,7 @@ func unary(k *kube, n sizes, t *table) error {
 	operations := []func() error{bare}
 	for _, new := range sides {
 		s := new()
-		defer s.close()
+		defer func() { _ = s.close() }()
 		client := newService("caller", s).Client()
 		for _, n := range []int{1, replicas} {
 			g := proto.NewGreeterService(names[n], client)

@@ -151,7 +151,7 @@ func TestLinksResolve(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
 	drop := regexp.MustCompile(`[^\p{L}\p{N}\- _]`)
-	for _, name := range []string{"README.md", "README_zh.md", "CONTRIBUTING.md"} {
+	for _, name := range []string{"README.md", "README_zh.md", "CONTRIBUTING.md", "SECURITY.md"} {
 		text := strings.Join(read(t, name), "\n")
 		anchors := map[string]bool{}
 		for _, m := range heading.FindAllStringSubmatch(text, -1) {

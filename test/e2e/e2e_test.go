@@ -169,7 +169,7 @@ func runPod(t *testing.T, name, serviceAccount, image string, args ...string) (l
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
 	quoted := must(json.Marshal(append([]string{}, args...)))
 	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: %q,
-  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s}]}}`, name, namespace, serviceAccount, image, quoted))
+  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, restricted))
 	var pod corev1.Pod
 	eventually(t, time.Minute, "pod "+name+" ending", func() error {
 		if err := json.Unmarshal([]byte(kubectl(t, "get", "pod", name, "-n", namespace, "-o", "json")), &pod); err != nil {
@@ -251,7 +251,7 @@ func TestWalkthrough(t *testing.T) {
 
 func applyInOrder(t *testing.T) {
 	for _, f := range []string{
-		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml",
+		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml", "k8s/pod-policy.yaml", "k8s/network-policy.yaml",
 		"go-micro-srv/k8s/deployment.yaml", "go-micro-srv/k8s/service.yaml", "go-micro-srv/k8s/pdb.yaml",
 		"go-micro-web/k8s/deployment.yaml", "go-micro-web/k8s/service.yaml", "go-micro-web/k8s/pdb.yaml",
 		"go-micro-client/k8s/deployment.yaml",
@@ -439,7 +439,7 @@ func podDeleted(t *testing.T) {
 
 func noRights(t *testing.T) {
 	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: no-rights, namespace: go-micro, labels: {app: no-rights}}, spec: {serviceAccountName: default,
-  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}}]}}`)
+  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}, `+restricted+`}]}}`)
 	t.Cleanup(func() {
 		kubectl(t, "delete", "rolebinding", "no-rights", "-n", namespace, "--ignore-not-found")
 		kubectl(t, "delete", "pod", "no-rights", "-n", namespace, "--grace-period=0", "--force")
@@ -493,7 +493,7 @@ func dumperNoRights(t *testing.T) { dumperFails(t, "default", `verb "get"`, "k8s
 
 func dumperNoConfigMap(t *testing.T) {
 	kubectl(t, "delete", "-f", "go-micro-config/k8s/configmap.yaml")
-	dumperFails(t, "micro-services", "not found", "create it")
+	dumperFails(t, "micro-config", "not found", "create it")
 	kubectl(t, "apply", "-f", "go-micro-config/k8s/configmap.yaml")
 }
 

@@ -258,7 +258,7 @@ func startLoad(t *testing.T, name string, args ...string) *load {
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
 	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s,
-  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]}]}}`, name, namespace, probeImage, must(json.Marshal(args))))
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %s}]}}`, name, namespace, probeImage, must(json.Marshal(args)), restricted))
 	kubectl(t, "wait", "-n", namespace, "pod/"+name, "--for=condition=Ready", "--timeout=1m")
 	return &load{pod: name}
 }

@@ -39,7 +39,10 @@ build: ## the four programs, static, for linux
 load: ## build the four images without Docker and put them into the cluster
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER=$(CLUSTER) || exit; done
 
-push: ## build the four images with Docker and push them to REGISTRY
+sbom: ## list what each program is made of, in go-micro-*/sbom.cdx.json
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s sbom || exit; done
+
+push: ## build the four images for amd64 and arm64 and push them to REGISTRY, with their SBOMs
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s push IMAGE=$(REGISTRY)/$$s:$(TAG) || exit; done
 
 deploy: ## apply the manifests to the current kubectl context, with the images that push put into REGISTRY
@@ -68,4 +71,4 @@ clean: ## stop the clusters of this checkout, delete what was built here (the ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster
 
-.PHONY: help demo test lint vuln bench cluster-up cluster-down build load push deploy undeploy proto verify clean
+.PHONY: help demo test lint vuln bench cluster-up cluster-down build load sbom push deploy undeploy proto verify clean

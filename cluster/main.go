@@ -4,6 +4,7 @@
 //	go run -C cluster . up            build what is missing, start, print how to reach it
 //	go run -C cluster . status        what runs, since when, where its logs are
 //	go run -C cluster . load IMAGE=DIR ...   build DIR/Dockerfile, push it to the cluster's registry
+//	go run -C cluster . push IMAGE=DIR ...   the same for linux/amd64 and linux/arm64, each with its SBOM, to the registry IMAGE names
 //	go run -C cluster . kubectl ARG ...      the kubectl that belongs to the cluster
 //	go run -C cluster . node CMD ...  run CMD on the node: in its network, processes and mounts
 //	go run -C cluster . down          stop it and remove every trace
@@ -59,7 +60,7 @@ var internals = map[string]func(args []string) error{"keeper": keeper}
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command: use up, status, load, kubectl, node, down or build")
+		return errors.New("no command: use up, status, load, push, kubectl, node, down or build")
 	}
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
@@ -87,12 +88,14 @@ func run(args []string) error {
 		return c.status()
 	case "load":
 		return c.load(args)
+	case "push":
+		return push(args)
 	case "kubectl":
 		return c.kubectl(args)
 	case "node":
 		return c.node(args)
 	}
-	return fmt.Errorf("running %q: no such command; use up, status, load, kubectl, node, down or build", command)
+	return fmt.Errorf("running %q: no such command; use up, status, load, push, kubectl, node, down or build", command)
 }
 
 // cluster is one named cluster of this checkout.

@@ -53,6 +53,7 @@ func initProcess(args []string) error {
 		_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, lifeline.Fd(), syscall.F_SETFD, 0)
 		return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 	}
+	syscall.Umask(0o022) // not the caller's: what kubelet mounts is for users of pods to read
 	go func() {
 		_, _ = io.Copy(io.Discard, lifeline)
 		os.Exit(0)
@@ -358,7 +359,7 @@ func (cp *controlPlane) pushPause(ctx context.Context, program, registry string)
 	b, err := os.ReadFile(program)
 	if err == nil {
 		err = errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "pause"), b, 0o755),
-			os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nCMD [\"/pause\"]\n"), 0o644))
+			os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY --chmod=0755 pause /pause\nUSER 65535:65535\nCMD [\"/pause\"]\n"), 0o644))
 	}
 	if err != nil {
 		return err

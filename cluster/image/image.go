@@ -1,5 +1,5 @@
 // Package image makes OCI images from a service's own Dockerfile and pushes
-// them to the registry inside the cluster, without Docker and without network.
+// them, to the registry inside the cluster or to any other, without Docker.
 //
 // The Dockerfile stays the one truth: BuildKit's parser reads it here as it
 // does in docker build, so both make the same image of it, or this package
@@ -7,6 +7,7 @@
 //
 //	img, err := image.Build("go-micro-srv", v1.Platform{OS: "linux", Architecture: "amd64"})
 //	err = image.Push(ctx, img, "846602483/go-micro-srv:kubernetes", "127.0.0.1:5000")
+//	_, err = image.Publish(ctx, "docker.io/you/go-micro-srv:v1", []image.Variant{{img, sbom}, {another, itsSBOM}})
 //
 // What is honoured, in one stage that starts FROM scratch:
 //
@@ -24,8 +25,9 @@
 //
 // The same files give the same digest: entries are sorted, every time is 1970,
 // owners are 0:0 unless --chown says otherwise. File modes are the context's,
-// as with Docker, so a checkout under another umask is another image. A build
-// with another Go release may be one too: its gzip may compress differently.
+// as with Docker, so a checkout under another umask is another image unless
+// --chmod says them. A build with another Go release may be one too: its gzip
+// may compress differently.
 //
 // Two differences from Docker that nobody should meet: a wildcard without a
 // match is an error, and parent directories are 0755 whatever --chmod says.

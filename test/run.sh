@@ -31,7 +31,7 @@ go test -C third_party/etcd -race ./...
 step 'The cluster: starting, stopping, what it leaves (about 1 minute)'
 go test -C cluster -race ./...
 
-step 'End to end: the walk-through and the faults on a cluster of its own (about 6 minutes)'
+step 'End to end: the README, the walk-through and the faults on clusters of their own (about 7 minutes)'
 go test -race -count=1 -v -timeout 20m -tags e2e ./test/e2e
 
 step 'All passed'

@@ -61,7 +61,8 @@ var _ selector.Selector = (*Selector)(nil)
 
 // NewSelector returns a selector that reads a registry; micro.Registry or
 // selector.Registry give it another. With one that is not this package's it
-// works as well, but costs what that registry's GetService costs.
+// chooses as well, but costs what that registry's GetService costs, and sets no
+// node aside.
 func NewSelector(r registry.Registry, opts ...selector.Option) *Selector {
 	s := &Selector{}
 	s.state.Store(&selecting{options: selector.Options{Registry: r}})

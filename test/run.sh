@@ -40,7 +40,7 @@ go test -C third_party/etcd -race ./...
 step 'The cluster: starting, stopping, what it leaves; the images, from two checkouts (about 2 minutes)'
 go test -C cluster -race -count=1 ./...
 
-step 'End to end: the walk-through and the faults on a cluster of its own (about 6 minutes)'
+step 'End to end: the README, the walk-through and the faults on clusters of their own (about 7 minutes)'
 go test -race -count=1 -v -timeout 20m -tags e2e ./test/e2e
 
 step 'All passed'

@@ -1,16 +1,13 @@
-// Package docs checks that README.md and README_zh.md say the same, and say what
-// the files say.
-//
-// A block below a line that is one file's path in backquotes and a colon equals
-// lines of that file; `go test ./test/docs -update` copies whole files anew.
 package docs
 
 import (
 	"flag"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode"
@@ -20,64 +17,33 @@ var update = flag.Bool("update", false, "write the files' present text into the 
 
 const root = "../.."
 
-// block is one fenced block of a README.
-type block struct {
-	kind, text string
-	file       string // the file it shows, "" when none
-	line       int    // of its first line of text, from 0
-}
-
-var (
-	fence = regexp.MustCompile("^```(.*)$")
-	shows = regexp.MustCompile("^`([^`]+)`(（[^）]*）| \\([^)]*\\))?[:：]$")
-)
-
-func read(t *testing.T, name string) (lines []string) {
+func read(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(root, name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Split(string(b), "\n")
+	return string(b)
 }
 
-func blocks(t *testing.T, name string) (all []block) {
+func parse(t *testing.T, name string) (all []Block, prose []string) {
 	t.Helper()
-	lines := read(t, name)
-	above := ""
-	for i := 0; i < len(lines); i++ {
-		m := fence.FindStringSubmatch(lines[i])
-		if m == nil {
-			if strings.TrimSpace(lines[i]) != "" {
-				above = lines[i]
-			}
-			continue
-		}
-		b := block{kind: m[1], line: i + 1}
-		end := i + 1
-		for end < len(lines) && lines[end] != "```" {
-			end++
-		}
-		if end == len(lines) {
-			t.Fatalf("%s:%d: a block without end", name, i+1)
-		}
-		b.text = strings.Join(lines[i+1:end], "\n")
-		if f := shows.FindStringSubmatch(above); f != nil {
-			b.file = f[1]
-		}
-		all, i, above = append(all, b), end, ""
+	all, prose, err := Blocks(read(t, name))
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
 	}
-	return all
+	return all, prose
 }
 
 func TestBothLanguagesHaveTheSameBlocks(t *testing.T) {
-	en, zh := blocks(t, "README.md"), blocks(t, "README_zh.md")
+	en, _ := parse(t, "README.md")
+	zh, _ := parse(t, "README_zh.md")
 	for i := range max(len(en), len(zh)) {
 		if i >= len(en) || i >= len(zh) {
 			t.Fatalf("README.md has %d blocks, README_zh.md %d", len(en), len(zh))
 		}
-		if en[i].text != zh[i].text || en[i].kind != zh[i].kind || en[i].file != zh[i].file {
-			t.Errorf("block %d differs: README.md:%d and README_zh.md:%d", i+1, en[i].line, zh[i].line)
+		if en[i].Text != zh[i].Text || en[i].Kind != zh[i].Kind || en[i].File != zh[i].File {
+			t.Errorf("block %d differs: README.md:%d and README_zh.md:%d", i+1, en[i].Line, zh[i].Line)
 		}
 	}
 }
@@ -86,12 +52,9 @@ func TestBothLanguagesHaveTheSameHeadings(t *testing.T) {
 	heading := regexp.MustCompile(`^(#+) `)
 	var levels [2][]string
 	for i, name := range []string{"README.md", "README_zh.md"} {
-		in := false
-		for _, l := range read(t, name) {
-			if fence.MatchString(l) {
-				in = !in
-			}
-			if m := heading.FindStringSubmatch(l); m != nil && !in {
+		_, prose := parse(t, name)
+		for _, l := range prose {
+			if m := heading.FindStringSubmatch(l); m != nil {
 				levels[i] = append(levels[i], m[1])
 			}
 		}
@@ -103,27 +66,27 @@ func TestBothLanguagesHaveTheSameHeadings(t *testing.T) {
 
 func TestBlocksEqualTheirFiles(t *testing.T) {
 	for _, name := range []string{"README.md", "README_zh.md"} {
-		lines := read(t, name)
+		lines := strings.Split(read(t, name), "\n")
 		shown := 0
-		all := blocks(t, name)
+		all, _ := parse(t, name)
 		slices.Reverse(all) // so that -update keeps the line numbers above
 		for _, b := range all {
-			if b.file == "" {
+			if b.File == "" {
 				continue
 			}
 			shown++
-			text, err := os.ReadFile(filepath.Join(root, b.file))
+			text, err := os.ReadFile(filepath.Join(root, b.File))
 			if err != nil {
-				t.Errorf("%s:%d: %v", name, b.line, err)
+				t.Errorf("%s:%d: %v", name, b.Line, err)
 				continue
 			}
-			if strings.Contains("\n"+string(text)+"\n", "\n"+b.text+"\n") {
+			if strings.Contains("\n"+string(text)+"\n", "\n"+b.Text+"\n") {
 				continue
 			}
 			if whole := strings.Split(strings.TrimRight(string(text), "\n"), "\n"); *update {
-				lines = slices.Replace(lines, b.line, b.line+strings.Count(b.text, "\n")+1, whole...)
+				lines = slices.Replace(lines, b.Line, b.Line+strings.Count(b.Text, "\n")+1, whole...)
 			} else {
-				t.Errorf("%s:%d: the block is not in %s; go test ./test/docs -update copies the file", name, b.line, b.file)
+				t.Errorf("%s:%d: the block is not in %s; go test ./test/docs -update copies the file", name, b.Line, b.File)
 			}
 		}
 		if shown < 10 {
@@ -138,39 +101,77 @@ func TestBlocksEqualTheirFiles(t *testing.T) {
 }
 
 func TestCodeIsEnglish(t *testing.T) {
+	han := func(r rune) bool { return unicode.Is(unicode.Han, r) }
 	for _, name := range []string{"README.md", "README_zh.md"} {
-		for _, b := range blocks(t, name) {
-			if i := strings.IndexFunc(b.text, func(r rune) bool { return unicode.Is(unicode.Han, r) }); i >= 0 {
-				t.Errorf("%s:%d: a block holds Han characters", name, b.line)
+		all, _ := parse(t, name)
+		for _, b := range all {
+			if strings.ContainsFunc(b.Text, han) {
+				t.Errorf("%s:%d: a block holds Han characters", name, b.Line)
 			}
+		}
+	}
+	list := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard",
+		"*.go", "*.mod", "*.proto", "*.yaml", "*.yml", "*.sh", "*Dockerfile", "*Makefile", ".ci/*")
+	list.Dir = root
+	out, err := list.Output()
+	if err != nil {
+		t.Fatalf("listing the checkout's files: %v", err)
+	}
+	files := strings.Split(strings.TrimRight(string(out), "\x00"), "\x00")
+	if len(files) < 50 {
+		t.Errorf("%d files of code: is this test blind?", len(files))
+	}
+	for _, f := range files {
+		if b, err := os.ReadFile(filepath.Join(root, f)); err == nil && strings.ContainsFunc(string(b), han) { // err: deleted, not committed
+			t.Errorf("%s holds Han characters", f)
 		}
 	}
 }
 
-func TestLinksResolve(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
-	drop := regexp.MustCompile(`[^\p{L}\p{N}\- _]`)
-	for _, name := range []string{"README.md", "README_zh.md", "CONTRIBUTING.md", "SECURITY.md"} {
-		text := strings.Join(read(t, name), "\n")
-		anchors := map[string]bool{}
-		for _, m := range heading.FindAllStringSubmatch(text, -1) {
-			title := regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`).ReplaceAllString(m[1], "$1")
-			anchors["#"+strings.ReplaceAll(drop.ReplaceAllString(strings.ToLower(title), ""), " ", "-")] = true
+// anchors are what GitHub makes of a file's headings.
+func anchors(t *testing.T, name string) map[string]bool {
+	heading := regexp.MustCompile(`^#+ +(.+?) *$`)
+	link := regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`)
+	drop := regexp.MustCompile(`[^\p{L}\p{M}\p{N}\p{Pc}\- ]`)
+	all := map[string]bool{}
+	_, prose := parse(t, name) // a comment in a block is no heading
+	for _, line := range prose {
+		m := heading.FindStringSubmatch(line)
+		if m == nil {
+			continue
 		}
-		for _, m := range link.FindAllStringSubmatch(text, -1) {
-			target, _, _ := strings.Cut(m[1], "#")
-			switch {
-			case strings.HasPrefix(m[1], "http"):
-			case strings.HasPrefix(m[1], "#"):
-				if !anchors[m[1]] {
-					t.Errorf("%s: no heading for %q", name, m[1])
-				}
-			default:
-				if _, err := os.Stat(filepath.Join(root, target)); err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
+		a := strings.ReplaceAll(drop.ReplaceAllString(strings.ToLower(link.ReplaceAllString(m[1], "$1")), ""), " ", "-")
+		unique := a
+		for n := 1; all[unique]; n++ {
+			unique = a + "-" + strconv.Itoa(n)
+		}
+		all[unique] = true
+	}
+	return all
+}
+
+func TestLinksResolve(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)|(?:src|href|srcset)="([^"]+)"`)
+	for _, name := range []string{"README.md", "README_zh.md", "CONTRIBUTING.md", "SECURITY.md"} {
+		_, prose := parse(t, name)
+		inside := 0
+		for _, m := range link.FindAllStringSubmatch(strings.Join(prose, "\n"), -1) {
+			if strings.HasPrefix(m[1]+m[2], "https://") {
+				continue
 			}
+			file, anchor, has := strings.Cut(m[1]+m[2], "#")
+			if file == "" {
+				file = name
+				inside++
+			}
+			if _, err := os.Stat(filepath.Join(root, file)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			} else if has && !anchors(t, file)[anchor] {
+				t.Errorf("%s: no heading in %s for #%s", name, file, anchor)
+			}
+		}
+		if strings.HasPrefix(name, "README") && inside < 10 {
+			t.Errorf("%s has %d links to headings of its own: is this test blind?", name, inside)
 		}
 	}
 }

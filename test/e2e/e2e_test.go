@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/docs"
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -36,6 +37,8 @@ const (
 var (
 	root        = must(filepath.Abs("../.."))
 	clusterName = cmp.Or(os.Getenv("E2E_CLUSTER"), "e2e") // another name: a second run beside the first
+
+	environ, path = os.Environ(), os.Getenv("PATH") // before TestMain points them to the cluster
 )
 
 func must[T any](v T, err error) T {
@@ -202,8 +205,8 @@ func registration(p corev1.Pod, service string) (*registry.Service, error) {
 	return &s, nil
 }
 
-// TestDemo is the golden journey, on a cluster of its own beside this one: from
-// nothing, and again where all is there.
+// TestDemo is the golden journey, on a cluster of its own beside this one: what
+// README.md says, from `make demo` to its end, and `make demo` again where all is there.
 func TestDemo(t *testing.T) {
 	name := clusterName + "-demo"
 	t.Cleanup(func() {
@@ -211,16 +214,19 @@ func TestDemo(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for _, run := range []string{"from nothing", "again"} {
-		var out bytes.Buffer
-		if err := command(5*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {
-			t.Fatalf("%s: %v\n%s", run, err, out.String())
-		}
-		for _, want := range []string{"micro.mu/selector-go-micro-srv=service", `{"name":"go-micro-srv"`, "\nServer Hello XXX!\n",
-			"proxy/\ngo-micro-web-", "map[DB_HOST:map[192.168.0.1:] DB_NAME:map[MICRO:]", "export KUBECONFIG=", "make cluster-down"} {
-			if !strings.Contains(out.String(), want) {
-				t.Errorf("%s: make demo did not show %q:\n%s", run, want, out.String())
-			}
+	kubectl := filepath.Join(root, ".cluster", name, "bin") // its own, whichever this machine has
+	reader := docs.Reader{Checkout: root, Cluster: name, Environ: append(environ, "PATH="+kubectl+":"+path), Log: t.Logf}
+	if err := reader.Read("README.md"); err != nil {
+		t.Error(err)
+	}
+	var out bytes.Buffer
+	if err := command(5*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {
+		t.Fatalf("make demo again: %v\n%s", err, out.String())
+	}
+	for _, want := range []string{"micro.mu/selector-go-micro-srv=service", `{"name":"go-micro-srv"`, "\nServer Hello XXX!\n",
+		"proxy/\ngo-micro-web-", "map[DB_HOST:map[192.168.0.1:] DB_NAME:map[MICRO:]", "export KUBECONFIG=", "make cluster-down"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("make demo again did not show %q:\n%s", want, out.String())
 		}
 	}
 }

@@ -1,0 +1,107 @@
+package pod_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/registry"
+	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"github.com/micro/go-micro/v2/web"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
+)
+
+type Greeter struct{}
+
+func (Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {
+	response.Greeting = "Hello " + request.Name + "!"
+	return nil
+}
+
+// A gRPC service that calls others too.
+func ExampleLifecycle() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	service := micro.NewService(
+		micro.Name("greeter"),
+		micro.Server(grpcs.NewServer(server.Name("greeter"), server.Address(":9100"))),
+		micro.Client(grpcc.NewClient()),
+		micro.Registry(registry),                  // registers, and finds others
+		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two, passes over who fails
+		pod.Lifecycle(registry),                   // health, readiness, drain
+	)
+	service.Init()
+	if err := proto.RegisterGreeterHandler(service.Server(), new(Greeter)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if err := service.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func ExampleWebLifecycle() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	service := web.NewService(
+		web.Name("page"),
+		web.Address(":9200"),
+		web.Registry(registry),
+		pod.WebLifecycle(registry), // GET /healthz, GET /readyz, drain
+	)
+	service.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
+	if err := service.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// Behind a load balancer that takes 10 s to notice.
+func ExampleDrainWait() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	web.NewService(web.Registry(registry), pod.WebLifecycle(registry, pod.DrainWait(10*time.Second)))
+}
+
+// grpcurl -plaintext localhost:9100 list
+func ExampleReflection() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	micro.NewService(micro.Server(grpcs.NewServer()), micro.Registry(registry), pod.Lifecycle(registry), pod.Reflection(registry))
+}
+
+// The API server has 2 s for each answer, where it has 5 by default. Nothing is
+// asked yet: this works outside a cluster too.
+func ExampleNewRegistry() {
+	r := pod.NewRegistry(kubernetes.NewRegistry, registry.Timeout(2*time.Second))
+	defer r.Close()
+	fmt.Println(r, r.Options().Timeout)
+	// Output: kubernetes 2s
+}
+
+// A client does this; by hand it takes a Mark for each Next.
+func ExampleNewSelector() {
+	r := memory.NewRegistry() // in a pod: pod.NewRegistry(kubernetes.NewRegistry)
+	_ = r.Register(&registry.Service{Name: "greeter", Version: "latest", Nodes: []*registry.Node{{Id: "a", Address: "10.244.0.2:9100"}}})
+
+	s := pod.NewSelector(r)
+	next, err := s.Select("greeter", selector.WithFilter(selector.FilterVersion("latest")))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	node, err := next()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(node.Address)
+	s.Mark("greeter", node, nil) // how the call ended
+	// Output: 10.244.0.2:9100
+}

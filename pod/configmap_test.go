@@ -402,7 +402,10 @@ func TestNothingIsLeftOfALoopThatEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		n := 0
-		for range c.Follow(ctx) {
+		for _, err := range c.Follow(ctx) {
+			if err != nil {
+				t.Error(err)
+			}
 			n++
 			cancel()
 			s.data(map[string]string{"n": "2"})

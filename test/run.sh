@@ -32,7 +32,7 @@ for module in . cluster cluster/kube proto/gen test/tools third_party/etcd; do
 	go mod -C "$module" verify
 done
 
-step 'Unit tests, those of pod/ and the manifests against a real API server (about 3 minutes)'
+step 'Unit tests, those of pod/ and the manifests against a real API server (about 4 minutes)'
 go test -race ./...
 go test -C third_party/etcd -race ./...
 
@@ -40,7 +40,7 @@ go test -C third_party/etcd -race ./...
 step 'The cluster: starting, stopping, what it leaves; the images, from two checkouts (about 2 minutes)'
 go test -C cluster -race -count=1 ./...
 
-step 'End to end: the README, the walk-through and the faults on clusters of their own (about 7 minutes)'
-go test -race -count=1 -v -timeout 20m -tags e2e ./test/e2e
+step 'End to end: the README, the walk-through and the faults on clusters of their own (about 12 minutes)'
+go test -race -count=1 -v -timeout 40m -tags e2e ./test/e2e
 
 step 'All passed'

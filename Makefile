@@ -17,8 +17,11 @@ demo: ## start a Kubernetes, run the four services on it, show what the README s
 test: ## vet, unit tests, end-to-end tests on a cluster of their own
 	@test/run.sh
 
-bench: ## measure pod/ beside go-micro's plugin and selector, into test/bench/RESULTS.md (6 minutes)
+bench: ## measure pod/ beside go-micro's plugin and selector, into test/bench/RESULTS.md (7 minutes)
 	@go run ./test/bench
+
+screenshots: ## the pictures of the page in media/, taken anew (2 minutes)
+	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
 cluster-up: ## only the Kubernetes, without the services
 	@$(KUBE) up -name $(CLUSTER)
@@ -61,4 +64,4 @@ clean: ## stop the clusters of this checkout, delete what was built here (the ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster
 
-.PHONY: help demo test bench cluster-up cluster-down build load push deploy undeploy proto verify clean
+.PHONY: help demo test bench screenshots cluster-up cluster-down build load push deploy undeploy proto verify clean

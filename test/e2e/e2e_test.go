@@ -15,9 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -211,6 +213,7 @@ func TestDemo(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	var page string // where make demo says that it is
 	for _, run := range []string{"from nothing", "again"} {
 		var out bytes.Buffer
 		if err := command(5*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {
@@ -221,6 +224,17 @@ func TestDemo(t *testing.T) {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s: make demo did not show %q:\n%s", run, want, out.String())
 			}
+		}
+		was := page
+		if page = regexp.MustCompile(`http://127\.0\.0\.1:\d+/registry/`).FindString(out.String()); page == "" || was != "" && page != was {
+			t.Errorf("%s: the page is at %q, and was at %q", run, page, was)
+		}
+		rsp, err := http.Get(page)
+		if err != nil {
+			t.Fatalf("%s: %v", run, err)
+		}
+		if rsp.Body.Close(); rsp.StatusCode != http.StatusOK {
+			t.Errorf("%s: the page is %s", run, rsp.Status)
 		}
 	}
 }

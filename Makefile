@@ -24,8 +24,11 @@ lint: ## what golangci-lint finds, by .golangci.yml (the first time 3 minutes)
 vuln: ## what govulncheck finds; it asks vuln.go.dev, so it is not in make test
 	@test/vuln.sh
 
-bench: ## measure pod/ beside go-micro's plugin and selector, into test/bench/RESULTS.md (6 minutes)
+bench: ## measure pod/ beside go-micro's plugin and selector, into test/bench/RESULTS.md (7 minutes)
 	@go run ./test/bench
+
+screenshots: ## the pictures of the page in media/, taken anew (2 minutes)
+	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
 cluster-up: ## only the Kubernetes, without the services
 	@$(KUBE) up -name $(CLUSTER)
@@ -71,4 +74,4 @@ clean: ## stop the clusters of this checkout, delete what was built here (the ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster
 
-.PHONY: help demo test lint vuln bench cluster-up cluster-down build load sbom push deploy undeploy proto verify clean
+.PHONY: help demo test lint vuln bench screenshots cluster-up cluster-down build load sbom push deploy undeploy proto verify clean

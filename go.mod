@@ -19,6 +19,8 @@ replace github.com/imdario/mergo => github.com/imdario/mergo v0.3.8
 replace github.com/coreos/etcd => ./third_party/etcd
 
 require (
+	github.com/chromedp/cdproto v0.159.0
+	github.com/chromedp/chromedp v0.23.0
 	github.com/golang/protobuf v1.5.4
 	github.com/micro/go-micro/v2 v2.9.1
 	github.com/micro/go-plugins/config/source/configmap/v2 v2.3.0
@@ -53,6 +55,7 @@ require (
 	github.com/go-git/gcfg v1.5.1-0.20230307220236-3a3c6141e376 // indirect
 	github.com/go-git/go-billy/v5 v5.9.2 // indirect
 	github.com/go-git/go-git/v5 v5.19.3 // indirect
+	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
 	github.com/gogo/protobuf v1.3.2 // indirect
 	github.com/golang/groupcache v0.0.0-20241129210726-2c02b8208cf8 // indirect
 	github.com/google/go-cmp v0.7.0 // indirect

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -308,6 +309,63 @@ func TestClustersSideBySide(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the user's kubeconfig was touched: %v", err)
 	}
+	forwarded(t, one, two)
+}
+
+// forwarded reaches a Service of both clusters from the host, at one port and
+// another, whatever becomes of the Service, until the cluster ends.
+func forwarded(t *testing.T, one, two string) {
+	t.Helper()
+	service := filepath.Join(t.TempDir(), "service.yaml")
+	if err := os.WriteFile(service, []byte(`{apiVersion: v1, kind: List, items: [
+  {apiVersion: v1, kind: Service, metadata: {name: api}, spec: {ports: [{port: 19200, targetPort: 6443}]}},
+  {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: api, labels: {kubernetes.io/service-name: api}},
+    addressType: IPv4, ports: [{port: 6443}], endpoints: [{addresses: [10.10.0.1]}]}]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	create := func(root string) {
+		t.Helper()
+		if out, err := cli(t, root, "kubectl", "--", "create", "-f", service); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	answers := func(address string) bool { // the API server does not like plain HTTP, and says so
+		resp, err := http.Get("http://" + address)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil && resp.StatusCode == http.StatusBadRequest
+	}
+	var at []string
+	for _, root := range []string{one, two, one} {
+		out, err := cli(t, root, "forward", "default/api:19200")
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		at = append(at, strings.TrimSpace(out))
+	}
+	if at[0] != "127.0.0.1:19200" || at[1] == at[0] || at[2] != at[0] {
+		t.Errorf("forwarded to %q, want 127.0.0.1:19200, another and the first again", at)
+	}
+	create(one)
+	create(two)
+	for _, address := range at {
+		soon(t, 20*time.Second, "an answer at "+address, func() bool { return answers(address) })
+	}
+	if out, err := cli(t, one, "kubectl", "--", "delete", "-f", service); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	create(one) // at another address
+	soon(t, 40*time.Second, "an answer of the Service made anew", func() bool { return answers(at[0]) })
+	if out, err := cli(t, one, "down"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := net.Dial("tcp", at[0]); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after its cluster's end %s is: %v", at[0], err)
+	}
+	if !answers(at[1]) {
+		t.Error("the other cluster is not reached any more")
+	}
 }
 
 // A component that ends is started again, as a kubelet would do for a static pod.
@@ -330,7 +388,7 @@ func TestControlPlaneOnly(t *testing.T) {
 	if out, err := cli(t, root, "kubectl", "--", "create", "configmap", "mine", "--from-literal=a=b"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, args := range [][]string{{"load", "a=b"}, {"node", "true"}} {
+	for _, args := range [][]string{{"load", "a=b"}, {"node", "true"}, {"forward", "a/b:1"}} {
 		if out, err := cli(t, root, args...); err == nil || !strings.Contains(out, "no node") && !strings.Contains(out, "has none") {
 			t.Errorf("%s: %v: %s", args, err, out)
 		}
@@ -367,6 +425,7 @@ func TestMessages(t *testing.T) {
 		{[]string{"load", "a=b"}, "it does not run"},
 		{[]string{"kubectl", "version"}, "it does not run"},
 		{[]string{"node", "true"}, "it does not run"},
+		{[]string{"forward", "a/b:1"}, "it does not run"},
 		{[]string{"up", "-name", "../up"}, "want a plain word"},
 	} {
 		out, err := cli(t, root, c.args...)

@@ -99,15 +99,19 @@ done
 title 'The environment and the ConfigMap, as one map'
 show kubectl logs go-micro-config -n go-micro
 
+page=$(cube forward go-micro/go-micro-web:9200)
 title 'Look further'
 printf '\n  export KUBECONFIG=%s\n' "$KUBECONFIG"
 if [[ $(command -v kubectl) == "$PWD/.cluster/"* ]]; then
 	# shellcheck disable=SC2016 # for the reader's shell
 	printf '  export PATH=%s:$PATH   # kubectl\n' "$PWD/.cluster/$cluster/bin"
 fi
-cat <<'MORE'
+cat <<MORE
   kubectl get pods -n go-micro --show-labels
+
+See the registry in a browser, as it changes: http://$page/registry/
   kubectl scale deployment go-micro-srv -n go-micro --replicas=5
+  kubectl rollout restart deployment go-micro-srv -n go-micro
 
 Stop it, and leave nothing: make cluster-down
 MORE

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -83,11 +84,11 @@ func freeBytes(dir string) int64 {
 
 // keepNode starts the node and waits for its end.
 func (c *cluster) keepNode(ctx context.Context, s state, tell func(kind, text string), progress, lock *os.File) error {
-	api, apiFile, err := listen()
+	api, apiFile, err := listen("0")
 	if err != nil {
 		return err
 	}
-	registry, registryFile, err := listen()
+	registry, registryFile, err := listen("0")
 	if err != nil {
 		return err
 	}
@@ -152,13 +153,74 @@ func (c *cluster) keepNode(ctx context.Context, s state, tell func(kind, text st
 	return nil
 }
 
-func listen() (net.Listener, *os.File, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func listen(port string) (net.Listener, *os.File, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {
 		return nil, nil, err
 	}
 	f, err := l.(*net.TCPListener).File()
 	return l, f, err
+}
+
+// forward makes a Service's port reachable on the host's loopback until the
+// cluster ends, at the same number if that is free, and prints where. Asked
+// again it prints the same. Only the listener is the host's: the node manager
+// gets it and dials the Service, for each connection anew, from inside.
+func (c *cluster) forward(args []string) error {
+	s, err := c.running()
+	if err != nil {
+		return err
+	}
+	if s.Node == 0 {
+		return fmt.Errorf("forwarding to cluster %q: it has no node", c.name)
+	}
+	want := regexp.MustCompile(`^[a-z0-9-]+/[a-z0-9-]+:([0-9]+)$`)
+	if len(args) != 1 || !want.MatchString(args[0]) {
+		return fmt.Errorf("forwarding %q: want NAMESPACE/SERVICE:PORT, such as go-micro/go-micro-web:9200", args)
+	}
+	l, f, err := listen(want.FindStringSubmatch(args[0])[1])
+	if err != nil {
+		l, f, err = listen("0")
+	}
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	defer f.Close()
+	socket, done, err := c.forwards()
+	if err != nil {
+		return err
+	}
+	defer done()
+	conn, err := net.DialUnix("unix", nil, socket)
+	if err != nil {
+		return fmt.Errorf("forwarding %q: %w; was cluster %q started by an older checkout? `make cluster-down`, then start it again", args[0], err, c.name)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, _, err := conn.WriteMsgUnix([]byte(args[0]), syscall.UnixRights(int(f.Fd())), nil); err != nil {
+		return fmt.Errorf("forwarding %q: %w", args[0], err)
+	}
+	address, err := io.ReadAll(conn)
+	if err == nil && len(address) == 0 {
+		err = errors.New("the node manager has refused it")
+	}
+	if err != nil {
+		return fmt.Errorf("forwarding %q: %w; see %s", args[0], err, c.path("log", "keeper.log"))
+	}
+	fmt.Println(string(address))
+	return nil
+}
+
+// forwards is the socket on which the node manager takes listeners: host and node
+// share the cluster's directory, not the network. It is named by way of the open
+// directory, as a socket's path is 107 bytes at most.
+func (c *cluster) forwards() (socket *net.UnixAddr, done func(), err error) {
+	dir, err := os.Open(c.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/forwards", dir.Fd())}, func() { dir.Close() }, nil
 }
 
 // ---- user namespace ----

@@ -6,6 +6,7 @@
 //	go run -C cluster . load IMAGE=DIR ...   build DIR/Dockerfile, push it to the cluster's registry
 //	go run -C cluster . push IMAGE=DIR ...   the same for linux/amd64 and linux/arm64, each with its SBOM, to the registry IMAGE names
 //	go run -C cluster . kubectl ARG ...      the kubectl that belongs to the cluster
+//	go run -C cluster . forward NAMESPACE/SERVICE:PORT   reach a Service from this machine, as long as the cluster runs
 //	go run -C cluster . node CMD ...  run CMD on the node: in its network, processes and mounts
 //	go run -C cluster . down          stop it and remove every trace
 //	go run -C cluster . build         only build and fetch what up needs
@@ -17,7 +18,8 @@
 // containerd and runc. All data lives in memory and all logs in .cluster/NAME/log;
 // what the node does to firewall, interfaces, mounts or sysctls goes with it.
 // Host and node meet in two ports on the host's loopback: the API server and an
-// OCI registry that answers for every image name, docker.io's among them.
+// OCI registry that answers for every image name, docker.io's among them; and in
+// those that forward adds.
 //
 // Every command takes -name: clusters with different names do not see each
 // other. No command touches ~/.kube.
@@ -60,7 +62,7 @@ var internals = map[string]func(args []string) error{"keeper": keeper}
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command: use up, status, load, push, kubectl, node, down or build")
+		return errors.New("no command: use up, status, load, push, kubectl, forward, node, down or build")
 	}
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
@@ -92,10 +94,12 @@ func run(args []string) error {
 		return push(args)
 	case "kubectl":
 		return c.kubectl(args)
+	case "forward":
+		return c.forward(args)
 	case "node":
 		return c.node(args)
 	}
-	return fmt.Errorf("running %q: no such command; use up, status, load, push, kubectl, node, down or build", command)
+	return fmt.Errorf("running %q: no such command; use up, status, load, push, kubectl, forward, node, down or build", command)
 }
 
 // cluster is one named cluster of this checkout.

@@ -224,6 +224,16 @@ func nodeManager(args []string) (err error) {
 		go func() { _ = (&http.Server{Handler: store, ReadHeaderTimeout: 10 * time.Second}).Serve(l) }()
 	}
 	go forward(apiListener, fmt.Sprintf("%s:%d", nodeIP, apiPort))
+	socket, done, err := c.forwards()
+	if err != nil {
+		return err
+	}
+	asked, err := net.ListenUnix("unix", socket)
+	if err != nil {
+		return err
+	}
+	done()
+	go takeForwards(asked)
 
 	p := newProcesses(c.path("log"), []string{"PATH=" + nodePath(s.Tools), "HOME=/var/lib", "TMPDIR=/run/tmp"})
 	defer p.stop()
@@ -329,6 +339,59 @@ func network() error {
 		os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 }
 
+// takeForwards takes the listeners that the command forward sends, each with the
+// Service that it is for, and says where that is reached: at an earlier one, if
+// there is one.
+func takeForwards(asked *net.UnixListener) {
+	open := map[string]string{} // Service -> address on the host
+	take := func(conn *net.UnixConn) error {
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		text, rights := make([]byte, 512), make([]byte, syscall.CmsgSpace(4))
+		n, m, _, _, err := conn.ReadMsgUnix(text, rights)
+		if err != nil {
+			return err
+		}
+		messages, err := syscall.ParseSocketControlMessage(rights[:m])
+		if err != nil || len(messages) != 1 {
+			return fmt.Errorf("%d messages of control, %w", len(messages), err)
+		}
+		fds, err := syscall.ParseUnixRights(&messages[0])
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fds[0]), "listener")
+		defer f.Close()
+		service := string(text[:n])
+		if open[service] == "" {
+			l, err := net.FileListener(f)
+			if err != nil {
+				return err
+			}
+			open[service] = l.Addr().String()
+			namespace, rest, _ := strings.Cut(service, "/")
+			name, port, _ := strings.Cut(rest, ":")
+			go forward(l, fmt.Sprintf("%s.%s.svc.cluster.local.:%s", name, namespace, port))
+		}
+		_, err = io.WriteString(conn, open[service])
+		return err
+	}
+	for {
+		conn, err := asked.AcceptUnix()
+		if err != nil {
+			return
+		}
+		if err := take(conn); err != nil {
+			fmt.Printf("%s taking a listener: %v\n", time.Now().Format(time.RFC3339), err)
+		}
+	}
+}
+
+// inside dials from the node, and knows the names of Services.
+var inside = net.Dialer{Timeout: 5 * time.Second, Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, network, nodeIP+":53")
+}}}
+
 // forward carries connections accepted on the host's loopback to an address of
 // the node: the listener still belongs to the host's network namespace.
 func forward(l net.Listener, address string) {
@@ -339,8 +402,9 @@ func forward(l net.Listener, address string) {
 		}
 		go func() {
 			defer client.Close()
-			server, err := net.DialTimeout("tcp", address, 5*time.Second)
+			server, err := inside.Dial("tcp", address)
 			if err != nil {
+				fmt.Printf("%s forwarding: %v\n", time.Now().Format(time.RFC3339), err)
 				return
 			}
 			defer server.Close()

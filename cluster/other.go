@@ -27,6 +27,8 @@ func sweep(*cluster) {}
 
 func (c *cluster) node([]string) error { return preflight(false) }
 
+func (c *cluster) forward([]string) error { return preflight(false) }
+
 func (c *cluster) keepNode(context.Context, state, func(kind, text string), *os.File, *os.File) error {
 	return preflight(false)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,6 +105,17 @@ func TestOrdinaryUser(t *testing.T) {
 	if out, err := cli(t, root, "kubectl", "--", "logs", "pause"); err != nil {
 		t.Errorf("logs: %v: %s", err, out)
 	}
+	address, err := asOrdinaryUser(t, root, launch(root, "forward", "default/kubernetes:443")).Output()
+	if err != nil {
+		t.Fatalf("forward: %v: %s", err, address)
+	}
+	soon(t, 20*time.Second, "the API server by its Service", func() bool {
+		resp, err := http.Get("http://" + strings.TrimSpace(string(address)))
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil && resp.StatusCode == http.StatusBadRequest // it wants TLS
+	})
 	if err := syscall.Kill(s.Keeper, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

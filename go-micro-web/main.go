@@ -1,8 +1,9 @@
-// Command go-micro-web answers every HTTP request with the name of the pod that serves it, and
-// registers itself with the Kubernetes API server as go-micro-web.
+// Command go-micro-web answers every HTTP request with the name of the pod that serves it, but for
+// /registry/, where it shows the registry live (page.go). It registers itself with the Kubernetes API
+// server as go-micro-web.
 //
-// It listens on port 9200. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to patch
-// pods, and needs POD_NAME, from its manifest, and what Kubernetes gives every pod: HOSTNAME, which it
+// It listens on port 9200. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to list, watch
+// and patch pods, and needs POD_NAME, from its manifest, and what Kubernetes gives every pod: HOSTNAME, which it
 // answers, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
 package main
 
@@ -37,6 +38,7 @@ func run() error {
 		pod.WebLifecycle(registry)) // health, readiness, drain
 
 	service.HandleFunc("/", podName)
+	service.Handle("/registry/", newPage(registry)) // for people: who is registered, live
 
 	if err := service.Init(); err != nil {
 		return fmt.Errorf("reading flags: %w", err)

@@ -232,14 +232,18 @@ func (sink) ListKeys() []string                 { return nil }
 func (sink) Get(any) (any, bool, error)         { return nil, false, nil }
 func (sink) GetByKey(string) (any, bool, error) { return nil, false, nil }
 
-// news logs how a try to follow ended, when the one before it ended otherwise.
-func news(who, what string, before, err error) {
+// news logs how a try to follow ended, when the one before it ended otherwise,
+// and says whether it did.
+func news(who, what string, before, err error) bool {
 	switch {
 	case err == nil && before != nil:
 		logger.Infof("%s Following %s again", who, what)
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		logger.Warnf("%s Following %s: %v; trying on", who, what, err)
+	default:
+		return false
 	}
+	return true
 }
 
 // explain says what was refused and what to do about it.

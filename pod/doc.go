@@ -60,6 +60,7 @@
 // k8s/pod-rbac.yaml grants:
 //
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
+//	list, watch   Observe: the pods of all services, while somebody observes
 //	list, watch   Register: the own pod, to notice that a mark was taken away,
 //	              and how long the pod may take to stop
 //	patch         Register, Deregister: the own pod's labels and annotation,

@@ -46,6 +46,7 @@ type node struct {
 	registry.Node                   // what callers get; nobody writes to it
 	service       *registry.Service // without nodes; shared by all nodes of one version
 	pod           string
+	mark          string // the annotation that it comes from
 
 	outstanding atomic.Int64 // calls under way
 	since       atomic.Int64 // when it last answered, or became busy; by clock, as all times here
@@ -111,6 +112,9 @@ type follower struct {
 	seen     func(*corev1.Pod)
 	ended    sync.WaitGroup
 	stopping context.CancelFunc
+	changed  broadcast // for who observes
+
+	remembers bool // what has deregistered, until its pod is gone
 
 	mu       sync.Mutex
 	pods     map[string]*entry // by name
@@ -122,10 +126,13 @@ type follower struct {
 // entry is what a follower knows of one pod.
 type entry struct {
 	uid     types.UID
+	created time.Time
 	nodes   []*node
+	left    []*node           // deregistered, if the follower remembers
 	raw     map[string]uint64 // hash of each annotation the nodes come from
 	ready   bool
 	unseen  bool              // not ready only because its node was not heard from
+	going   bool              // asked to
 	refused map[string]uint64 // annotations that do not decode: said once
 }
 
@@ -158,6 +165,7 @@ func (f *follower) stop() {
 	for w := range f.watchers {
 		w.end()
 	}
+	f.changed.send()
 }
 
 func (f *follower) alive() bool { return !f.stopped.Load() }
@@ -185,8 +193,11 @@ func (f *follower) tried(ctx context.Context, err error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	news("Registry [kubernetes]", f.what(), f.err, err)
+	before := f.err
 	f.err = err
+	if news("Registry [kubernetes]", f.what(), before, err) {
+		f.changed.send()
+	}
 }
 
 func (f *follower) what() string {
@@ -224,7 +235,7 @@ func (f *follower) wait(limit time.Duration) (*view, error) {
 // reduced is a pod without what nobody here reads.
 func reduced(p *corev1.Pod) *corev1.Pod {
 	r := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
-		DeletionTimestamp: p.DeletionTimestamp, DeletionGracePeriodSeconds: p.DeletionGracePeriodSeconds, Annotations: map[string]string{}, Labels: p.Labels}}
+		CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp, DeletionGracePeriodSeconds: p.DeletionGracePeriodSeconds, Annotations: map[string]string{}, Labels: p.Labels}}
 	for k, v := range p.Annotations {
 		if strings.HasPrefix(k, annotationPrefix) {
 			r.Annotations[k] = v
@@ -337,12 +348,16 @@ func (f *follower) put(p *corev1.Pod) (changed bool) {
 		e, changed = nil, true
 	}
 	if e == nil {
-		e = &entry{uid: p.UID, raw: map[string]uint64{}, refused: map[string]uint64{}}
+		e = &entry{uid: p.UID, created: p.CreationTimestamp.Time, raw: map[string]uint64{}, refused: map[string]uint64{}}
 		f.pods[p.Name] = e
 	}
 	raw := map[string]uint64{}
 	for k, v := range p.Annotations {
-		if strings.HasPrefix(k, annotationPrefix) && (f.wanted == "" || k == annotationPrefix+labelName(f.wanted)) {
+		of, ok := strings.CutPrefix(k, annotationPrefix)
+		if !ok || f.wanted != "" && of != labelName(f.wanted) {
+			continue
+		}
+		if !f.remembers || p.Labels[selectorPrefix+of] == typeValue { // without the label nobody finds it
 			raw[k] = maphash.String(seed, v)
 		}
 	}
@@ -359,20 +374,24 @@ func (f *follower) put(p *corev1.Pod) (changed bool) {
 				continue
 			}
 			if f.wanted == "" || s.Name == f.wanted {
-				e.nodes = append(e.nodes, f.nodes(p, s)...)
+				e.nodes = append(e.nodes, f.nodes(p, k, s)...)
 			}
+		}
+		if f.remembers {
+			was = e.remember(was)
 		}
 		f.release(was)
 		changed = true
 	}
-	if ready, unseen := answers(p), unseen(p); ready != e.ready || unseen != e.unseen {
-		e.ready, e.unseen, changed = ready, unseen, true
+	if ready, unseen, going := answers(p), unseen(p), p.DeletionTimestamp != nil; ready != e.ready || unseen != e.unseen || going != e.going {
+		e.ready, e.unseen, e.going, changed = ready, unseen, going, true
 	}
 	return changed
 }
 
 func (f *follower) drop(name string) {
 	f.release(f.pods[name].nodes)
+	f.release(f.pods[name].left)
 	delete(f.pods, name)
 }
 
@@ -392,7 +411,7 @@ func decode(b []byte) (*registry.Service, error) {
 }
 
 // nodes makes a pod's nodes; what all replicas of a version say alike is kept once.
-func (f *follower) nodes(p *corev1.Pod, s *registry.Service) (all []*node) {
+func (f *follower) nodes(p *corev1.Pod, mark string, s *registry.Service) (all []*node) {
 	of := s.Nodes
 	s.Nodes = nil
 	b, _ := json.Marshal(s)
@@ -404,7 +423,7 @@ func (f *follower) nodes(p *corev1.Pod, s *registry.Service) (all []*node) {
 	}
 	for _, n := range of {
 		common.used++
-		k := &node{Node: *n, service: common.service, pod: p.Name}
+		k := &node{Node: *n, service: common.service, pod: p.Name, mark: mark}
 		f.given.Store(&k.Node, k)
 		all = append(all, k)
 	}
@@ -445,4 +464,5 @@ func (f *follower) publish() {
 	for w := range f.watchers {
 		w.wake()
 	}
+	f.changed.send()
 }

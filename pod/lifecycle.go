@@ -87,8 +87,9 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 type lifecycle struct {
 	registry *Registry
 	wait     time.Duration
-	name     string // the service's
-	foreign  bool   // the service uses another registry
+	name     string        // the service's
+	foreign  bool          // the service uses another registry
+	begun    chan struct{} // closed when the process is told to stop
 	ended    chan struct{}
 
 	mu       sync.Mutex
@@ -101,7 +102,7 @@ type lifecycle struct {
 }
 
 func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
-	l := &lifecycle{registry: r, wait: drainWait, ended: make(chan struct{})}
+	l := &lifecycle{registry: r, wait: drainWait, begun: make(chan struct{}), ended: make(chan struct{})}
 	for _, o := range opts {
 		o(l)
 	}
@@ -148,6 +149,7 @@ func (l *lifecycle) begin() {
 	l.signals = make(chan os.Signal, 1)
 	l.mu.Unlock()
 	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // the second one: go-micro has taken the first
+	close(l.begun)
 	l.registry.changed.send()
 
 	until := begin.Add(l.wait)

@@ -134,9 +134,13 @@ func (s *space) web(env environment, wait time.Duration, opts ...web.Option) *li
 			panic("what only the log may say")
 		}
 		_, _ = io.WriteString(w, "first half, ")
-		if r.URL.Path == "/slow" {
+		switch r.URL.Path {
+		case "/slow":
 			w.(http.Flusher).Flush()
 			l.slow()
+		case "/endless":
+			w.(http.Flusher).Flush()
+			<-Draining(r.Context())
 		}
 		_, _ = io.WriteString(w, "second half")
 	})
@@ -501,6 +505,28 @@ func TestDrain(t *testing.T) {
 				t.Errorf("Run returned %v", err)
 			}
 		})
+	}
+}
+
+func TestDrainEndsWhatHasNoEnd(t *testing.T) {
+	if Draining(context.Background()) != nil {
+		t.Error("of no request it is not nil")
+	}
+	s := newSpace(t)
+	s.pod("a")
+	l := s.web(s.inside("a"), 500*time.Millisecond)
+	rsp, err := fresh(t).Get("http://" + l.address + "/endless")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rsp.Body.Close()
+	begin := time.Now()
+	l.stop()
+	if body, err := io.ReadAll(rsp.Body); err != nil || string(body) != "first half, second half" || time.Since(begin) > 400*time.Millisecond {
+		t.Errorf("it ends after %s with %q, %v", time.Since(begin), body, err)
+	}
+	if err, took := l.end(5 * time.Second); err != nil || took > 2*time.Second {
+		t.Errorf("Run returned %v after %s", err, took)
 	}
 }
 

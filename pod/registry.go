@@ -34,6 +34,8 @@ type Registry struct {
 	followers map[string]*follower // by service, "" for all
 	said      map[string]string    // what each service declared, as JSON
 	names     map[string]bool      // of services and handlers ever declared
+	observed  *follower            // of all services, while somebody observes
+	observers int
 
 	// With a lifecycle:
 	background bool      // nobody waits for the API server's word: readiness tells
@@ -140,8 +142,11 @@ func (r *Registry) Close() error {
 
 // detach forgets the connection and returns what ends its goroutines. r.mu is held.
 func (r *Registry) detach() (release func()) {
-	a, w, followers := r.api, r.writer, r.followers
-	r.api, r.writer, r.followers, r.said = nil, nil, map[string]*follower{}, map[string]string{}
+	a, w, followers := r.api, r.writer, slices.Collect(maps.Values(r.followers))
+	if r.observed != nil {
+		followers = append(followers, r.observed)
+	}
+	r.api, r.writer, r.followers, r.said, r.observed, r.observers = nil, nil, map[string]*follower{}, map[string]string{}, nil, 0
 	return func() {
 		if w != nil {
 			w.stop()

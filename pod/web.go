@@ -23,7 +23,8 @@ const maxBody = 1 << 20 // of a request to a web service
 //
 // Stop: while it takes calls from who has not noticed, each response asks its
 // client to connect anew, elsewhere; then http.Server.Shutdown waits for the
-// requests that run. Hijacked connections, such as WebSockets, are not waited for.
+// requests that run. Hijacked connections, such as WebSockets, are not waited for;
+// a response without an end of its own is to end by Draining.
 //
 // Limits, where web.Server gives no server of its own: a request's header may take
 // 5 s and 16 KiB (431), its body 1 MiB (413); no limit in time for the body and
@@ -81,6 +82,14 @@ type webLife struct {
 func (w *webLife) serve(l net.Listener, h http.Handler) {
 	defer close(w.served)
 	w.server.Handler = w.handler(h)
+	base := w.server.BaseContext
+	w.server.BaseContext = func(l net.Listener) context.Context {
+		ctx := context.Background()
+		if base != nil {
+			ctx = base(l)
+		}
+		return context.WithValue(ctx, drainingKey{}, w.begun)
+	}
 	err := w.server.Serve(l)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -88,6 +97,17 @@ func (w *webLife) serve(l net.Listener, h http.Handler) {
 		w.failed = fmt.Errorf("serving on %s: %w", l.Addr(), err)
 		w.cancel() // Run returns it
 	}
+}
+
+type drainingKey struct{}
+
+// Draining is closed when the service is told to stop, given the context of a
+// request to a service with WebLifecycle; of any other it is nil, which never is
+// ready. Who sends without end, such as server-sent events, ends then: the stop
+// waits for requests that run, for as long as the pod's grace period allows.
+func Draining(ctx context.Context) <-chan struct{} {
+	begun, _ := ctx.Value(drainingKey{}).(chan struct{})
+	return begun
 }
 
 // handler answers the probes and sends the rest on.

@@ -78,7 +78,9 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		w.ended.Go(func() { w.run(ctx) })
 	}
 	w.declared[service] = m
-	delete(w.failed, service)
+	if limit > 0 { // only the outcome of a new try is told to who waits; else the last stands until then
+		delete(w.failed, service)
+	}
 	w.changed()
 	if w.carried != nil && w.carried.lacks(m) == nil {
 		w.mu.Unlock()

@@ -12,6 +12,16 @@ if [[ -n $unformatted ]]; then
 	exit 1
 fi
 
+step 'A browser, for the page of go-micro-web'
+if ! command -v chromium google-chrome chromium-browser; then
+	if ((EUID)) || ! command -v apt-get >/dev/null; then
+		echo 'looking for a browser: neither chromium nor google-chrome is in PATH; install one, on Debian `apt-get install chromium`' >&2
+		exit 1
+	fi
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium
+fi
+
 step 'Vet'
 for module in . cluster proto/gen third_party/etcd; do
 	go vet -C "$module" ./...
@@ -40,7 +50,7 @@ go test -C third_party/etcd -race ./...
 step 'The cluster: starting, stopping, what it leaves; the images, from two checkouts (about 2 minutes)'
 go test -C cluster -race -count=1 ./...
 
-step 'End to end: the README, the walk-through and the faults on clusters of their own (about 12 minutes)'
+step 'End to end: the README, the walk-through, the faults and the page on clusters of their own (about 14 minutes)'
 go test -race -count=1 -v -timeout 40m -tags e2e ./test/e2e
 
 step 'All passed'

@@ -39,8 +39,9 @@ var volatile = []struct{ what, by string }{
 	{`\b(go-micro-[a-z-]+)-[0-9a-z]{8,10}-[0-9a-z]{5}\b`, "$1-HASH-POD"},
 	{`pod-template-hash=[0-9a-z]{8,10}`, "pod-template-hash=HASH"},
 	{`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1,12}`, "UUID"}, // describe cuts it off
-	{`\b10\.(96|244)\.\d+\.\d+\b`, "IP"},                                       // of a Service, of a pod
-	{`\bgo:map\[.*?( home:|$)`, "go:map[SERVICES$1"},                           // which of two colliding variables wins
+	{`\b127\.0\.0\.1:\d+`, "LOOPBACK"},
+	{`\b10\.(96|244)\.\d+\.\d+\b`, "IP"},             // of a Service, of a pod
+	{`\bgo:map\[.*?( home:|$)`, "go:map[SERVICES$1"}, // which of two colliding variables wins
 	{`\bkubernetes:map\[.*?( path:|$)`, "kubernetes:map[SERVICES$1"},
 	{` deleted from [\w-]+ namespace$`, " deleted"}, // newer kubectls say so
 	{` {2,}`, "  "}, // a column is as wide as its longest name

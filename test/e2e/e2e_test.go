@@ -15,9 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -228,6 +230,14 @@ func TestDemo(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("make demo again did not show %q:\n%s", want, out.String())
 		}
+	}
+	page := regexp.MustCompile(`http://127\.0\.0\.1:\d+/registry/`).FindString(out.String())
+	rsp, err := http.Get(page)
+	if err != nil {
+		t.Fatalf("the page, at %q: %v", page, err)
+	}
+	if rsp.Body.Close(); rsp.StatusCode != http.StatusOK {
+		t.Errorf("the page, at %q, is %s", page, rsp.Status)
 	}
 }
 

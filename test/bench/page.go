@@ -1,0 +1,209 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// audience is who looks at go-micro-web's page at once, and what there is to see.
+const audience, churning = 500, 200
+
+// page measures go-micro-web's page: the program itself, with its audience on
+// loopback, while its pods change one after the other.
+func page(k *kube, n sizes, t *table) error {
+	progress("go-micro-web's page: %d readers, %d pods that change (%s)", audience, churning, n.Watched)
+	if err := k.move("page"); err != nil {
+		return err
+	}
+	if _, err := k.fill("page", "web", 1, "", "", true); err != nil {
+		return err
+	}
+	names, err := k.fill("page", "pod", churning, "greeter", "10.0.0.1:9100", true)
+	if err != nil {
+		return err
+	}
+	if _, err := k.fill("page", "a-mark", 1, "a-mark", "0.0.0.0:1", true); err != nil { // the first service of each view
+		return err
+	}
+	web, address, err := startWeb(n.Root)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = web.Process.Kill(); _ = web.Wait() }()
+	time.Sleep(settle)
+	memory := []string{resident(web.Process.Pid)}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	var seen sightings
+	failed := make(chan error, audience+1)
+	for range audience {
+		readers.Go(func() {
+			if err := seen.read(ctx, "http://"+address+"/registry/events"); ctx.Err() == nil {
+				failed <- fmt.Errorf("reading events: %w", err)
+			}
+		})
+	}
+	readers.Go(func() { // 40 changes a second
+		for is := false; ctx.Err() == nil; is = !is {
+			for _, name := range names {
+				if err := k.setStatus("page", name, is); err != nil && ctx.Err() == nil {
+					failed <- err
+					return
+				}
+				select {
+				case <-time.After(25 * time.Millisecond):
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	})
+	var took []time.Duration
+	for i, end := 1, time.Now().Add(n.Watched); time.Now().Before(end); i++ {
+		sent := time.Now()
+		if err := k.do("PATCH", pods("page")+"a-mark-0", object{"metadata": marks("a-mark-0", "a-mark", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
+			return err
+		}
+		last := seen.wait(i)
+		select {
+		case at := <-last:
+			if i > 3 { // until all are there
+				took = append(took, at.Sub(sent))
+			}
+		case err := <-failed:
+			return err
+		case <-time.After(30 * time.Second):
+			return fmt.Errorf("waiting for mark %d at all of %d readers: not within 30 s", i, audience)
+		}
+		time.Sleep(rand.N(200 * time.Millisecond)) // no step that the page's rests could fall into
+	}
+	memory = append(memory, resident(web.Process.Pid))
+	cancel()
+	readers.Wait()
+	time.Sleep(12 * time.Second) // it goes on for 10 s
+	memory = append(memory, resident(web.Process.Pid))
+	t.row(fmt.Sprintf("page: a change until the last of %d live readers has it, while %d pods change 40 times a second", audience, churning), "", spread(took))
+	t.row("go-micro-web's memory: without readers / with them / 12 s after them", "", strings.Join(memory, " / "))
+	return nil
+}
+
+// startWeb builds and starts go-micro-web as the pod web-0.
+func startWeb(root string) (*exec.Cmd, string, error) {
+	program := filepath.Join(os.TempDir(), fmt.Sprintf("bench-web-%d", os.Getpid()))
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./go-micro-web")
+	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, "", fmt.Errorf("building go-micro-web: %w: %s", err, out)
+	}
+	defer os.Remove(program)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, "", err
+	}
+	address := l.Addr().String()
+	l.Close()
+	web := exec.Command(program)
+	web.Env = append(os.Environ(), "POD_NAME=web-0", "HOSTNAME=web-0", "MICRO_SERVER_ADDRESS="+address)
+	web.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	web.Stderr = os.Stderr
+	if err := web.Start(); err != nil {
+		return nil, "", err
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		rsp, err := http.Get("http://" + address + "/readyz")
+		if err == nil {
+			rsp.Body.Close()
+			if rsp.StatusCode == http.StatusOK {
+				return web, address, nil
+			}
+		}
+		if time.Now().After(end) {
+			_ = web.Process.Kill()
+			_ = web.Wait()
+			return nil, "", errors.Join(errors.New("starting go-micro-web: it is not ready after 10 s"), err)
+		}
+	}
+}
+
+// resident is the memory of a process that is not files.
+func resident(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(b), "RssAnon:")
+	kilobytes, _ := strconv.Atoi(strings.Fields(rest + " 0")[0])
+	return fmt.Sprintf("%.0f MiB", float64(kilobytes)/1024)
+}
+
+// sightings counts who has seen which port of the pod a-mark.
+type sightings struct {
+	mu      sync.Mutex
+	wanted  int
+	missing int
+	last    chan time.Time
+}
+
+// wait returns when the last of all had seen a mark, or a later one.
+func (m *sightings) wait(mark int) <-chan time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.wanted, m.missing, m.last = mark, audience, make(chan time.Time, 1)
+	return m.last
+}
+
+func (m *sightings) read(ctx context.Context, url string) error {
+	r, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	if err != nil {
+		return err
+	}
+	rsp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	defer rsp.Body.Close()
+	if rsp.StatusCode != http.StatusOK {
+		return errors.New(rsp.Status)
+	}
+	counted := 0
+	for events := bufio.NewReaderSize(rsp.Body, 4<<10); ; {
+		line, err := events.ReadSlice('\n') // of a view only its first bytes: the rest is read past
+		head := bytes.Clone(line[:min(len(line), 1<<10)])
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = events.ReadSlice('\n')
+		}
+		if err != nil {
+			return err
+		}
+		_, rest, ok := bytes.Cut(head, []byte("0.0.0.0:"))
+		if !ok {
+			continue
+		}
+		port, _, _ := bytes.Cut(rest, []byte(`"`))
+		mark, _ := strconv.Atoi(string(port))
+		m.mu.Lock()
+		if mark >= m.wanted && m.wanted > counted {
+			counted = m.wanted
+			if m.missing--; m.missing == 0 {
+				m.last <- time.Now()
+			}
+		}
+		m.mu.Unlock()
+	}
+}

@@ -19,7 +19,7 @@ test: ## vet, unit tests, end-to-end tests on a cluster of their own
 	@test/run.sh
 
 lint: ## what golangci-lint finds, by .golangci.yml (the first time 3 minutes)
-	@for m in . cluster proto/gen third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
+	@for m in . cluster proto/gen test/psa third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
 
 vuln: ## what govulncheck finds; it asks vuln.go.dev, so it is not in make test
 	@test/vuln.sh

@@ -23,7 +23,7 @@ if ! command -v chromium google-chrome chromium-browser; then
 fi
 
 step 'Vet'
-for module in . cluster proto/gen third_party/etcd; do
+for module in . cluster proto/gen test/psa third_party/etcd; do
 	go vet -C "$module" ./...
 done
 go vet -tags e2e ./test/...
@@ -38,13 +38,14 @@ step 'Kubernetes, for the tests that follow (the first time: up to 10 minutes on
 go run -C cluster . build
 
 step 'Modules: what was downloaded is what go.sum says'
-for module in . cluster cluster/kube proto/gen test/tools third_party/etcd; do
+for module in . cluster cluster/kube proto/gen test/psa test/tools third_party/etcd; do
 	go mod -C "$module" verify
 done
 
 step 'Unit tests, those of pod/ and the manifests against a real API server (about 4 minutes)'
 go test -race ./...
 go test -C third_party/etcd -race ./...
+go test -C test/psa -count=1 ./... # it reads the manifests, which the test cache does not see
 
 # Not from the cache: these look at the host, and at files above their module.
 step 'The cluster: starting, stopping, what it leaves; the images, from two checkouts (about 2 minutes)'

@@ -1,0 +1,90 @@
+// Package psa holds every pod of the manifests against the Pod Security Standard
+// restricted, in its newest version, by the code that the API server uses.
+package psa
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+)
+
+// templates are the pods of all manifests, by file and name.
+func templates(t *testing.T) map[string]corev1.PodTemplateSpec {
+	t.Helper()
+	files, err := filepath.Glob("../../*/k8s/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]corev1.PodTemplateSpec{}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(b), 4096); ; {
+			var o struct {
+				metav1.TypeMeta
+				metav1.ObjectMeta `json:"metadata"`
+				Spec              struct {
+					corev1.PodSpec
+					appsv1.DeploymentSpec
+				}
+			}
+			if err := d.Decode(&o); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			switch o.Kind {
+			case "Deployment":
+				all[file+" "+o.Name] = o.Spec.Template
+			case "Pod":
+				all[file+" "+o.Name] = corev1.PodTemplateSpec{ObjectMeta: o.ObjectMeta, Spec: o.Spec.PodSpec}
+			}
+		}
+	}
+	return all
+}
+
+func TestPodsAreRestricted(t *testing.T) {
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restricted := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
+	refusal := func(p *corev1.PodTemplateSpec) string {
+		r := policy.AggregateCheckResults(evaluator.EvaluatePod(restricted, &p.ObjectMeta, &p.Spec))
+		return r.ForbiddenDetail()
+	}
+	all := templates(t)
+	if len(all) != 5 {
+		t.Errorf("%d pods in the manifests, want 5: is this test blind?", len(all))
+	}
+	for name, p := range all {
+		if why := refusal(&p); why != "" {
+			t.Errorf("%s: %s", name, why)
+		}
+		for field, without := range map[string]func(*corev1.SecurityContext){
+			"runAsNonRoot":             func(c *corev1.SecurityContext) { c.RunAsNonRoot = nil },
+			"allowPrivilegeEscalation": func(c *corev1.SecurityContext) { c.AllowPrivilegeEscalation = nil },
+			"capabilities":             func(c *corev1.SecurityContext) { c.Capabilities = nil },
+			"seccompProfile":           func(c *corev1.SecurityContext) { c.SeccompProfile = nil },
+		} {
+			worse := p.DeepCopy()
+			without(worse.Spec.Containers[0].SecurityContext)
+			if refusal(worse) == "" {
+				t.Errorf("%s: without %s it is let in all the same", name, field)
+			}
+		}
+	}
+}

@@ -21,14 +21,15 @@
 // OCI registry that answers for every image name, docker.io's among them; and in
 // those that forward adds.
 //
-// Every command takes -name: clusters with different names do not see each
-// other. No command touches ~/.kube.
+// Every command takes -name, by default what the variable CLUSTER says, or demo:
+// clusters with different names do not see each other. No command touches ~/.kube.
 //
 // What is built or fetched is kept in the user's cache directory
 // ($XDG_CACHE_HOME/k8s-micro, by default ~/.cache/k8s-micro) by version.
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -66,7 +67,7 @@ func run(args []string) error {
 	}
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
-	name := flags.String("name", "demo", "which cluster")
+	name := flags.String("name", cmp.Or(os.Getenv("CLUSTER"), "demo"), "which cluster; the variable CLUSTER says so too, as for make")
 	var o upOptions
 	if command == "up" {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "only etcd and kube-apiserver, as processes of this machine: for tests, and for systems that cannot run a kubelet")

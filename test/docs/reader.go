@@ -172,7 +172,7 @@ func (r Reader) open() (*shell, error) {
 			sh.cmd.Env = append(sh.cmd.Env, e)
 		}
 	}
-	sh.cmd.Env = append(sh.cmd.Env, "CLUSTER="+r.Cluster) // the Makefiles' default is demo
+	sh.cmd.Env = append(sh.cmd.Env, "CLUSTER="+r.Cluster) // the default of Makefiles and launcher is demo
 	if err := sh.cmd.Start(); err != nil {
 		return nil, errors.Join(err, in.Close(), out.Close())
 	}

@@ -11,14 +11,9 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
-	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/micro/go-micro/v2/config"
@@ -56,32 +51,12 @@ func printOnce(configMap *pod.ConfigMap) error {
 	if err != nil {
 		return fmt.Errorf("creating the configuration: %w", err)
 	}
-	loaded := make(chan error, 1)
-	go func() {
-		loaded <- cfg.Load(env.NewSource(), configmap.NewSource(
-			configmap.WithName(DefaultConfigName),
-			configmap.WithNamespace(DefaultNamespace)))
-	}()
-	select {
-	case err = <-loaded:
-	case <-time.After(5 * time.Second):
-		err = errors.New("the API server has not answered for 5 seconds")
-	}
+	err = load(cfg, env.NewSource(), configmap.NewSource(
+		configmap.WithName(DefaultConfigName),
+		configmap.WithNamespace(DefaultNamespace)))
 	if err != nil {
 		return fmt.Errorf("merging environment and ConfigMap %q: %w", DefaultNamespace+"/"+DefaultConfigName, err)
 	}
 	fmt.Println(cfg.Map())
-	return nil
-}
-
-func printChanges(configMap *pod.ConfigMap) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	for cfg, err := range configMap.Follow(ctx, env.NewSource()) {
-		if err != nil {
-			return err
-		}
-		fmt.Println(cfg.Map())
-	}
 	return nil
 }

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"errors"
+	"time"
+
+	"github.com/micro/go-micro/v2/config"
+	"github.com/micro/go-micro/v2/config/source"
+)
+
+// load merges sources into cfg. The plugin sets its request no time limit: this does.
+func load(cfg config.Config, sources ...source.Source) error {
+	loaded := make(chan error, 1)
+	go func() { loaded <- cfg.Load(sources...) }()
+	select {
+	case err := <-loaded:
+		return err
+	case <-time.After(5 * time.Second):
+		return errors.New("the API server has not answered for 5 seconds")
+	}
+}

@@ -92,13 +92,14 @@ type lifecycle struct {
 	begun    chan struct{} // closed when the process is told to stop
 	ended    chan struct{}
 
-	mu       sync.Mutex
-	draining bool
+	// The stop's own, one function after the other:
 	deadline time.Time
 	signals  chan os.Signal // from the first on
 	second   os.Signal      // the one that ends waiting
-	calls    int            // handlers that run
-	idle     chan struct{}  // closed when none does; nil while nobody asks
+
+	mu    sync.Mutex
+	calls int           // handlers that run
+	idle  chan struct{} // closed when none does; nil while nobody asks
 }
 
 func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
@@ -123,13 +124,20 @@ func (l *lifecycle) serve(s server.Server) error {
 	return s.Init(server.WrapHandler(l.count), server.WrapHandler(contain))
 }
 
+// draining says whether the process was told to stop.
+func (l *lifecycle) draining() bool {
+	select {
+	case <-l.begun:
+		return true
+	default:
+		return false
+	}
+}
+
 // unready says why the service should get no calls; "" when it should.
 func (l *lifecycle) unready() string {
-	l.mu.Lock()
-	draining := l.draining
-	l.mu.Unlock()
 	switch {
-	case draining:
+	case l.draining():
 		return "shutting down"
 	case l.foreign || l.registry.Registered():
 		return ""
@@ -144,10 +152,7 @@ func (l *lifecycle) unready() string {
 // who call it to notice.
 func (l *lifecycle) begin() {
 	begin := time.Now()
-	l.mu.Lock()
-	l.draining = true
 	l.signals = make(chan os.Signal, 1)
-	l.mu.Unlock()
 	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // the second one: go-micro has taken the first
 	close(l.begun)
 	l.registry.changed.send()
@@ -184,8 +189,6 @@ func (l *lifecycle) begin() {
 
 // limit sets the deadline by what is known of the pod's grace period.
 func (l *lifecycle) limit(begin time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.deadline = begin.Add(max(0, l.registry.grace()-drainMargin))
 }
 

@@ -91,9 +91,9 @@ func (w *webLife) serve(l net.Listener, h http.Handler) {
 		return context.WithValue(ctx, drainingKey{}, w.begun)
 	}
 	err := w.server.Serve(l)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.draining {
+	if !w.draining() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		w.failed = fmt.Errorf("serving on %s: %w", l.Addr(), err)
 		w.cancel() // Run returns it
 	}
@@ -127,10 +127,7 @@ func (w *webLife) handler(next http.Handler) http.Handler {
 			_, _ = fmt.Fprintln(rw, cmp.Or(unready, "ok"))
 			return
 		}
-		w.mu.Lock()
-		draining := w.draining
-		w.mu.Unlock()
-		if draining {
+		if w.draining() {
 			rw.Header().Set("Connection", "close")
 		}
 		if w.bounded {

@@ -58,12 +58,12 @@ type writer struct {
 	uid      types.UID
 	version  uint64           // of the own pod, as far as known
 	failed   map[string]error // by service, of the last try; empty when the pod carries all
-	tried    chan struct{}    // closed after each try
+	tried    broadcast        // of each try's end
 	period   time.Duration    // the pod's grace period
 }
 
 func newWriter(a *api, changed func()) *writer {
-	return &writer{api: a, changed: changed, period: gracePeriod, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}, tried: make(chan struct{})}
+	return &writer{api: a, changed: changed, period: gracePeriod, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}}
 }
 
 // declare states what the pod is to carry for a service, and waits until the
@@ -86,7 +86,7 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		w.mu.Unlock()
 		return nil
 	}
-	tried := w.tried
+	tried := w.tried.next()
 	w.mu.Unlock()
 	w.nudge()
 	if limit == 0 {
@@ -103,7 +103,7 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		}
 		w.mu.Lock()
 		err, done := w.failed[service], w.carried != nil && w.carried.lacks(m) == nil
-		tried = w.tried
+		tried = w.tried.next()
 		if done || err != nil {
 			var status *apierrors.StatusError
 			if errors.As(err, &status) && apierrors.IsInvalid(status) { // it never will be
@@ -178,8 +178,7 @@ func (w *writer) reconcile(ctx context.Context) error {
 		}
 		w.failed[service], failed = err, err
 	}
-	close(w.tried)
-	w.tried = make(chan struct{})
+	w.tried.send()
 	if failed == nil && w.own == nil && len(w.declared) > 0 { // from now on somebody may take it away
 		w.own = newFollower(w.api, metav1.ListOptions{FieldSelector: "metadata.name=" + w.api.pod}, "")
 		w.own.seen = w.saw

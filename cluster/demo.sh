@@ -40,7 +40,6 @@ show kubectl apply -f k8s/namespace.yaml
 show kubectl apply -f k8s/configmap-rbac.yaml
 show kubectl apply -f k8s/pod-rbac.yaml
 show kubectl apply -f k8s/pod-policy.yaml
-show kubectl apply -f k8s/network-policy.yaml
 for s in "${stale[@]}"; do # the tag is the same, so a new image needs a new pod
 	case $s in
 	go-micro-config) kubectl delete pod -n go-micro "$s" --ignore-not-found >/dev/null ;;

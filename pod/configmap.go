@@ -147,7 +147,7 @@ func (c *ConfigMap) Follow(ctx context.Context, before ...source.Source) iter.Se
 		}
 		defer func() { _ = w.Stop() }()
 		merge := func(set *source.ChangeSet) (microconfig.Config, error) {
-			cfg, err := newSnapshot(append(sets, set)...)
+			cfg, err := newConfigSnapshot(append(sets, set)...)
 			if err != nil {
 				return nil, fmt.Errorf("merging ConfigMap %q: %w", w.what, err)
 			}
@@ -382,18 +382,18 @@ func (w *mapWatcher) Replace(list []any, _ string) error {
 
 // ---- what Follow yields ----
 
-// snapshot is a configuration that never changes. It is not go-micro's own, which
+// configSnapshot is a configuration that never changes. It is not go-micro's own, which
 // keeps itself current with goroutines that race (its loader's update reads what
 // its watcher's Next writes), drop an update when two come at once, watch the other
 // sources too, and live on for a second after Close.
-type snapshot struct{ reader.Values }
+type configSnapshot struct{ reader.Values }
 
-var _ microconfig.Config = snapshot{}
+var _ microconfig.Config = configSnapshot{}
 
 var errSnapshot = errors.New("using a snapshot of the configuration: it stays as it is; give all sources to Follow")
 
-// newSnapshot merges sources as go-micro does.
-func newSnapshot(sets ...*source.ChangeSet) (microconfig.Config, error) {
+// newConfigSnapshot merges sources as go-micro does.
+func newConfigSnapshot(sets ...*source.ChangeSet) (microconfig.Config, error) {
 	r := jsonreader.NewReader()
 	merged, err := r.Merge(sets...)
 	if err != nil {
@@ -406,12 +406,12 @@ func newSnapshot(sets ...*source.ChangeSet) (microconfig.Config, error) {
 	if values.Map() == nil { // go-micro says nothing, and has no configuration
 		return nil, errors.New("a variable of the environment that stands for its ${NAME} breaks it: no quotes or backslashes there")
 	}
-	return snapshot{values}, nil
+	return configSnapshot{values}, nil
 }
 
-func (snapshot) Options() microconfig.Options                 { return microconfig.Options{} }
-func (snapshot) Close() error                                 { return nil }
-func (snapshot) Sync() error                                  { return nil }
-func (snapshot) Init(...microconfig.Option) error             { return errSnapshot }
-func (snapshot) Load(...source.Source) error                  { return errSnapshot }
-func (snapshot) Watch(...string) (microconfig.Watcher, error) { return nil, errSnapshot }
+func (configSnapshot) Options() microconfig.Options                 { return microconfig.Options{} }
+func (configSnapshot) Close() error                                 { return nil }
+func (configSnapshot) Sync() error                                  { return nil }
+func (configSnapshot) Init(...microconfig.Option) error             { return errSnapshot }
+func (configSnapshot) Load(...source.Source) error                  { return errSnapshot }
+func (configSnapshot) Watch(...string) (microconfig.Watcher, error) { return nil, errSnapshot }

@@ -674,7 +674,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("a", "b=c\nd")
 	f.Fuzz(func(t *testing.T, key, value string) {
 		c := newConfigMap(environment{}, "", mapName)
-		cfg, err := newSnapshot(c.changeSet(map[string]string{key: value}))
+		cfg, err := newConfigSnapshot(c.changeSet(map[string]string{key: value}))
 		if err != nil {
 			return // a ${NAME}
 		}

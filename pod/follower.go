@@ -40,31 +40,26 @@ func labelName(service string) string {
 	}, service)
 }
 
-// node is one node of a service on one pod, with what the selector knows of it.
+// node is one node of a service on one pod, with what the selector serves of it.
 // It lives as long as its pod says the same of it.
-type node struct {
+type instance struct {
 	registry.Node                   // what callers get; nobody writes to it
 	service       *registry.Service // without nodes; shared by all nodes of one version
 	pod           string
 	mark          string // the annotation that it comes from
 
-	outstanding atomic.Int64 // calls under way
-	since       atomic.Int64 // when it last answered, or became busy; by clock, as all times here
-	usual       atomic.Int64 // time between two answers while busy, a moving average
-	failures    atomic.Int64 // in a row
-	failedAt    atomic.Int64
-	asideUntil  atomic.Int64 // 0 when it has not failed
+	callStats
 }
 
-// view is what a follower knows at one time. It is never changed.
-type view struct{ nodes []*node }
+// view is what a informer serves at one time. It is never changed.
+type snapshot struct{ instances []*instance }
 
 // services returns the view in go-micro's form, merged by version as the plugin
 // does it, a fresh copy for callers who like to write to theirs.
-func (v *view) services() []*registry.Service {
+func (v *snapshot) services() []*registry.Service {
 	byVersion := map[string]*registry.Service{}
 	var all []*registry.Service
-	for _, n := range v.nodes {
+	for _, n := range v.instances {
 		s := byVersion[n.service.Name+"\x00"+n.service.Version]
 		if s == nil {
 			s = copyService(n.service)
@@ -98,15 +93,15 @@ func copyValue(v *registry.Value) *registry.Value {
 	return c
 }
 
-// follower keeps a view of some pods current. It owns one goroutine, which ends
+// informer keeps a view of some pods current. It owns one goroutine, which ends
 // with stop.
-type follower struct {
+type informer struct {
 	sink
 	api      *api
 	options  metav1.ListOptions // which pods
 	wanted   string             // name of the service, "" for all
-	current  atomic.Pointer[view]
-	given    sync.Map // *registry.Node as callers know it -> *node
+	current  atomic.Pointer[snapshot]
+	given    *sync.Map // *registry.Node as callers know it -> *instance; that of the registry, for all services
 	stopped  atomic.Bool
 	synced   chan struct{} // closed after the first LIST
 	seen     func(*corev1.Pod)
@@ -123,12 +118,12 @@ type follower struct {
 	watchers map[*watcher]struct{}
 }
 
-// entry is what a follower knows of one pod.
+// entry is what a informer serves of one pod.
 type entry struct {
 	uid     types.UID
 	created time.Time
-	nodes   []*node
-	left    []*node           // deregistered, if the follower remembers
+	nodes   []*instance
+	left    []*instance       // deregistered, if the informer remembers
 	raw     map[string]uint64 // hash of each annotation the nodes come from
 	ready   bool
 	unseen  bool              // not ready only because its node was not heard from
@@ -142,21 +137,21 @@ type shape struct {
 	used    int
 }
 
-func newFollower(a *api, o metav1.ListOptions, wanted string) *follower {
-	f := &follower{api: a, options: o, wanted: wanted, synced: make(chan struct{}), pods: map[string]*entry{}, shapes: map[uint64]*shape{}, watchers: map[*watcher]struct{}{}}
-	f.current.Store(&view{})
+func newInformer(a *api, o metav1.ListOptions, wanted string) *informer {
+	f := &informer{api: a, options: o, wanted: wanted, given: &sync.Map{}, synced: make(chan struct{}), pods: map[string]*entry{}, shapes: map[uint64]*shape{}, watchers: map[*watcher]struct{}{}}
+	f.current.Store(&snapshot{})
 	return f
 }
 
 // start begins to follow.
-func (f *follower) start() {
+func (f *informer) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stopping = cancel
 	f.ended.Go(func() { f.follow(ctx) })
 }
 
 // stop ends following and waits for it. The view stays as it was.
-func (f *follower) stop() {
+func (f *informer) stop() {
 	f.stopped.Store(true)
 	f.stopping()
 	f.ended.Wait()
@@ -165,14 +160,17 @@ func (f *follower) stop() {
 	for w := range f.watchers {
 		w.end()
 	}
-	f.changed.send()
+	f.changed.notify()
 }
 
-func (f *follower) alive() bool { return !f.stopped.Load() }
+// snapshot returns the present state.
+func (f *informer) snapshot() *snapshot { return f.current.Load() }
+
+func (f *informer) running() bool { return !f.stopped.Load() }
 
 // follow lists and watches until ctx ends. Each page is cut down at once to what
 // is needed: thousands of whole pods are never in memory together.
-func (f *follower) follow(ctx context.Context) {
+func (f *informer) follow(ctx context.Context) {
 	list := func(o metav1.ListOptions) (runtime.Object, error) {
 		var pods corev1.PodList
 		if err := f.api.list(ctx, "pods", o, &pods); err != nil {
@@ -187,7 +185,7 @@ func (f *follower) follow(ctx context.Context) {
 }
 
 // tried notes how a try ended and says so when that is news.
-func (f *follower) tried(ctx context.Context, err error) {
+func (f *informer) tried(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -196,11 +194,11 @@ func (f *follower) tried(ctx context.Context, err error) {
 	before := f.err
 	f.err = err
 	if news("Registry [kubernetes]", f.what(), before, err) {
-		f.changed.send()
+		f.changed.notify()
 	}
 }
 
-func (f *follower) what() string {
+func (f *informer) what() string {
 	if f.options.FieldSelector != "" {
 		return "the own pod"
 	}
@@ -211,7 +209,7 @@ func (f *follower) what() string {
 }
 
 // wait returns the view once there is one. Only the first caller after start ever waits.
-func (f *follower) wait(limit time.Duration) (*view, error) {
+func (f *informer) wait(limit time.Duration) (*snapshot, error) {
 	select {
 	case <-f.synced:
 		return f.current.Load(), nil
@@ -279,12 +277,12 @@ func condition(p *corev1.Pod, of corev1.PodConditionType) bool {
 
 // ---- the store a client-go reflector writes to ----
 
-var _ cache.Store = (*follower)(nil)
+var _ cache.Store = (*informer)(nil)
 
-func (f *follower) Add(o any) error { return f.Update(o) }
+func (f *informer) Add(o any) error { return f.Update(o) }
 
 // Update takes a pod as it is now, whatever it was before.
-func (f *follower) Update(o any) error {
+func (f *informer) Update(o any) error {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return nil
@@ -297,7 +295,7 @@ func (f *follower) Update(o any) error {
 	return nil
 }
 
-func (f *follower) Delete(o any) error {
+func (f *informer) Delete(o any) error {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return nil
@@ -312,7 +310,7 @@ func (f *follower) Delete(o any) error {
 }
 
 // Replace takes the result of a LIST.
-func (f *follower) Replace(list []any, _ string) error {
+func (f *informer) Replace(list []any, _ string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	there := map[string]bool{}
@@ -337,7 +335,7 @@ func (f *follower) Replace(list []any, _ string) error {
 }
 
 // put brings one pod's entry up to date and says whether that changes the view.
-func (f *follower) put(p *corev1.Pod) (changed bool) {
+func (f *informer) put(p *corev1.Pod) (changed bool) {
 	if f.seen != nil { // it is the own pod, and nobody asks for its nodes here
 		f.seen(p)
 		return false
@@ -389,7 +387,7 @@ func (f *follower) put(p *corev1.Pod) (changed bool) {
 	return changed
 }
 
-func (f *follower) drop(name string) {
+func (f *informer) drop(name string) {
 	f.release(f.pods[name].nodes)
 	f.release(f.pods[name].left)
 	delete(f.pods, name)
@@ -411,7 +409,7 @@ func decode(b []byte) (*registry.Service, error) {
 }
 
 // nodes makes a pod's nodes; what all replicas of a version say alike is kept once.
-func (f *follower) nodes(p *corev1.Pod, mark string, s *registry.Service) (all []*node) {
+func (f *informer) nodes(p *corev1.Pod, mark string, s *registry.Service) (all []*instance) {
 	of := s.Nodes
 	s.Nodes = nil
 	b, _ := json.Marshal(s)
@@ -423,14 +421,14 @@ func (f *follower) nodes(p *corev1.Pod, mark string, s *registry.Service) (all [
 	}
 	for _, n := range of {
 		common.used++
-		k := &node{Node: *n, service: common.service, pod: p.Name, mark: mark}
+		k := &instance{Node: *n, service: common.service, pod: p.Name, mark: mark}
 		f.given.Store(&k.Node, k)
 		all = append(all, k)
 	}
 	return all
 }
 
-func (f *follower) release(nodes []*node) {
+func (f *informer) release(nodes []*instance) {
 	for _, n := range nodes {
 		f.given.Delete(&n.Node)
 		for key, s := range f.shapes {
@@ -446,17 +444,17 @@ func (f *follower) release(nodes []*node) {
 // publish makes what is known the view and tells who watches. When no pod is
 // ready, those whose nodes were not heard from stand in: a cluster that has lost
 // sight of them all is more likely than that all are gone, and a call finds out.
-func (f *follower) publish() {
-	v := &view{nodes: make([]*node, 0, len(f.pods))}
+func (f *informer) publish() {
+	v := &snapshot{instances: make([]*instance, 0, len(f.pods))}
 	for _, e := range f.pods {
 		if e.ready {
-			v.nodes = append(v.nodes, e.nodes...)
+			v.instances = append(v.instances, e.nodes...)
 		}
 	}
-	if len(v.nodes) == 0 {
+	if len(v.instances) == 0 {
 		for _, e := range f.pods {
 			if e.unseen {
-				v.nodes = append(v.nodes, e.nodes...)
+				v.instances = append(v.instances, e.nodes...)
 			}
 		}
 	}
@@ -464,5 +462,5 @@ func (f *follower) publish() {
 	for w := range f.watchers {
 		w.wake()
 	}
-	f.changed.send()
+	f.changed.notify()
 }

@@ -59,11 +59,11 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Node, error] {
 		}
 		defer r.leave(f)
 		for {
-			changed := f.changed.next()
+			changed := f.changed.wait()
 			if ctx.Err() != nil {
 				return
 			}
-			if !f.alive() {
+			if !f.running() {
 				yield(nil, errors.New("observing services: the registry was closed, or sent to another address"))
 				return
 			}
@@ -83,8 +83,8 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Node, error] {
 	}
 }
 
-// join returns the follower that all who observe share, started for the first.
-func (r *Registry) join() (*follower, error) {
+// join returns the informer that all who observe share, started for the first.
+func (r *Registry) join() (*informer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, err := r.connected()
@@ -92,7 +92,7 @@ func (r *Registry) join() (*follower, error) {
 		return nil, err
 	}
 	if r.observed == nil {
-		r.observed = newFollower(a, metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}, "")
+		r.observed = newInformer(a, metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}, "")
 		r.observed.remembers = true
 		r.observed.start()
 	}
@@ -100,8 +100,8 @@ func (r *Registry) join() (*follower, error) {
 	return r.observed, nil
 }
 
-// leave stops the follower with the last who observes.
-func (r *Registry) leave(f *follower) {
+// leave stops the informer with the last who observes.
+func (r *Registry) leave(f *informer) {
 	r.mu.Lock()
 	last := false
 	if r.observed == f { // else detach has stopped it
@@ -116,7 +116,7 @@ func (r *Registry) leave(f *follower) {
 }
 
 // all is what is known of every node, if anything is, and why that may be old.
-func (f *follower) all() (nodes []Node, known bool, err error) {
+func (f *informer) all() (nodes []Node, known bool, err error) {
 	select {
 	case <-f.synced:
 		known = true
@@ -150,7 +150,7 @@ func (f *follower) all() (nodes []Node, known bool, err error) {
 
 // remember keeps the nodes that have deregistered until they register again, or
 // their pod is gone, and returns those to forget.
-func (e *entry) remember(were []*node) (forget []*node) {
+func (e *entry) remember(were []*instance) (forget []*instance) {
 	all := slices.Concat(e.left, were)
 	e.left = nil
 	for _, n := range all {

@@ -180,7 +180,7 @@ func TestObserveCostsWhatOneObserverCostsAndNothingWithoutAny(t *testing.T) {
 		until(t, next, "greeter/a 10.0.0.1:9100 ready")
 		ends = append(ends, end)
 	}
-	soon(t, 5*time.Second, "one LIST and one WATCH for three", is(counts, "1 LIST, 1 WATCH"))
+	soon(t, 5*time.Second, "one LIST and one WATCH for three", equals(counts, "1 LIST, 1 WATCH"))
 	for _, end := range ends {
 		end()
 	}
@@ -192,7 +192,7 @@ func TestObserveCostsWhatOneObserverCostsAndNothingWithoutAny(t *testing.T) {
 	s.status("a", corev1.PodRunning, corev1.ConditionFalse)
 	next, _ := observed(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 not ready")
-	soon(t, 5*time.Second, "one more of each for the next", is(counts, "2 LIST, 2 WATCH"))
+	soon(t, 5*time.Second, "one more of each for the next", equals(counts, "2 LIST, 2 WATCH"))
 }
 
 func TestASlowObserverGetsTheLatest(t *testing.T) {

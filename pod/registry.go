@@ -31,16 +31,17 @@ type Registry struct {
 	closed    bool
 	api       *api
 	writer    *writer
-	followers map[string]*follower // by service, "" for all
+	informers map[string]*informer // by service, "" for all
 	said      map[string]string    // what each service declared, as JSON
 	names     map[string]bool      // of services and handlers ever declared
-	observed  *follower            // of all services, while somebody observes
+	observed  *informer            // of all services, while somebody observes
 	observers int
+	instances sync.Map // *registry.Node as callers know it -> *instance
 
 	// With a lifecycle:
-	background bool      // nobody waits for the API server's word: readiness tells
-	withdrawn  bool      // the process stops: nothing is registered any more
-	changed    broadcast // Registered may say something else now
+	background    bool      // nobody waits for the API server's word: readiness tells
+	withdrawn     bool      // the process stops: nothing is registered any more
+	statusChanged broadcast // Registered may say something else now
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -52,7 +53,7 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 }
 
 func newRegistry(env environment, plugin Plugin, opts ...registry.Option) *Registry {
-	r := &Registry{plugin: plugin, env: env, followers: map[string]*follower{}, said: map[string]string{}, names: map[string]bool{}}
+	r := &Registry{plugin: plugin, env: env, informers: map[string]*informer{}, said: map[string]string{}, names: map[string]bool{}}
 	for _, o := range opts {
 		o(&r.options)
 	}
@@ -142,16 +143,16 @@ func (r *Registry) Close() error {
 
 // detach forgets the connection and returns what ends its goroutines. r.mu is held.
 func (r *Registry) detach() (release func()) {
-	a, w, followers := r.api, r.writer, slices.Collect(maps.Values(r.followers))
+	a, w, informers := r.api, r.writer, slices.Collect(maps.Values(r.informers))
 	if r.observed != nil {
-		followers = append(followers, r.observed)
+		informers = append(informers, r.observed)
 	}
-	r.api, r.writer, r.followers, r.said, r.observed, r.observers = nil, nil, map[string]*follower{}, map[string]string{}, nil, 0
+	r.api, r.writer, r.informers, r.said, r.observed, r.observers = nil, nil, map[string]*informer{}, map[string]string{}, nil, 0
 	return func() {
 		if w != nil {
 			w.stop()
 		}
-		for _, f := range followers {
+		for _, f := range informers {
 			f.stop()
 		}
 		if a != nil {
@@ -238,9 +239,9 @@ func (r *Registry) Registered() bool {
 
 // ---- what a lifecycle needs ----
 
-// inBackground makes declarations wait for nothing. An error says that this
+// registerInBackground makes declarations wait for nothing. An error says that this
 // process can never register.
-func (r *Registry) inBackground(service string) error {
+func (r *Registry) registerInBackground(service string) error {
 	_, err := r.toWrite("registering service", service)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -249,7 +250,7 @@ func (r *Registry) inBackground(service string) error {
 }
 
 // withdraw deregisters whatever is registered, for good.
-func (r *Registry) withdraw() {
+func (r *Registry) deregisterAll() {
 	r.mu.Lock()
 	r.withdrawn = true
 	said := slices.Collect(maps.Values(r.said))
@@ -265,15 +266,15 @@ func (r *Registry) withdraw() {
 	}
 }
 
-// withdrawing says whether the API server has yet to confirm a Deregister.
-func (r *Registry) withdrawing() bool {
+// deregistrationPending says whether the API server has yet to confirm a Deregister.
+func (r *Registry) deregistrationPending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.withdrawn && r.writer != nil && r.writer.lacking()
 }
 
 // refused is why the last try to register failed, nil when none did.
-func (r *Registry) refused() error {
+func (r *Registry) registrationError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.writer == nil {
@@ -283,17 +284,17 @@ func (r *Registry) refused() error {
 }
 
 // grace is how long the pod may take to stop.
-func (r *Registry) grace() time.Duration {
+func (r *Registry) gracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.writer == nil {
-		return gracePeriod
+		return defaultGracePeriod
 	}
 	return r.writer.grace()
 }
 
-// knows says whether a service or handler of this name was ever registered here.
-func (r *Registry) knows(name string) bool {
+// serves says whether a service or handler of this name was ever registered here.
+func (r *Registry) serves(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.names[name]
@@ -313,7 +314,7 @@ func (r *Registry) toWrite(doing, service string) (*writer, error) {
 		return nil, fmt.Errorf("%s %q: the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest", doing, service)
 	}
 	if r.writer == nil {
-		r.writer = newWriter(a, r.changed.send)
+		r.writer = newWriter(a, r.statusChanged.notify)
 	}
 	return r.writer, nil
 }
@@ -328,7 +329,7 @@ func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry
 	if err != nil {
 		return nil, fmt.Errorf("getting service %q: %w", name, err)
 	}
-	if len(v.nodes) == 0 {
+	if len(v.instances) == 0 {
 		return nil, registry.ErrNotFound
 	}
 	return v.services(), nil
@@ -343,7 +344,7 @@ func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, er
 	}
 	var all []*registry.Service
 	seen := map[string]bool{}
-	for _, n := range v.nodes {
+	for _, n := range v.instances {
 		if !seen[n.service.Name] {
 			seen[n.service.Name] = true
 			all = append(all, &registry.Service{Name: n.service.Name})
@@ -353,26 +354,27 @@ func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, er
 }
 
 // view is the present state of a service, "" for all of them.
-func (r *Registry) view(name string) (*view, error) {
-	f, err := r.follower(name)
+func (r *Registry) view(name string) (*snapshot, error) {
+	f, err := r.informer(name)
 	if err != nil {
 		return nil, err
 	}
 	return f.wait(r.limit())
 }
 
-// following returns the follower of a service, nil when there is none.
-func (r *Registry) following(name string) *follower {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.followers[name]
+// instanceOf returns the instance that a caller knows as n, nil if there is none.
+func (r *Registry) instanceOf(n *registry.Node) *instance {
+	if i, ok := r.instances.Load(n); ok {
+		return i.(*instance)
+	}
+	return nil
 }
 
-// follower returns the one that follows a service, started on first use.
-func (r *Registry) follower(name string) (*follower, error) {
+// informer returns the one that follows a service, started on first use.
+func (r *Registry) informer(name string) (*informer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if f := r.followers[name]; f != nil {
+	if f := r.informers[name]; f != nil {
 		return f, nil
 	}
 	a, err := r.connected()
@@ -383,9 +385,10 @@ func (r *Registry) follower(name string) (*follower, error) {
 	if name != "" {
 		o.LabelSelector = selectorPrefix + labelName(name) + "=" + typeValue
 	}
-	f := newFollower(a, o, name)
+	f := newInformer(a, o, name)
+	f.given = &r.instances
 	f.start()
-	r.followers[name] = f
+	r.informers[name] = f
 	return f, nil
 }
 
@@ -399,7 +402,7 @@ func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error)
 	for _, opt := range opts {
 		opt(&o)
 	}
-	f, err := r.follower(o.Service)
+	f, err := r.informer(o.Service)
 	if err == nil {
 		_, err = f.wait(r.limit())
 	}

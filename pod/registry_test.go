@@ -652,7 +652,7 @@ func TestEachMissingVerbIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		soon(t, 5*time.Second, "reading", has(r, "greeter", "10.0.0.1:1"))
-		f := r.following("greeter")
+		f := r.informers["greeter"]
 		soon(t, 5*time.Second, "the verb being named", func() error {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -738,7 +738,7 @@ func TestReaderThatNeverDrainsHoldsNobodyUp(t *testing.T) {
 	soon(t, 5*time.Second, "the last of 300 changes", has(r, "greeter", "10.0.0.1:300"))
 	soon(t, 5*time.Second, "the last of 300 changes, among all services", func() error {
 		v, err := r.view("")
-		if err != nil || len(v.nodes) != 1 || v.nodes[0].Address != "10.0.0.1:300" {
+		if err != nil || len(v.instances) != 1 || v.instances[0].Address != "10.0.0.1:300" {
 			return fmt.Errorf("%v %v", err, v)
 		}
 		return nil
@@ -776,8 +776,8 @@ func TestTwoThousandPodsChurning(t *testing.T) {
 	count := func(want int) func() error {
 		return func() error {
 			v, err := r.view("greeter")
-			if err != nil || len(v.nodes) != want {
-				return fmt.Errorf("%d nodes, want %d, %v", len(v.nodes), want, err)
+			if err != nil || len(v.instances) != want {
+				return fmt.Errorf("%d nodes, want %d, %v", len(v.instances), want, err)
 			}
 			return nil
 		}
@@ -809,10 +809,10 @@ func TestTwoThousandPodsChurning(t *testing.T) {
 		}
 	}
 	w.Stop()
-	f := r.following("greeter")
+	f := r.informers["greeter"]
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if given := length(&f.given); given > 2*pods || len(f.shapes) > 2 {
+	if given := length(f.given); given > 2*pods || len(f.shapes) > 2 {
 		t.Errorf("%d nodes and %d shapes are remembered for %d pods", given, len(f.shapes), len(f.pods))
 	}
 }
@@ -834,7 +834,7 @@ func TestClosedAndInitTwice(t *testing.T) {
 	if r.Options().Timeout != 3*time.Second || r.String() != "kubernetes" {
 		t.Errorf("%v %s", r.Options(), r)
 	}
-	if r.api != nil || r.writer != nil || len(r.followers) > 0 {
+	if r.api != nil || r.writer != nil || len(r.informers) > 0 {
 		t.Error("something runs before it is used")
 	}
 	f := s.front(false)
@@ -937,18 +937,18 @@ func FuzzDecode(f *testing.F) {
 		if _, err := decode(b); err != nil {
 			return
 		}
-		fo := newFollower(&api{}, metav1.ListOptions{}, "")
+		fo := newInformer(&api{}, metav1.ListOptions{}, "")
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{annotationPrefix + "x": string(b)}}}
 		p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 		_ = fo.Add(p)
-		for _, n := range fo.current.Load().nodes {
+		for _, n := range fo.current.Load().instances {
 			if n.Address == "" {
 				t.Errorf("a node without an address from %q", b)
 			}
 		}
 		_ = fo.current.Load().services()
 		_ = fo.Delete(p)
-		if len(fo.shapes) != 0 || length(&fo.given) != 0 {
+		if len(fo.shapes) != 0 || length(fo.given) != 0 {
 			t.Errorf("left after %q: %d shapes", b, len(fo.shapes))
 		}
 	})

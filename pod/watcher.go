@@ -9,18 +9,18 @@ import (
 // watcher hands out the differences between the view it saw last and the one
 // there is. Its memory is that of one view, however slow its reader.
 type watcher struct {
-	follower *follower
+	informer *informer
 	changed  chan struct{}
 	done     chan struct{}
 	once     sync.Once
 
 	mu      sync.Mutex
-	seen    map[string]*node // by service, pod and node
+	seen    map[string]*instance // by service, pod and node
 	pending []*registry.Result
 }
 
-func newWatcher(f *follower) *watcher {
-	w := &watcher{follower: f, changed: make(chan struct{}, 1), done: make(chan struct{})}
+func newWatcher(f *informer) *watcher {
+	w := &watcher{informer: f, changed: make(chan struct{}, 1), done: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.watchers[w] = struct{}{}
@@ -28,9 +28,9 @@ func newWatcher(f *follower) *watcher {
 	return w
 }
 
-func index(v *view) map[string]*node {
-	m := make(map[string]*node, len(v.nodes))
-	for _, n := range v.nodes {
+func index(v *snapshot) map[string]*instance {
+	m := make(map[string]*instance, len(v.instances))
+	for _, n := range v.instances {
 		m[n.service.Name+"\x00"+n.pod+"\x00"+n.Id] = n
 	}
 	return m
@@ -70,9 +70,9 @@ func (w *watcher) Next() (*registry.Result, error) {
 // compare makes results of what differs. What went comes first: a pod that
 // serves under a new id is never two.
 func (w *watcher) compare() {
-	now := index(w.follower.current.Load())
-	result := func(action string, n *node) {
-		w.pending = append(w.pending, &registry.Result{Action: action, Service: (&view{nodes: []*node{n}}).services()[0]})
+	now := index(w.informer.current.Load())
+	result := func(action string, n *instance) {
+		w.pending = append(w.pending, &registry.Result{Action: action, Service: (&snapshot{instances: []*instance{n}}).services()[0]})
 	}
 	for k, n := range w.seen {
 		if now[k] == nil {
@@ -92,8 +92,8 @@ func (w *watcher) compare() {
 
 // Stop ends Next. Stopping twice is no error.
 func (w *watcher) Stop() {
-	w.follower.mu.Lock()
-	delete(w.follower.watchers, w)
-	w.follower.mu.Unlock()
+	w.informer.mu.Lock()
+	delete(w.informer.watchers, w)
+	w.informer.mu.Unlock()
 	w.end()
 }

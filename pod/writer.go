@@ -47,7 +47,7 @@ type patch struct {
 type writer struct {
 	api     *api
 	changed func()    // called when registered may say something else
-	own     *follower // of the own pod; nil before the first patch
+	own     *informer // of the own pod; nil before the first patch
 	ended   sync.WaitGroup
 	cancel  context.CancelFunc
 	wake    chan struct{}
@@ -63,7 +63,7 @@ type writer struct {
 }
 
 func newWriter(a *api, changed func()) *writer {
-	return &writer{api: a, changed: changed, period: gracePeriod, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}}
+	return &writer{api: a, changed: changed, period: defaultGracePeriod, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}}
 }
 
 // declare states what the pod is to carry for a service, and waits until the
@@ -86,7 +86,7 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		w.mu.Unlock()
 		return nil
 	}
-	tried := w.tried.next()
+	tried := w.tried.wait()
 	w.mu.Unlock()
 	w.nudge()
 	if limit == 0 {
@@ -103,7 +103,7 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 		}
 		w.mu.Lock()
 		err, done := w.failed[service], w.carried != nil && w.carried.lacks(m) == nil
-		tried = w.tried.next()
+		tried = w.tried.wait()
 		if done || err != nil {
 			var status *apierrors.StatusError
 			if errors.As(err, &status) && apierrors.IsInvalid(status) { // it never will be
@@ -178,9 +178,9 @@ func (w *writer) reconcile(ctx context.Context) error {
 		}
 		w.failed[service], failed = err, err
 	}
-	w.tried.send()
+	w.tried.notify()
 	if failed == nil && w.own == nil && len(w.declared) > 0 { // from now on somebody may take it away
-		w.own = newFollower(w.api, metav1.ListOptions{FieldSelector: "metadata.name=" + w.api.pod}, "")
+		w.own = newInformer(w.api, metav1.ListOptions{FieldSelector: "metadata.name=" + w.api.pod}, "")
 		w.own.seen = w.saw
 		w.own.start()
 	}
@@ -336,7 +336,7 @@ func (w *writer) stop() {
 
 // dictate lets the plugin write and returns what it wrote. The plugin's HTTP
 // client has no time limit, and reads the service account only once; so it
-// writes to a listener of this process, under a path nobody else knows, and what
+// writes to a listener of this process, under a path nobody else serves, and what
 // it says is carried to the API server by us, within bounds and with the token of the day.
 func dictate(plugin Plugin, write func(registry.Registry) error) (marks, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -12,15 +12,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	microconfig "github.com/micro/go-micro/v2/config"
 	"github.com/micro/go-micro/v2/config/reader"
 	jsonreader "github.com/micro/go-micro/v2/config/reader/json"
 	"github.com/micro/go-micro/v2/config/source"
 	"github.com/micro/go-micro/v2/logger"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/yaml"
 )
 
@@ -34,7 +32,7 @@ import (
 // source, go-micro puts the variable NAME of the environment for ${NAME} in a value.
 // binaryData is left out.
 type ConfigMap struct {
-	env             environment
+	env             apiserver.Environment
 	namespace, name string
 
 	mu       sync.Mutex
@@ -49,10 +47,10 @@ var _ source.Source = (*ConfigMap)(nil)
 // NewConfigMap returns the ConfigMap of that name; an empty namespace is the
 // pod's own. It makes no call and no goroutine before it is used.
 func NewConfigMap(namespace, name string) *ConfigMap {
-	return newConfigMap(thisPod, namespace, name)
+	return newConfigMap(apiserver.ProcessEnvironment, namespace, name)
 }
 
-func newConfigMap(env environment, namespace, name string) *ConfigMap {
+func newConfigMap(env apiserver.Environment, namespace, name string) *ConfigMap {
 	return &ConfigMap{env: env, namespace: namespace, name: name, watchers: map[*mapWatcher]struct{}{}, refused: map[string]string{}}
 }
 
@@ -71,7 +69,7 @@ func (c *ConfigMap) Read() (*source.ChangeSet, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer a.close()
+	defer a.Close()
 	set, err := c.get(context.Background(), a)
 	if err != nil {
 		return nil, err
@@ -174,27 +172,24 @@ func (c *ConfigMap) Follow(ctx context.Context, before ...source.Source) iter.Se
 }
 
 // connect makes a connection for one use, so that nothing is left after it.
-func (c *ConfigMap) connect() (*api, error) {
+func (c *ConfigMap) connect() (*apiserver.Connection, error) {
 	c.mu.Lock()
 	closed := c.closed
 	c.mu.Unlock()
 	if closed {
 		return nil, fmt.Errorf("reading ConfigMap %q: it is closed", path.Join(c.namespace, c.name))
 	}
-	a, err := connect(c.env, "")
+	a, err := apiserver.Connect(c.env, apiserver.Options{Namespace: c.namespace})
 	if err != nil {
 		return nil, fmt.Errorf("reading ConfigMap %q: %w", path.Join(c.namespace, c.name), err)
-	}
-	if c.namespace != "" {
-		a.namespace = c.namespace
 	}
 	return a, nil
 }
 
-func (c *ConfigMap) get(ctx context.Context, a *api) (*source.ChangeSet, error) {
-	m, err := a.configMap(ctx, c.name)
+func (c *ConfigMap) get(ctx context.Context, a *apiserver.Connection) (*source.ChangeSet, error) {
+	m, err := a.GetConfigMap(ctx, c.name)
 	if err != nil {
-		return nil, fmt.Errorf("reading ConfigMap %q: %w", path.Join(a.namespace, c.name), err)
+		return nil, fmt.Errorf("reading ConfigMap %q: %w", path.Join(a.Namespace, c.name), err)
 	}
 	return c.changeSet(m.Data), nil
 }
@@ -241,9 +236,8 @@ func parse(key, value string) (parsed any, err error) {
 // mapWatcher holds the latest content of a ConfigMap, and what its reader saw
 // last. Its memory is that of the two, however slow its reader.
 type mapWatcher struct {
-	sink
 	c       *ConfigMap
-	api     *api
+	api     *apiserver.Connection
 	what    string // namespace/name
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -254,12 +248,11 @@ type mapWatcher struct {
 	now  map[string]string // the latest data
 	gone bool              // there is no ConfigMap, and that has been said
 	last *source.ChangeSet // what the reader has
-	err  error             // of the last try to follow
 }
 
 var (
-	_ source.Watcher = (*mapWatcher)(nil)
-	_ cache.Store    = (*mapWatcher)(nil)
+	_ source.Watcher                       = (*mapWatcher)(nil)
+	_ apiserver.Handler[*corev1.ConfigMap] = (*mapWatcher)(nil)
 )
 
 // watch follows from a content that the reader has; from what is, when that is nil.
@@ -270,11 +263,11 @@ func (c *ConfigMap) watch(ctx context.Context, last *source.ChangeSet) (*mapWatc
 	}
 	if last == nil {
 		if last, err = c.get(ctx, a); err != nil {
-			a.close()
+			a.Close()
 			return nil, err
 		}
 	}
-	w := &mapWatcher{c: c, api: a, what: path.Join(a.namespace, c.name), changed: make(chan struct{}, 1), last: last}
+	w := &mapWatcher{c: c, api: a, what: path.Join(a.Namespace, c.name), changed: make(chan struct{}, 1), last: last}
 	w.ctx, w.cancel = context.WithCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -286,26 +279,15 @@ func (c *ConfigMap) watch(ctx context.Context, last *source.ChangeSet) (*mapWatc
 	return w, nil
 }
 
-func (w *mapWatcher) follow() {
-	list := func(o metav1.ListOptions) (runtime.Object, error) {
-		var all corev1.ConfigMapList
-		if err := w.api.list(w.ctx, "configmaps", o, &all); err != nil {
-			return nil, err
-		}
-		return &all, nil
-	}
-	w.api.follow(w.ctx, "configmaps", metav1.ListOptions{FieldSelector: "metadata.name=" + w.c.name}, &corev1.ConfigMap{}, w, list, w.tried)
-}
+func (w *mapWatcher) follow() { w.api.ListWatchConfigMap(w.ctx, w.c.name, w) }
 
-// tried notes how a try ended and says so when that is news.
-func (w *mapWatcher) tried(err error) {
-	if w.ctx.Err() != nil {
-		return
+// StateChanged logs that following the ConfigMap began to fail, or works again.
+func (w *mapWatcher) StateChanged(err error) {
+	if err != nil {
+		logger.Warnf("Config [configmap] Following ConfigMap %q: %v; trying on", w.what, err)
+	} else {
+		logger.Infof("Config [configmap] Following ConfigMap %q again", w.what)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	news("Config [configmap]", fmt.Sprintf("ConfigMap %q", w.what), w.err, err)
-	w.err = err
 }
 
 // Next waits until the content differs from what it returned last; a ConfigMap
@@ -336,7 +318,7 @@ func (w *mapWatcher) Next() (*source.ChangeSet, error) {
 func (w *mapWatcher) Stop() error {
 	w.cancel()
 	w.ended.Wait()
-	w.api.close()
+	w.api.Close()
 	w.c.mu.Lock()
 	defer w.c.mu.Unlock()
 	delete(w.c.watchers, w)
@@ -358,26 +340,19 @@ func (w *mapWatcher) set(data map[string]string, gone bool) {
 	}
 }
 
-func (w *mapWatcher) Add(o any) error { return w.Update(o) }
+// Update receives the ConfigMap when it was created or has changed.
+func (w *mapWatcher) Update(m *corev1.ConfigMap) { w.set(m.Data, false) }
 
-func (w *mapWatcher) Update(o any) error {
-	if m, ok := o.(*corev1.ConfigMap); ok {
-		w.set(m.Data, false)
+// Delete receives the ConfigMap that was deleted.
+func (w *mapWatcher) Delete(*corev1.ConfigMap) { w.set(nil, true) }
+
+// Replace receives the result of a LIST: one ConfigMap or none.
+func (w *mapWatcher) Replace(maps []*corev1.ConfigMap) {
+	if len(maps) == 0 {
+		w.Delete(nil)
+		return
 	}
-	return nil
-}
-
-func (w *mapWatcher) Delete(any) error {
-	w.set(nil, true)
-	return nil
-}
-
-// Replace takes the result of a LIST: one, or none.
-func (w *mapWatcher) Replace(list []any, _ string) error {
-	if len(list) == 0 {
-		return w.Delete(nil)
-	}
-	return w.Update(list[0])
+	w.Update(maps[0])
 }
 
 // ---- what Follow yields ----

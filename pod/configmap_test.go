@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	microconfig "github.com/micro/go-micro/v2/config"
 	"github.com/micro/go-micro/v2/config/source"
 	dlog "github.com/micro/go-micro/v2/debug/log"
@@ -325,7 +326,7 @@ func TestFollowThroughACutWatch(t *testing.T) {
 	s.data(map[string]string{"n": "0"})
 	u, _ := url.Parse(config.Host)
 	w := newWire(t, u.Host)
-	l := startLoop(t, newConfigMap(s.inside("reader").through(w), "", mapName))
+	l := startLoop(t, newConfigMap(through(s.inside("reader"), w), "", mapName))
 	l.next(2*time.Second, "before")
 	change := func(i int) { // deleted and created again: as one change, when the watch is cut
 		s.removeMap()
@@ -535,9 +536,9 @@ func TestFirstReadThatFailsSaysWhatToDoAndEnds(t *testing.T) {
 	without := newMapSpace(t, "list", "watch")
 	without.data(map[string]string{"n": "1"})
 	outside := s.inside("reader")
-	outside.getenv = func(string) string { return "" }
+	outside.Getenv = func(string) string { return "" }
 	empty := s.inside("reader")
-	empty.serviceAccount = t.TempDir()
+	empty.ServiceAccountDir = t.TempDir()
 	u, _ := url.Parse(config.Host)
 	down := newWire(t, u.Host)
 	down.l.Close()
@@ -553,7 +554,7 @@ func TestFirstReadThatFailsSaysWhatToDoAndEnds(t *testing.T) {
 		{"another namespace's", newConfigMap(s.inside("reader"), without.name, mapName), false, []string{"forbidden", without.name + "/" + mapName}},
 		{"not in a cluster", newConfigMap(outside, "", mapName), false, []string{mapName, "not in a pod", "KUBECONFIG"}},
 		{"no service account", newConfigMap(empty, "", mapName), false, []string{mapName, "serviceAccountName"}},
-		{"no API server", newConfigMap(s.inside("reader").through(down), "", mapName), false, []string{"connection refused", "up?"}},
+		{"no API server", newConfigMap(through(s.inside("reader"), down), "", mapName), false, []string{"connection refused", "up?"}},
 		{"no name", newConfigMap(s.inside("reader"), "", ""), false, []string{"name may not be empty"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -673,7 +674,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("a.json", `{"a": 1e400, "a": [null]}`)
 	f.Add("a", "b=c\nd")
 	f.Fuzz(func(t *testing.T, key, value string) {
-		c := newConfigMap(environment{}, "", mapName)
+		c := newConfigMap(apiserver.Environment{}, "", mapName)
 		cfg, err := newSnapshot(c.changeSet(map[string]string{key: value}))
 		if err != nil {
 			return // a ${NAME}

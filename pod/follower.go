@@ -13,13 +13,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 )
 
 // What the plugin writes, and reads.
@@ -101,9 +100,8 @@ func copyValue(v *registry.Value) *registry.Value {
 // follower keeps a view of some pods current. It owns one goroutine, which ends
 // with stop.
 type follower struct {
-	sink
-	api      *api
-	options  metav1.ListOptions // which pods
+	api      *apiserver.Connection
+	options  apiserver.Selector // which pods
 	wanted   string             // name of the service, "" for all
 	current  atomic.Pointer[view]
 	given    sync.Map // *registry.Node as callers know it -> *node
@@ -142,7 +140,7 @@ type shape struct {
 	used    int
 }
 
-func newFollower(a *api, o metav1.ListOptions, wanted string) *follower {
+func newFollower(a *apiserver.Connection, o apiserver.Selector, wanted string) *follower {
 	f := &follower{api: a, options: o, wanted: wanted, synced: make(chan struct{}), pods: map[string]*entry{}, shapes: map[uint64]*shape{}, watchers: map[*watcher]struct{}{}}
 	f.current.Store(&view{})
 	return f
@@ -170,38 +168,38 @@ func (f *follower) stop() {
 
 func (f *follower) alive() bool { return !f.stopped.Load() }
 
-// follow lists and watches until ctx ends. Each page is cut down at once to what
-// is needed: thousands of whole pods are never in memory together.
+// follow lists and watches until ctx ends.
 func (f *follower) follow(ctx context.Context) {
-	list := func(o metav1.ListOptions) (runtime.Object, error) {
-		var pods corev1.PodList
-		if err := f.api.list(ctx, "pods", o, &pods); err != nil {
-			return nil, err
-		}
-		for i := range pods.Items {
-			pods.Items[i] = *reduced(&pods.Items[i])
-		}
-		return &pods, nil
-	}
-	f.api.follow(ctx, "pods", f.options, &corev1.Pod{}, f, list, func(err error) { f.tried(ctx, err) })
+	f.api.ListWatchPods(ctx, f.options, reduced, podHandler{f})
 }
 
-// tried notes how a try ended and says so when that is news.
-func (f *follower) tried(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
+type podHandler struct{ f *follower }
+
+func (h podHandler) Update(p *corev1.Pod) { _ = h.f.Update(p) }
+func (h podHandler) Delete(p *corev1.Pod) { _ = h.f.Delete(p) }
+
+func (h podHandler) Replace(pods []*corev1.Pod) {
+	all := make([]any, len(pods))
+	for i, p := range pods {
+		all[i] = p
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	before := f.err
-	f.err = err
-	if news("Registry [kubernetes]", f.what(), before, err) {
-		f.changed.send()
+	_ = h.f.Replace(all, "")
+}
+
+func (h podHandler) StateChanged(err error) {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	h.f.err = err
+	if err != nil {
+		logger.Warnf("Registry [kubernetes] Following %s: %v; trying on", h.f.what(), err)
+	} else {
+		logger.Infof("Registry [kubernetes] Following %s again", h.f.what())
 	}
+	h.f.changed.send()
 }
 
 func (f *follower) what() string {
-	if f.options.FieldSelector != "" {
+	if f.options.Fields != "" {
 		return "the own pod"
 	}
 	if f.wanted == "" {
@@ -228,7 +226,7 @@ func (f *follower) wait(limit time.Duration) (*view, error) {
 		if f.err != nil {
 			return nil, f.err
 		}
-		return nil, fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", f.api.namespace, f.api.host, limit)
+		return nil, fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", f.api.Namespace, f.api.Host, limit)
 	}
 }
 
@@ -278,8 +276,6 @@ func condition(p *corev1.Pod, of corev1.PodConditionType) bool {
 }
 
 // ---- the store a client-go reflector writes to ----
-
-var _ cache.Store = (*follower)(nil)
 
 func (f *follower) Add(o any) error { return f.Update(o) }
 

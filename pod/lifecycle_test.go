@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/auth"
@@ -65,7 +66,7 @@ func (g *Greeter) Hello(_ context.Context, req *proto.HelloRequest, rsp *proto.H
 	return nil
 }
 
-func newLife(s *space, env environment) (*life, context.Context) {
+func newLife(s *space, env apiserver.Environment) (*life, context.Context) {
 	l := &life{t: s.t, registry: newRegistry(env, kubernetes.NewRegistry), ended: make(chan error, 1), hold: make(chan struct{}), held: make(chan struct{}, 1)}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.release = stop, sync.OnceFunc(func() { close(l.hold) })
@@ -95,7 +96,7 @@ func (l *life) begun(run func() error, started chan struct{}) *life {
 	return l
 }
 
-func (s *space) greeter(env environment, wait time.Duration, opts ...micro.Option) *life {
+func (s *space) greeter(env apiserver.Environment, wait time.Duration, opts ...micro.Option) *life {
 	l, ctx := newLife(s, env)
 	started := make(chan struct{})
 	service := micro.NewService(append([]micro.Option{
@@ -115,7 +116,7 @@ func (s *space) greeter(env environment, wait time.Duration, opts ...micro.Optio
 	return l
 }
 
-func (s *space) web(env environment, wait time.Duration, opts ...web.Option) *life {
+func (s *space) web(env apiserver.Environment, wait time.Duration, opts ...web.Option) *life {
 	l, ctx := newLife(s, env)
 	started := make(chan struct{})
 	service := web.NewService(append([]web.Option{
@@ -383,8 +384,8 @@ func TestDrain(t *testing.T) {
 		slow  func() error  // one that waits for hold
 		ready func() string // "" when it is not known any more
 	}
-	kinds := map[string]func(*space, environment, time.Duration) (*life, caller){
-		"grpc": func(s *space, env environment, wait time.Duration) (*life, caller) {
+	kinds := map[string]func(*space, apiserver.Environment, time.Duration) (*life, caller){
+		"grpc": func(s *space, env apiserver.Environment, wait time.Duration) (*life, caller) {
 			l := s.greeter(env, wait)
 			c := l.dial()
 			say := func(name string) func() error {
@@ -398,7 +399,7 @@ func TestDrain(t *testing.T) {
 			}
 			return l, caller{say("you"), say("slow"), func() string { return l.health(c, "") }}
 		},
-		"web": func(s *space, env environment, wait time.Duration) (*life, caller) {
+		"web": func(s *space, env apiserver.Environment, wait time.Duration) (*life, caller) {
 			l := s.web(env, wait)
 			c := fresh(s.t)
 			get := func(path string) func() error {
@@ -418,7 +419,7 @@ func TestDrain(t *testing.T) {
 	}
 	services := map[string]string{"grpc": "greeter", "web": "page"}
 	for kind, start := range kinds {
-		ready := func(t *testing.T, s *space, env environment, wait time.Duration) (*life, caller, chan error) {
+		ready := func(t *testing.T, s *space, env apiserver.Environment, wait time.Duration) (*life, caller, chan error) {
 			l, c := start(s, env, wait)
 			soon(t, 5*time.Second, "being ready", is(c.ready, "SERVING"))
 			answer := make(chan error, 1)
@@ -583,7 +584,7 @@ func TestWebServiceSaysWhyServingEnds(t *testing.T) {
 func TestWhatCannotStartSaysSo(t *testing.T) {
 	s := newSpace(t)
 	t.Setenv("KUBECONFIG", "/nonexistent")
-	nowhere := environment{func(string) string { return "" }, t.TempDir()}
+	nowhere := apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()}
 	for name, l := range map[string]*life{"grpc": s.greeter(nowhere, 0), "web": s.web(nowhere, 0)} {
 		if err, _ := l.end(time.Second); err == nil || !strings.Contains(err.Error(), "not in a pod") {
 			t.Errorf("%s: Run returned %v", name, err)
@@ -599,7 +600,7 @@ func TestWhatCannotStartSaysSo(t *testing.T) {
 func TestWithAnotherRegistryRegistrationDoesNotCount(t *testing.T) {
 	other := memory.NewRegistry() // never ends its goroutine
 	s := newSpace(t)
-	nowhere := environment{func(string) string { return "" }, t.TempDir()}
+	nowhere := apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()}
 	l := s.greeter(nowhere, 0, micro.Registry(other))
 	c := l.dial()
 	for _, name := range []string{"", "greeter"} {

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
@@ -192,7 +193,7 @@ func (s *space) get(name string) *corev1.Pod {
 }
 
 // inside is what a process in a pod finds: variables and a service account volume.
-func (s *space) inside(pod string) environment {
+func (s *space) inside(pod string) apiserver.Environment {
 	s.t.Helper()
 	dir := s.t.TempDir()
 	u, err := url.Parse(config.Host)
@@ -203,7 +204,7 @@ func (s *space) inside(pod string) environment {
 	put(s.t, dir, "namespace", []byte(s.name))
 	put(s.t, dir, "ca.crt", config.CAData)
 	put(s.t, dir, "token", []byte(s.token(nil)))
-	return environment{func(k string) string { return vars[k] }, dir}
+	return apiserver.Environment{Getenv: func(k string) string { return vars[k] }, ServiceAccountDir: dir}
 }
 
 // put replaces a file of a volume as the kubelet does: whole.
@@ -231,7 +232,7 @@ func (s *space) open(pod string, opts ...registry.Option) *Registry {
 	return s.openIn(s.inside(pod), opts...)
 }
 
-func (s *space) openIn(env environment, opts ...registry.Option) *Registry {
+func (s *space) openIn(env apiserver.Environment, opts ...registry.Option) *Registry {
 	r := newRegistry(env, kubernetes.NewRegistry, opts...)
 	s.t.Cleanup(func() {
 		if err := r.Close(); err != nil {
@@ -375,9 +376,9 @@ func (w *wire) mend() {
 func (w *wire) port() string { return strconv.Itoa(w.l.Addr().(*net.TCPAddr).Port) }
 
 // through makes an environment reach the API server by the wire.
-func (e environment) through(w *wire) environment {
-	before := e.getenv
-	e.getenv = func(k string) string {
+func through(e apiserver.Environment, w *wire) apiserver.Environment {
+	before := e.Getenv
+	e.Getenv = func(k string) string {
 		if k == "KUBERNETES_SERVICE_PORT" {
 			return w.port()
 		}

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
@@ -18,8 +19,8 @@ import (
 // standing is a registry that knows n ready pods and follows nothing.
 func standing(t testing.TB, n int) (*Registry, *follower) {
 	t.Helper()
-	r := newRegistry(thisPod, nil)
-	f := newFollower(&api{}, metav1.ListOptions{}, "greeter")
+	r := newRegistry(apiserver.ProcessEnvironment, nil)
+	f := newFollower(&apiserver.Connection{}, apiserver.Selector{}, "greeter")
 	f.stopping = func() {}
 	var all []any
 	for i := range n {
@@ -28,7 +29,7 @@ func standing(t testing.TB, n int) (*Registry, *follower) {
 	if err := f.Replace(all, ""); err != nil {
 		t.Fatal(err)
 	}
-	r.api, r.followers["greeter"] = &api{close: func() {}}, f
+	r.api, r.followers["greeter"] = &apiserver.Connection{}, f
 	return r, f
 }
 

@@ -13,13 +13,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 )
 
 // What the plugin writes, and reads.
@@ -96,9 +95,8 @@ func copyValue(v *registry.Value) *registry.Value {
 // informer keeps a view of some pods current. It owns one goroutine, which ends
 // with stop.
 type informer struct {
-	sink
-	api      *api
-	options  metav1.ListOptions // which pods
+	api      *apiserver.Connection
+	options  apiserver.Selector // which pods
 	wanted   string             // name of the service, "" for all
 	current  atomic.Pointer[snapshot]
 	given    *sync.Map // *registry.Node as callers know it -> *instance; that of the registry, for all services
@@ -137,7 +135,7 @@ type shape struct {
 	used    int
 }
 
-func newInformer(a *api, o metav1.ListOptions, wanted string) *informer {
+func newInformer(a *apiserver.Connection, o apiserver.Selector, wanted string) *informer {
 	f := &informer{api: a, options: o, wanted: wanted, given: &sync.Map{}, synced: make(chan struct{}), pods: map[string]*entry{}, shapes: map[uint64]*shape{}, watchers: map[*watcher]struct{}{}}
 	f.current.Store(&snapshot{})
 	return f
@@ -168,38 +166,38 @@ func (f *informer) snapshot() *snapshot { return f.current.Load() }
 
 func (f *informer) running() bool { return !f.stopped.Load() }
 
-// follow lists and watches until ctx ends. Each page is cut down at once to what
-// is needed: thousands of whole pods are never in memory together.
+// follow lists and watches until ctx ends.
 func (f *informer) follow(ctx context.Context) {
-	list := func(o metav1.ListOptions) (runtime.Object, error) {
-		var pods corev1.PodList
-		if err := f.api.list(ctx, "pods", o, &pods); err != nil {
-			return nil, err
-		}
-		for i := range pods.Items {
-			pods.Items[i] = *reduced(&pods.Items[i])
-		}
-		return &pods, nil
-	}
-	f.api.follow(ctx, "pods", f.options, &corev1.Pod{}, f, list, func(err error) { f.tried(ctx, err) })
+	f.api.ListWatchPods(ctx, f.options, reduced, podHandler{f})
 }
 
-// tried notes how a try ended and says so when that is news.
-func (f *informer) tried(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
+type podHandler struct{ f *informer }
+
+func (h podHandler) Update(p *corev1.Pod) { _ = h.f.Update(p) }
+func (h podHandler) Delete(p *corev1.Pod) { _ = h.f.Delete(p) }
+
+func (h podHandler) Replace(pods []*corev1.Pod) {
+	all := make([]any, len(pods))
+	for i, p := range pods {
+		all[i] = p
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	before := f.err
-	f.err = err
-	if news("Registry [kubernetes]", f.what(), before, err) {
-		f.changed.notify()
+	_ = h.f.Replace(all, "")
+}
+
+func (h podHandler) StateChanged(err error) {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	h.f.err = err
+	if err != nil {
+		logger.Warnf("Registry [kubernetes] Following %s: %v; trying on", h.f.what(), err)
+	} else {
+		logger.Infof("Registry [kubernetes] Following %s again", h.f.what())
 	}
+	h.f.changed.notify()
 }
 
 func (f *informer) what() string {
-	if f.options.FieldSelector != "" {
+	if f.options.Fields != "" {
 		return "the own pod"
 	}
 	if f.wanted == "" {
@@ -226,7 +224,7 @@ func (f *informer) wait(limit time.Duration) (*snapshot, error) {
 		if f.err != nil {
 			return nil, f.err
 		}
-		return nil, fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", f.api.namespace, f.api.host, limit)
+		return nil, fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", f.api.Namespace, f.api.Host, limit)
 	}
 }
 
@@ -276,8 +274,6 @@ func condition(p *corev1.Pod, of corev1.PodConditionType) bool {
 }
 
 // ---- the store a client-go reflector writes to ----
-
-var _ cache.Store = (*informer)(nil)
 
 func (f *informer) Add(o any) error { return f.Update(o) }
 

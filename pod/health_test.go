@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -21,11 +22,11 @@ func (svc *testService) healthStatus(c *grpc.ClientConn, name string) string {
 }
 
 func TestHealthIsServingWhileRegistered(t *testing.T) {
-	s := newSpace(t, "list", "watch") // not patch
-	s.pod("a")
-	svc := s.startGreeter(s.inside("a"), 0)
+	n := kubetest.NewNamespace(t, "list", "watch") // not patch
+	n.CreateReadyPod("a")
+	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
-	soon(t, 5*time.Second, "the refusal", func() error {
+	kubetest.Eventually(t, 5*time.Second, "the refusal", func() error {
 		if why := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(why, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
 			return errors.New(why)
 		}
@@ -69,14 +70,14 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	}
 	next("greeter", "NOT_SERVING")
 	next("other", "SERVICE_UNKNOWN")
-	s.allow("patch")
+	n.GrantVerb("patch")
 	next("greeter", "SERVING")
 	for name, want := range map[string]string{"": "SERVING", "greeter": "SERVING", "Greeter": "SERVING", "liveness": "SERVING", "other": "NotFound"} {
 		if got := svc.healthStatus(c, name); got != want {
 			t.Errorf("after the registration: %q is %s, want %s", name, got, want)
 		}
 	}
-	if a := s.get("a").Annotations[annotationPrefix+"greeter"]; !strings.Contains(a, "Greeter.Hello") || strings.Contains(a, "Health") || strings.Contains(a, "Reflection") {
+	if a := n.GetPod("a").Annotations[annotationPrefix+"greeter"]; !strings.Contains(a, "Greeter.Hello") || strings.Contains(a, "Health") || strings.Contains(a, "Reflection") {
 		t.Errorf("the annotation advertises %s", a)
 	}
 	svc.stop()

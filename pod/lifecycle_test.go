@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -27,7 +29,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // testService is a service that runs as a main function would run it.
@@ -58,8 +59,8 @@ func (g *Greeter) Hello(_ context.Context, req *proto.HelloRequest, rsp *proto.H
 	return nil
 }
 
-func newTestService(s *space, env environment) (*testService, context.Context) {
-	svc := &testService{t: s.t, registry: newRegistry(env, kubernetes.NewRegistry), runErr: make(chan error, 1), hold: make(chan struct{}), started: make(chan struct{}, 1)}
+func newTestService(t *testing.T, env apiserver.Environment) (*testService, context.Context) {
+	svc := &testService{t: t, registry: newRegistry(env, kubernetes.NewRegistry), runErr: make(chan error, 1), hold: make(chan struct{}), started: make(chan struct{}, 1)}
 	ctx, stop := context.WithCancel(context.Background())
 	svc.stop, svc.release = stop, sync.OnceFunc(func() { close(svc.hold) })
 	return svc, ctx
@@ -88,8 +89,8 @@ func (svc *testService) start(run func() error, started chan struct{}) *testServ
 	return svc
 }
 
-func (s *space) startGreeter(env environment, wait time.Duration, opts ...micro.Option) *testService {
-	svc, ctx := newTestService(s, env)
+func startGreeter(t *testing.T, env apiserver.Environment, wait time.Duration, opts ...micro.Option) *testService {
+	svc, ctx := newTestService(t, env)
 	started := make(chan struct{})
 	service := micro.NewService(append([]micro.Option{
 		micro.Name("greeter"), micro.HandleSignal(false), micro.Context(ctx),
@@ -101,7 +102,7 @@ func (s *space) startGreeter(env environment, wait time.Duration, opts ...micro.
 		micro.AfterStart(func() error { close(started); return nil }),
 	}, opts...)...)
 	if err := proto.RegisterGreeterHandler(service.Server(), &Greeter{svc}); err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	svc.start(service.Run, started)
 	svc.address = service.Server().Options().Address
@@ -131,11 +132,11 @@ func sayHello(ctx context.Context, c *grpc.ClientConn, name string) (string, err
 	return rsp.Greeting, err
 }
 
-// equals returns a condition for soon: get returns want.
-func equals[T comparable](got func() T, want T) func() error {
+// equals returns a condition for kubetest.Eventually: get returns want.
+func equals[T comparable](get func() T, want T) func() error {
 	return func() error {
-		if g := got(); g != want {
-			return fmt.Errorf("it is %v, want %v", g, want)
+		if got := get(); got != want {
+			return fmt.Errorf("got %v, want %v", got, want)
 		}
 		return nil
 	}
@@ -155,38 +156,18 @@ func (svc *testService) waitForRun(limit time.Duration) (error, time.Duration) {
 	}
 }
 
-func (s *space) hasSelectorLabel(pod, service string) bool {
-	return s.get(pod).Labels[selectorPrefix+service] != ""
-}
-
-// allow grants a further verb.
-func (s *space) allow(verb string) {
-	s.t.Helper()
-	role, err := admin.RbacV1().Roles(s.name).Get("micro-registry", metav1.GetOptions{})
-	if err == nil {
-		role.Rules[0].Verbs = append(role.Rules[0].Verbs, verb)
-		_, err = admin.RbacV1().Roles(s.name).Update(role)
-	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
-}
-
 func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	s.pod("b")
-	registered := s.startGreeter(s.inside("a"), 0)
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	n.CreateReadyPod("b")
+	registered := startGreeter(t, n.Environment("a"), 0)
 	c := registered.dial()
-	soon(t, 5*time.Second, "ready", equals(func() string { return registered.healthStatus(c, "") }, "SERVING"))
-	inB := s.inside("b")
+	kubetest.Eventually(t, 5*time.Second, "ready", equals(func() string { return registered.healthStatus(c, "") }, "SERVING"))
+	inB := n.Environment("b")
 
-	pid := apiServer(t)
-	kill(t, pid, syscall.SIGSTOP)
-	thaw := sync.OnceFunc(func() { kill(t, pid, syscall.SIGCONT) })
-	defer thaw()
+	thaw := n.Freeze(t)
 	begin := time.Now()
-	starting := s.startWeb(inB, 100*time.Millisecond) // listens at once
+	starting := startWeb(t, inB, 100*time.Millisecond) // listens at once
 	h := newHTTPClient(t)
 	if got, err := getPage(h, starting.address, "/healthz"); err != nil || got != "200 ok\n" || time.Since(begin) > 3*time.Second {
 		t.Errorf("liveness of a service that just started: %q, %v after %s", got, err, time.Since(begin))
@@ -194,7 +175,7 @@ func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
 	if got, _ := getPage(h, starting.address, "/readyz"); !strings.HasPrefix(got, "503 not registered") {
 		t.Errorf("its readiness: %q", got)
 	}
-	soon(t, 20*time.Second, "the reason on /readyz", func() error { // also after the ping of the connection
+	kubetest.Eventually(t, 20*time.Second, "the reason on /readyz", func() error { // also after the ping of the connection
 		if got, _ := getPage(h, starting.address, "/readyz"); !strings.Contains(got, "does not answer") {
 			return errors.New(got)
 		}
@@ -208,7 +189,7 @@ func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
 		t.Errorf("stopping: %v after %s", err, took)
 	}
 	thaw()
-	soon(t, 20*time.Second, "the API server", func() error { _, err := admin.Discovery().ServerVersion(); return err })
+	kubetest.Eventually(t, 20*time.Second, "the API server", func() error { _, err := n.Admin.Discovery().ServerVersion(); return err })
 	if got := registered.healthStatus(c, ""); got != "SERVING" {
 		t.Errorf("readiness afterwards: %s", got)
 	}
@@ -221,13 +202,13 @@ func TestDrain(t *testing.T) {
 		slow   func() error  // a call that waits for hold
 		status func() string // health; "" if it is unknown
 	}
-	kinds := map[string]func(*space, environment, time.Duration) (*testService, caller){
-		"grpc": func(s *space, env environment, wait time.Duration) (*testService, caller) {
-			svc := s.startGreeter(env, wait)
+	kinds := map[string]func(*testing.T, apiserver.Environment, time.Duration) (*testService, caller){
+		"grpc": func(t *testing.T, env apiserver.Environment, wait time.Duration) (*testService, caller) {
+			svc := startGreeter(t, env, wait)
 			c := svc.dial()
 			hello := func(name string) func() error {
 				return func() error {
-					got, err := sayHello(contextWithTimeout(s.t, 30*time.Second), c, name)
+					got, err := sayHello(contextWithTimeout(t, 30*time.Second), c, name)
 					if err == nil && got != "Hello "+name+"!" {
 						err = fmt.Errorf("the answer is %q", got)
 					}
@@ -236,9 +217,9 @@ func TestDrain(t *testing.T) {
 			}
 			return svc, caller{hello("you"), hello("slow"), func() string { return svc.healthStatus(c, "") }}
 		},
-		"web": func(s *space, env environment, wait time.Duration) (*testService, caller) {
-			svc := s.startWeb(env, wait)
-			c := newHTTPClient(s.t)
+		"web": func(t *testing.T, env apiserver.Environment, wait time.Duration) (*testService, caller) {
+			svc := startWeb(t, env, wait)
+			c := newHTTPClient(t)
 			get := func(path string) func() error {
 				return func() error {
 					got, err := getPage(c, svc.address, path)
@@ -256,23 +237,23 @@ func TestDrain(t *testing.T) {
 	}
 	services := map[string]string{"grpc": "greeter", "web": "page"}
 	for kind, start := range kinds {
-		ready := func(t *testing.T, s *space, env environment, wait time.Duration) (*testService, caller, chan error) {
-			svc, c := start(s, env, wait)
-			soon(t, 5*time.Second, "ready", equals(c.status, "SERVING"))
+		ready := func(t *testing.T, env apiserver.Environment, wait time.Duration) (*testService, caller, chan error) {
+			svc, c := start(t, env, wait)
+			kubetest.Eventually(t, 5*time.Second, "ready", equals(c.status, "SERVING"))
 			answer := make(chan error, 1)
 			go func() { answer <- c.slow() }()
 			<-svc.started
 			return svc, c, answer
 		}
 		t.Run(kind+"/calls in flight finish, in order", func(t *testing.T) {
-			s := newSpace(t)
-			s.pod("a")
+			n := kubetest.NewNamespace(t)
+			n.CreateReadyPod("a")
 			const wait = 2 * time.Second
-			svc, c, answer := ready(t, s, s.inside("a"), wait)
+			svc, c, answer := ready(t, n.Environment("a"), wait)
 			begin := time.Now()
 			svc.stop()
-			soon(t, time.Second, "not ready", equals(c.status, "NOT_SERVING"))
-			soon(t, wait, "deregistration", equals(func() bool { return s.hasSelectorLabel("a", services[kind]) }, false))
+			kubetest.Eventually(t, time.Second, "not ready", equals(c.status, "NOT_SERVING"))
+			kubetest.Eventually(t, wait, "deregistration", equals(func() bool { return n.Registered("a", services[kind]) }, false))
 			if err := c.call(); err != nil || time.Since(begin) > wait {
 				t.Errorf("a new call during DrainWait: %v after %s", err, time.Since(begin))
 			}
@@ -290,25 +271,25 @@ func TestDrain(t *testing.T) {
 			if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second {
 				t.Errorf("Run returned %v, %s after the last handler", err, took)
 			}
-			if s.hasSelectorLabel("a", services[kind]) { // go-micro calls Register every 50 ms here
+			if n.Registered("a", services[kind]) { // go-micro calls Register every 50 ms here
 				t.Error("the service is registered again")
 			}
 		})
 		t.Run(kind+"/without calls it ends after DrainWait", func(t *testing.T) {
-			s := newSpace(t)
-			s.pod("a")
-			svc, c := start(s, s.inside("a"), 500*time.Millisecond)
-			soon(t, 5*time.Second, "ready", equals(c.status, "SERVING"))
+			n := kubetest.NewNamespace(t)
+			n.CreateReadyPod("a")
+			svc, c := start(t, n.Environment("a"), 500*time.Millisecond)
+			kubetest.Eventually(t, 5*time.Second, "ready", equals(c.status, "SERVING"))
 			svc.stop()
 			if err, took := svc.waitForRun(5 * time.Second); err != nil || took < 500*time.Millisecond || took > 2500*time.Millisecond {
 				t.Errorf("Run returned %v after %s", err, took)
 			}
 		})
 		t.Run(kind+"/the pod's grace period limits the drain", func(t *testing.T) {
-			s := newSpace(t)
+			n := kubetest.NewNamespace(t)
 			period := int64(4)
-			s.podWith("a", func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = &period })
-			svc, _, answer := ready(t, s, s.inside("a"), 200*time.Millisecond)
+			n.CreateReadyPod("a", func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = &period })
+			svc, _, answer := ready(t, n.Environment("a"), 200*time.Millisecond)
 			begin := time.Now()
 			svc.stop()
 			select {
@@ -328,13 +309,15 @@ func TestDrain(t *testing.T) {
 			own := make(chan os.Signal, 1) // without it the signal below would end the test
 			signal.Notify(own, syscall.SIGTERM)
 			defer signal.Stop(own)
-			s := newSpace(t)
-			s.pod("a")
-			svc, c, answer := ready(t, s, s.inside("a"), 20*time.Second)
+			n := kubetest.NewNamespace(t)
+			n.CreateReadyPod("a")
+			svc, c, answer := ready(t, n.Environment("a"), 20*time.Second)
 			svc.stop()
-			soon(t, time.Second, "not ready", equals(c.status, "NOT_SERVING"))
+			kubetest.Eventually(t, time.Second, "not ready", equals(c.status, "NOT_SERVING"))
 			begin := time.Now()
-			kill(t, os.Getpid(), syscall.SIGTERM)
+			if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
 			if err := <-answer; err == nil || time.Since(begin) > 3*time.Second {
 				t.Errorf("the caller: %v after %s", err, time.Since(begin))
 			}
@@ -347,16 +330,16 @@ func TestDrain(t *testing.T) {
 }
 
 func TestRunReturnsWhyServiceCannotStart(t *testing.T) {
-	s := newSpace(t)
+	n := kubetest.NewNamespace(t)
 	t.Setenv("KUBECONFIG", "/nonexistent")
-	outside := environment{func(string) string { return "" }, t.TempDir()}
-	for name, svc := range map[string]*testService{"grpc": s.startGreeter(outside, 0), "web": s.startWeb(outside, 0)} {
+	outside := apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()}
+	for name, svc := range map[string]*testService{"grpc": startGreeter(t, outside, 0), "web": startWeb(t, outside, 0)} {
 		if err, _ := svc.waitForRun(time.Second); err == nil || !strings.Contains(err.Error(), "not in a pod") {
 			t.Errorf("%s: Run returned %v", name, err)
 		}
 	}
-	s.pod("a")
-	svc := s.startWeb(s.inside("a"), 0, web.Server(&http.Server{}))
+	n.CreateReadyPod("a")
+	svc := startWeb(t, n.Environment("a"), 0, web.Server(&http.Server{}))
 	if err, _ := svc.waitForRun(time.Second); err == nil || !strings.Contains(err.Error(), "must come after web.Server") {
 		t.Errorf("Run returned %v", err)
 	}
@@ -364,9 +347,9 @@ func TestRunReturnsWhyServiceCannotStart(t *testing.T) {
 
 func TestReadinessIgnoresRegistrationInAnotherRegistry(t *testing.T) {
 	other := memory.NewRegistry() // its goroutine never ends
-	s := newSpace(t)
-	outside := environment{func(string) string { return "" }, t.TempDir()}
-	svc := s.startGreeter(outside, 0, micro.Registry(other))
+	kubetest.NewNamespace(t)
+	outside := apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()}
+	svc := startGreeter(t, outside, 0, micro.Registry(other))
 	c := svc.dial()
 	for _, name := range []string{"", "greeter"} {
 		if got := svc.healthStatus(c, name); got != "SERVING" {
@@ -385,10 +368,10 @@ type Streams struct{}
 func (*Streams) Panic(context.Context, server.Stream) error { panic("only for the log") }
 
 func TestPanicTextIsHiddenFromCallers(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	s.pod("b")
-	g := s.startGreeter(s.inside("a"), 0, func(o *micro.Options) {
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	n.CreateReadyPod("b")
+	g := startGreeter(t, n.Environment("a"), 0, func(o *micro.Options) {
 		o.BeforeStart = append(o.BeforeStart, func() error { return o.Server.Handle(o.Server.NewHandler(new(Streams))) })
 	})
 	c := g.dial()
@@ -406,7 +389,7 @@ func TestPanicTextIsHiddenFromCallers(t *testing.T) {
 		t.Errorf("afterwards: %q, %v", got, err)
 	}
 
-	w := s.startWeb(s.inside("b"), 0)
+	w := startWeb(t, n.Environment("b"), 0)
 	if got, err := getPage(newHTTPClient(t), w.address, "/panic"); err == nil {
 		t.Errorf("the caller of the page gets %q, want a closed connection", got)
 	}
@@ -416,9 +399,9 @@ func TestPanicTextIsHiddenFromCallers(t *testing.T) {
 }
 
 func TestTooLargeMessageFailsOnlyItsCall(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	c := s.startGreeter(s.inside("a"), 0).dial()
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	c := startGreeter(t, n.Environment("a"), 0).dial()
 	if _, err := sayHello(contextWithTimeout(t, 5*time.Second), c, strings.Repeat("x", 4<<20)); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("more than 4 MiB: %v", err)
 	}

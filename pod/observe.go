@@ -9,8 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/registry"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // State is what a node is to those who would call it.
@@ -92,7 +92,7 @@ func (r *Registry) join() (*informer, error) {
 		return nil, err
 	}
 	if r.observed == nil {
-		r.observed = newInformer(a, metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}, "")
+		r.observed = newInformer(a, apiserver.Selector{Labels: typeLabel + "=" + typeValue}, "")
 		r.observed.remembers = true
 		r.observed.start()
 	}

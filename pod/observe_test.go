@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -229,7 +230,7 @@ func TestObserveSaysWhenItCannotFollow(t *testing.T) {
 	s.pod("a")
 	s.register("a", "greeter", "v1", "10.0.0.1:9100")
 	w := newWire(t, strings.TrimPrefix(config.Host, "https://"))
-	r := s.openIn(s.inside("observer").through(w))
+	r := s.openIn(through(s.inside("observer"), w))
 	next, _ := observed(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 ready")
 	w.cut()
@@ -259,7 +260,7 @@ func TestObserveWithoutTheRightSaysWhich(t *testing.T) {
 func TestObserveOutsideACluster(t *testing.T) {
 	s := newSpace(t)
 	t.Setenv("KUBECONFIG", "/nonexistent")
-	r := s.openIn(environment{func(string) string { return "" }, t.TempDir()})
+	r := s.openIn(apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()})
 	var errs []error
 	for _, err := range r.Observe(context.Background()) {
 		errs = append(errs, err)

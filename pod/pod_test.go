@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +21,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/test/launch"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	"go.uber.org/goleak"
@@ -33,7 +33,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	clientset "k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 )
 
 // The tests run against a real kube-apiserver and etcd, started here and ended
@@ -45,36 +44,7 @@ var (
 	state  string // the cluster's directory
 )
 
-func TestMain(m *testing.M) {
-	code, err := withControlPlane(m.Run)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "pod:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func withControlPlane(f func() int) (int, error) {
-	path, down, err := launch.Up("pod", "-control-plane")
-	if err != nil {
-		return 1, err
-	}
-	state = filepath.Dir(path)
-	config, err = clientcmd.BuildConfigFromFlags("", path)
-	var tlsConfig *tls.Config
-	if err == nil {
-		tlsConfig, err = rest.TLSConfigFor(config)
-	}
-	if err == nil { // the tests' own client keeps no connection, which goleak would find
-		admin, err = clientset.NewForConfig(&rest.Config{Host: config.Host, QPS: 1000, Burst: 1000,
-			Transport: &http.Transport{TLSClientConfig: tlsConfig, DisableKeepAlives: true}})
-	}
-	code := 1
-	if err == nil {
-		code = f()
-	}
-	return code, errors.Join(err, down())
-}
+func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
 
 // space is a namespace of its own for one test, with a service account that has
 // what k8s/pod-rbac.yaml grants.
@@ -85,6 +55,8 @@ type space struct {
 
 func newSpace(t *testing.T, verbs ...string) *space {
 	t.Helper()
+	server := kubetest.Start(t)
+	admin, config, state = server.Admin, server.Config, filepath.Dir(server.Kubeconfig)
 	before := goleak.IgnoreCurrent() // what go-micro itself starts at its initialization
 	t.Cleanup(func() {
 		if !t.Failed() {
@@ -192,7 +164,7 @@ func (s *space) get(name string) *corev1.Pod {
 }
 
 // inside is what a process in a pod finds: variables and a service account volume.
-func (s *space) inside(pod string) environment {
+func (s *space) inside(pod string) apiserver.Environment {
 	s.t.Helper()
 	dir := s.t.TempDir()
 	u, err := url.Parse(config.Host)
@@ -203,7 +175,7 @@ func (s *space) inside(pod string) environment {
 	put(s.t, dir, "namespace", []byte(s.name))
 	put(s.t, dir, "ca.crt", config.CAData)
 	put(s.t, dir, "token", []byte(s.token(nil)))
-	return environment{func(k string) string { return vars[k] }, dir}
+	return apiserver.Environment{Getenv: func(k string) string { return vars[k] }, ServiceAccountDir: dir}
 }
 
 // put replaces a file of a volume as the kubelet does: whole.
@@ -231,7 +203,7 @@ func (s *space) open(pod string, opts ...registry.Option) *Registry {
 	return s.openIn(s.inside(pod), opts...)
 }
 
-func (s *space) openIn(env environment, opts ...registry.Option) *Registry {
+func (s *space) openIn(env apiserver.Environment, opts ...registry.Option) *Registry {
 	r := newRegistry(env, kubernetes.NewRegistry, opts...)
 	s.t.Cleanup(func() {
 		if err := r.Close(); err != nil {
@@ -375,9 +347,9 @@ func (w *wire) mend() {
 func (w *wire) port() string { return strconv.Itoa(w.l.Addr().(*net.TCPAddr).Port) }
 
 // through makes an environment reach the API server by the wire.
-func (e environment) through(w *wire) environment {
-	before := e.getenv
-	e.getenv = func(k string) string {
+func through(e apiserver.Environment, w *wire) apiserver.Environment {
+	before := e.Getenv
+	e.Getenv = func(k string) string {
 		if k == "KUBERNETES_SERVICE_PORT" {
 			return w.port()
 		}

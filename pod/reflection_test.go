@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"google.golang.org/grpc/codes"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
@@ -13,9 +14,9 @@ import (
 )
 
 func TestReflectionListsRegisteredServices(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	svc := s.startGreeter(s.inside("a"), 0)
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
 	v1, err := reflectionv1.NewServerReflectionClient(c).ServerReflectionInfo(contextWithTimeout(t, 10*time.Second))
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Plugin is the constructor of a registry plugin as a value, such as
@@ -24,12 +24,12 @@ type Plugin = func(...registry.Option) registry.Registry
 // Make it with NewRegistry. Safe for concurrent use.
 type Registry struct {
 	plugin Plugin
-	env    environment
+	env    apiserver.Environment
 
 	mu        sync.Mutex
 	options   registry.Options
 	closed    bool
-	api       *api
+	api       *apiserver.Connection
 	writer    *writer
 	informers map[string]*informer // by service, "" for all
 	said      map[string]string    // what each service declared, as JSON
@@ -49,10 +49,10 @@ var _ registry.Registry = (*Registry)(nil)
 // NewRegistry returns a registry that writes what the plugin writes, and reads
 // by itself. It makes no call and no goroutine before it is used.
 func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
-	return newRegistry(thisPod, plugin, opts...)
+	return newRegistry(apiserver.ProcessEnvironment, plugin, opts...)
 }
 
-func newRegistry(env environment, plugin Plugin, opts ...registry.Option) *Registry {
+func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
 	r := &Registry{plugin: plugin, env: env, informers: map[string]*informer{}, said: map[string]string{}, names: map[string]bool{}}
 	for _, o := range opts {
 		o(&r.options)
@@ -78,11 +78,11 @@ func (r *Registry) limit() time.Duration {
 	if r.options.Timeout > 0 {
 		return r.options.Timeout
 	}
-	return callTimeout
+	return apiserver.CallTimeout
 }
 
 // connected returns the connection, made when first needed. r.mu is held.
-func (r *Registry) connected() (*api, error) {
+func (r *Registry) connected() (*apiserver.Connection, error) {
 	if r.closed {
 		return nil, errors.New("using the registry: it is closed")
 	}
@@ -91,7 +91,7 @@ func (r *Registry) connected() (*api, error) {
 		if len(r.options.Addrs) > 0 {
 			address = r.options.Addrs[0]
 		}
-		a, err := connect(r.env, address)
+		a, err := apiserver.Connect(r.env, apiserver.Options{Address: address})
 		if err != nil {
 			return nil, fmt.Errorf("%w; or choose another registry with --registry=mdns", err)
 		}
@@ -156,7 +156,7 @@ func (r *Registry) detach() (release func()) {
 			f.stop()
 		}
 		if a != nil {
-			a.close()
+			a.Close()
 		}
 	}
 }
@@ -307,10 +307,10 @@ func (r *Registry) toWrite(doing, service string) (*writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", doing, service, err)
 	}
-	if a.outside {
+	if a.OutsideCluster {
 		return nil, fmt.Errorf("%s %q: not in a pod: a registration stands on the pod that serves it; with this kubeconfig the registry can be read, not written", doing, service)
 	}
-	if a.pod == "" {
+	if a.PodName == "" {
 		return nil, fmt.Errorf("%s %q: the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest", doing, service)
 	}
 	if r.writer == nil {
@@ -381,9 +381,9 @@ func (r *Registry) informer(name string) (*informer, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}
+	o := apiserver.Selector{Labels: typeLabel + "=" + typeValue}
 	if name != "" {
-		o.LabelSelector = selectorPrefix + labelName(name) + "=" + typeValue
+		o.Labels = selectorPrefix + labelName(name) + "=" + typeValue
 	}
 	f := newInformer(a, o, name)
 	f.given = &r.instances

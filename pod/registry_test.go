@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/cache"
@@ -291,7 +292,7 @@ func TestWatchCutIsTakenUpAgain(t *testing.T) {
 	s := newSpace(t)
 	u, _ := url.Parse(config.Host)
 	w := newWire(t, u.Host)
-	r := s.openIn(s.inside("reader").through(w))
+	r := s.openIn(through(s.inside("reader"), w))
 	s.pod("a")
 	s.register("a", "greeter", "v1", "10.0.0.1:1")
 	soon(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
@@ -466,10 +467,10 @@ func TestTokenInvalidatedAndReplacedOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := s.inside("a")
-	put(t, env.serviceAccount, "token", []byte(s.token(&authenticationv1.BoundObjectReference{Kind: "Secret", APIVersion: "v1", Name: secret.Name, UID: secret.UID})))
+	put(t, env.ServiceAccountDir, "token", []byte(s.token(&authenticationv1.BoundObjectReference{Kind: "Secret", APIVersion: "v1", Name: secret.Name, UID: secret.UID})))
 	u, _ := url.Parse(config.Host)
 	w := newWire(t, u.Host)
-	r := s.openIn(env.through(w), registry.Timeout(2*time.Second))
+	r := s.openIn(through(env, w), registry.Timeout(2*time.Second))
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
@@ -486,7 +487,7 @@ func TestTokenInvalidatedAndReplacedOnDisk(t *testing.T) {
 	})
 	w.cut()
 	w.mend()
-	put(t, env.serviceAccount, "token", []byte(s.token(nil)))
+	put(t, env.ServiceAccountDir, "token", []byte(s.token(nil)))
 	soon(t, 10*time.Second, "the new token", func() error { return r.Register(service("greeter", "v2", "a", "10.0.0.1:2")) })
 	s.pod("b")
 	s.register("b", "greeter", "v2", "10.0.0.2:1")
@@ -501,14 +502,14 @@ func TestAuthorityReplaced(t *testing.T) {
 	f := newTLSFront(t, u.Host)
 	f.use(first)
 	env := s.inside("a")
-	before := env.getenv
-	env.getenv = func(k string) string {
+	before := env.Getenv
+	env.Getenv = func(k string) string {
 		if k == "KUBERNETES_SERVICE_PORT" {
 			return f.port()
 		}
 		return before(k)
 	}
-	put(t, env.serviceAccount, "ca.crt", first.pem)
+	put(t, env.ServiceAccountDir, "ca.crt", first.pem)
 	r := s.openIn(env, registry.Timeout(2*time.Second))
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
@@ -519,7 +520,7 @@ func TestAuthorityReplaced(t *testing.T) {
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:2")); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("Register with a stranger's certificate: %v", err)
 	}
-	put(t, env.serviceAccount, "ca.crt", second.pem)
+	put(t, env.ServiceAccountDir, "ca.crt", second.pem)
 	soon(t, 10*time.Second, "the new authority", func() error { return r.Register(service("greeter", "v1", "a", "10.0.0.1:3")) })
 	soon(t, 10*time.Second, "reads", has(r, "greeter", "10.0.0.1:3"))
 }
@@ -876,10 +877,10 @@ func TestWhereItCannotWorkItSaysWhatToDo(t *testing.T) {
 	s := newSpace(t)
 	s.pod("a")
 	what := service("greeter", "v1", "a", "10.0.0.1:1")
-	without := func(k string) environment {
+	without := func(k string) apiserver.Environment {
 		env := s.inside("a")
-		before := env.getenv
-		env.getenv = func(key string) string {
+		before := env.Getenv
+		env.Getenv = func(key string) string {
 			if key == k {
 				return ""
 			}
@@ -888,11 +889,11 @@ func TestWhereItCannotWorkItSaysWhatToDo(t *testing.T) {
 		return env
 	}
 	empty := s.inside("a")
-	empty.serviceAccount = t.TempDir()
+	empty.ServiceAccountDir = t.TempDir()
 	elsewhere := s.inside("node-7")
 	for _, c := range []struct {
 		name       string
-		env        environment
+		env        apiserver.Environment
 		kubeconfig string
 		want       string
 	}{
@@ -937,10 +938,10 @@ func FuzzDecode(f *testing.F) {
 		if _, err := decode(b); err != nil {
 			return
 		}
-		fo := newInformer(&api{}, metav1.ListOptions{}, "")
+		fo := newInformer(&apiserver.Connection{}, apiserver.Selector{}, "")
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{annotationPrefix + "x": string(b)}}}
 		p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
-		_ = fo.Add(p)
+		_ = fo.Update(p)
 		for _, n := range fo.current.Load().instances {
 			if n.Address == "" {
 				t.Errorf("a node without an address from %q", b)

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
@@ -16,8 +17,8 @@ import (
 // newStaticRegistry returns a registry that knows n ready pods and makes no connection.
 func newStaticRegistry(t testing.TB, n int) (*Registry, *informer) {
 	t.Helper()
-	r := newRegistry(thisPod, nil)
-	inf := newInformer(&api{}, metav1.ListOptions{}, "greeter")
+	r := newRegistry(apiserver.ProcessEnvironment, nil)
+	inf := newInformer(&apiserver.Connection{}, apiserver.Selector{}, "greeter")
 	inf.stopping = func() {}
 	inf.given = &r.instances
 	var all []any
@@ -27,7 +28,7 @@ func newStaticRegistry(t testing.TB, n int) (*Registry, *informer) {
 	if err := inf.Replace(all, ""); err != nil {
 		t.Fatal(err)
 	}
-	r.api, r.informers["greeter"] = &api{close: func() {}}, inf
+	r.api, r.informers["greeter"] = &apiserver.Connection{}, inf
 	return r, inf
 }
 

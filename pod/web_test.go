@@ -12,13 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/auth"
 	"github.com/micro/go-micro/v2/web"
 )
 
-func (s *space) startWeb(env environment, wait time.Duration, opts ...web.Option) *testService {
-	svc, ctx := newTestService(s, env)
+func startWeb(t *testing.T, env apiserver.Environment, wait time.Duration, opts ...web.Option) *testService {
+	svc, ctx := newTestService(t, env)
 	started := make(chan struct{})
 	service := web.NewService(append([]web.Option{
 		web.Name("page"), web.HandleSignal(false), web.Context(ctx), web.Address("127.0.0.1:0"),
@@ -68,14 +70,14 @@ func newHTTPClient(t *testing.T) *http.Client {
 }
 
 func TestWebServiceWithoutPermissionRunsAndShowsReason(t *testing.T) {
-	s := newSpace(t, "list", "watch")
-	s.pod("a")
-	svc := s.startWeb(s.inside("a"), 0)
+	n := kubetest.NewNamespace(t, "list", "watch")
+	n.CreateReadyPod("a")
+	svc := startWeb(t, n.Environment("a"), 0)
 	c := newHTTPClient(t)
 	get := func(path string) func() string {
 		return func() string { body, err := getPage(c, svc.address, path); return fmt.Sprint(body, err) }
 	}
-	soon(t, 5*time.Second, "the reason on /readyz", func() error {
+	kubetest.Eventually(t, 5*time.Second, "the reason on /readyz", func() error {
 		got := get("/readyz")()
 		if !strings.HasPrefix(got, "503 not registered: patch pod") || !strings.Contains(got, "k8s/pod-rbac.yaml grants it") {
 			return errors.New(got)
@@ -85,12 +87,12 @@ func TestWebServiceWithoutPermissionRunsAndShowsReason(t *testing.T) {
 	if got := get("/healthz")(); got != "200 ok\n<nil>" {
 		t.Errorf("/healthz answers %s", got)
 	}
-	s.allow("patch")
-	soon(t, 15*time.Second, "ready", equals(get("/readyz"), "200 ok\n<nil>"))
+	n.GrantVerb("patch")
+	kubetest.Eventually(t, 15*time.Second, "ready", equals(get("/readyz"), "200 ok\n<nil>"))
 	if got := get("/")(); got != "200 first half, second half<nil>" {
 		t.Errorf("/ answers %s", got)
 	}
-	if a := s.get("a").Annotations[annotationPrefix+"page"]; a == "" || strings.Contains(a, "readyz") {
+	if a := n.GetPod("a").Annotations[annotationPrefix+"page"]; a == "" || strings.Contains(a, "readyz") {
 		t.Errorf("the annotation advertises %s", a)
 	}
 }
@@ -99,9 +101,9 @@ func TestDrainEndsEndlessResponse(t *testing.T) {
 	if Draining(context.Background()) != nil {
 		t.Error("Draining of a context without a request is not nil")
 	}
-	s := newSpace(t)
-	s.pod("a")
-	svc := s.startWeb(s.inside("a"), 500*time.Millisecond)
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	svc := startWeb(t, n.Environment("a"), 500*time.Millisecond)
 	rsp, err := newHTTPClient(t).Get("http://" + svc.address + "/endless")
 	if err != nil {
 		t.Fatal(err)
@@ -118,9 +120,9 @@ func TestDrainEndsEndlessResponse(t *testing.T) {
 }
 
 func TestDrainClosesKeepAliveConnections(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	svc := s.startWeb(s.inside("a"), time.Second)
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	svc := startWeb(t, n.Environment("a"), time.Second)
 	conn, err := net.Dial("tcp", svc.address)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +143,7 @@ func TestDrainClosesKeepAliveConnections(t *testing.T) {
 		t.Error("Connection: close before the stop")
 	}
 	svc.stop()
-	soon(t, time.Second, "not ready", func() error {
+	kubetest.Eventually(t, time.Second, "not ready", func() error {
 		if got, err := getPage(newHTTPClient(t), svc.address, "/readyz"); got != "503 shutting down\n" {
 			return fmt.Errorf("%q, %v", got, err)
 		}
@@ -153,9 +155,9 @@ func TestDrainClosesKeepAliveConnections(t *testing.T) {
 }
 
 func TestRunReturnsErrorOfServing(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	svc := s.startWeb(s.inside("a"), 0, func(o *web.Options) { // closes the listener under the server
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	svc := startWeb(t, n.Environment("a"), 0, func(o *web.Options) { // closes the listener under the server
 		serve := o.Server.BaseContext
 		o.Server.BaseContext = func(l net.Listener) context.Context {
 			l.Close()
@@ -168,9 +170,9 @@ func TestRunReturnsErrorOfServing(t *testing.T) {
 }
 
 func TestWebServiceLimitsRequests(t *testing.T) {
-	s := newSpace(t)
-	s.pod("a")
-	svc := s.startWeb(s.inside("a"), 0)
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	svc := startWeb(t, n.Environment("a"), 0)
 	for _, c := range []struct {
 		name, head string
 		body       int

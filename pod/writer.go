@@ -18,11 +18,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -45,7 +45,7 @@ type patch struct {
 // it lacks something, whoever took it away, and not otherwise. It owns one
 // goroutine from the first declaration on, which ends with stop.
 type writer struct {
-	api     *api
+	api     *apiserver.Connection
 	changed func()    // called when registered may say something else
 	own     *informer // of the own pod; nil before the first patch
 	ended   sync.WaitGroup
@@ -62,7 +62,7 @@ type writer struct {
 	period   time.Duration    // the pod's grace period
 }
 
-func newWriter(a *api, changed func()) *writer {
+func newWriter(a *apiserver.Connection, changed func()) *writer {
 	return &writer{api: a, changed: changed, period: defaultGracePeriod, wake: make(chan struct{}, 1), declared: map[string]marks{}, failed: map[string]error{}}
 }
 
@@ -98,7 +98,7 @@ func (w *writer) declare(service string, m marks, limit time.Duration) error {
 	for {
 		select {
 		case <-t.C:
-			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", w.api.pod, w.api.namespace, w.api.host, limit)
+			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", w.api.PodName, w.api.Namespace, w.api.Host, limit)
 		case <-tried:
 		}
 		w.mu.Lock()
@@ -168,9 +168,9 @@ func (w *writer) reconcile(ctx context.Context) error {
 		case err == nil:
 			delete(w.failed, service)
 			if missing[service].gone() {
-				logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, w.api.pod)
+				logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, w.api.PodName)
 			} else {
-				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, w.api.pod)
+				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, w.api.PodName)
 			}
 			continue
 		case was == nil || was.Error() != err.Error():
@@ -180,7 +180,7 @@ func (w *writer) reconcile(ctx context.Context) error {
 	}
 	w.tried.notify()
 	if failed == nil && w.own == nil && len(w.declared) > 0 { // from now on somebody may take it away
-		w.own = newInformer(w.api, metav1.ListOptions{FieldSelector: "metadata.name=" + w.api.pod}, "")
+		w.own = newInformer(w.api, apiserver.Selector{Fields: "metadata.name=" + w.api.PodName}, "")
 		w.own.seen = w.saw
 		w.own.start()
 	}
@@ -197,7 +197,7 @@ func (w *writer) send(ctx context.Context, m marks) error {
 	if err != nil {
 		return err
 	}
-	pod, err := w.api.patch(ctx, body)
+	pod, err := w.api.PatchPod(ctx, body)
 	if err == nil {
 		w.saw(pod)
 		return nil
@@ -344,7 +344,7 @@ func dictate(plugin Plugin, write func(registry.Registry) error) (marks, error) 
 		return marks{}, fmt.Errorf("listening for the registry plugin: %w", err)
 	}
 	secret, said := crand.Text(), make(chan []byte, 1)
-	server := &http.Server{ReadHeaderTimeout: callTimeout, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: apiserver.CallTimeout, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 		if err != nil || r.Method != http.MethodPatch || !strings.HasPrefix(r.URL.Path, "/"+secret+"/") {
 			http.NotFound(rw, r)

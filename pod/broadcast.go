@@ -2,7 +2,8 @@ package pod
 
 import "sync"
 
-// broadcast wakes every goroutine that waits for a change. Safe for concurrent use.
+// broadcast wakes everyone who waits for a change. To miss no change, call wait,
+// then look at the state, then receive from the channel. Its zero value is ready.
 type broadcast struct {
 	mu sync.Mutex
 	ch chan struct{}

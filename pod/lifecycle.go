@@ -34,10 +34,6 @@ const (
 	// confirmationTimeout is how long a stop waits at least for the API server to
 	// confirm the deregistration, even if DrainWait is shorter.
 	confirmationTimeout = time.Second
-
-	// defaultGracePeriod is Kubernetes' default. It is used until the pod's own
-	// grace period is known.
-	defaultGracePeriod = 30 * time.Second
 )
 
 // LifecycleOption configures Lifecycle and WebLifecycle.

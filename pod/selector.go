@@ -155,7 +155,7 @@ func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := inf.wait(r.limit()); err != nil {
+	if err := inf.wait(r.timeout()); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

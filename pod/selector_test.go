@@ -18,22 +18,18 @@ import (
 func newStaticRegistry(t testing.TB, n int) (*Registry, *informer) {
 	t.Helper()
 	r := newRegistry(apiserver.ProcessEnvironment, nil)
-	inf := newInformer(&apiserver.Connection{}, apiserver.Selector{}, "greeter")
-	inf.stopping = func() {}
-	inf.given = &r.instances
-	var all []any
+	inf := newInformer("greeter", &r.instances)
+	var all []*corev1.Pod
 	for i := range n {
 		all = append(all, readyPod(t, i))
 	}
-	if err := inf.Replace(all, ""); err != nil {
-		t.Fatal(err)
-	}
-	r.api, r.informers["greeter"] = &apiserver.Connection{}, inf
+	inf.Replace(all)
+	r.conn, r.informers["greeter"] = &apiserver.Connection{}, inf
 	return r, inf
 }
 
 func readyPod(t testing.TB, i int) *corev1.Pod {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p-", i),
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p-", i), Labels: map[string]string{selectorPrefix + "greeter": typeValue},
 		Annotations: map[string]string{annotationPrefix + "greeter": string(annotation(t, fmt.Sprint("p-", i), "greeter", fmt.Sprint("v", i%2), fmt.Sprint("10.0.0.1:", i+1)))}}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	return p
@@ -96,8 +92,8 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	s := NewSelector(r)
 	for range 50 {
 		n := pickOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
-		k, ok := inf.given.Load(n)
-		if !ok || k.(*instance).service.Version != "v1" {
+		k := r.instanceOf(n)
+		if k == nil || k.service.Version != "v1" {
 			t.Fatalf("the filter for v1 left %v", n)
 		}
 		s.Mark("greeter", n, nil)
@@ -197,9 +193,7 @@ func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
 		for _, do := range also {
 			do(p)
 		}
-		if err := inf.Update(reduced(p)); err != nil {
-			t.Fatal(err)
-		}
+		inf.Update(trimmed(p))
 		return len(inf.snapshot().instances)
 	}
 	const yes, no = corev1.ConditionTrue, corev1.ConditionFalse

@@ -65,7 +65,7 @@ func trimmed(p *corev1.Pod) *corev1.Pod {
 		}
 	}
 	t.Spec.ReadinessGates, t.Spec.TerminationGracePeriodSeconds = p.Spec.ReadinessGates, p.Spec.TerminationGracePeriodSeconds
-	t.Status.Phase = p.Status.Phase
+	t.Status.Phase, t.Status.PodIP, t.Status.PodIPs = p.Status.Phase, p.Status.PodIP, p.Status.PodIPs
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
 			t.Status.Conditions = append(t.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})

@@ -396,6 +396,7 @@ func (r *Registry) informer(service string) (*informer, error) {
 		return nil, err
 	}
 	i := newInformer(service, &r.instances)
+	i.table.limits.anyAddress = anyAddress(r.options)
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -465,6 +466,7 @@ func (r *Registry) join() (*observer, error) {
 	}
 	if r.observer == nil {
 		r.observer = newObserver()
+		r.observer.table.limits.anyAddress = anyAddress(r.options)
 		r.observer.start(conn)
 	}
 	r.observers++

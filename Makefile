@@ -1,5 +1,7 @@
 # `make` lists the targets. NAME=value arguments: CLUSTER (demo), REGISTRY and TAG (for deploy and push).
 
+include cluster/settings.mk
+
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483

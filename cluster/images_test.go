@@ -28,6 +28,9 @@ import (
 // The same files give the same images: in a source archive, and in a git repository
 // at another path with another umask.
 func TestSameFilesSameImages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds 8 programs: run without -short")
+	}
 	host := authorizedRegistry(t)
 	var digests [2]string
 	for i, umask := range []os.FileMode{0o022, 0o077} {

@@ -96,6 +96,9 @@ func up(t *testing.T, root string, args ...string) *cluster {
 // provided makes the programs of a cluster before a test measures or compares anything.
 func provided(t *testing.T) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a Kubernetes build: run without -short")
+	}
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,10 @@
 # race detector) and Linux; the rest it builds or fetches itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The flags of the Makefile: all go commands share compiled packages. Only the race
+# detector needs cgo, and what a test starts does not.
+export GOFLAGS=-trimpath CGO_ENABLED=0
+race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 step() { printf '\n== %s (%d s so far)\n' "$*" "$SECONDS"; }
 
 step 'Formatting'
@@ -43,15 +47,15 @@ for module in . cluster cluster/kube proto/gen test/psa test/tools third_party/e
 done
 
 step 'Unit tests, those of pod/ and the manifests against a real API server (about 4 minutes)'
-go test -race ./...
-go test -C third_party/etcd -race ./...
+race ./...
+race -C third_party/etcd ./...
 go test -C test/psa -count=1 ./... # it reads the manifests, which the test cache does not see
 
 # Not from the cache: these look at the host, and at files above their module.
 step 'The cluster: starting, stopping, what it leaves; the images, from two checkouts (about 2 minutes)'
-go test -C cluster -race -count=1 ./...
+race -C cluster -count=1 ./...
 
 step 'End to end: the README, the walk-through, the faults and the page on clusters of their own (about 14 minutes)'
-go test -race -count=1 -v -timeout 40m -tags e2e ./test/e2e
+race -count=1 -v -timeout 40m -tags e2e ./test/e2e
 
 step 'All passed'

@@ -122,9 +122,9 @@ launcher status | sed -n '/^  export /p'
 cat <<MORE
   kubectl get pods -n go-micro --show-labels
 
-Watch the registry in a browser: http://$page/registry/
+See the registry in a browser, as it changes: http://$page/registry/
   kubectl scale deployment go-micro-srv -n go-micro --replicas=5
   kubectl rollout restart deployment go-micro-srv -n go-micro
 
-Stop the cluster and remove everything it made: $down
+Stop it, and leave nothing: $down
 MORE

@@ -80,7 +80,7 @@ func nodeManager(args []string) (err error) {
 	for _, l := range []net.Listener{registryListener, inner} {
 		go func() { _ = (&http.Server{Handler: images, ReadHeaderTimeout: 10 * time.Second}).Serve(l) }()
 	}
-	go forwardConnections(apiListener, fmt.Sprintf("%s:%d", nodeIP, apiPort))
+	go newForwarder(fmt.Sprintf("%s:%d", nodeIP, apiPort)).run(apiListener)
 	address, done, err := c.forwardSocket()
 	if err != nil {
 		return err

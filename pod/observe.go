@@ -17,16 +17,16 @@ import (
 type State string
 
 // The states of a node. Only Ready ones are found by GetService, Watch and Select;
-// Unheard ones too, while a service has no other.
+// NodeUnreachable ones too, while a service has no other.
 const (
-	Ready    State = "ready"
-	NotReady State = "not ready"  // its pod does not run, or the readiness probe says no
-	Stopping State = "stopping"   // its pod was asked to go, or it is not registered any more
-	Unheard  State = "unheard of" // it was ready when its machine fell silent
+	Ready           State = "ready"
+	NotReady        State = "not ready"        // its pod does not run, or the readiness probe says no
+	Terminating     State = "terminating"      // the pod is being deleted, or the instance has deregistered
+	NodeUnreachable State = "node unreachable" // the pod was ready when its Kubernetes node stopped reporting
 )
 
-// Node is a node of a service as Observe shows it.
-type Node struct {
+// Instance is an instance of a service as Observe shows it.
+type Instance struct {
 	Service, Version string
 	Endpoints        []*registry.Endpoint // shared by all who observe: not to be written to
 	Address          string               // host:port
@@ -40,7 +40,7 @@ type Node struct {
 // look; GetService and Select are for who calls. A reader that is slow misses
 // what was in between, and gets what is.
 //
-// A node that has deregistered is shown as Stopping until its pod is gone, if it
+// A node that has deregistered is shown as Terminating until its pod is gone, if it
 // was registered when the observation began: a pod keeps no trace of it.
 //
 // With an error come the nodes as they were known last, none at first: the API
@@ -50,8 +50,8 @@ type Node struct {
 //
 // One LIST and one WATCH of pods serve all who observe; they begin with the
 // first and end with the last. Needs the verbs list and watch on pods.
-func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Node, error] {
-	return func(yield func([]Node, error) bool) {
+func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
+	return func(yield func([]Instance, error) bool) {
 		f, err := r.join()
 		if err != nil {
 			yield(nil, fmt.Errorf("observing services: %w", err))
@@ -116,7 +116,7 @@ func (r *Registry) leave(f *follower) {
 }
 
 // all is what is known of every node, if anything is, and why that may be old.
-func (f *follower) all() (nodes []Node, known bool, err error) {
+func (f *follower) all() (nodes []Instance, known bool, err error) {
 	select {
 	case <-f.synced:
 		known = true
@@ -128,21 +128,21 @@ func (f *follower) all() (nodes []Node, known bool, err error) {
 		state := NotReady
 		switch {
 		case e.going:
-			state = Stopping
+			state = Terminating
 		case e.ready:
 			state = Ready
 		case e.unseen:
-			state = Unheard
+			state = NodeUnreachable
 		}
 		for i, n := range slices.Concat(e.nodes, e.left) {
 			if i >= len(e.nodes) {
-				state = Stopping
+				state = Terminating
 			}
-			nodes = append(nodes, Node{Service: n.service.Name, Version: n.service.Version, Endpoints: n.service.Endpoints,
+			nodes = append(nodes, Instance{Service: n.service.Name, Version: n.service.Version, Endpoints: n.service.Endpoints,
 				Address: n.Address, Pod: n.pod, Created: e.created, State: state})
 		}
 	}
-	slices.SortFunc(nodes, func(a, b Node) int {
+	slices.SortFunc(nodes, func(a, b Instance) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Created.Compare(b.Created), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Address, b.Address))
 	})
 	return nodes, known, f.err

@@ -17,7 +17,7 @@ import (
 
 // sight is what somebody who observes has seen last.
 type sight struct {
-	nodes []Node
+	nodes []Instance
 	err   error
 }
 
@@ -105,9 +105,9 @@ func TestObserveShowsANodeFromItsRegistrationToItsEnd(t *testing.T) {
 		{"refused by its probe", func() { s.status("a", corev1.PodRunning, corev1.ConditionFalse) }, a + "not ready"},
 		{"its machine fell silent", func() {
 			s.patch("a", `{"status":{"conditions":[{"type":"Ready","status":"False"},{"type":"ContainersReady","status":"True"}]}}`, "status")
-		}, a + "unheard of"},
+		}, a + "node unreachable"},
 		{"heard from again", func() { s.status("a", corev1.PodRunning, corev1.ConditionTrue) }, a + "ready"},
-		{"its label taken by hand, so that nobody finds it", func() { s.patch("a", `{"metadata":{"labels":{"micro.mu/selector-greeter":null}}}`) }, a + "stopping"},
+		{"its label taken by hand, so that nobody finds it", func() { s.patch("a", `{"metadata":{"labels":{"micro.mu/selector-greeter":null}}}`) }, a + "terminating"},
 		{"and put back", func() { s.patch("a", `{"metadata":{"labels":{"micro.mu/selector-greeter":"service"}}}`) }, a + "ready"},
 		{"registered anew at another address", func() { s.register("a", "greeter", "v1", "10.0.0.2:9100") }, "greeter/a 10.0.0.2:9100 ready"},
 		{"asked to go", func() {
@@ -141,7 +141,7 @@ func TestObserveShowsAllServicesInOrder(t *testing.T) {
 	s.register("a", "greeter", "v2", "10.0.0.1:9100")
 	next, _ := observed(t, s.open("observer"))
 	got := next()
-	slices.SortStableFunc(got.nodes, func(a, b Node) int { return strings.Compare(a.Service+a.Pod, b.Service+b.Pod) }) // a's and b's second may be one
+	slices.SortStableFunc(got.nodes, func(a, b Instance) int { return strings.Compare(a.Service+a.Pod, b.Service+b.Pod) }) // a's and b's second may be one
 	if want := "adder/b 10.0.0.2:9101 ready, greeter/a 10.0.0.1:9100 ready, greeter/b 10.0.0.2:9100 ready"; got.err != nil || got.String() != want {
 		t.Fatalf("it shows %q, %v; want %q", got, got.err, want)
 	}
@@ -153,14 +153,14 @@ func TestObserveShowsAllServicesInOrder(t *testing.T) {
 }
 
 // order is the two greeters in Observe's order: by the second of their creation.
-func order(nodes []Node) string {
-	var two []Node
+func order(nodes []Instance) string {
+	var two []Instance
 	for _, n := range nodes {
 		if n.Service == "greeter" {
 			two = append(two, n)
 		}
 	}
-	slices.SortStableFunc(two, func(a, b Node) int { return a.Created.Compare(b.Created) })
+	slices.SortStableFunc(two, func(a, b Instance) int { return a.Created.Compare(b.Created) })
 	return sight{nodes: two}.String()
 }
 

@@ -384,7 +384,7 @@ func pageForm(t *testing.T, b *tab) {
 	answered := map[string]bool{}
 	for i := range 20 {
 		evaluate[bool](b, fmt.Sprintf(`document.getElementById('name').value = 'caller %d', document.querySelector('button').click(), true`, i))
-		b.wait("the answer", fmt.Sprintf(`document.querySelector('#answers .says')?.textContent === 'Hello caller %d!'`, i))
+		b.wait("the answer", fmt.Sprintf(`document.querySelector('#answers .message')?.textContent === 'Hello caller %d!'`, i))
 		answered[evaluate[string](b, `document.querySelector('#answers .pod').textContent`)] = true
 	}
 	for _, p := range pods(t, "go-micro-srv") {

@@ -38,9 +38,10 @@ var pageTemplate = template.Must(template.ParseFS(assets, "assets/page.html"))
 
 // dashboard answers the requests. It is safe for concurrent use.
 type dashboard struct {
-	hub     *hub
-	greeter proto.GreeterService
-	podName string // the pod that serves the page
+	hub       *hub
+	greeter   proto.GreeterService
+	podName   string // the pod that serves the page
+	namespace string // of the pod; "" if unknown
 }
 
 // New returns the handler of all paths below /registry/. It observes the registry
@@ -49,7 +50,7 @@ type dashboard struct {
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
 	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
-	d := &dashboard{hub: newHub(registry.Observe, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName}
+	d := &dashboard{hub: newHub(registry.Observe, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName, namespace: ownNamespace()}
 	return d.handler()
 }
 
@@ -62,7 +63,7 @@ func (d *dashboard) handler() http.Handler {
 	for _, name := range []string{"page.css", "page.js"} {
 		mux.HandleFunc("GET "+root+name, func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, "assets/"+name) })
 	}
-	return secure(mux)
+	return secure(checkHost(d.namespace, mux))
 }
 
 // secure sets the security headers and refuses forms that other web sites send.

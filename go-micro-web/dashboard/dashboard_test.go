@@ -107,7 +107,7 @@ func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
-	d := &dashboard{hub: newHub(c.observe, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1"}
+	d := &dashboard{hub: newHub(c.observe, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1", namespace: "go-micro"}
 	d.hub.linger = 50 * time.Millisecond
 	srv := httptest.NewServer(d.handler())
 	t.Cleanup(srv.Close)

@@ -97,7 +97,7 @@ func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "GET %sevents HTTP/1.1\r\nHost: x\r\n\r\n", root) // reads nothing
+	fmt.Fprintf(conn, "GET %sevents HTTP/1.1\r\nHost: localhost\r\n\r\n", root) // reads nothing
 	s := openStream(t, srv)
 	s.next()
 	begin := time.Now()

@@ -22,9 +22,31 @@ import (
 const (
 	greeterName = "go-micro-srv"
 	callTimeout = 5 * time.Second
-	maxName     = 64      // characters of the name to greet
 	maxForm     = 4 << 10 // bytes of the form
+
+	// maxName bounds the name to greet in Unicode code points. A browser counts the
+	// maxlength of an input in UTF-16 code units, so the input has a pattern instead.
+	maxName = 64
 )
+
+// namePattern is nameProblem as the pattern attribute of an input, which a browser
+// compiles with the flag v. It differs only for characters that one of the two
+// Unicode versions does not have.
+var namePattern = fmt.Sprintf(`\p{White_Space}*(?!\p{White_Space})[^\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]{1,%d}\p{White_Space}*`, maxName)
+
+// nameProblem says why a name without spaces around it cannot be greeted; "" if it
+// can. The greeting ends up in logs and terminals, so that control characters,
+// directional overrides and text that nobody sees are refused.
+func nameProblem(name string) string {
+	if name == "" || utf8.RuneCountInString(name) > maxName || !utf8.ValidString(name) {
+		return fmt.Sprintf("Enter a name of 1 to %d characters.", maxName)
+	}
+	if i := strings.IndexFunc(name, invisible); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(name[i:])
+		return fmt.Sprintf("The name has the invisible character %U.", r)
+	}
+	return ""
+}
 
 // answer is the result of a greeting.
 type answer struct {
@@ -40,13 +62,14 @@ func (d *dashboard) serveGreeting(w http.ResponseWriter, r *http.Request) {
 	name, a, code := "", answer{}, http.StatusBadRequest
 	if err := r.ParseForm(); err != nil {
 		a.Problem = "The form cannot be read."
-	} else if name = strings.TrimSpace(r.PostForm.Get("name")); name == "" || utf8.RuneCountInString(name) > maxName || !utf8.ValidString(name) {
-		name, a.Problem = clip(strings.ToValidUTF8(name, "")), fmt.Sprintf("Enter a name of 1 to %d characters.", maxName)
 	} else {
-		a, code = d.greet(r.Context(), name)
+		name = strings.TrimSpace(r.PostForm.Get("name"))
+		if a.Problem = nameProblem(name); a.Problem == "" {
+			a, code = d.greet(r.Context(), name)
+		}
 	}
 	if !strings.Contains(r.Header.Get("Accept"), "application/json") {
-		d.render(w, r, code, page{Answer: &a, Name: name})
+		d.render(w, r, code, page{Answer: &a, Name: clip(name)})
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

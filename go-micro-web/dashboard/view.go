@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
@@ -90,12 +91,31 @@ func (s *service) addEndpoints(endpoints []*registry.Endpoint) {
 	}
 }
 
-// clip shortens a text of the registry to maxText characters.
+// clip makes a text that another pod or a viewer wrote fit to be shown: at most
+// maxText characters, each of them visible.
 func clip(s string) string {
-	if utf8.RuneCountInString(s) <= maxText {
+	if len(s) <= maxText && !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || invisible(r) }) {
 		return s
 	}
-	return string([]rune(s)[:maxText]) + "…"
+	var b strings.Builder
+	length := 0
+	for _, r := range s { // an invalid byte becomes U+FFFD
+		if length++; length > maxText {
+			b.WriteString("…")
+			break
+		}
+		if invisible(r) {
+			r = utf8.RuneError
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// invisible reports whether a character has no glyph of its own, spaces apart:
+// control characters, directional overrides, joiners, fillers.
+func invisible(r rune) bool {
+	return !unicode.IsGraphic(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
 // signature describes a message by its type and its fields, nested to a depth.
@@ -195,3 +215,8 @@ type page struct {
 func (page) EmptyService() service { return service{Instances: []instance{{}}} }
 
 func (page) EmptyAnswer() answer { return answer{} }
+
+// NamePattern and NameHint make the browser accept the names that the server accepts.
+func (page) NamePattern() string { return namePattern }
+
+func (page) NameHint() string { return fmt.Sprintf("1 to %d visible characters", maxName) }

@@ -1,5 +1,7 @@
 # `make` lists the targets. Arguments: CLUSTER=NAME; for push and deploy also REGISTRY=, TAG= and COMPONENTS=.
 
+include cluster/settings.mk
+
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483

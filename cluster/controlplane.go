@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,18 +9,15 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 )
 
-// controlPlane is etcd and kube-apiserver, with a node around them or without.
+// controlPlane is etcd and kube-apiserver of a cluster, with a node or without.
 type controlPlane struct {
 	*cluster
-	kube     string
-	ip       string // where kube-apiserver listens and is reached by the other components
+	kube     string // the binary made of cluster/kube
+	ip       string // kube-apiserver listens on it, and the other components connect to it
 	port     int
 	etcdPort int
 	pki      *pki
@@ -29,14 +25,14 @@ type controlPlane struct {
 
 const (
 	serviceCIDR = "10.96.0.0/16"
-	serviceIP   = "10.96.0.1" // of the Service "kubernetes", the first of the range
+	serviceIP   = "10.96.0.1" // of the Service "kubernetes": the first of serviceCIDR
 )
 
 func (cp *controlPlane) server() string          { return fmt.Sprintf("https://%s:%d", cp.ip, cp.port) }
 func (cp *controlPlane) etc(name string) string  { return cp.path("etc", name) }
 func (cp *controlPlane) cert(name string) string { return cp.path("pki", name) }
 
-// writeFiles makes the keys and the kubeconfigs of administrator and host.
+// writeFiles writes the keys and the user's kubeconfig.
 func (cp *controlPlane) writeFiles() (err error) {
 	for _, d := range []string{"etc", "log"} {
 		if err := os.MkdirAll(cp.path(d), 0o755); err != nil {
@@ -56,16 +52,16 @@ func (cp *controlPlane) writeFiles() (err error) {
 		cp.pki.kubeconfig(cp.path("kubeconfig"), cp.server(), "admin", "system:masters"))
 }
 
-// start brings etcd and kube-apiserver up; it returns when the API server is ready.
-func (cp *controlPlane) start(ctx context.Context, p *processes) error {
+// start starts etcd and kube-apiserver and returns when the API server is ready.
+func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	etcd := fmt.Sprintf("https://127.0.0.1:%d", cp.etcdPort)
-	data, endpoints := "/var/lib/etcd", "lease" // the node's own
-	if cp.ip == "127.0.0.1" {
-		data, endpoints = cp.path("etcd"), "none" // no pod will look for the Service "kubernetes", and a loopback address may not be its endpoint
+	data, endpoints := "/var/lib/etcd", "lease"
+	if cp.ip == "127.0.0.1" { // without a node no pod uses the Service "kubernetes", and an endpoint may not be a loopback address
+		data, endpoints = cp.path("etcd"), "none"
 	}
 	p.start("etcd", cp.kube, "etcd", "--data-dir="+data, "--listen-client-url="+etcd,
 		"--cert-file="+cp.cert("etcd.crt"), "--key-file="+cp.cert("etcd.key"), "--trusted-ca-file="+cp.cert("ca.crt"))
-	// kube-apiserver waits for etcd by itself, but in steps of seconds.
+	// kube-apiserver waits for etcd too, but it retries seconds apart.
 	if err := p.await(ctx, "etcd", cp.probe("apiserver-etcd", etcd+"/readyz")); err != nil {
 		return err
 	}
@@ -88,14 +84,14 @@ func (cp *controlPlane) start(ctx context.Context, p *processes) error {
 	return p.await(ctx, "kube-apiserver", cp.probe("client-kubeconfig", cp.server()+"/readyz"))
 }
 
-// probe returns a function that says whether url answers 200 to a client certificate.
+// probe returns a function that reports whether url answers with a status of 2xx.
 func (cp *controlPlane) probe(cert, url string) func() bool {
-	get := cp.client(cert)
-	return func() bool { _, err := get("GET", url, ""); return err == nil }
+	request := cp.client(cert)
+	return func() bool { _, err := request("GET", url, ""); return err == nil }
 }
 
-// client makes HTTPS requests with one of the cluster's certificates. A status
-// that is not 2xx is an error.
+// client returns a function that makes HTTPS requests with one of the cluster's
+// client certificates. A status other than 2xx is an error.
 func (cp *controlPlane) client(cert string) func(method, url, body string) ([]byte, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(cp.pki.cert)
@@ -122,121 +118,4 @@ func (cp *controlPlane) client(cert string) func(method, url, body string) ([]by
 		}
 		return b, err
 	}
-}
-
-// processes starts components, each with its log, and starts one again that ends.
-// While the cluster comes up an end is an error instead, which await returns.
-type processes struct {
-	logs   string
-	env    []string
-	files  []*os.File
-	mu     sync.Mutex
-	up     bool
-	broken chan error
-	done   chan struct{}
-	wait   sync.WaitGroup
-}
-
-func newProcesses(logs string, env []string, files ...*os.File) *processes {
-	// Loopback and node need no proxy, whatever the user's environment says.
-	env = append(append(os.Environ(), "NO_PROXY=*", "no_proxy=*"), env...)
-	return &processes{logs: logs, env: env, files: files, broken: make(chan error, 1), done: make(chan struct{})}
-}
-
-// start runs program until stop.
-func (p *processes) start(name, program string, args ...string) {
-	p.wait.Go(func() {
-		for {
-			err := p.run(name, program, args)
-			select {
-			case <-p.done:
-				return
-			default:
-			}
-			p.mu.Lock()
-			up := p.up
-			p.mu.Unlock()
-			if !up {
-				select {
-				case p.broken <- err:
-				default: // another was first
-				}
-				return
-			}
-			fmt.Printf("%s %s; starting it again\n", time.Now().Format(time.RFC3339), err)
-			select {
-			case <-p.done:
-				return
-			case <-time.After(500 * time.Millisecond):
-			}
-		}
-	})
-}
-
-// run is one life of a component. Its error names the log and its last line.
-func (p *processes) run(name, program string, args []string) error {
-	path := filepath.Join(p.logs, name+".log")
-	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o644)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		select {
-		case <-p.done:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 3 * time.Second // then SIGKILL
-	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.ExtraFiles = log, log, p.env, p.files
-	err = cmd.Run()
-	if err == nil {
-		err = errors.New("exit status 0")
-	}
-	tail := make([]byte, 4096)
-	if end, e := log.Seek(0, io.SeekEnd); e == nil {
-		n, _ := log.ReadAt(tail, max(0, end-int64(len(tail))))
-		tail = bytes.ToValidUTF8(tail[:n], nil)
-	}
-	return fmt.Errorf("%s ended (%w), see %s: %s", name, err, path, lastLine(tail))
-}
-
-// await waits until ok, for a minute at most, or until a component ends.
-func (p *processes) await(ctx context.Context, what string, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for !ok() {
-		select {
-		case err := <-p.broken:
-			return err
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w; see %s", what, ctx.Err(), p.logs)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-// settled ends the coming up: from now on what ends is started again.
-func (p *processes) settled() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.up = true
-	select {
-	case err := <-p.broken:
-		return err
-	default:
-		return nil
-	}
-}
-
-// stop ends every component and waits for it.
-func (p *processes) stop() {
-	close(p.done)
-	p.wait.Wait()
 }

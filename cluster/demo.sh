@@ -1,16 +1,24 @@
-#!/usr/bin/env bash
-# The walk-through of README.md, from nothing to the four services talking. It
-# shows each command before it runs it; run again it only does what is missing.
-set -euo pipefail
+#!/bin/sh
+# Runs the walk-through of README.md: starts a cluster, loads the four images and
+# applies the manifests. It prints each command before it runs it. A second run
+# only does what has changed.
+set -eu
 cd "$(dirname "$0")/.."
 
-# Alike for launcher and services, so that they share what they have in common;
-# and the compiler collects garbage less often: the first run is a minute shorter.
+# The flags of the Makefile, so that the launcher and the services share compiled
+# packages. With GOGC=400 the compiler collects garbage less often: the first run is
+# a minute shorter.
 export CGO_ENABLED=0 GOFLAGS=-trimpath GOGC=400
 
 cluster=${CLUSTER:-demo}
+dir=.cluster/$cluster
 services='go-micro-srv go-micro-web go-micro-client go-micro-config'
-cube() { go run -C cluster . "$1" -name "$cluster" "${@:2}"; }
+launcher() { # command, arguments
+	command=$1
+	shift
+	go run -C cluster . "$command" -name "$cluster" "$@"
+}
+kubectl() { "$dir/bin/kubectl" "$@"; } # of the cluster's version, whichever is in PATH
 title() { printf '\n== %s\n' "$*"; }
 show() {
 	printf '\n$ %s\n' "$*"
@@ -24,15 +32,19 @@ Every later one, in any clone, takes under 40 seconds.
 WELCOME
 
 title 'A cluster'
-cube up
-export KUBECONFIG="$PWD/.cluster/$cluster/kubeconfig"
-command -v kubectl >/dev/null || export PATH="$PWD/.cluster/$cluster/bin:$PATH"
+launcher up
+export KUBECONFIG="$dir/kubeconfig"
 
 title 'Four programs, four images'
-stale=()
+changed=
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 for s in $services; do
-	out=$(make --no-print-directory -C "$s" load CLUSTER="$cluster" | tee >(cat >&2))
-	if [[ $out == *'loaded '* ]]; then stale+=("$s"); fi
+	{ make --no-print-directory -C "$s" load CLUSTER="$cluster" || echo 'demo: loading the image failed'; } | tee "$log"
+	case $(cat "$log") in
+	*'loading the image failed'*) exit 1 ;;
+	*'loaded '*) changed="$changed $s" ;;
+	esac
 done
 
 title 'The manifests, in the order of the README'
@@ -40,7 +52,7 @@ show kubectl apply -f k8s/namespace.yaml
 show kubectl apply -f k8s/configmap-rbac.yaml
 show kubectl apply -f k8s/pod-rbac.yaml
 show kubectl apply -f k8s/pod-policy.yaml
-for s in "${stale[@]}"; do # the tag is the same, so a new image needs a new pod
+for s in $changed; do # under the same tag, so a pod must start again to use the new image
 	case $s in
 	go-micro-config) kubectl delete pod -n go-micro "$s" --ignore-not-found >/dev/null ;;
 	*) kubectl get deployment -n go-micro "$s" >/dev/null 2>&1 && kubectl rollout restart -n go-micro "deployment/$s" ;;
@@ -56,21 +68,21 @@ show kubectl apply -f go-micro-client/k8s/deployment.yaml
 show kubectl apply -f go-micro-config/k8s/configmap.yaml
 show kubectl apply -f go-micro-config/k8s/pod.yaml
 
-title 'What the API server says'
+title 'The state of the pods'
 for s in go-micro-srv go-micro-web go-micro-client; do
 	kubectl rollout status -n go-micro "deployment/$s" --timeout=2m
 done
 kubectl wait -n go-micro pod/go-micro-config --for=jsonpath='{.status.phase}'=Succeeded --timeout=2m
 show kubectl get pods -n go-micro -o wide
 
-pod() { # the name of a pod of a service that is not on its way out
+pod() { # prints the name of a pod of a service that is not terminating
 	kubectl get pods -n go-micro -l "app=$1" --field-selector=status.phase=Running \
-		-o go-template='{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}}{{"\n"}}{{end}}{{end}}' | sed -n 1p # reads to the end: kubectl is not cut off
+		-o go-template='{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}}{{"\n"}}{{end}}{{end}}' | sed -n 1p # unlike head, sed reads all of kubectl's output
 }
 srv=$(pod go-micro-srv)
 client=$(pod go-micro-client)
 
-title 'The registration: labels and an annotation that the pod put on itself'
+title 'The registration: labels and an annotation that the pod set on itself'
 printf '\n$ kubectl describe pod %s -n go-micro\n···\n' "$srv"
 kubectl describe pod "$srv" -n go-micro | sed -n '/^Labels:/,/^Status:/{/^Status:/d;p}'
 echo '···'
@@ -78,18 +90,20 @@ show kubectl logs "$srv" -n go-micro
 
 title 'The client finds a server by its name and calls it every 10 seconds'
 printf '\n$ kubectl logs %s -n go-micro\n' "$client"
-for ((i = 0; ; i++)); do
-	log=$(kubectl logs "$client" -n go-micro)
-	if [[ $log == *'Server Hello XXX!'* ]]; then break; fi
-	if ((i == 60)); then
-		printf "%s\ndemo: no 'Server Hello XXX!' within a minute\n" "$log" >&2
+i=0
+while :; do
+	log_of_client=$(kubectl logs "$client" -n go-micro)
+	case $log_of_client in *'Server Hello XXX!'*) break ;; esac
+	i=$((i + 1))
+	if [ $i = 60 ]; then
+		printf "%s\ndemo: waiting for 'Server Hello XXX!' in the log of pod %s: not within a minute\n" "$log_of_client" "$client" >&2
 		exit 1
 	fi
 	sleep 1
 done
-printf '%s\n' "${log%%Server Hello XXX!*}Server Hello XXX!"
+printf '%s\n' "${log_of_client%%Server Hello XXX!*}Server Hello XXX!"
 
-title 'The web service answers the name of its pod: through its Service, one or the other'
+title 'The web service answers with the name of its pod: its Service selects one of two'
 for _ in 1 2 3 4; do
 	show kubectl get --raw /api/v1/namespaces/go-micro/services/go-micro-web:9200/proxy/
 	echo
@@ -98,13 +112,12 @@ done
 title 'The environment and the ConfigMap, as one map'
 show kubectl logs go-micro-config -n go-micro
 
-page=$(cube forward go-micro/go-micro-web:9200)
-title 'Look further'
-printf '\n  export KUBECONFIG=%s\n' "$KUBECONFIG"
-if [[ $(command -v kubectl) == "$PWD/.cluster/"* ]]; then
-	# shellcheck disable=SC2016 # for the reader's shell
-	printf '  export PATH=%s:$PATH   # kubectl\n' "$PWD/.cluster/$cluster/bin"
-fi
+page=$(launcher forward go-micro/go-micro-web:9200)
+down='make cluster-down'
+[ "$cluster" = demo ] || down="$down CLUSTER=$cluster"
+title 'Next steps'
+echo
+launcher status | sed -n '/^  export /p'
 cat <<MORE
   kubectl get pods -n go-micro --show-labels
 
@@ -112,5 +125,5 @@ See the registry in a browser, as it changes: http://$page/registry/
   kubectl scale deployment go-micro-srv -n go-micro --replicas=5
   kubectl rollout restart deployment go-micro-srv -n go-micro
 
-Stop it, and leave nothing: make cluster-down
+Stop it, and leave nothing: $down
 MORE

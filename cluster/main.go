@@ -1,31 +1,49 @@
-// Cluster runs a real Kubernetes on a machine that has none: no Docker, no
-// image registry outside, no root needed.
+// Cluster runs a real Kubernetes cluster with one node on a machine that has
+// none. It needs Linux and Go; it needs neither Docker, nor an image registry,
+// nor root.
 //
-//	go run -C cluster . up            build what is missing, start, print how to reach it
-//	go run -C cluster . status        what runs, since when, where its logs are
-//	go run -C cluster . load IMAGE=DIR ...   build DIR/Dockerfile, push it to the cluster's registry
-//	go run -C cluster . push IMAGE=DIR ...   the same for linux/amd64 and linux/arm64, each with its SBOM, to the registry IMAGE names
-//	go run -C cluster . kubectl ARG ...      the kubectl that belongs to the cluster
-//	go run -C cluster . forward NAMESPACE/SERVICE:PORT   reach a Service from this machine, as long as the cluster runs
-//	go run -C cluster . node CMD ...  run CMD on the node: in its network, processes and mounts
-//	go run -C cluster . down          stop it and remove every trace
+//	go run -C cluster . up            build what is missing, start the cluster, print how to reach it
+//	go run -C cluster . status        print the version, the start time and the directory of the logs
+//	go run -C cluster . load IMAGE=DIR ...   build DIR/Dockerfile and push it to the cluster's registry
+//	go run -C cluster . push IMAGE=DIR ...   build for linux/amd64 and linux/arm64, push both and their SBOMs to the registry named in IMAGE
+//	go run -C cluster . kubectl ARG ...      run the kubectl of the cluster's Kubernetes version
+//	go run -C cluster . forward NAMESPACE/SERVICE:PORT   listen on the host's loopback for a Service until the cluster stops
+//	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node
+//	go run -C cluster . down          stop the cluster and remove everything it made
 //	go run -C cluster . build         only build and fetch what up needs
 //
-// The node is one set of Linux namespaces on this machine: its own network,
-// processes, mounts, hostname and cgroup branch, a user namespace too when the
-// caller is not root. In it run upstream's etcd, kube-apiserver,
-// kube-controller-manager, kube-scheduler, kubelet and kube-proxy, CoreDNS,
-// containerd and runc. All data lives in memory and all logs in .cluster/NAME/log;
-// what the node does to firewall, interfaces, mounts or sysctls goes with it.
-// Host and node meet in two ports on the host's loopback: the API server and an
-// OCI registry that answers for every image name, docker.io's among them; and in
-// those that forward adds.
+// Every command takes -name NAME. The default is the environment variable
+// CLUSTER, then "demo". Clusters with different names are independent. No
+// command reads or writes ~/.kube.
 //
-// Every command takes -name, by default what the variable CLUSTER says, or demo:
-// clusters with different names do not see each other. No command touches ~/.kube.
+// # The node
 //
-// What is built or fetched is kept in the user's cache directory
-// ($XDG_CACHE_HOME/k8s-micro, by default ~/.cache/k8s-micro) by version.
+// The node is one set of Linux namespaces: network, processes, mounts, hostname,
+// IPC and cgroups, and also a user namespace when the caller is not root. It runs
+// upstream's etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
+// kubelet, kube-proxy, CoreDNS, containerd and runc. It keeps its data in memory
+// and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
+// sysctls are private to its namespaces and disappear with them.
+//
+// The host reaches the node through listeners on the host's loopback: one for the
+// API server, one for the image registry, and one for each forwarded Service. The
+// image registry answers containerd for every image name, docker.io's included.
+//
+// # Processes
+//
+//	supervisor        on the host; holds the cluster's lock and the listeners
+//	cgroup cleaner    on the host; removes the cgroups after the supervisor has ended
+//	init              process 1 of the node; ends when the supervisor's pipe closes
+//	node manager      child of init; starts the components and restarts them
+//
+// When the supervisor ends, SIGKILL included, the kernel closes its end of the
+// pipe, init exits, and the kernel kills every other process of the node.
+//
+// # Files
+//
+// Built and downloaded programs are cached by version in the user's cache directory
+// ($XDG_CACHE_HOME/k8s-micro, by default ~/.cache/k8s-micro). Everything else is in
+// .cluster/NAME of the checkout.
 package main
 
 import (
@@ -36,20 +54,19 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 )
 
 func main() {
 	var err error
-	if internal := internals[filepath.Base(os.Args[0])]; internal != nil {
-		err = internal(os.Args[1:]) // runc: containerd calls it by its name
-	} else if len(os.Args) > 1 && internals[os.Args[1]] != nil {
-		err = internals[os.Args[1]](os.Args[2:])
+	if start := subprocesses[filepath.Base(os.Args[0])]; start != nil {
+		err = start(os.Args[1:]) // containerd calls this program under the name runc
+	} else if len(os.Args) > 1 && subprocesses[os.Args[1]] != nil {
+		err = subprocesses[os.Args[1]](os.Args[2:])
 	} else {
 		err = run(os.Args[1:])
 	}
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 { // kubectl and node have said it themselves
+	if errors.As(err, &exit) && exit.ExitCode() > 0 { // kubectl or the node's command has printed its own error
 		os.Exit(exit.ExitCode())
 	}
 	if err != nil {
@@ -58,8 +75,9 @@ func main() {
 	}
 }
 
-// internals are the parts that up starts as processes of their own.
-var internals = map[string]func(args []string) error{"keeper": keeper}
+// subprocesses are the commands with which this program starts itself. Users do
+// not call them.
+var subprocesses = map[string]func(args []string) error{"supervisor": supervisor}
 
 func run(args []string) error {
 	if len(args) == 0 {
@@ -67,11 +85,11 @@ func run(args []string) error {
 	}
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
-	name := flags.String("name", cmp.Or(os.Getenv("CLUSTER"), "demo"), "which cluster; the variable CLUSTER says so too, as for make")
+	name := flags.String("name", cmp.Or(os.Getenv("CLUSTER"), "demo"), "name of the cluster; the environment variable CLUSTER changes the default")
 	var o upOptions
 	if command == "up" {
-		flags.BoolVar(&o.controlPlane, "control-plane", false, "only etcd and kube-apiserver, as processes of this machine: for tests, and for systems that cannot run a kubelet")
-		flags.BoolVar(&o.foreground, "foreground", false, "stay, and take the cluster down at the end of standard input, SIGINT or SIGTERM")
+		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes: for tests, and for systems that cannot run a kubelet")
+		flags.BoolVar(&o.foreground, "foreground", false, "wait, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
 	}
 	_ = flags.Parse(args) // exits on error
 	args = flags.Args()
@@ -101,34 +119,4 @@ func run(args []string) error {
 		return c.node(args)
 	}
 	return fmt.Errorf("running %q: no such command; use up, status, load, push, kubectl, forward, node, down or build", command)
-}
-
-// cluster is one named cluster of this checkout.
-type cluster struct {
-	name string
-	root string // the project
-	dir  string // root/.cluster/name
-}
-
-// newCluster finds the project from the working directory upwards.
-func newCluster(name string) (*cluster, error) {
-	if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
-		return nil, fmt.Errorf("naming a cluster %q: want a plain word such as demo", name)
-	}
-	wd, err := os.Getwd()
-	if err != nil {
-		return nil, err
-	}
-	for root := wd; ; root = filepath.Dir(root) {
-		if _, err := os.Stat(filepath.Join(root, "cluster", "kube", "go.mod")); err == nil {
-			return &cluster{name, root, filepath.Join(root, ".cluster", name)}, nil
-		}
-		if root == filepath.Dir(root) {
-			return nil, fmt.Errorf("looking for the project above %q: no cluster/kube/go.mod; run it inside the checkout", wd)
-		}
-	}
-}
-
-func (c *cluster) path(elem ...string) string {
-	return filepath.Join(append([]string{c.dir}, elem...)...)
 }

@@ -6,7 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"math/big"
@@ -16,15 +16,15 @@ import (
 	"time"
 )
 
-// pki is one certificate authority that signs everything in one cluster. Its
-// files live as long as the cluster: a year of validity is a year too much.
+// pki is the certificate authority of one cluster. Its certificates are valid for
+// a year; its files are deleted with the cluster.
 type pki struct {
 	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// newPKI makes the authority and the key that signs service account tokens.
+// newPKI makes the certificate authority and the key that signs service account tokens.
 func newPKI(dir string) (*pki, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -49,8 +49,8 @@ func newPKI(dir string) (*pki, error) {
 
 func (p *pki) path(name string) string { return filepath.Join(p.dir, name) }
 
-// issue writes name.crt and name.key for a client or server called cn; the
-// first call makes the authority itself.
+// issue writes name.crt and name.key, a certificate for clients and servers with
+// the common name cn. The first call makes the authority itself.
 func (p *pki) issue(name, cn string, orgs []string, hosts ...string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -102,25 +102,19 @@ func (p *pki) kubeconfig(path, server, user string, orgs ...string) error {
 	if err := p.issue(name, user, orgs); err != nil {
 		return err
 	}
-	type m = map[string]any
-	var read [3][]byte
-	for i, f := range []string{"ca.crt", name + ".crt", name + ".key"} {
-		b, err := os.ReadFile(p.path(f))
+	data := struct{ Server, User, CA, Cert, Key string }{Server: server, User: user}
+	for file, field := range map[string]*string{"ca.crt": &data.CA, name + ".crt": &data.Cert, name + ".key": &data.Key} {
+		b, err := os.ReadFile(p.path(file))
 		if err != nil {
 			return err
 		}
-		read[i] = b
+		*field = base64.StdEncoding.EncodeToString(b)
 	}
-	b, err := json.MarshalIndent(m{ // JSON is YAML
-		"apiVersion": "v1", "kind": "Config", "current-context": "k8s-micro",
-		"clusters": []m{{"name": "k8s-micro", "cluster": m{"server": server, "certificate-authority-data": read[0]}}},
-		"users":    []m{{"name": user, "user": m{"client-certificate-data": read[1], "client-key-data": read[2]}}},
-		"contexts": []m{{"name": "k8s-micro", "context": m{"cluster": "k8s-micro", "user": user}}},
-	}, "", " ")
+	text, err := expand("templates/kubeconfig.yaml", data)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(b, '\n'), 0o600)
+	return os.WriteFile(path, text, 0o600)
 }
 
 func (p *pki) writeKey(name string, key *ecdsa.PrivateKey) error {

@@ -4,6 +4,10 @@
 # check, gcc for the race detector; everything else is built or downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The flags of the Makefile, so that all go commands share compiled packages. Only the race
+# detector needs cgo; the programs that a test starts do not.
+export GOFLAGS=-trimpath CGO_ENABLED=0
+race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 
 step() { # what the step is for, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
@@ -94,15 +98,15 @@ cat "$build_log"
 trap 'rm -f "$build_log"' EXIT
 
 step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
-go test -race ./...
-go test -C third_party/etcd -race ./...
+race ./...
+race -C third_party/etcd ./...
 go test -C test/psa -count=1 ./... # without the test cache, which does not notice changed manifests
 
 # Without the test cache, which does not notice changes of the host and of files outside the module.
 step 'The cluster launcher: start, stop, what it leaves on the host, images from two checkouts' '2 minutes'
-go test -C cluster -race -count=1 ./...
+race -C cluster -count=1 ./...
 
 step 'End to end: the README, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
-go test -race -count=1 -v -timeout 45m -tags e2e ./test/e2e
+race -count=1 -v -timeout 45m -tags e2e ./test/e2e
 
 printf '\n== Passed after %d s\n' "$SECONDS"

@@ -23,7 +23,7 @@ import (
 	"github.com/moby/patternmatcher/ignorefile"
 )
 
-// entry is one path a layer adds to the image.
+// entry is one path that a layer adds to the image.
 type entry struct {
 	tar.Header        // without name and size
 	from       string // a regular file's path in the context
@@ -31,7 +31,7 @@ type entry struct {
 
 type owner struct{ uid, gid int }
 
-// parseOwner reads uid[:gid]. As with Docker a lone uid is its group's number too.
+// parseOwner parses uid[:gid]. Without a gid it is the uid, as with Docker.
 func parseOwner(s string) (owner, error) {
 	if s == "" {
 		return owner{}, nil
@@ -71,8 +71,8 @@ func (b *builder) ignored(name string) (bool, error) {
 	return b.ignore.MatchesOrParentMatches(name)
 }
 
-// copy adds sources to the layer by the rules of Docker: a directory gives its
-// contents, a file gets the destination's name unless that is a directory.
+// copy adds sources to the layer by the rules of Docker: a directory adds its
+// contents; a file is named after the destination unless that is a directory.
 func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpacks bool) error {
 	own, err := parseOwner(chown)
 	if err != nil {
@@ -81,7 +81,7 @@ func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpac
 	mode := int64(-1) // the file's own
 	if chmod != "" {
 		if mode, err = strconv.ParseInt(chmod, 8, 64); err != nil || mode < 0 || mode > 0o7777 {
-			return fmt.Errorf("--chmod=%s is no octal mode: write 755 or 0644", chmod)
+			return fmt.Errorf("--chmod=%s is not an octal mode: write 755 or 0644", chmod)
 		}
 	}
 	var found []string
@@ -95,7 +95,7 @@ func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpac
 	dst := b.absolute(c.DestPath)
 	into := strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || b.tree[dst] == tar.TypeDir
 	if b.tree[dst] == tar.TypeSymlink {
-		return fmt.Errorf("copying to %q: it is a symlink in the image, which this builder does not follow: name its target", c.DestPath)
+		return fmt.Errorf("copying to %q: it is a symlink in the image, and following it is not supported: name its target", c.DestPath)
 	}
 	if len(found) > 1 && !into {
 		return fmt.Errorf("copying %d sources to %q: only a directory can hold them: end it with a slash", len(found), c.DestPath)
@@ -108,15 +108,15 @@ func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpac
 	return nil
 }
 
-// find gives the paths in the context that one source means. A symlink that is
-// not ignored may name an ignored file, which Docker would not find.
+// find returns the paths in the context that match one source. It differs from
+// Docker in one case: a symlink that is not ignored may point to an ignored file.
 func (b *builder) find(src string) ([]string, error) {
 	name := path.Clean(strings.TrimLeft(src, "/"))
 	switch {
 	case src == "":
-		return nil, errors.New("the name expands to nothing: give its variable a value")
+		return nil, errors.New("the name expands to an empty string: give its variable a value")
 	case strings.Contains(src, "://") || strings.HasPrefix(src, "git@"):
-		return nil, errors.New("fetching is beyond this builder: fetch it before and COPY it, or use docker build")
+		return nil, errors.New("downloading is not supported: download it before the build and COPY it, or use docker build")
 	case name == ".." || strings.HasPrefix(name, "../"):
 		return nil, fmt.Errorf("it is outside the context %q: move it inside", b.dir)
 	}
@@ -140,11 +140,11 @@ func (b *builder) find(src string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		// Of an ignored directory the ignore file may except some contents.
+		// The ignore file may include some contents of an ignored directory.
 		if !ignored || info.IsDir() && b.ignore.Exclusions() {
 			found = append(found, name)
 		} else if !wild {
-			return nil, errors.New("the context is without it: except it in .dockerignore by a line that starts with !")
+			return nil, errors.New(".dockerignore excludes it: include it by a line that starts with !")
 		}
 	}
 	if len(found) == 0 {
@@ -160,7 +160,7 @@ func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, un
 		return err
 	case !info.IsDir():
 		if unpacks && b.isArchive(name) {
-			return errors.New("ADD unpacks archives, this builder does not: unpack it before, or COPY it as it is")
+			return errors.New("ADD would unpack this archive, which is not supported: unpack it before the build, or COPY it")
 		}
 		if into {
 			dst = path.Join(dst, path.Base(name))
@@ -195,12 +195,12 @@ func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, un
 	})
 }
 
-// isArchive reports whether ADD may unpack the file. Docker copies a compressed
-// file that holds no archive; COPY says the same and needs no such care.
+// isArchive reports whether ADD might unpack the file. It also returns true for a
+// compressed file that contains no archive, which Docker would copy.
 func (b *builder) isArchive(name string) bool {
 	f, err := b.root.Open(name)
 	if err != nil {
-		return false // packing meets the same error
+		return false // write returns the same error
 	}
 	defer f.Close()
 	_, notTar := tar.NewReader(f).Next()
@@ -210,7 +210,7 @@ func (b *builder) isArchive(name string) bool {
 		func(magic string) bool { return bytes.HasPrefix(head[:n], []byte(magic)) })
 }
 
-// putFile adds what a path of the context is: inside a directory also a symlink.
+// putFile adds a file, a directory, or a symlink inside a copied directory.
 func (b *builder) putFile(from string, info fs.FileInfo, to string, own owner, mode int64) error {
 	link := ""
 	if info.Mode().Type() == fs.ModeSymlink {
@@ -234,8 +234,8 @@ func (b *builder) putFile(from string, info fs.FileInfo, to string, own owner, m
 	return b.put(to, h.Typeflag, h.Mode, own, link, from)
 }
 
-// mkdirs adds the directories that the image lacks, as Docker does: 0755, and
-// with the owner that --chown gives to the files.
+// mkdirs adds missing directories as Docker does: with mode 0755 and with the owner
+// of the files in them.
 func (b *builder) mkdirs(dir string, own owner) error {
 	if b.tree[dir] == tar.TypeDir {
 		return nil
@@ -248,7 +248,7 @@ func (b *builder) mkdirs(dir string, own owner) error {
 
 func (b *builder) put(name string, typ byte, mode int64, own owner, link, from string) error {
 	if old, ok := b.tree[name]; ok && (old == tar.TypeDir) != (typ == tar.TypeDir) {
-		return fmt.Errorf("%q is in the image already, and only one of the two is a directory: choose another destination", name)
+		return fmt.Errorf("%q is already in the image, and only one of the two is a directory: choose another destination", name)
 	}
 	b.tree[name] = typ
 	b.layer[name] = &entry{from: from, Header: tar.Header{
@@ -257,8 +257,8 @@ func (b *builder) put(name string, typ byte, mode int64, own owner, link, from s
 	return nil
 }
 
-// pack writes the layer, in memory: the image is what the files were when it
-// was built. tarball compresses it once, at gzip's fastest.
+// pack writes the layer to memory, so that the image does not depend on the files
+// afterwards. Package tarball compresses it once, with gzip's fastest level.
 func (b *builder) pack() (v1.Layer, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)

@@ -1,36 +1,35 @@
-// Package image makes OCI images from a service's own Dockerfile and pushes
-// them, to the registry inside the cluster or to any other, without Docker.
+// Package image builds OCI images from Dockerfiles and pushes them to registries,
+// without Docker.
 //
-// The Dockerfile stays the one truth: BuildKit's parser reads it here as it
-// does in docker build, so both make the same image of it, or this package
-// refuses. It never skips what it cannot do.
+// It reads a Dockerfile with BuildKit's parser, like docker build, and either makes
+// the same image or returns an error. It never ignores an instruction.
 //
 //	img, err := image.Build("go-micro-srv", v1.Platform{OS: "linux", Architecture: "amd64"})
 //	err = image.Push(ctx, img, "846602483/go-micro-srv:kubernetes", "127.0.0.1:5000")
-//	_, err = image.Publish(ctx, "docker.io/you/go-micro-srv:v1", []image.Variant{{img, sbom}, {another, itsSBOM}})
+//	_, err = image.Publish(ctx, "docker.io/you/go-micro-srv:v1", []image.Variant{{amd64, sbomOfAmd64}, {arm64, sbomOfArm64}})
 //
-// What is honoured, in one stage that starts FROM scratch:
+// Supported, in one stage that starts FROM scratch:
 //
 //   - COPY and ADD of files and directories of the context, with wildcards,
 //     --chown=uid[:gid] and --chmod=octal, one layer each
 //   - WORKDIR, which makes the directory, and USER, EXPOSE, VOLUME, STOPSIGNAL
 //   - CMD and ENTRYPOINT as JSON arrays: scratch has no shell for the other form
-//   - LABEL, MAINTAINER, ENV and ARG, expanded in what follows; the platform
-//     arguments (TARGETARCH and its like) have their values, there is no --build-arg
+//   - LABEL, MAINTAINER, ENV and ARG, expanded in the lines below them; the platform
+//     arguments such as TARGETARCH are set; there is no --build-arg
 //   - .dockerignore, or Dockerfile.dockerignore in its place
 //
-// Everything else is an error with its line number: RUN, another base, a second
-// stage, URLs, archives ADD would unpack, heredocs, HEALTHCHECK, symbolic
-// modes, user names where a number must be known, sources outside the context.
+// Everything else is an error with its line number: RUN, another base image, a
+// second stage, URLs, archives that ADD would unpack, heredocs, HEALTHCHECK,
+// symbolic modes, user names where a number is needed, sources outside the context.
 //
-// The same files give the same digest: entries are sorted, every time is 1970,
-// owners are 0:0 unless --chown says otherwise. File modes are the context's,
-// as with Docker, so a checkout under another umask is another image unless
-// --chmod says them. A build with another Go release may be one too: its gzip
-// may compress differently.
+// The same files give the same digest: entries are sorted, every modification time
+// is 1970, and owners are 0:0 without --chown. File modes are those of the context,
+// as with Docker, so a checkout with another umask gives another image, unless
+// --chmod sets the modes. Another Go release may compress differently and give
+// another digest.
 //
-// Two differences from Docker that nobody should meet: a wildcard without a
-// match is an error, and parent directories are 0755 whatever --chmod says.
+// There are two differences from Docker: a wildcard without a match is an error, and
+// --chmod does not change the mode of parent directories, which is 0755.
 package image
 
 import (
@@ -57,15 +56,15 @@ import (
 	"github.com/moby/patternmatcher"
 )
 
-// defaultPath is what BuildKit gives a scratch image.
+// defaultPath is the PATH that BuildKit sets in a scratch image.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// refused says of known instructions what to do instead.
+// refused are the unsupported instructions, each with its reason and remedy.
 var refused = map[string]string{
-	"RUN":         "needs a running container, which this builder has not: build the file before and COPY it, or use docker build",
-	"HEALTHCHECK": "is Docker's own and Kubernetes ignores it: write probes in the pod's manifest",
+	"RUN":         "needs a running container, which this builder does not have: make the file before the build and COPY it, or use docker build",
+	"HEALTHCHECK": "is ignored by Kubernetes: write probes in the pod's manifest",
 	"ONBUILD":     "is for images that others build from: leave it out, or use docker build",
-	"SHELL":       "names a shell, which a scratch image has not: leave it out",
+	"SHELL":       "names a shell, which a scratch image does not contain: leave it out",
 }
 
 var stopSignals = strings.Fields("HUP INT QUIT ABRT KILL USR1 USR2 PIPE ALRM TERM CONT STOP TSTP WINCH")
@@ -76,7 +75,7 @@ type builder struct {
 	ignore  *patternmatcher.PatternMatcher
 	lex     *shell.Lex
 	global  []string // platform arguments and each ARG before FROM, as key=value
-	env     []string // what the current line may expand
+	env     []string // variables that the current line may use
 	started bool     // FROM was seen
 	image   *v1.ConfigFile
 	adds    []mutate.Addendum
@@ -84,7 +83,7 @@ type builder struct {
 	layer   map[string]*entry // what the current instruction adds to it
 }
 
-// Build makes the image that contextDir's Dockerfile describes.
+// Build builds the Dockerfile in contextDir for a platform, whose OS must be linux.
 func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 	defer func() {
 		if err != nil {
@@ -92,7 +91,7 @@ func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 		}
 	}()
 	if p.OS != "linux" || p.Architecture == "" {
-		return nil, fmt.Errorf("platform %q is not known here: ask for linux and an architecture", p.String())
+		return nil, fmt.Errorf("platform %q is not supported: name linux and an architecture", p.String())
 	}
 	root, err := os.OpenRoot(contextDir)
 	if err != nil {
@@ -104,7 +103,7 @@ func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 		return nil, err
 	}
 	if syntax, _, at, ok := parser.DetectSyntax(dockerfile); ok && !strings.Contains("/"+syntax, "/docker/dockerfile") {
-		return nil, fmt.Errorf("line %d: syntax %q is another language: leave the line out, or use docker build", at[0].Start.Line, syntax)
+		return nil, fmt.Errorf("line %d: syntax %q is not that of a Dockerfile: leave the line out, or use docker build", at[0].Start.Line, syntax)
 	}
 	parsed, err := parser.Parse(bytes.NewReader(dockerfile))
 	if err != nil {
@@ -143,11 +142,11 @@ func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 	return mutate.Append(img, b.adds...)
 }
 
-// located puts the line in front of an error of the parser.
+// located adds the line number to an error of the parser.
 func located(err error) error {
 	var at *parser.LocationError
 	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
-		// The parser counts directives from 0, all else from 1.
+		// The parser numbers the lines of directives from 0, all others from 1.
 		return fmt.Errorf("line %d: %w", max(1, at.Locations[0][0].Start.Line), err)
 	}
 	return err
@@ -167,7 +166,7 @@ func (b *builder) expand(word string) (string, error) {
 	return word, err
 }
 
-// line carries out one instruction.
+// line executes one instruction.
 func (b *builder) line(n *parser.Node) error {
 	name := strings.ToUpper(n.Value)
 	if why, ok := refused[name]; ok {
@@ -175,11 +174,11 @@ func (b *builder) line(n *parser.Node) error {
 	}
 	for _, f := range n.Flags {
 		if flag, _, _ := strings.Cut(f, "="); flag != "--chown" && flag != "--chmod" {
-			return fmt.Errorf("%s %s is beyond this builder, which has one stage and one context: leave it out, or use docker build", name, flag)
+			return fmt.Errorf("%s %s is not supported, as there is one stage and one context: leave it out, or use docker build", name, flag)
 		}
 	}
 	if len(n.Heredocs) > 0 {
-		return fmt.Errorf("%s of a heredoc is beyond this builder: write a file and COPY it, or use docker build", name)
+		return fmt.Errorf("%s of a heredoc is not supported: write a file and COPY it, or use docker build", name)
 	}
 	cmd, err := instructions.ParseInstruction(n)
 	if err != nil {
@@ -217,20 +216,21 @@ func (b *builder) line(n *parser.Node) error {
 
 func (b *builder) from(c *instructions.Stage) error {
 	if b.started {
-		return errors.New("a second FROM needs a build in stages, which this builder has not: build the file before and COPY it, or use docker build")
+		return errors.New("a second FROM needs a build in stages, which is not supported: make the file before the build and COPY it, or use docker build")
 	}
 	base, err := b.expand(c.BaseName)
 	if err != nil {
 		return err
 	}
 	if base != "scratch" {
-		return fmt.Errorf("FROM %q needs a base image, which this builder does not fetch: make a static binary and start FROM scratch, or use docker build", base)
+		return fmt.Errorf("FROM %q needs a base image, which this builder does not download: make a static binary and start FROM scratch, or use docker build", base)
 	}
 	b.global, b.env, b.started = b.env, []string{defaultPath}, true
 	return nil
 }
 
-// arg sets values for what follows; one without a value has it from before FROM.
+// arg sets variables for the following lines. An ARG without a value takes the value
+// that it was given before FROM.
 func (b *builder) arg(c *instructions.ArgCommand) error {
 	for _, a := range c.Args {
 		if a.Value != nil {
@@ -298,7 +298,7 @@ func (b *builder) apply(cmd any) error {
 	case *instructions.StopSignalCommand:
 		number, err := strconv.Atoi(c.Signal)
 		if (err != nil || number < 1 || number > 64) && !slices.Contains(stopSignals, strings.TrimPrefix(c.Signal, "SIG")) {
-			return fmt.Errorf("STOPSIGNAL %q is no signal known here: write its number", c.Signal)
+			return fmt.Errorf("STOPSIGNAL %q is not a known signal: write its number", c.Signal)
 		}
 		config.StopSignal = c.Signal
 	case *instructions.CmdCommand:
@@ -312,14 +312,14 @@ func (b *builder) apply(cmd any) error {
 	case *instructions.AddCommand:
 		return b.copy(c.SourcesAndDest, c.Chown, c.Chmod, true)
 	default:
-		return fmt.Errorf("%T is beyond this builder: leave it out, or use docker build", cmd)
+		return fmt.Errorf("%T is not supported: leave it out, or use docker build", cmd)
 	}
 	return nil
 }
 
 func execForm(name string, c instructions.ShellDependantCmdLine) error {
 	if c.PrependShell {
-		return fmt.Errorf("%s in shell form needs /bin/sh, which a scratch image has not: write a JSON array, %s [\"/server\"]", name, name)
+		return fmt.Errorf("%s in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, %s [\"/server\"]", name, name)
 	}
 	return nil
 }
@@ -336,7 +336,7 @@ func (b *builder) expose(spec string) error {
 	first, err := strconv.ParseUint(from, 10, 16)
 	last, err2 := strconv.ParseUint(to, 10, 16)
 	if err != nil || err2 != nil || first > last || !slices.Contains([]string{"tcp", "udp", "sctp"}, proto) {
-		return fmt.Errorf("EXPOSE %q is no port: write 9100, 9100/udp or 9100-9110", spec)
+		return fmt.Errorf("EXPOSE %q is not a port: write 9100, 9100/udp or 9100-9110", spec)
 	}
 	for ; first <= last; first++ {
 		b.image.Config.ExposedPorts[fmt.Sprintf("%d/%s", first, proto)] = struct{}{}
@@ -344,7 +344,7 @@ func (b *builder) expose(spec string) error {
 	return nil
 }
 
-// absolute resolves a path of the image against WORKDIR.
+// absolute resolves a path in the image relative to WORKDIR.
 func (b *builder) absolute(p string) string {
 	if path.IsAbs(p) {
 		return path.Clean(p)

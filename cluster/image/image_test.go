@@ -25,8 +25,8 @@ import (
 
 var amd64 = v1.Platform{OS: "linux", Architecture: "amd64"}
 
-// files is a build context: name to content. A name that ends in / is a
-// directory, content that starts with -> a symlink, with #! an executable.
+// files is a build context: name to content. A name that ends in / is a directory.
+// Content that starts with -> is a symlink, with #! an executable file.
 type files map[string]string
 
 func (f files) write(t testing.TB) string {
@@ -62,7 +62,7 @@ func config(t testing.TB, img v1.Image) *v1.ConfigFile {
 	return c
 }
 
-// layers lists each layer's entries as "mode uid:gid name content".
+// layers lists the entries of each layer as "mode uid:gid name content".
 func layers(t testing.TB, img v1.Image) [][]string {
 	t.Helper()
 	list, err := img.Layers()
@@ -255,7 +255,7 @@ func TestDockerignore(t *testing.T) {
 	}
 }
 
-// Two platforms take their own binaries, and the config says whose it is.
+// Each platform gets its own binary and its own configuration.
 func TestPlatforms(t *testing.T) {
 	dir := files{"Dockerfile": "FROM scratch\nARG TARGETARCH TARGETVARIANT\nCOPY server-$TARGETARCH$TARGETVARIANT /server", "server-arm64v8": "arm", "server-amd64": "amd"}.write(t)
 	for want, p := range map[string]v1.Platform{"arm": {OS: "linux", Architecture: "arm64", Variant: "v8"}, "amd": amd64} {
@@ -290,60 +290,60 @@ func TestRefused(t *testing.T) {
 		{"comments only", "# a\n# b\n", "line 2: file with no instructions"},
 		{"no FROM", "ARG A", "no FROM: start with FROM scratch"},
 		{"before FROM", "ARG A\nCOPY server /", "line 2: COPY before FROM: start with FROM scratch"},
-		{"another base", "# c\nFROM alpine", `line 2: FROM "alpine" needs a base image, which this builder does not fetch: make a static binary and start FROM scratch, or use docker build`},
+		{"another base", "# c\nFROM alpine", `line 2: FROM "alpine" needs a base image, which this builder does not download: make a static binary and start FROM scratch, or use docker build`},
 		{"another base by variable", "ARG B=alpine\nFROM $B", `line 2: FROM "alpine" needs a base image`},
-		{"a platform of the base", "FROM --platform=linux/arm64 scratch", "line 1: FROM --platform is beyond this builder"},
+		{"a platform of the base", "FROM --platform=linux/arm64 scratch", "line 1: FROM --platform is not supported"},
 		{"a second stage", "FROM scratch AS a\nFROM scratch\nCOPY --from=a /x /", "line 2: a second FROM needs a build in stages"},
-		{"RUN", "FROM scratch\n\nRUN echo", "line 3: RUN needs a running container, which this builder has not: build the file before and COPY it, or use docker build"},
+		{"RUN", "FROM scratch\n\nRUN echo", "line 3: RUN needs a running container, which this builder does not have: make the file before the build and COPY it, or use docker build"},
 		{"RUN with a heredoc", "FROM scratch\nRUN <<E\necho\nE", "line 2: RUN needs a running container"},
-		{"HEALTHCHECK", "FROM scratch\nHEALTHCHECK NONE", "line 2: HEALTHCHECK is Docker's own and Kubernetes ignores it"},
+		{"HEALTHCHECK", "FROM scratch\nHEALTHCHECK NONE", "line 2: HEALTHCHECK is ignored by Kubernetes"},
 		{"ONBUILD", "FROM scratch\nONBUILD COPY a /", "line 2: ONBUILD is for images that others build from"},
 		{"SHELL", "FROM scratch\nSHELL [\"sh\"]", "line 2: SHELL names a shell"},
 		{"a misspelt word", "FROM scratch\nCOPPY a /", "line 2: unknown instruction: COPPY (did you mean COPY?)"},
-		{"another language", "# syntax=example.com/frontend:1\nFROM scratch", `line 1: syntax "example.com/frontend:1" is another language`},
+		{"another language", "# syntax=example.com/frontend:1\nFROM scratch", `line 1: syntax "example.com/frontend:1" is not that of a Dockerfile`},
 		{"a directive twice", "# escape=`\n# escape=`\nFROM scratch", "line 1: only one escape parser directive can be used"},
-		{"CMD in shell form", "FROM scratch\nCMD /server", `line 2: CMD in shell form needs /bin/sh, which a scratch image has not: write a JSON array, CMD ["/server"]`},
+		{"CMD in shell form", "FROM scratch\nCMD /server", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
 		{"CMD in single quotes", "FROM scratch\nCMD ['/server']", "line 2: CMD in shell form"},
 		{"ENTRYPOINT in shell form", "FROM scratch\nENTRYPOINT /server", "line 2: ENTRYPOINT in shell form"},
-		{"EXPOSE a word", "FROM scratch\nEXPOSE http", `line 2: EXPOSE "http" is no port: write 9100, 9100/udp or 9100-9110`},
+		{"EXPOSE a word", "FROM scratch\nEXPOSE http", `line 2: EXPOSE "http" is not a port: write 9100, 9100/udp or 9100-9110`},
 		{"EXPOSE beyond", "FROM scratch\nEXPOSE 65536", "line 2: EXPOSE"},
 		{"EXPOSE a host's port", "FROM scratch\nEXPOSE 80:80", "line 2: EXPOSE"},
 		{"EXPOSE backwards", "FROM scratch\nEXPOSE 9-8", "line 2: EXPOSE"},
 		{"EXPOSE another protocol", "FROM scratch\nEXPOSE 9/http", "line 2: EXPOSE"},
-		{"STOPSIGNAL", "FROM scratch\nSTOPSIGNAL SIGNOT", `line 2: STOPSIGNAL "SIGNOT" is no signal known here: write its number`},
+		{"STOPSIGNAL", "FROM scratch\nSTOPSIGNAL SIGNOT", `line 2: STOPSIGNAL "SIGNOT" is not a known signal: write its number`},
 		{"STOPSIGNAL beyond", "FROM scratch\nSTOPSIGNAL 65", "line 2: STOPSIGNAL"},
 		{"WORKDIR for a user's name", "FROM scratch\nUSER app\nWORKDIR /a", `line 3: making "/a" for USER: owner "app": a scratch image has no /etc/passwd`},
 		{"a missing variable", "FROM scratch\nVOLUME ${B:?say B}", "line 2: failed to process"},
-		{"an empty name", "FROM scratch\nCOPY $B /", `line 2: copying "": the name expands to nothing`},
+		{"an empty name", "FROM scratch\nCOPY $B /", `line 2: copying "": the name expands to an empty string`},
 		{"COPY without destination", "FROM scratch\nCOPY a", "line 2: COPY requires at least two arguments"},
-		{"COPY --from", "FROM scratch\nCOPY --from=x /a /", "line 2: COPY --from is beyond this builder, which has one stage and one context: leave it out, or use docker build"},
-		{"COPY --link", "FROM scratch\nCOPY --link a /", "line 2: COPY --link is beyond this builder"},
-		{"COPY --parents", "FROM scratch\nCOPY --parents a /", "line 2: COPY --parents is beyond this builder"},
-		{"COPY of a heredoc", "FROM scratch\nCOPY <<E /a\nx\nE", "line 2: COPY of a heredoc is beyond this builder"},
+		{"COPY --from", "FROM scratch\nCOPY --from=x /a /", "line 2: COPY --from is not supported, as there is one stage and one context: leave it out, or use docker build"},
+		{"COPY --link", "FROM scratch\nCOPY --link a /", "line 2: COPY --link is not supported"},
+		{"COPY --parents", "FROM scratch\nCOPY --parents a /", "line 2: COPY --parents is not supported"},
+		{"COPY of a heredoc", "FROM scratch\nCOPY <<E /a\nx\nE", "line 2: COPY of a heredoc is not supported"},
 		{"COPY by a user's name", "FROM scratch\nCOPY --chown=app a /", `line 2: owner "app": a scratch image has no /etc/passwd to look up names in: write numbers, uid[:gid]`},
-		{"COPY with a symbolic mode", "FROM scratch\nCOPY --chmod=u+x a /", "line 2: --chmod=u+x is no octal mode: write 755 or 0644"},
+		{"COPY with a symbolic mode", "FROM scratch\nCOPY --chmod=u+x a /", "line 2: --chmod=u+x is not an octal mode: write 755 or 0644"},
 		{"COPY with a mode beyond", "FROM scratch\nCOPY --chmod=10000 a /", "line 2: --chmod=10000"},
 		{"a missing file", "FROM scratch\nCOPY client /", `line 2: copying "client": no such file in "DIR": ` + "`make build` makes what a service's image needs"},
 		{"a missing match", "FROM scratch\nCOPY cl* /", `line 2: copying "cl*": no such file in "DIR"`},
 		{"a dangling symlink", "FROM scratch\nCOPY dangling /", `line 2: copying "dangling": no such file in "DIR"`},
 		{"a bad pattern", "FROM scratch\nCOPY [a /x", `line 2: copying "[a": syntax error in pattern`},
-		{"an ignored file", "FROM scratch\nCOPY secret /", `line 2: copying "secret": the context is without it: except it in .dockerignore`},
+		{"an ignored file", "FROM scratch\nCOPY secret /", `line 2: copying "secret": .dockerignore excludes it: include it by a line`},
 		{"outside", "FROM scratch\nCOPY conf/../../x /", `line 2: copying "conf/../../x": it is outside the context "DIR": move it inside`},
 		{"a symlink out", "FROM scratch\nCOPY out /", `line 2: copying "out": `},
 		{"an absolute symlink out", "FROM scratch\nCOPY abs /", `line 2: copying "abs": `},
 		{"through a symlink out", "FROM scratch\nCOPY outdir/passwd /", `line 2: copying "outdir/passwd": `},
 		{"a wildcard through a symlink out", "FROM scratch\nCOPY outdir/pass* /", `line 2: copying "outdir/pass*": `},
-		{"ADD a URL", "FROM scratch\nADD https://example.com/x /", `line 2: copying "https://example.com/x": fetching is beyond this builder`},
-		{"ADD a repository", "FROM scratch\nADD git@example.com:x/y.git /", `line 2: copying "git@example.com:x/y.git": fetching is beyond this builder`},
-		{"ADD an archive", "FROM scratch\nADD a.tar /", `line 2: copying "a.tar": ADD unpacks archives, this builder does not: unpack it before, or COPY it as it is`},
-		{"ADD a compressed archive", "FROM scratch\nADD a.tgz /", `line 2: copying "a.tgz": ADD unpacks archives`},
+		{"ADD a URL", "FROM scratch\nADD https://example.com/x /", `line 2: copying "https://example.com/x": downloading is not supported`},
+		{"ADD a repository", "FROM scratch\nADD git@example.com:x/y.git /", `line 2: copying "git@example.com:x/y.git": downloading is not supported`},
+		{"ADD an archive", "FROM scratch\nADD a.tar /", `line 2: copying "a.tar": ADD would unpack this archive, which is not supported: unpack it before the build, or COPY it`},
+		{"ADD a compressed archive", "FROM scratch\nADD a.tgz /", `line 2: copying "a.tgz": ADD would unpack this archive`},
 		{"two files to one name", "FROM scratch\nCOPY a server /x", `line 2: copying 2 sources to "/x": only a directory can hold them: end it with a slash`},
-		{"a symlink of the image", "FROM scratch\nCOPY links /\nCOPY a /l", `line 3: copying to "/l": it is a symlink in the image, which this builder does not follow: name its target`},
-		{"below a symlink of the image", "FROM scratch\nCOPY links /\nCOPY a /l/x", `line 3: copying "a": "/l" is in the image already`},
+		{"a symlink of the image", "FROM scratch\nCOPY links /\nCOPY a /l", `line 3: copying to "/l": it is a symlink in the image, and following it is not supported: name its target`},
+		{"below a symlink of the image", "FROM scratch\nCOPY links /\nCOPY a /l/x", `line 3: copying "a": "/l" is already in the image`},
 		{"a socket", "FROM scratch\nCOPY . /", `line 2: copying ".": "socket" is neither a file nor a directory nor a symlink: exclude it in .dockerignore`},
-		{"a file below a file", "FROM scratch\nCOPY a /x\nCOPY a /x/y", `line 3: copying "a": "/x" is in the image already, and only one of the two is a directory: choose another destination`},
-		{"a directory over a file", "FROM scratch\nCOPY a /x\nCOPY conf /x", `line 3: copying "conf": "/x" is in the image already`},
-		{"a file over a directory", "FROM scratch\nCOPY a /b/x/y\nCOPY conf /b", `line 3: copying "conf": "/b/x" is in the image already`},
+		{"a file below a file", "FROM scratch\nCOPY a /x\nCOPY a /x/y", `line 3: copying "a": "/x" is already in the image, and only one of the two is a directory: choose another destination`},
+		{"a directory over a file", "FROM scratch\nCOPY a /x\nCOPY conf /x", `line 3: copying "conf": "/x" is already in the image`},
+		{"a file over a directory", "FROM scratch\nCOPY a /b/x/y\nCOPY conf /b", `line 3: copying "conf": "/b/x" is already in the image`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			context["Dockerfile"] = tt.dockerfile
@@ -411,7 +411,7 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
-// The image is what the files were when it was built.
+// An image does not depend on its files after the build.
 func TestImageOutlivesItsFiles(t *testing.T) {
 	dir := files{"Dockerfile": "FROM scratch\nCOPY server /", "server": "s"}.write(t)
 	img, err := Build(dir, amd64)

@@ -18,18 +18,18 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// cycloneDX is both what an SBOM is and how a registry is asked for it.
+// cycloneDX is the media type of an SBOM and its artifact type in a registry.
 const cycloneDX types.MediaType = "application/vnd.cyclonedx+json"
 
-// Variant is an image for one platform, and what it is made of.
+// Variant is an image for one platform and its SBOM.
 type Variant struct {
 	Image v1.Image
 	SBOM  []byte // CycloneDX, JSON
 }
 
-// Publish writes an index of the variants to the registry that ref names, with
-// the credentials docker login or podman login left. An SBOM refers to its
-// image, as OCI 1.1 has it: `oras discover` and scanners find it there.
+// Publish writes an index of the variants to the registry in ref, with the
+// credentials that docker login or podman login stored. Each SBOM is a referrer of
+// its image (OCI 1.1), where `oras discover` and scanners find it.
 func Publish(ctx context.Context, ref string, variants []Variant) (digest v1.Hash, err error) {
 	defer func() {
 		if err != nil {
@@ -74,7 +74,7 @@ func Publish(ctx context.Context, ref string, variants []Variant) (digest v1.Has
 	return index.Digest()
 }
 
-// referrer wraps the SBOM. The config's media type stands for the artifact's.
+// referrer returns the SBOM as an OCI artifact. The media type of its config is the artifact type.
 func referrer(v Variant) (v1.Image, error) {
 	subject, err := partial.Descriptor(v.Image)
 	if err != nil {

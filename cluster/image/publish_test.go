@@ -12,13 +12,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// A registry from before OCI 1.1 is asked for a tag instead.
+// Registries older than OCI 1.1 have referrers as a tag.
 func TestPublishToAnOldRegistry(t *testing.T) {
 	tag, err := name.NewTag(testRegistry(t) + "/you/go-micro-srv:v1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time it is all there
+	for range 2 { // the second time the registry has all of it
 		variants := []Variant{{testImage(t, "amd64"), []byte("{}")}, {testImage(t, "arm64"), []byte("{ }")}}
 		digest, err := Publish(t.Context(), tag.String(), variants)
 		if err != nil {

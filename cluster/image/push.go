@@ -15,17 +15,17 @@ import (
 // Push writes an image, or an index of images for several platforms, to the
 // registry at registryAddr (host:port, plain http), under the path at which
 // containerd looks for ref when that registry mirrors docker.io: "busybox" goes
-// to library/busybox, tag latest. ctx bounds the whole of it. It reports whether
-// the registry had something else under that name, or nothing.
+// to library/busybox, tag latest. ctx limits the total time. Push returns whether
+// it changed the registry.
 func Push(ctx context.Context, img remote.Taggable, ref, registryAddr string) (changed bool, err error) {
 	tag, err := mirrored(ref, registryAddr)
 	if err != nil {
 		return false, fmt.Errorf("pushing %q: %w", ref, err)
 	}
 	transport := remote.DefaultTransport.(*http.Transport).Clone()
-	transport.Proxy = nil // the registry is ours, a proxy could not reach it
+	transport.Proxy = nil // a proxy could not reach the loopback
 	defer transport.CloseIdleConnections()
-	// The default waits 4 s between its tries, and ctx does not end the wait.
+	// The default waits 4 s between attempts and does not stop waiting when ctx ends.
 	backoff := remote.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 3}
 	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(transport), remote.WithRetryBackoff(backoff)}
 	if digest, err := partial.Digest(img); err == nil {
@@ -39,8 +39,8 @@ func Push(ctx context.Context, img remote.Taggable, ref, registryAddr string) (c
 	return true, nil
 }
 
-// mirrored is ref's place in the registry. reference is what containerd reads
-// image names with.
+// mirrored is the name of ref in the registry. It parses ref with the package that
+// containerd uses.
 func mirrored(ref, registryAddr string) (name.Tag, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
@@ -51,7 +51,7 @@ func mirrored(ref, registryAddr string) (name.Tag, error) {
 	}
 	tagged, ok := named.(reference.Tagged)
 	if !ok {
-		return name.Tag{}, fmt.Errorf("it names a digest, which the content decides: give it a tag")
+		return name.Tag{}, fmt.Errorf("it names a digest, which depends on the content: use a tag")
 	}
 	registry, err := name.NewRegistry(registryAddr, name.Insecure, name.StrictValidation)
 	if err != nil {

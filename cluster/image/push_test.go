@@ -34,7 +34,7 @@ func testImage(t *testing.T, arch string) v1.Image {
 	return img
 }
 
-// containerd asks a mirror of docker.io for /v2/<path>/manifests/<tag>.
+// containerd requests /v2/<path>/manifests/<tag> from a mirror of docker.io.
 func TestPush(t *testing.T) {
 	img := testImage(t, "amd64")
 	for _, tt := range []struct{ ref, path string }{
@@ -104,7 +104,7 @@ func TestPushRefused(t *testing.T) {
 	img := testImage(t, "amd64")
 	digest := "@sha256:" + strings.Repeat("a", 64)
 	for _, tt := range []struct{ ref, addr, want string }{
-		{"a/b" + digest, "127.0.0.1:1", `pushing "a/b` + digest + `": it names a digest, which the content decides: give it a tag`},
+		{"a/b" + digest, "127.0.0.1:1", `pushing "a/b` + digest + `": it names a digest, which depends on the content: use a tag`},
 		{"a/b:c" + digest, "127.0.0.1:1", `pushing "a/b:c` + digest + `": it names a digest`},
 		{"quay.io/a/b:c", "127.0.0.1:1", `pushing "quay.io/a/b:c": it belongs to quay.io, the registry here serves docker.io: leave the host out`},
 		{"localhost/b", "127.0.0.1:1", `pushing "localhost/b": it belongs to localhost`},
@@ -123,7 +123,7 @@ func TestPushWithoutRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() // accepts, and never answers
+	defer l.Close() // accepts connections and never answers
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()

@@ -14,13 +14,13 @@ import (
 	_ "github.com/coredns/coredns/plugin/kubernetes"
 )
 
-// newCoreDNS is CoreDNS with the plugins a cluster needs.
+// newCoreDNS returns CoreDNS with the plugins of cluster DNS.
 func newCoreDNS() *cobra.Command {
 	var conf string
 	c := &cobra.Command{Use: "coredns", RunE: func(*cobra.Command, []string) error {
 		dnsserver.Directives = []string{"errors", "health", "cache", "kubernetes"}
 		caddy.Quiet = true
-		// CoreDNS reads the process's flags, not cobra's.
+		// CoreDNS reads the flags of package flag, not those of cobra.
 		if err := flag.CommandLine.Parse([]string{"-conf", conf}); err != nil {
 			return err
 		}

@@ -13,8 +13,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// newEtcd is a one-member etcd for a cluster that is thrown away: it does not
-// wait for the disk, and it serves only clients that show a certificate.
+// newEtcd returns an etcd with one member for a cluster that is deleted after use: it
+// does not wait for the disk. Clients and peers need a certificate of the authority.
 func newEtcd() *cobra.Command {
 	var dir, listen string
 	var tls transport.TLSInfo
@@ -26,11 +26,11 @@ func newEtcd() *cobra.Command {
 		cfg := embed.NewConfig()
 		cfg.Dir = dir
 		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
-		cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}} // it has no peers; 0 cannot clash
-		cfg.ClientTLSInfo = tls
+		cfg.ListenPeerUrls = []url.URL{{Scheme: "https", Host: "127.0.0.1:0"}} // there are no peers, but etcd always listens
+		cfg.ClientTLSInfo, cfg.PeerTLSInfo = tls, tls
 		cfg.UnsafeNoFsync = true
 		cfg.LogLevel = "warn"
-		cfg.WarningUnaryRequestDuration = time.Second // a busy laptop is slower than the default 300 ms
+		cfg.WarningUnaryRequestDuration = time.Second // the default of 300 ms is exceeded on a busy laptop
 		e, err := embed.StartEtcd(cfg)
 		if err != nil {
 			return fmt.Errorf("starting etcd in %q: %w", dir, err)
@@ -46,11 +46,11 @@ func newEtcd() *cobra.Command {
 		}
 	}}
 	f := c.Flags()
-	f.StringVar(&dir, "data-dir", "etcd", "where the data lives")
-	f.StringVar(&listen, "listen-client-url", "https://127.0.0.1:2379", "where clients connect")
+	f.StringVar(&dir, "data-dir", "etcd", "directory of the data")
+	f.StringVar(&listen, "listen-client-url", "https://127.0.0.1:2379", "URL for clients")
 	f.StringVar(&tls.CertFile, "cert-file", "", "server certificate")
-	f.StringVar(&tls.KeyFile, "key-file", "", "its key")
-	f.StringVar(&tls.TrustedCAFile, "trusted-ca-file", "", "authority of the clients' certificates")
+	f.StringVar(&tls.KeyFile, "key-file", "", "key of the server certificate")
+	f.StringVar(&tls.TrustedCAFile, "trusted-ca-file", "", "certificate authority of clients and peers")
 	tls.ClientCertAuth = true
 	return c
 }

@@ -1,13 +1,13 @@
 // Kube is etcd, the Kubernetes components, CoreDNS and kubectl in one binary.
 //
-// One binary shares the 2,800 packages they have in common, so it builds in
-// minutes where seven would take an hour. The component is chosen by the name
-// the binary is called by (a symlink named kubectl is kubectl), else by the
-// first argument: kube kube-apiserver --etcd-servers=…
+// The components have 2,800 packages in common, so one binary takes minutes to
+// build where eight would take an hour. The name of the program selects the
+// component (a symlink named kubectl is kubectl), otherwise the first argument
+// does: kube kube-apiserver --etcd-servers=...
 //
-// With KUBE_LIFELINE=N in its environment the process ends when file descriptor
-// N reaches its end: whoever holds the other end of that pipe cannot die, not
-// even of SIGKILL, and leave it behind.
+// When the environment variable KUBE_EXIT_WITH_FD is N, the process exits at the
+// end of file of file descriptor N. N is a pipe whose other end belongs to the
+// process that started this one, so this process never outlives it.
 package main
 
 import (
@@ -34,8 +34,8 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 )
 
-// The commands are made on demand: each component sets process-wide state, so
-// only one of them may be built in a process.
+// Each component sets global state, so a process must construct only the command
+// that it runs.
 var commands = map[string]func() *cobra.Command{
 	"coredns":                 newCoreDNS,
 	"etcd":                    newEtcd,
@@ -63,9 +63,9 @@ func main() {
 		fmt.Fprintf(os.Stderr, "usage: kube %s [flags]\n", strings.Join(names, "|"))
 		os.Exit(2)
 	}
-	if fd, err := strconv.Atoi(os.Getenv("KUBE_LIFELINE")); err == nil {
+	if fd, err := strconv.Atoi(os.Getenv("KUBE_EXIT_WITH_FD")); err == nil {
 		go func() {
-			_, _ = io.Copy(io.Discard, os.NewFile(uintptr(fd), "lifeline"))
+			_, _ = io.Copy(io.Discard, os.NewFile(uintptr(fd), "pipe"))
 			os.Exit(1)
 		}()
 	}

@@ -1,4 +1,4 @@
-// Pause holds a pod's namespaces open until told to stop.
+// Pause holds a pod's namespaces open until it receives SIGINT or SIGTERM.
 package main
 
 import (

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-const ordinary = 4242 // a user id nobody has
+const ordinary = 4242 // an unused user id
 
-// asOrdinaryUser makes cmd run as an ordinary user, "micro", whom the host does
-// not know: a mount namespace of its own shows /etc/passwd, /etc/subuid and
-// /etc/subgid that do. Run as an ordinary user it leaves cmd alone.
+// asOrdinaryUser returns a command that runs cmd as an ordinary user, "micro". The
+// user exists only in the command's mount namespace, which has its own /etc/passwd,
+// /etc/subuid and /etc/subgid. When the test is not run by root it returns cmd.
 func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -41,7 +41,7 @@ exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinary)
 	return user
 }
 
-// uidmap puts newuidmap into PATH: from Debian's package where the host has none.
+// uidmap puts newuidmap into PATH, from Debian's package if the host has none.
 func uidmap(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("newuidmap"); err == nil {
@@ -55,8 +55,8 @@ func uidmap(t *testing.T) {
 	if err != nil || got["newuidmap"] == "" {
 		t.Fatalf("newuidmap is missing: install the package uidmap: %v", err)
 	}
-	// The program itself, not the script around it, is setuid; it needs no unpacked library.
-	// Outside the cache: an ordinary user cannot enter root's.
+	// The program is setuid, its wrapper is not; it needs no library of the package. An
+	// ordinary user cannot enter root's cache.
 	dir := filepath.Join(filepath.Dir(program), "uidmap")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -70,8 +70,8 @@ func uidmap(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// TestOrdinaryUser runs a cluster without root: pods of other users, its end by
-// SIGKILL of the keeper, and nothing left.
+// TestOrdinaryUser runs a cluster without root: a pod of another user works, and
+// SIGKILL of the supervisor leaves nothing behind.
 func TestOrdinaryUser(t *testing.T) {
 	uidmap(t)
 	provided(t)
@@ -80,7 +80,7 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if os.Getuid() == 0 { // a cache of his own, filled
+	if os.Getuid() == 0 { // a copy of the cache
 		for _, c := range [][]string{{"mkdir", "-p", filepath.Join(root, "cache")}, {"cp", "-a", cache, filepath.Join(root, "cache")},
 			{"chown", "-R", fmt.Sprint(ordinary), root}} {
 			if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
@@ -97,9 +97,9 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Keeper))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Supervisor))
 	if err != nil || strings.Contains(string(status), "Uid:\t0\t") {
-		t.Errorf("the keeper runs as root: %v\n%s", err, status)
+		t.Errorf("the supervisor runs as root: %v\n%s", err, status)
 	}
 	runPod(t, root)
 	if out, err := cli(t, root, "kubectl", "--", "logs", "pause"); err != nil {
@@ -109,17 +109,17 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatalf("forward: %v: %s", err, address)
 	}
-	soon(t, 20*time.Second, "the API server by its Service", func() bool {
+	eventually(t, 20*time.Second, "the API server by its Service", func() bool {
 		resp, err := http.Get("http://" + strings.TrimSpace(string(address)))
 		if err == nil {
 			resp.Body.Close()
 		}
 		return err == nil && resp.StatusCode == http.StatusBadRequest // it wants TLS
 	})
-	if err := syscall.Kill(s.Keeper, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	soon(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 	if after := host(t); after != before {
 		t.Errorf("the host has changed:\n%s", diff(before, after))
 	}
@@ -128,7 +128,7 @@ func TestOrdinaryUser(t *testing.T) {
 	}
 }
 
-// Without newuidmap every pod would have to be root: one line says what to install.
+// Without newuidmap up prints one line that names the package to install.
 func TestOrdinaryUserWithoutUidmap(t *testing.T) {
 	root := checkout(t)
 	if os.Getuid() == 0 {
@@ -140,7 +140,7 @@ func TestOrdinaryUserWithoutUidmap(t *testing.T) {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	bare := t.TempDir() // PATH with all this test needs and no newuidmap
+	bare := t.TempDir() // a PATH without newuidmap
 	for _, name := range []string{"unshare", "sh", "mount", "setpriv", "id"} {
 		path, err := exec.LookPath(name)
 		if err == nil {
@@ -154,27 +154,6 @@ func TestOrdinaryUserWithoutUidmap(t *testing.T) {
 	cmd.Env = append(cmd.Env, "PATH="+bare)
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "apt-get install uidmap") || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
-		t.Errorf("up: %v: %q, want one line that says to install uidmap", err, out)
-	}
-}
-
-func TestReduce(t *testing.T) {
-	const config = `{"process":{"user":{"uid":7}},"linux":{"cgroupsPath":"/k","resources":{"cpu":{}},"seccomp":{"defaultAction":"x"},"namespaces":[]}}`
-	for _, c := range []struct{ seccomp, noCgroups, want string }{
-		{"", "", `{"linux":{"cgroupsPath":"/k","namespaces":[],"resources":{"cpu":{}}},"process":{"user":{"uid":7}}}`},
-		{"1", "1", `{"linux":{"namespaces":[],"seccomp":{"defaultAction":"x"}},"process":{"user":{"uid":7}}}`},
-	} {
-		t.Setenv(envSeccomp, c.seccomp)
-		t.Setenv(envNoCgroups, c.noCgroups)
-		path := filepath.Join(t.TempDir(), "config.json")
-		if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := reduce(path); err != nil {
-			t.Fatal(err)
-		}
-		if got, _ := os.ReadFile(path); string(got) != c.want {
-			t.Errorf("seccomp %q, no cgroups %q: %s, want %s", c.seccomp, c.noCgroups, got, c.want)
-		}
+		t.Errorf("up: %v: %q, want one line that names uidmap", err, out)
 	}
 }

@@ -25,9 +25,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// Two people with the same files push the same images: one has a source archive,
-// the other a commit of a git repository elsewhere and a umask that shuts others out.
+// The same files give the same images: in a source archive, and in a git repository
+// at another path with another umask.
 func TestSameFilesSameImages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds 8 programs: run without -short")
+	}
 	host := authorizedRegistry(t)
 	var digests [2]string
 	for i, umask := range []os.FileMode{0o022, 0o077} {
@@ -51,7 +54,7 @@ func TestSameFilesSameImages(t *testing.T) {
 	t.Log(digests[0])
 }
 
-// authorizedRegistry is one that wants a password, which docker login has left.
+// authorizedRegistry starts a registry with a password and stores it as docker login does.
 func authorizedRegistry(t *testing.T) (host string) {
 	t.Helper()
 	open := registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0)))
@@ -75,12 +78,13 @@ func authorizedRegistry(t *testing.T) (host string) {
 
 var credentials = &authn.Basic{Username: "you", Password: "secret"}
 
-// pulled is what a registry has for one platform.
+// pulled is the content of a registry for one platform.
 type pulled struct {
 	platform    v1.Platform
 	image, sbom v1.Image
 }
 
+// pull returns the images of ref for all platforms.
 func pull(t *testing.T, ref string) (all []pulled) {
 	t.Helper()
 	tag, err := name.NewTag(ref)
@@ -135,7 +139,7 @@ func digest(t *testing.T, img v1.Image) v1.Hash {
 	return d
 }
 
-// check looks at what every image of a service promises.
+// check checks what the images of all services have in common.
 func check(t *testing.T, service string, p pulled) {
 	t.Helper()
 	config, err := p.image.ConfigFile()
@@ -176,12 +180,12 @@ func check(t *testing.T, service string, p pulled) {
 	if libraries, err := file.ImportedLibraries(); len(libraries) > 0 {
 		t.Errorf("%s is not static: %q, %v", service, libraries, err)
 	}
-	if got, want := components(t, layer(t, p.sbom)), modules(t, program); !slices.Equal(got, want) {
+	if got, want := sbomModules(t, layer(t, p.sbom)), programModules(t, program); !slices.Equal(got, want) {
 		t.Errorf("the SBOM of %s for %s lists\n%q, the program\n%q", service, p.platform, got, want)
 	}
 }
 
-// layer is the content of the one layer.
+// layer returns the content of an image's only layer.
 func layer(t *testing.T, img v1.Image) []byte {
 	t.Helper()
 	layers, err := img.Layers()
@@ -200,8 +204,8 @@ func layer(t *testing.T, img v1.Image) []byte {
 	return b
 }
 
-// modules are those the linker put into the program, as they were replaced.
-func modules(t *testing.T, program []byte) []string {
+// programModules lists the modules that the linker put into the program, after replacement.
+func programModules(t *testing.T, program []byte) []string {
 	t.Helper()
 	info, err := buildinfo.Read(bytes.NewReader(program))
 	if err != nil {
@@ -218,7 +222,8 @@ func modules(t *testing.T, program []byte) []string {
 	return all
 }
 
-func components(t *testing.T, sbom []byte) []string {
+// sbomModules lists the modules in an SBOM.
+func sbomModules(t *testing.T, sbom []byte) []string {
 	t.Helper()
 	type component struct{ Name, Version string }
 	var bom struct {
@@ -236,7 +241,7 @@ func components(t *testing.T, sbom []byte) []string {
 	return all
 }
 
-// copyOfCheckout copies what git has or would add, with the modes that umask leaves.
+// copyOfCheckout copies the files that git has or would add, with the modes that umask allows.
 func copyOfCheckout(t *testing.T, umask os.FileMode) string {
 	t.Helper()
 	root := t.TempDir()
@@ -261,11 +266,12 @@ func copyOfCheckout(t *testing.T, umask os.FileMode) string {
 	return root
 }
 
+// inShell runs a script in dir and returns its output.
 func inShell(t *testing.T, dir, script string) string {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Dir = dir
-	// What Go does unasked, whatever this machine's flags are.
+	// The default, whatever flags are set on this machine.
 	cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=auto")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

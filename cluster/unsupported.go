@@ -8,12 +8,12 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/google/go-containerregistry/pkg/v1"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
-// preflight refuses a node: its namespaces are Linux's.
+// preflight refuses a node: it is made of Linux namespaces.
 func preflight(controlPlane bool) error {
 	if controlPlane {
 		return nil
@@ -23,12 +23,12 @@ func preflight(controlPlane bool) error {
 
 func freeBytes(string) int64 { return -1 }
 
-func sweep(*cluster) {}
+func removeCgroups(*cluster) {}
 
 func (c *cluster) node([]string) error { return preflight(false) }
 
 func (c *cluster) forward([]string) error { return preflight(false) }
 
-func (c *cluster) keepNode(context.Context, state, func(kind, text string), *os.File, *os.File) error {
+func (c *cluster) superviseNode(context.Context, state, func(kind, text string), *os.File, *os.File) error {
 	return preflight(false)
 }

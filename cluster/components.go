@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// components runs the processes of a cluster, each with a log file, and restarts a
+// process that ends. While the cluster starts, a process that ends is an error
+// instead, which await returns.
+type components struct {
+	logs    string // directory
+	env     []string
+	files   []*os.File // file descriptors 3 and up of every process
+	mu      sync.Mutex
+	restart bool
+	broken  chan error // the first process that ended while the cluster started
+	done    chan struct{}
+	wait    sync.WaitGroup
+}
+
+// newComponents returns an empty set of components that inherit this process's
+// environment, env and files.
+func newComponents(logs string, env []string, files ...*os.File) *components {
+	// Components connect to each other only, never through the user's proxy.
+	env = append(append(os.Environ(), "NO_PROXY=*", "no_proxy=*"), env...)
+	return &components{logs: logs, env: env, files: files, broken: make(chan error, 1), done: make(chan struct{})}
+}
+
+// start runs program until stop is called.
+func (p *components) start(name, program string, args ...string) {
+	p.wait.Go(func() {
+		for {
+			err := p.run(name, program, args)
+			select {
+			case <-p.done:
+				return
+			default:
+			}
+			p.mu.Lock()
+			restart := p.restart
+			p.mu.Unlock()
+			if !restart {
+				select {
+				case p.broken <- err:
+				default: // another process ended before
+				}
+				return
+			}
+			logLine("%s; restarting it", err)
+			select {
+			case <-p.done:
+				return
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+	})
+}
+
+// run starts a process once and waits for its end. The error has the path of its
+// log and the last line in it.
+func (p *components) run(name, program string, args []string) error {
+	path := filepath.Join(p.logs, name+".log")
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-p.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 3 * time.Second // then SIGKILL
+	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.ExtraFiles = log, log, p.env, p.files
+	err = cmd.Run()
+	if err == nil {
+		err = errors.New("exit status 0")
+	}
+	tail := make([]byte, 4096)
+	if end, e := log.Seek(0, io.SeekEnd); e == nil {
+		n, _ := log.ReadAt(tail, max(0, end-int64(len(tail))))
+		tail = bytes.ToValidUTF8(tail[:n], nil)
+	}
+	return fmt.Errorf("%s ended (%w), see %s: %s", name, err, path, lastLine(tail))
+}
+
+// await waits until ok returns true. It returns an error after a minute, when ctx
+// ends, or when a component ends.
+func (p *components) await(ctx context.Context, what string, ok func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for !ok() {
+		select {
+		case err := <-p.broken:
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w; see %s", what, ctx.Err(), p.logs)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// started marks the end of starting: from now on a process that ends is restarted.
+func (p *components) started() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.restart = true
+	select {
+	case err := <-p.broken:
+		return err
+	default:
+		return nil
+	}
+}
+
+// stop sends SIGINT to every process, SIGKILL 3 seconds later, and waits for their
+// end.
+func (p *components) stop() {
+	close(p.done)
+	p.wait.Wait()
+}

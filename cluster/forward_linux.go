@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+var serviceArgument = regexp.MustCompile(`^[a-z0-9-]+/[a-z0-9-]+:([0-9]+)$`)
+
+// forward makes a Service reachable on the host's loopback until the cluster
+// stops, and prints the address. The port is the Service's if that is free. A
+// second call for the same Service prints the same address.
+//
+// The listener belongs to the host's network namespace. The node manager receives
+// it and dials the Service from inside the node, anew for each connection.
+func (c *cluster) forward(args []string) error {
+	s, err := c.running()
+	if err != nil {
+		return err
+	}
+	if s.Node == 0 {
+		return fmt.Errorf("forwarding to cluster %q: it has no node", c.name)
+	}
+	if len(args) != 1 || !serviceArgument.MatchString(args[0]) {
+		return fmt.Errorf("forwarding %q: want NAMESPACE/SERVICE:PORT, such as go-micro/go-micro-web:9200", args)
+	}
+	l, f, err := listen(serviceArgument.FindStringSubmatch(args[0])[1])
+	if err != nil {
+		l, f, err = listen("0")
+	}
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	defer f.Close()
+	socket, done, err := c.forwardSocket()
+	if err != nil {
+		return err
+	}
+	defer done()
+	conn, err := net.DialUnix("unix", nil, socket)
+	if err != nil {
+		return fmt.Errorf("forwarding %q: %w; was cluster %q started by an older checkout? stop it with `make cluster-down` and start it again", args[0], err, c.name)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, _, err := conn.WriteMsgUnix([]byte(args[0]), syscall.UnixRights(int(f.Fd())), nil); err != nil {
+		return fmt.Errorf("forwarding %q: %w", args[0], err)
+	}
+	address, err := io.ReadAll(conn)
+	if err == nil && len(address) == 0 {
+		err = errors.New("the node manager refused it")
+	}
+	if err != nil {
+		return fmt.Errorf("forwarding %q: %w; see %s", args[0], err, c.path("log", "supervisor.log"))
+	}
+	fmt.Println(string(address))
+	return nil
+}
+
+// forwardSocket is the Unix socket on which the node manager receives listeners:
+// host and node share the cluster's directory, not the network. A socket's path
+// has at most 107 bytes, so the address goes through an open file descriptor of
+// the directory. The caller calls done after dialing or listening.
+func (c *cluster) forwardSocket() (socket *net.UnixAddr, done func(), err error) {
+	dir, err := os.Open(c.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/forward.sock", dir.Fd())}, func() { dir.Close() }, nil
+}
+
+// receiveForwards accepts the listeners that forward sends, each with its Service,
+// and answers with the address at which the Service is reached.
+func receiveForwards(socket *net.UnixListener) {
+	open := map[string]string{} // Service to address on the host
+	receive := func(conn *net.UnixConn) error {
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		text, rights := make([]byte, 512), make([]byte, syscall.CmsgSpace(4))
+		n, m, _, _, err := conn.ReadMsgUnix(text, rights)
+		if err != nil {
+			return err
+		}
+		messages, err := syscall.ParseSocketControlMessage(rights[:m])
+		if err != nil || len(messages) != 1 {
+			return fmt.Errorf("want 1 control message, got %d: %w", len(messages), err)
+		}
+		fds, err := syscall.ParseUnixRights(&messages[0])
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fds[0]), "listener")
+		defer f.Close()
+		service := string(text[:n])
+		if open[service] == "" {
+			l, err := net.FileListener(f)
+			if err != nil {
+				return err
+			}
+			open[service] = l.Addr().String()
+			namespace, rest, _ := strings.Cut(service, "/")
+			name, port, _ := strings.Cut(rest, ":")
+			go forwardConnections(l, fmt.Sprintf("%s.%s.svc.cluster.local.:%s", name, namespace, port))
+		}
+		_, err = io.WriteString(conn, open[service])
+		return err
+	}
+	for {
+		conn, err := socket.AcceptUnix()
+		if err != nil {
+			return
+		}
+		if err := receive(conn); err != nil {
+			logLine("receiving a listener: %v", err)
+		}
+	}
+}
+
+// nodeDialer dials from inside the node and resolves names of Services.
+var nodeDialer = net.Dialer{Timeout: 5 * time.Second, Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, network, nodeIP+":53")
+}}}
+
+// forwardConnections carries each connection accepted by a listener of the host
+// to an address of the node.
+func forwardConnections(l net.Listener, address string) {
+	for {
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer client.Close()
+			server, err := nodeDialer.Dial("tcp", address)
+			if err != nil {
+				logLine("forwarding a connection to %q: %v", address, err)
+				return
+			}
+			defer server.Close()
+			go func() {
+				_, _ = io.Copy(server, client)
+				_ = server.(*net.TCPConn).CloseWrite()
+			}()
+			_, _ = io.Copy(client, server)
+		}()
+	}
+}

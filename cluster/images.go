@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
+)
+
+// load builds images for the node's platform and pushes them to the cluster's
+// registry. Each argument is IMAGE=DIR.
+func (c *cluster) load(args []string) error {
+	s, err := c.running()
+	if err != nil {
+		return err
+	}
+	if s.Registry == "" {
+		return fmt.Errorf("loading images into cluster %q: it has no node to run them", c.name)
+	}
+	if len(args) == 0 {
+		return errors.New("loading images: no image named; want IMAGE=DIR, such as 846602483/go-micro-srv:kubernetes=go-micro-srv")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, a := range args {
+		ref, dir, ok := strings.Cut(a, "=")
+		if !ok {
+			return fmt.Errorf("loading image %q: want IMAGE=DIR", a)
+		}
+		img, err := image.Build(dir, nodePlatform)
+		if err != nil {
+			return err
+		}
+		changed, err := image.Push(ctx, img, ref, s.Registry)
+		if err != nil {
+			return err
+		}
+		if !changed {
+			progress("%s is up to date", ref)
+			continue
+		}
+		digest, err := img.Digest()
+		if err != nil {
+			return err
+		}
+		size, err := compressedSize(img)
+		if err != nil {
+			return err
+		}
+		progress("loaded %s (%.1f MB, %s)", ref, float64(size)/1e6, digest.String()[:19])
+	}
+	return nil
+}
+
+// compressedSize is the number of bytes of all layers as a registry stores them.
+func compressedSize(img v1.Image) (total int64, err error) {
+	layers, err := img.Layers()
+	for _, l := range layers {
+		n, err := l.Size()
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, err
+}
+
+// push builds images for linux/amd64 and linux/arm64, with an SBOM for each, and
+// pushes them to the registry that the image's name contains. Each argument is
+// IMAGE=DIR.
+func push(args []string) error {
+	if len(args) == 0 {
+		return errors.New("pushing images: no image named; want IMAGE=DIR, such as docker.io/you/go-micro-srv:v1=go-micro-srv")
+	}
+	for _, a := range args {
+		ref, dir, ok := strings.Cut(a, "=")
+		if !ok {
+			return fmt.Errorf("pushing image %q: want IMAGE=DIR", a)
+		}
+		var variants []image.Variant
+		for _, arch := range []string{"amd64", "arm64"} {
+			build := exec.Command("make", "--no-print-directory", "-C", dir, "sbom", "GOARCH="+arch)
+			build.Stdout, build.Stderr = os.Stdout, os.Stderr
+			if err := build.Run(); err != nil {
+				return fmt.Errorf("building %q for linux/%s: %w", dir, arch, err)
+			}
+			img, err := image.Build(dir, v1.Platform{OS: "linux", Architecture: arch})
+			if err != nil {
+				return err
+			}
+			sbom, err := os.ReadFile(filepath.Join(dir, "sbom.cdx.json"))
+			if err != nil {
+				return err
+			}
+			variants = append(variants, image.Variant{Image: img, SBOM: sbom})
+		}
+		digest, err := image.Publish(context.Background(), ref, variants)
+		if err != nil {
+			return err
+		}
+		progress("pushed %s for linux/amd64 and linux/arm64 (%s)", ref, digest.String()[:19])
+	}
+	return nil
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// program is the launcher.
+var program string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "k8s-micro-test-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // other users run it too
+	}
+	if err == nil {
+		program = filepath.Join(dir, "cluster")
+		err = goBuild(".", program, io.Discard, ".")
+	}
+	code := 1
+	if err == nil {
+		code = m.Run()
+	} else {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// checkout makes a directory with the files that the launcher reads, and so with
+// clusters of its own.
+func checkout(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	for dir := root; dir != filepath.Dir(dir) && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		_ = os.Chmod(dir, 0o755)
+	}
+	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := filepath.Glob("kube/*")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root, "cluster", f), b, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// launch is the launcher with a checkout as its working directory.
+func launch(root string, args ...string) *exec.Cmd {
+	cmd := exec.Command(program, args...)
+	cmd.Dir = root
+	return cmd
+}
+
+// cli runs the launcher and returns its output and errors.
+func cli(t *testing.T, root string, args ...string) (string, error) {
+	t.Helper()
+	out, err := launch(root, args...).CombinedOutput()
+	return string(out), err
+}
+
+// up starts a cluster that is stopped at the end of the test.
+func up(t *testing.T, root string, args ...string) *cluster {
+	t.Helper()
+	provided(t)
+	if out, err := cli(t, root, append([]string{"up"}, args...)...); err != nil {
+		t.Fatalf("up %q: %v: %s", args, err, out)
+	}
+	c := &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
+	t.Cleanup(func() {
+		if out, err := cli(t, root, "down"); err != nil {
+			t.Errorf("down: %v: %s", err, out)
+		}
+	})
+	return c
+}
+
+// provided makes the programs of a cluster before a test measures or compares anything.
+func provided(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a Kubernetes build: run without -short")
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// host describes everything on the host that a cluster could leave behind.
+func host(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, f := range []string{"/proc/self/mounts", "/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/panic",
+		"/proc/sys/kernel/panic_on_oops", "/proc/sys/kernel/keys/root_maxkeys", "/proc/sys/net/ipv4/ip_forward", "/proc/net/route", "/proc/sys/kernel/hostname"} {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s:\n%s", f, text)
+	}
+	for _, dir := range []string{"/sys/class/net", "/opt", "/usr/libexec", "/var/lib", "/var/log", "/run", "/etc/cni"} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			fmt.Fprintln(&b, filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			fmt.Fprintln(&b, p)
+		}
+		return nil
+	})
+	if os.Getuid() == 0 {
+		cache, err := cacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		bin, _, err := provideNodeTools(cache)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules, err := exec.Command(filepath.Join(bin, "nft"), "list", "ruleset").CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft: %v: %s", err, rules)
+		}
+		b.Write(rules)
+	}
+	return b.String()
+}
+
+// leftProcesses lists the processes of a checkout: those with its directory in their
+// command line or as their working directory.
+func leftProcesses(root string) (left []string) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+		cwd, _ := os.Readlink(filepath.Join(d, "cwd"))
+		if d != fmt.Sprint("/proc/", os.Getpid()) && (strings.Contains(string(line), root) || strings.HasPrefix(cwd, root)) {
+			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return left
+}
+
+// eventually waits until ok returns true and fails the test after limit.
+func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %s", what, limit)
+		}
+	}
+}
+
+// diff lists the lines that only one of two texts has.
+func diff(before, after string) (d string) {
+	b, a := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for _, l := range b {
+		if !slices.Contains(a, l) {
+			d += "- " + l + "\n"
+		}
+	}
+	for _, l := range a {
+		if !slices.Contains(b, l) {
+			d += "+ " + l + "\n"
+		}
+	}
+	return d
+}
+
+// runPod runs a pod with the security context of the project's manifests, from an
+// image of the cluster's registry.
+func runPod(t *testing.T, root string) {
+	t.Helper()
+	const restricted = `{"spec": {"containers": [{"name": "pause", "image": "k8s-micro/pause:1", "imagePullPolicy": "Always",
+		"resources": {"limits": {"memory": "128Mi"}}, "securityContext": {"runAsNonRoot": true, "readOnlyRootFilesystem": true,
+		"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}}`
+	eventually(t, 20*time.Second, "the service account", func() bool {
+		_, err := cli(t, root, "kubectl", "--", "get", "serviceaccount", "default")
+		return err == nil
+	})
+	for _, args := range [][]string{
+		{"run", "pause", "--image=k8s-micro/pause:1", "--restart=Never", "--overrides=" + restricted},
+		{"wait", "pod/pause", "--for=condition=Ready", "--timeout=30s"},
+	} {
+		if out, err := cli(t, root, append([]string{"kubectl", "--"}, args...)...); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+}
+
+func TestErrorMessages(t *testing.T) {
+	root := checkout(t)
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "no command: use up"},
+		{[]string{"fly"}, `running "fly": no such command`},
+		{[]string{"status"}, `cluster "demo": it is not running; start it with`},
+		{[]string{"load", "a=b"}, "it is not running"},
+		{[]string{"kubectl", "version"}, "it is not running"},
+		{[]string{"node", "true"}, "it is not running"},
+		{[]string{"forward", "a/b:1"}, "it is not running"},
+		{[]string{"up", "-name", "../up"}, "want a plain word"},
+	} {
+		out, err := cli(t, root, c.args...)
+		if err == nil || !strings.Contains(out, c.want) {
+			t.Errorf("cluster %q: %v: %q, want %q", c.args, err, out, c.want)
+		}
+	}
+	if out, err := cli(t, root, "down"); err != nil {
+		t.Errorf("down without a cluster: %v: %s", err, out)
+	}
+	outside := launch(t.TempDir(), "status")
+	if out, err := outside.CombinedOutput(); err == nil || !strings.Contains(string(out), "run it inside the checkout") {
+		t.Errorf("outside a checkout: %v: %s", err, out)
+	}
+}

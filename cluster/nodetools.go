@@ -1,0 +1,259 @@
+package main
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// nodeTool is a program of the node that is not part of cluster/kube.
+type nodeTool struct {
+	name   string
+	min    string   // oldest version that works, "" for any
+	deb    string   // the Debian package
+	dirs   []string // directories to search after PATH
+	module string   // Go package and version, "" when it is not written in Go
+	flags  []string // for go install
+	cgo    bool
+}
+
+const containerd, cniPlugins = "github.com/containerd/containerd/v2@v2.4.2", "github.com/containernetworking/plugins@v1.9.1"
+
+var (
+	sbin      = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} // not in every user's PATH
+	cniDirs   = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+	nodeTools = []nodeTool{
+		{name: "containerd", min: "1.6", deb: "containerd", module: packageIn(containerd, "cmd/containerd"), flags: []string{"-tags=no_btrfs,no_devmapper,no_zfs,no_tracing"}},
+		{name: "containerd-shim-runc-v2", deb: "containerd", module: packageIn(containerd, "cmd/containerd-shim-runc-v2")},
+		{name: "runc", min: "1.1", deb: "runc", dirs: sbin, module: "github.com/opencontainers/runc@v1.5.2", cgo: true},
+		{name: "nft", min: "1.0.1", deb: "nftables", dirs: sbin},
+		{name: "ptp", deb: "containernetworking-plugins", dirs: cniDirs, module: packageIn(cniPlugins, "plugins/main/ptp")},
+		{name: "loopback", deb: "containernetworking-plugins", dirs: cniDirs, module: packageIn(cniPlugins, "plugins/main/loopback")},
+		{name: "host-local", deb: "containernetworking-plugins", dirs: cniDirs, module: packageIn(cniPlugins, "plugins/ipam/host-local")},
+	}
+)
+
+// packageIn names a package in a module: packageIn("m@v1", "cmd") is "m/cmd@v1".
+func packageIn(module, dir string) string {
+	path, version, _ := strings.Cut(module, "@")
+	return path + "/" + dir + "@" + version
+}
+
+// provideNodeTools links every node tool into one directory, and returns that
+// directory and the one of the CNI plugins. A tool comes from PATH if its version
+// there works, otherwise from the cache, from Debian's packages, or from Go modules.
+func provideNodeTools(cache string) (bin, cni string, err error) {
+	found := map[string]string{}
+	missing := func() (m []nodeTool) {
+		for _, t := range nodeTools {
+			if found[t.name] == "" {
+				m = append(m, t)
+			}
+		}
+		return m
+	}
+	for _, t := range nodeTools {
+		found[t.name] = t.lookup()
+	}
+	var why []string
+	for _, source := range []func(string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
+		m := missing()
+		if len(m) == 0 {
+			break
+		}
+		got, err := source(cache, m)
+		if err != nil {
+			why = append(why, err.Error())
+		}
+		for name, path := range got {
+			found[name] = path
+		}
+	}
+	if m := missing(); len(m) > 0 {
+		var names []string
+		for _, t := range m {
+			names = append(names, t.deb)
+		}
+		slices.Sort(names)
+		return "", "", fmt.Errorf("providing the node's tools: %s; install the packages %s (Debian's names), %s",
+			strings.Join(why, "; "), strings.Join(slices.Compact(names), " "), elsewhere)
+	}
+	// The directory is named after its links, so that it never contains tools of two sets.
+	sum := sha256.New()
+	for _, t := range nodeTools {
+		fmt.Fprintln(sum, t.name, found[t.name])
+	}
+	bin = filepath.Join(cache, fmt.Sprintf("node-%x", sum.Sum(nil)[:4]))
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return "", "", err
+	}
+	for _, t := range nodeTools {
+		if err := os.Symlink(found[t.name], filepath.Join(bin, t.name)); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", "", err
+		}
+	}
+	return bin, bin, nil
+}
+
+// lookup returns the path of the tool on this machine, "" when there is none in a
+// version that works.
+func (t nodeTool) lookup() string {
+	path, err := exec.LookPath(t.name)
+	for _, d := range t.dirs {
+		if err != nil {
+			path, err = exec.LookPath(filepath.Join(d, t.name))
+		}
+	}
+	if err != nil || t.min == "" {
+		return path
+	}
+	out, _ := exec.Command(path, "--version").Output()
+	if v := regexp.MustCompile(`\d+\.\d+(\.\d+)?`).FindString(string(out)); !older(v, t.min) {
+		return path
+	}
+	return ""
+}
+
+// older reports whether version v is older than min. An empty version is older than
+// any other.
+func older(v, min string) bool {
+	a, b := strings.Split(v, "."), strings.Split(min, ".")
+	for i := range b {
+		if i == len(a) {
+			return false
+		}
+		x, err := strconv.Atoi(a[i])
+		y, _ := strconv.Atoi(b[i])
+		if err != nil || x != y {
+			return err != nil || x < y
+		}
+	}
+	return false
+}
+
+// fromDebian downloads packages and their dependencies with apt-get and unpacks them
+// in the cache. It needs no root and does not change the system.
+func fromDebian(cache string, want []nodeTool) (map[string]string, error) {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return nil, errors.New("downloading Debian packages: apt-get is not installed")
+	}
+	var debs []string
+	for _, t := range want {
+		debs = append(debs, t.deb)
+	}
+	slices.Sort(debs)
+	debs = slices.Compact(debs)
+	release, _ := os.ReadFile("/etc/os-release")
+	sum := sha256.Sum256(append(release, strings.Join(debs, " ")...))
+	dir := filepath.Join(cache, fmt.Sprintf("debian-%x", sum[:4]))
+	if !exists(dir) {
+		progress("downloading %s from Debian: usually under 30 seconds", strings.Join(debs, ", "))
+		part := fmt.Sprintf("%s.part-%d", dir, os.Getpid())
+		defer os.RemoveAll(part)
+		if err := unpackDebs(part, debs); err != nil {
+			return nil, fmt.Errorf("downloading Debian packages: %w", err)
+		}
+		if err := os.Rename(part, dir); err != nil && !exists(dir) {
+			return nil, err
+		}
+	}
+	got := map[string]string{}
+	for _, t := range want {
+		for _, d := range append([]string{"/usr/bin", "/usr/sbin"}, t.dirs...) {
+			if path := filepath.Join(dir, "root", d, t.name); exists(path) {
+				got[t.name] = filepath.Join(dir, "bin", t.name)
+				if err := writeWrapper(got[t.name], path, dir); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return got, nil
+}
+
+// unpackDebs downloads packages that the system lacks and unpacks them to dir/root.
+func unpackDebs(dir string, debs []string) error {
+	apt := func(args ...string) error {
+		args = append([]string{"-qq", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=",
+			"-o", "Dir::State::lists=" + filepath.Join(dir, "lists"), "-o", "Dir::Cache=" + filepath.Join(dir, "cache")}, args...)
+		cmd := exec.Command("apt-get", args...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get %s: %w: %s", args[len(args)-1], err, lastLine(out))
+		}
+		return nil
+	}
+	for _, d := range []string{"lists/partial", "cache/archives/partial", "root", "bin"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := apt("update"); err != nil {
+		return err
+	}
+	// install finds the dependencies that the system lacks; --download-only prevents the installation.
+	if err := apt(append([]string{"install", "-y", "--no-install-recommends", "--download-only"}, debs...)...); err != nil {
+		return err
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "cache", "archives", "*.deb"))
+	for _, f := range files {
+		if out, err := exec.Command("dpkg-deb", "-x", f, filepath.Join(dir, "root")).CombinedOutput(); err != nil {
+			return fmt.Errorf("unpacking %q: %w: %s", filepath.Base(f), err, lastLine(out))
+		}
+	}
+	return errors.Join(os.RemoveAll(filepath.Join(dir, "lists")), os.RemoveAll(filepath.Join(dir, "cache")))
+}
+
+// writeWrapper writes a script that runs an unpacked program with its unpacked libraries.
+func writeWrapper(script, path, dir string) error {
+	libs, _ := filepath.Glob(filepath.Join(dir, "root", "usr/lib/*-linux-gnu*"))
+	libs = append(libs, filepath.Join(dir, "root", "usr/lib"))
+	text := fmt.Sprintf("#!/bin/sh\nLD_LIBRARY_PATH='%s' exec '%s' \"$@\"\n", strings.Join(libs, ":"), path)
+	return os.WriteFile(script, []byte(text), 0o755)
+}
+
+// fromGo builds tools from their Go modules.
+func fromGo(cache string, want []nodeTool) (map[string]string, error) {
+	bin := filepath.Join(cache, "go-"+runtime.GOARCH)
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return nil, err
+	}
+	for _, t := range want { // all, before minutes of building that would be in vain
+		if t.module == "" {
+			return nil, fmt.Errorf("building %s: it is not written in Go", t.name)
+		}
+	}
+	got := map[string]string{}
+	var errs []error
+	for _, t := range want {
+		_, version, _ := strings.Cut(t.module, "@")
+		path := filepath.Join(bin, t.name+"-"+version)
+		if !exists(path) {
+			progress("building %s %s: usually under 2 minutes", t.name, version)
+			args := append([]string{"install", "-trimpath", "-ldflags=-s -w"}, t.flags...)
+			cmd := goCommand(bin, append(args, t.module)...)
+			cmd.Env = append(cmd.Env, "GOBIN="+bin)
+			if t.cgo {
+				cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
+			}
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				err = os.Rename(filepath.Join(bin, t.name), path)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("building %s: %w: %s", t.name, err, lastLine(out)))
+				continue
+			}
+		}
+		got[t.name] = path
+	}
+	return got, errors.Join(errs...)
+}

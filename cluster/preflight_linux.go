@@ -1,0 +1,72 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// preflight returns an error of one sentence when this machine cannot run a
+// node. It is called before anything is built.
+func preflight(controlPlane bool) error {
+	if controlPlane {
+		return nil
+	}
+	fail := func(cause, remedy string) error {
+		return fmt.Errorf("preparing a node: %s; %s, %s", cause, remedy, elsewhere)
+	}
+	if older(kernelRelease(), "5.13") {
+		return fail("Linux "+kernelRelease()+" is too old for kube-proxy's nftables mode", "use Linux 5.13 or newer")
+	}
+	if free := procNumber("/proc/meminfo", "MemAvailable:", 10); free > 0 && free < 3<<19 {
+		return fail(fmt.Sprintf("%d MB of memory available, 1.5 GB needed", free>>10), "close other programs")
+	}
+	if os.Getuid() == 0 {
+		const sysAdmin = 1 << 21
+		if procNumber("/proc/self/status", "CapEff:", 16)&sysAdmin == 0 {
+			return fail("root here may not make namespaces (no CAP_SYS_ADMIN: a container?)", "run the container with --privileged")
+		}
+		return nil
+	}
+	if procNumber("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "", 10) == 1 {
+		return fail("AppArmor forbids user namespaces to ordinary users here", "allow them with `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, run as root")
+	}
+	if procNumber("/proc/sys/user/max_user_namespaces", "", 10) == 0 || procNumber("/proc/sys/kernel/unprivileged_userns_clone", "", 10) == 0 {
+		return fail("user namespaces are switched off for ordinary users here", "allow them with `sudo sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1`, run as root")
+	}
+	if _, err := newIDMapping(); err != nil {
+		return fmt.Errorf("preparing a node as an ordinary user: %w; or run as root, %s", err, elsewhere)
+	}
+	return nil
+}
+
+func kernelRelease() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	v, _, _ := strings.Cut(strings.TrimSpace(string(b)), "-")
+	return v
+}
+
+// procNumber reads the number after key in a file of /proc, or the file's first
+// number when key is empty. It returns -1 when there is no such number.
+func procNumber(file, key string, base int) int64 {
+	b, err := os.ReadFile(file)
+	_, rest, found := strings.Cut(string(b), key)
+	if fields := strings.Fields(rest); err == nil && found && len(fields) > 0 {
+		if n, err := strconv.ParseInt(fields[0], base, 64); err == nil {
+			return n
+		}
+	}
+	return -1
+}
+
+// freeBytes is the space that the caller may use on dir's file system, -1 when
+// it is unknown.
+func freeBytes(dir string) int64 {
+	var s syscall.Statfs_t
+	if syscall.Statfs(dir, &s) != nil {
+		return -1
+	}
+	return int64(s.Bavail) * s.Bsize
+}

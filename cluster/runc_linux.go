@@ -1,0 +1,82 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+)
+
+func init() { subprocesses["runc"] = runc }
+
+// chooseRunc returns the path of the runc that containerd calls: the real runc if
+// the node can give containers all that it asks for, otherwise a copy of this
+// program under the name runc.
+func (cp *controlPlane) chooseRunc(t tools) (string, error) {
+	program := filepath.Join(t.Bin, "runc")
+	var features struct {
+		Linux struct{ Seccomp struct{ Enabled bool } }
+	}
+	// runc 1.1 and newer report whether they were built with libseccomp.
+	if out, err := exec.Command(program, "features").Output(); err == nil {
+		_ = json.Unmarshal(out, &features)
+	}
+	if features.Linux.Seccomp.Enabled {
+		os.Setenv(envSeccomp, "1")
+		if os.Getenv(envNoCgroups) == "" {
+			return program, nil
+		}
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	path := cp.path("bin", "runc")
+	return path, os.WriteFile(path, self, 0o755)
+}
+
+// runc removes from a container's configuration what the node cannot give, and
+// executes the real runc: cgroups when the node has none, the seccomp profile when
+// the real runc was built without libseccomp.
+func runc(args []string) error {
+	for i, a := range args {
+		if a == "--bundle" && i+1 < len(args) {
+			if err := reduceSpec(filepath.Join(args[i+1], "config.json")); err != nil {
+				return err
+			}
+		}
+	}
+	path, err := exec.LookPath("runc")
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(path, append([]string{"runc"}, args...), os.Environ())
+}
+
+// reduceSpec removes cgroups and seccomp from the OCI runtime specification at
+// path where the environment says that the node lacks them.
+func reduceSpec(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var spec map[string]any
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return fmt.Errorf("reading %q: %w", path, err)
+	}
+	if linux, ok := spec["linux"].(map[string]any); ok {
+		if os.Getenv(envSeccomp) == "" {
+			delete(linux, "seccomp")
+		}
+		if os.Getenv(envNoCgroups) != "" {
+			delete(linux, "cgroupsPath")
+			delete(linux, "resources")
+		}
+	}
+	if b, err = json.Marshal(spec); err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// cluster is one named cluster of this checkout.
+type cluster struct {
+	name string
+	root string // the checkout
+	dir  string // root/.cluster/name
+}
+
+// newCluster finds the checkout from the working directory upwards.
+func newCluster(name string) (*cluster, error) {
+	if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
+		return nil, fmt.Errorf("naming a cluster %q: want a plain word such as demo", name)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	for root := wd; ; root = filepath.Dir(root) {
+		if exists(filepath.Join(root, "cluster", "kube", "go.mod")) {
+			return &cluster{name, root, filepath.Join(root, ".cluster", name)}, nil
+		}
+		if root == filepath.Dir(root) {
+			return nil, fmt.Errorf("looking for the project above %q: no cluster/kube/go.mod; run it inside the checkout", wd)
+		}
+	}
+}
+
+// path is a path in the cluster's directory.
+func (c *cluster) path(elem ...string) string {
+	return filepath.Join(append([]string{c.dir}, elem...)...)
+}
+
+// id names the cluster's cgroups. Clusters of other checkouts have other ids.
+func (c *cluster) id() string {
+	sum := sha256.Sum256([]byte(c.dir))
+	return fmt.Sprintf("%x", sum[:4])
+}
+
+// errRunning is the error of lock while a process of the cluster exists.
+var errRunning = errors.New("the cluster is running")
+
+// lock makes the caller the only process that starts or removes the cluster. The
+// supervisor and every process that it starts inherit the lock, so it is free
+// only when all of them have ended.
+func (c *cluster) lock() (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(c.dir), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(c.dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errRunning
+		}
+		return nil, fmt.Errorf("locking %q: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// state is what the commands know about a running cluster. It is stored in
+// cluster.json.
+type state struct {
+	Version      string    // of Kubernetes
+	Started      time.Time // when up was called
+	Supervisor   int       // process id
+	Node         int       // process id of the node's init, 0 without a node
+	API          string    // address of the API server on the host's loopback
+	Registry     string    // address of the image registry on the host's loopback, "" without a node
+	ControlPlane bool      // the cluster has no node
+	Tools        tools
+}
+
+func (s state) kind() string {
+	if s.ControlPlane {
+		return "control plane only"
+	}
+	return "one node"
+}
+
+// state reads the state that save wrote last.
+func (c *cluster) state() (s state, err error) {
+	b, err := os.ReadFile(c.path("cluster.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return s, fmt.Errorf("reading the state of cluster %q: %w", c.name, err)
+	}
+	return s, nil
+}
+
+// save replaces the state. Readers see the old state or the new one.
+func (c *cluster) save(s state) error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	part := c.path("cluster.json.part")
+	if err := os.WriteFile(part, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(part, c.path("cluster.json"))
+}
+
+// markReady records that the cluster has started.
+func (c *cluster) markReady() error { return os.WriteFile(c.path("ready"), nil, 0o644) }
+
+// running returns the state of a cluster that has started, and an error for any
+// other.
+func (c *cluster) running() (state, error) {
+	lock, err := c.lock()
+	if err == nil {
+		lock.Close()
+		return state{}, fmt.Errorf("looking for cluster %q: it is not running; start it with `make cluster-up` or `go run -C cluster . up -name %s`", c.name, c.name)
+	}
+	if !errors.Is(err, errRunning) {
+		return state{}, err
+	}
+	if !exists(c.path("ready")) {
+		return state{}, fmt.Errorf("looking for cluster %q: it is starting or stopping; try again", c.name)
+	}
+	return c.state()
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// supervisorProcess is the supervisor as up sees it.
+type supervisorProcess struct {
+	cmd  *exec.Cmd
+	pipe *os.File // a byte detaches the supervisor, the end of file stops it
+}
+
+// startSupervisor starts the supervisor, prints its progress, and returns when
+// the cluster is ready. On an error, or when ctx ends, it stops the supervisor.
+func (c *cluster) startSupervisor(ctx context.Context, lock *os.File) (*supervisorProcess, error) {
+	log, err := os.Create(c.path("log", "supervisor.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	parent, pipe, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Close()
+	events, reports, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer events.Close()
+	cmd := exec.Command("/proc/self/exe", "supervisor", c.name)
+	if !exists(cmd.Path) { // not Linux
+		if cmd.Path, err = os.Executable(); err != nil {
+			return nil, err
+		}
+	}
+	cmd.Dir, cmd.Stdout, cmd.Stderr = c.root, log, log
+	cmd.ExtraFiles = []*os.File{parent, reports, lock}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C in this terminal must not reach it
+	err = cmd.Start()
+	reports.Close()
+	if err != nil {
+		pipe.Close()
+		return nil, fmt.Errorf("starting the supervisor: %w", err)
+	}
+	lock.Close() // the supervisor holds it now
+	p := &supervisorProcess{cmd, pipe}
+
+	started := make(chan error, 1)
+	go func() { started <- readReports(events) }()
+	select {
+	case err = <-started:
+	case <-ctx.Done():
+		err = errors.New("interrupted")
+	}
+	if err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+// readReports prints the steps of starting and returns when the cluster is ready.
+func readReports(events *os.File) error {
+	for lines := bufio.NewScanner(events); lines.Scan(); {
+		switch kind, text, _ := strings.Cut(lines.Text(), " "); kind {
+		case "step":
+			progress("  %s", text)
+		case "ready":
+			return nil
+		case "error":
+			return errors.New(text)
+		}
+	}
+	return errors.New("the supervisor ended")
+}
+
+// detach lets the supervisor outlive this process.
+func (p *supervisorProcess) detach() error {
+	_, err := p.pipe.Write([]byte("detach"))
+	p.pipe = nil
+	return err
+}
+
+// stop ends the supervisor, and with it the cluster. It does nothing after detach.
+func (p *supervisorProcess) stop() {
+	if p.pipe != nil {
+		p.pipe.Close()
+		p.pipe = nil
+		_ = p.cmd.Wait()
+	}
+}
+
+// reporter returns a function that writes one event to this process's log and to
+// the process that waits for the cluster. Kinds are step, ready and error.
+func reporter(pipe *os.File) func(kind, text string) {
+	return func(kind, text string) {
+		logLine("%s %s", kind, text)
+		_, _ = fmt.Fprintf(pipe, "%s %s\n", kind, strings.ReplaceAll(text, "\n", " "))
+	}
+}
+
+// logLine writes a line to the log of the supervisor and the node manager.
+func logLine(format string, args ...any) {
+	fmt.Printf("%s %s\n", time.Now().Format(time.RFC3339), fmt.Sprintf(format, args...))
+}
+
+// supervisor starts the cluster, waits for the signal to stop and ends with the
+// cluster. Its file descriptors are 3, the pipe from up; 4, where it reports
+// events; and 5, the lock.
+func supervisor(args []string) (err error) {
+	c, err := newCluster(args[0])
+	if err != nil {
+		return err
+	}
+	parent, events, lock := inherited(3), inherited(4), inherited(5)
+	report := reporter(events)
+	defer func() {
+		if err != nil {
+			report("error", err.Error())
+		}
+	}()
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
+	go func() {
+		if n, _ := parent.Read(make([]byte, 16)); n == 0 { // up ended before it detached the supervisor
+			cancel()
+		}
+	}()
+	s, err := c.state()
+	if err != nil {
+		return err
+	}
+	s.Supervisor = os.Getpid()
+	if err := c.linkKubectl(s.Tools); err != nil {
+		return err
+	}
+	if s.ControlPlane {
+		return c.superviseControlPlane(ctx, s, report)
+	}
+	return c.superviseNode(ctx, s, report, events, lock)
+}
+
+// linkKubectl puts kubectl into the cluster's bin directory.
+func (c *cluster) linkKubectl(t tools) error {
+	if err := os.MkdirAll(c.path("bin"), 0o755); err != nil {
+		return err
+	}
+	_ = os.Remove(c.path("bin", "kubectl"))
+	return os.Symlink(t.Kube, c.path("bin", "kubectl"))
+}
+
+// superviseControlPlane runs etcd and kube-apiserver as plain processes on free ports.
+func (c *cluster) superviseControlPlane(ctx context.Context, s state, report func(kind, text string)) error {
+	ports, err := freePorts(2)
+	if err != nil {
+		return err
+	}
+	cp := controlPlane{cluster: c, kube: s.Tools.Kube, ip: "127.0.0.1", port: ports[0], etcdPort: ports[1]}
+	if err := cp.writeFiles(); err != nil {
+		return err
+	}
+	parent, pipe, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer pipe.Close()
+	p := newComponents(c.path("log"), []string{"KUBE_EXIT_WITH_FD=3"}, parent)
+	defer p.stop()
+	if err := cp.start(ctx, p); err != nil {
+		return err
+	}
+	s.API = fmt.Sprintf("127.0.0.1:%d", cp.port)
+	if err := errors.Join(c.save(s), p.started(), c.markReady()); err != nil {
+		return err
+	}
+	report("ready", "")
+	<-ctx.Done()
+	return nil
+}
+
+// freePorts returns ports of the loopback on which nobody is listening.
+func freePorts(n int) (ports []int, err error) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // after all are chosen, so that they differ
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+// inherited is a file that this process was started with and does not pass on.
+// It stays open for the life of the process: the garbage collector would close a
+// file without references, and some of these, such as the lock, are only held.
+func inherited(fd uintptr) *os.File {
+	syscall.CloseOnExec(int(fd))
+	f := os.NewFile(fd, fmt.Sprintf("inherited-%d", fd))
+	held = append(held, f)
+	return f
+}
+
+var held []*os.File

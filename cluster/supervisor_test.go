@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bytes"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestControlPlaneOnly(t *testing.T) {
+	root := checkout(t)
+	c := up(t, root, "-control-plane")
+	if out, err := cli(t, root, "kubectl", "--", "create", "configmap", "mine", "--from-literal=a=b"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, args := range [][]string{{"load", "a=b"}, {"node", "true"}, {"forward", "a/b:1"}} {
+		if out, err := cli(t, root, args...); err == nil || !strings.Contains(out, "no node") {
+			t.Errorf("%s: %v: %s", args, err, out)
+		}
+	}
+	if out, err := cli(t, root, "up"); err == nil || !strings.Contains(out, "control plane only") {
+		t.Errorf("up with a node: %v: %s", err, out)
+	}
+	line, _ := exec.Command("pgrep", "-f", "kube etcd --data-dir="+c.path("etcd")).Output()
+	args, _ := os.ReadFile("/proc/" + strings.TrimSpace(string(line)) + "/cmdline")
+	_, rest, _ := bytes.Cut(args, []byte("--listen-client-url="))
+	address, _, _ := strings.Cut(string(rest), "\x00")
+	if resp, err := http.Get(strings.Replace(address, "https", "http", 1) + "/version"); err == nil && resp.StatusCode == http.StatusOK {
+		t.Errorf("etcd at %q answers without a client certificate", address)
+	}
+	s, err := c.state()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "etcd and kube-apiserver ending with their supervisor", func() bool { return len(leftProcesses(root)) == 0 })
+}

@@ -74,8 +74,8 @@ func TestForm(t *testing.T) {
 
 func TestNameCharacters(t *testing.T) {
 	for name, want := range map[string]int{
-		"张伟":               200,
-		"张\u3000伟":         200,
+		"\u5f20\u4f1f":       200,
+		"\u5f20\u3000\u4f1f": 200,
 		"O'Brien-Smith <3": 200,
 		"Zoe\u0308":        200, // a combining mark
 		"👋🏽":               200,

@@ -4,8 +4,8 @@
 # check, gcc for the race detector; everything else is built or downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The flags of the Makefile, so that all go commands share compiled packages. Only the
-# race detector needs cgo; the programs that a test starts do not.
+# The flags of the Makefile, so that all go commands share compiled packages. Only the race
+# detector needs cgo; the programs that a test starts do not.
 export GOFLAGS=-trimpath CGO_ENABLED=0
 race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 

@@ -51,7 +51,7 @@ func uidmap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := fromDebian(cache, []nodeTool{{name: "newuidmap", deb: "uidmap"}})
+	got, err := fromDebian(t.Context(), cache, []nodeTool{{name: "newuidmap", deb: "uidmap"}})
 	if err != nil || got["newuidmap"] == "" {
 		t.Fatalf("newuidmap is missing: install the package uidmap: %v", err)
 	}

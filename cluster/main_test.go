@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +23,7 @@ func TestMain(m *testing.M) {
 	}
 	if err == nil {
 		program = filepath.Join(dir, "cluster")
-		err = goBuild(".", program, io.Discard, ".")
+		err = goBuild(context.Background(), ".", program, io.Discard, ".")
 	}
 	code := 1
 	if err == nil {
@@ -103,7 +104,7 @@ func provided(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(false); err != nil {
+	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -137,7 +138,7 @@ func host(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		bin, _, err := provideNodeTools(cache)
+		bin, _, err := provideNodeTools(t.Context(), cache)
 		if err != nil {
 			t.Fatal(err)
 		}

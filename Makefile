@@ -1,13 +1,12 @@
 # `make` lists the targets. Arguments: CLUSTER=NAME; for push and deploy also REGISTRY=, TAG= and COMPONENTS=.
 
-include cluster/settings.mk
-
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
 KUBE     := go run -C cluster .
-TOOL     := go tool -modfile=$(CURDIR)/test/tools/go.mod
+TOOL      = go tool -modfile=$(call quote,$(CURDIR)/test/tools/go.mod)
+include cluster/settings.mk
 
 .DEFAULT_GOAL := help
 
@@ -15,7 +14,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## start a Kubernetes, run the four services on it and show what they do
-	@CLUSTER=$(CLUSTER) cluster/demo.sh
+	@CLUSTER='$(CLUSTER)' cluster/demo.sh
 
 check: ## format, vet, lint and the unit tests that need no Kubernetes (under 2 minutes)
 	@test/run.sh check
@@ -36,22 +35,22 @@ screenshots: ## take the pictures of the page in media/ again (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
 cluster-up: ## start only the Kubernetes, without the services
-	@$(KUBE) up -name $(CLUSTER)
+	@$(KUBE) up -name '$(CLUSTER)'
 
 cluster-down: ## stop it and remove everything it created
-	@$(KUBE) down -name $(CLUSTER)
+	@$(KUBE) down -name '$(CLUSTER)'
 
 build: ## build the four programs, static, for Linux
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s build || exit; done
 
 load: ## build the four images without Docker and load them into the cluster
-	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER=$(CLUSTER) || exit; done
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER='$(CLUSTER)' || exit; done
 
 sbom: ## write the SBOM of each program to go-micro-*/sbom.cdx.json
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s sbom || exit; done
 
 push: ## build the four images for amd64 and arm64 and push them to REGISTRY, with their SBOMs
-	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s push IMAGE=$(REGISTRY)/$$s:$(TAG) || exit; done
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s push IMAGE='$(REGISTRY)'/$$s:'$(TAG)' || exit; done
 
 deploy: overlay ## apply the manifests to the current kubectl context, with the images in REGISTRY
 	kubectl apply -k $(OVERLAY)
@@ -63,7 +62,7 @@ undeploy: overlay ## delete everything that deploy applied
 OVERLAY := .cluster/deploy
 overlay:
 	@mkdir -p $(OVERLAY); { printf 'resources: [../../k8s]\ncomponents: ['; for c in $(COMPONENTS); do printf '../../k8s/components/%s,' $$c; done; printf ']\nimages:\n'; \
-	for s in $(SERVICES); do printf -- '- {name: 846602483/%s, newName: %s/%s, newTag: "%s"}\n' $$s $(REGISTRY) $$s $(TAG); done; } > $(OVERLAY)/kustomization.yaml
+	for s in $(SERVICES); do printf -- '- {name: 846602483/%s, newName: "%s/%s", newTag: "%s"}\n' $$s '$(REGISTRY)' $$s '$(TAG)'; done; } > $(OVERLAY)/kustomization.yaml
 
 proto: ## generate proto/*.go from proto/greeter.proto
 	go run -C proto/gen .
@@ -72,7 +71,7 @@ verify: ## fail if proto/*.go differs from what proto/greeter.proto generates
 	go run -C proto/gen . -verify
 
 clean: ## stop the clusters of this checkout and delete its build results; ~/.cache/k8s-micro stays
-	@for d in .cluster/*/cluster.json; do [ ! -e $$d ] || $(KUBE) down -name $$(basename $$(dirname $$d)) || exit; done
+	@for d in .cluster/*/cluster.json; do [ ! -e "$$d" ] || $(KUBE) down -name "$$(basename "$$(dirname "$$d")")" || exit; done
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster
 

@@ -8,6 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -23,7 +26,7 @@ type upOptions struct{ controlPlane, foreground bool }
 
 // up starts the cluster unless it is running.
 func (c *cluster) up(o upOptions) error {
-	lock, err := c.lock()
+	lock, err := c.lockOrReady()
 	if errors.Is(err, errRunning) {
 		s, err := c.running()
 		if err != nil {
@@ -42,12 +45,14 @@ func (c *cluster) up(o upOptions) error {
 	if err := preflight(o.controlPlane); err != nil {
 		return err
 	}
-	t, err := c.provide(o.controlPlane)
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
+	t, err := c.provide(stop, o.controlPlane)
 	if err != nil {
 		return err
 	}
 	removeCgroups(c) // of a cluster that ended with the machine
-	if err := errors.Join(os.RemoveAll(c.dir), os.MkdirAll(c.path("log"), 0o755)); err != nil {
+	if err := errors.Join(os.RemoveAll(c.dir), makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
 	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, Tools: t}
@@ -56,8 +61,6 @@ func (c *cluster) up(o upOptions) error {
 	}
 	progress("starting cluster %q, Kubernetes %s, %s: usually under 10 seconds (logs: %s)", c.name, s.Version, s.kind(), c.path("log"))
 
-	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer cancel()
 	process, err := c.startSupervisor(stop, lock)
 	if err != nil {
 		return fmt.Errorf("starting cluster %q: %w; the logs are in %s", c.name, err, c.path("log"))
@@ -78,13 +81,42 @@ func (c *cluster) up(o upOptions) error {
 	return c.down()
 }
 
+// lockOrReady locks the cluster. If another process is starting or stopping it,
+// lockOrReady waits until the cluster is ready, and returns errRunning, or gone.
+func (c *cluster) lockOrReady() (*os.File, error) {
+	for waiting := false; ; time.Sleep(50 * time.Millisecond) {
+		lock, err := c.lock()
+		if !errors.Is(err, errRunning) || exists(c.path("ready")) {
+			return lock, err
+		}
+		if !waiting {
+			progress("waiting for another process that is starting or stopping cluster %q", c.name)
+			waiting = true
+		}
+	}
+}
+
 // printHint prints the commands that point kubectl to the cluster.
 func (c *cluster) printHint() {
-	fmt.Printf("\n  export KUBECONFIG=%s\n", c.path("kubeconfig"))
+	dir := c.dir
+	fmt.Println()
+	if strings.Contains(dir, ":") { // it separates the elements of KUBECONFIG and PATH
+		fmt.Printf("  cd %s\n", shellQuote(c.root))
+		dir = filepath.Join(".cluster", c.name)
+	}
+	fmt.Printf("  export KUBECONFIG=%s\n", shellQuote(filepath.Join(dir, "kubeconfig")))
 	if _, err := exec.LookPath("kubectl"); err != nil {
-		fmt.Printf("  export PATH=%s:$PATH   # kubectl\n", c.path("bin"))
+		fmt.Printf("  export PATH=%s:$PATH   # kubectl\n", shellQuote(filepath.Join(dir, "bin")))
 	}
 	fmt.Println()
+}
+
+// shellQuote quotes a word for a POSIX shell if it needs quotes.
+func shellQuote(word string) string {
+	if regexp.MustCompile(`^[\p{L}\p{N}_@%+=:,./-]+$`).MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // down stops the cluster and removes its directory. It succeeds when the cluster
@@ -125,9 +157,6 @@ func (c *cluster) status() error {
 	}
 	fmt.Printf("cluster     %s, %s, Kubernetes %s, up since %s\n", c.name, s.kind(), s.Version, s.Started.Format(time.DateTime))
 	fmt.Printf("API server  https://%s\n", s.API)
-	if s.Registry != "" {
-		fmt.Printf("registry    http://%s\n", s.Registry)
-	}
 	fmt.Printf("logs        %s\n", c.path("log"))
 	c.printHint()
 	return nil
@@ -138,13 +167,25 @@ func (c *cluster) kubectl(args []string) error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
-	return c.exec(c.path("bin", "kubectl"), args)
+	// Not the variable KUBECONFIG: a colon in it separates two paths.
+	return runInTerminal(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
 }
 
-// exec runs a program with the cluster's kubeconfig and the caller's terminal.
-func (c *cluster) exec(program string, args []string) error {
+// exitStatus is the error of a program that ran in the terminal and printed its own
+// message.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// runInTerminal runs a program with this process's standard input and output. When
+// the program exits with a status other than 0, the error is an exitStatus.
+func runInTerminal(program string, args ...string) error {
 	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.path("kubeconfig"))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return cmd.Run()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exitStatus(exit.ExitCode())
+	}
+	return err
 }

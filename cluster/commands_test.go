@@ -3,8 +3,11 @@ package main
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,22 +35,22 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 			}
 		},
 		"SIGKILL of up while the cluster starts": func(t *testing.T, root string) {
-			provided(t)
-			cmd := launch(root, "up")
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
+			signalUpAt(t, root, "API server ready", 0, syscall.SIGKILL)
+		},
+		"SIGINT to up while the cluster starts": func(t *testing.T, root string) {
+			signalUpAt(t, root, "API server ready", 0, syscall.SIGINT)
+		},
+		"SIGKILL of up at each step": func(t *testing.T, root string) {
+			for delay := 10 * time.Millisecond; delay < 2*time.Second; delay *= 3 {
+				signalUpAt(t, root, "starting cluster", delay, syscall.SIGKILL)
 			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
+		},
+		"SIGKILL of the supervisor at each step": func(t *testing.T, root string) {
+			for delay := 10 * time.Millisecond; delay < 2*time.Second; delay *= 3 {
+				killSupervisorAt(t, root, delay)
 			}
-			for lines := bufio.NewScanner(out); lines.Scan(); {
-				if strings.Contains(lines.Text(), "API server ready") {
-					_ = cmd.Process.Kill()
-				}
-			}
-			if err := cmd.Wait(); err == nil {
-				t.Fatal("up succeeded: it was not killed in time")
+			if out, err := cli(t, root, "down"); err != nil { // for the cgroups, if there is no cleaner yet
+				t.Fatalf("%v: %s", err, out)
 			}
 		},
 		"SIGINT to up in the foreground": func(t *testing.T, root string) {
@@ -79,12 +82,160 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root := checkout(t)
 			provided(t)
-			before := host(t)
+			before := host(t, root)
 			end(t, root)
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
-			if after := host(t); after != before {
+			if after := host(t, root); after != before {
 				t.Errorf("the host has changed:\n%s", diff(before, after))
 			}
+		})
+	}
+}
+
+// signalUpAt sends up a signal some time after it has printed text, and waits for the
+// end of all processes.
+func signalUpAt(t *testing.T, root, text string, delay time.Duration, signal syscall.Signal) {
+	t.Helper()
+	cmd := launch(root, "up")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.Contains(lines.Text(), text) {
+			time.AfterFunc(delay, func() { _ = cmd.Process.Signal(signal) })
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("up succeeded: it did not get the signal in time")
+	}
+	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+}
+
+// killSupervisorAt sends SIGKILL to the supervisor some time after up has started it.
+func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
+	t.Helper()
+	cmd := launch(root, "up")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		fmt.Fprintln(&said, lines.Text())
+		if strings.Contains(lines.Text(), "starting cluster") {
+			time.AfterFunc(delay, func() {
+				children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
+				for _, pid := range strings.Fields(string(children)) {
+					n, _ := strconv.Atoi(pid)
+					_ = syscall.Kill(n, syscall.SIGKILL)
+				}
+			})
+		}
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "the supervisor ended") {
+		t.Errorf("up without its supervisor: %v: %s", err, said.String())
+	}
+	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+}
+
+// A cluster works in a checkout with any path, also below what the node hides, and by
+// whatever path the checkout is reached.
+func TestPaths(t *testing.T) {
+	provided(t)
+	odd := filepath.Join("a b", "it's", `"q" $HOME \`, "ünï \u6587", "c:d", "{$PATH}%v", strings.Repeat("x", 100), strings.Repeat("y", 100))
+	for name, base := range map[string]string{"odd": t.TempDir(), "below run": "/run", "on tmpfs": "/dev/shm"} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := os.MkdirTemp(base, "k8s-micro-test-")
+			if err != nil {
+				t.Skipf("%v: run as root", err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			root := filepath.Join(dir, odd)
+			checkoutIn(t, root)
+			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dir, "cache: of 'me'")))
+			link := filepath.Join(dir, "link")
+			if err := os.Symlink(root, link); err != nil {
+				t.Fatal(err)
+			}
+			before := host(t, root)
+			up(t, root)
+			runPod(t, root)
+			image := filepath.Join(root, "an image")
+			if err := errors.Join(os.Mkdir(image, 0o755), os.WriteFile(filepath.Join(image, "Dockerfile"), []byte("FROM scratch\nCOPY f /\nCMD [\"/f\"]"), 0o644),
+				os.WriteFile(filepath.Join(image, "f"), nil, 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			cmd := launch(link, "load", "a/b:c="+image)
+			cmd.Env = append(os.Environ(), "PWD="+link)
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "loaded a/b:c") {
+				t.Errorf("load by way of a link: %v: %s", err, out)
+			}
+			if out, err := cli(t, root, "forward", "default/kubernetes:443"); err != nil {
+				t.Errorf("forward: %v: %s", err, out)
+			}
+			// The printed commands work in a shell.
+			status, err := cli(t, root, "status")
+			if err != nil {
+				t.Fatalf("status: %v: %s", err, status)
+			}
+			_, hint, _ := strings.Cut(status, "\n\n")
+			if out, err := exec.Command("sh", "-ec", hint+"\nPATH=.cluster/demo/bin:$PATH\ncd "+shellQuote(root)+"\nkubectl get pod pause -o name").CombinedOutput(); err != nil || string(out) != "pod/pause\n" {
+				t.Errorf("after %q: %v: %s", hint, err, out)
+			}
+			cmd = launch(link, "down")
+			cmd.Env = append(os.Environ(), "PWD="+link)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("down by way of a link: %v: %s", err, out)
+			}
+			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+			if after := host(t, root); after != before {
+				t.Errorf("the host has changed:\n%s", diff(before, after))
+			}
+		})
+	}
+}
+
+// copyOfCache copies the cache to dir/k8s-micro and returns dir.
+func copyOfCache(t *testing.T, dir string) string {
+	t.Helper()
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -al "$1" "$2/" 2>/dev/null || cp -a "$1" "$2/"`, "sh", cache, dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return dir
+}
+
+// Without room for its files, or without the right to write them, up says so and leaves
+// nothing.
+func TestCheckoutWithoutRoom(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	provided(t)
+	for _, c := range []struct{ name, mount, want string }{
+		{"read-only", "mount --bind . . && mount -o remount,ro,bind .", "read-only file system; the checkout must be writable"},
+		{"full", "mkdir .cluster && mount -t tmpfs -o size=100k tmpfs .cluster", "no space left on device"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := checkout(t)
+			cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-ec", c.mount+`; cd "$PWD"; exec "$0" up`, program)
+			cmd.Dir = root
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), c.want) {
+				t.Errorf("%v: %s, want %q", err, out, c.want)
+			}
+			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 		})
 	}
 }
@@ -100,8 +251,8 @@ func TestClustersAreIndependent(t *testing.T) {
 	}
 	sa, _ := a.state()
 	sb, _ := b.state()
-	if sa.API == sb.API || sa.Registry == sb.Registry {
-		t.Errorf("both clusters listen on %s and %s", sa.API, sa.Registry)
+	if sa.API == sb.API {
+		t.Errorf("both clusters listen on %s", sa.API)
 	}
 	if out, err := cli(t, one, "up"); err != nil || !strings.Contains(out, "is already running") {
 		t.Errorf("second up: %v: %s", err, out)

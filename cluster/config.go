@@ -20,6 +20,9 @@ var templates embed.FS
 //go:embed pause/Dockerfile
 var pauseDockerfile []byte
 
+//go:embed pause/main.go
+var pauseSource []byte
+
 // nodeConfig is what the templates in templates/etc may use.
 type nodeConfig struct {
 	Etc, PKI         string // directories

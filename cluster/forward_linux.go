@@ -42,7 +42,7 @@ func (c *cluster) forward(args []string) error {
 	}
 	defer l.Close()
 	defer f.Close()
-	socket, done, err := c.forwardSocket()
+	socket, done, err := c.socket("forward.sock")
 	if err != nil {
 		return err
 	}
@@ -65,18 +65,6 @@ func (c *cluster) forward(args []string) error {
 	}
 	fmt.Println(string(address))
 	return nil
-}
-
-// forwardSocket is the Unix socket on which the node manager receives listeners:
-// host and node share the cluster's directory, not the network. A socket's path
-// has at most 107 bytes, so the address goes through an open file descriptor of
-// the directory. The caller calls done after dialing or listening.
-func (c *cluster) forwardSocket() (socket *net.UnixAddr, done func(), err error) {
-	dir, err := os.Open(c.dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/forward.sock", dir.Fd())}, func() { dir.Close() }, nil
 }
 
 // receiveForwards accepts the listeners that forward sends, each with its Service,

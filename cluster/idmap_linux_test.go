@@ -51,7 +51,7 @@ func uidmap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := fromDebian(cache, []nodeTool{{name: "newuidmap", deb: "uidmap"}})
+	got, err := fromDebian(t.Context(), cache, []nodeTool{{name: "newuidmap", deb: "uidmap"}})
 	if err != nil || got["newuidmap"] == "" {
 		t.Fatalf("newuidmap is missing: install the package uidmap: %v", err)
 	}
@@ -88,11 +88,11 @@ func TestOrdinaryUser(t *testing.T) {
 			}
 		}
 	}
-	before := host(t)
+	before := host(t, root)
 	if out, err := asOrdinaryUser(t, root, launch(root, "up")).CombinedOutput(); err != nil {
 		t.Fatalf("up: %v: %s", err, out)
 	}
-	c := &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
+	c := demoOf(root)
 	s, err := c.state()
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +120,7 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
-	if after := host(t); after != before {
+	if after := host(t, root); after != before {
 		t.Errorf("the host has changed:\n%s", diff(before, after))
 	}
 	if out, err := asOrdinaryUser(t, root, launch(root, "down")).CombinedOutput(); err != nil || exists(c.dir) {

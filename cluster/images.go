@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +22,7 @@ func (c *cluster) load(args []string) error {
 	if err != nil {
 		return err
 	}
-	if s.Registry == "" {
+	if s.ControlPlane {
 		return fmt.Errorf("loading images into cluster %q: it has no node to run them", c.name)
 	}
 	if len(args) == 0 {
@@ -38,7 +39,7 @@ func (c *cluster) load(args []string) error {
 		if err != nil {
 			return err
 		}
-		changed, err := image.Push(ctx, img, ref, s.Registry)
+		changed, err := image.Push(ctx, img, ref, c.dialRegistry)
 		if err != nil {
 			return err
 		}
@@ -57,6 +58,21 @@ func (c *cluster) load(args []string) error {
 		progress("loaded %s (%.1f MB, %s)", ref, float64(size)/1e6, digest.String()[:19])
 	}
 	return nil
+}
+
+// dialRegistry connects to the cluster's registry, which accepts images on a Unix
+// socket only the cluster's owner can reach.
+func (c *cluster) dialRegistry(ctx context.Context) (net.Conn, error) {
+	address, done, err := c.socket("registry.sock")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", address.Name)
+	if err != nil {
+		err = fmt.Errorf("%w; was cluster %q started by an older checkout? stop it with `make cluster-down` and start it again", err, c.name)
+	}
+	return conn, err
 }
 
 // compressedSize is the number of bytes of all layers as a registry stores them.

@@ -7,8 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 func init() { subprocesses["init"] = initProcess }
@@ -20,6 +21,13 @@ const (
 	envNoCgroups = "K8S_MICRO_NOCGROUPS" // the node has no cgroups of its own
 	envMapped    = "K8S_MICRO_MAPPED"    // the user namespace has its id mapping
 	envSeccomp   = "K8S_MICRO_SECCOMP"   // the node's runc supports seccomp
+)
+
+// Where the node has the cluster's directory and the cache. On the host these may
+// have names that configuration files, PATH or sockets cannot contain.
+const (
+	nodeClusterDir = "/run/k8s-micro/cluster"
+	nodeCacheDir   = "/run/k8s-micro/cache"
 )
 
 // initProcess is process 1 of the node. It makes the mounts, starts the node
@@ -41,7 +49,7 @@ func initProcess(args []string) error {
 		_, _ = io.Copy(io.Discard, parent)
 		os.Exit(0)
 	}()
-	events, lock, api, registry := inherited(4), inherited(5), inherited(6), inherited(7)
+	events, lock, api := inherited(4), inherited(5), inherited(6)
 	c, err := newCluster(args[0])
 	if err == nil {
 		err = c.mountNode()
@@ -54,8 +62,8 @@ func initProcess(args []string) error {
 		return err
 	}
 	manager := exec.Command("/proc/self/exe", "node-manager", c.name)
-	manager.Dir, manager.Stdout, manager.Stderr = c.root, os.Stdout, os.Stderr
-	manager.ExtraFiles = []*os.File{events, lock, api, registry}
+	manager.Stdout, manager.Stderr = os.Stdout, os.Stderr
+	manager.ExtraFiles = []*os.File{events, lock, api}
 	if err := manager.Start(); err != nil {
 		return err
 	}
@@ -72,7 +80,7 @@ func initProcess(args []string) error {
 }
 
 // mountNode gives the node its own /proc, /sys, cgroups, /run and /var, so that
-// every component can use its default paths, and makes the host's root file system
+// every component can use its default paths, and makes the host's file systems
 // read-only for the node.
 func (c *cluster) mountNode() error {
 	s, err := c.state()
@@ -89,31 +97,33 @@ func (c *cluster) mountNode() error {
 	}
 	mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
 
-	// The new /run and /var hide the host's. What the node needs of these is mounted again.
-	needed := map[string]int{}
-	for _, p := range []string{c.dir, c.root, filepath.Dir(filepath.Dir(s.Tools.Kube))} {
-		if fd, err := syscall.Open(p, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0); err == nil {
-			needed[p] = fd
+	// These may be below the host's /run or /var, which the new ones hide.
+	shared := map[string]int{}
+	for in, out := range map[string]string{nodeClusterDir: c.dir, nodeCacheDir: s.Tools.Cache} {
+		fd, err := syscall.Open(out, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("opening %q: %w", out, err)
+		}
+		shared[in] = fd
+	}
+	setReadOnly := func(dst string, flags uint, attr unix.MountAttr) {
+		if err := unix.MountSetattr(-1, dst, flags, &attr); err != nil {
+			errs = append(errs, fmt.Errorf("changing whether %q is read-only: %w", dst, err))
 		}
 	}
+	setReadOnly("/", unix.AT_RECURSIVE, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
 	mount("tmpfs", "/var", "tmpfs", 0, "mode=755")
 	for _, d := range []string{"/var/lib", "/var/log", "/var/tmp", "/run/tmp"} {
 		errs = append(errs, os.MkdirAll(d, 0o755))
 	}
 	errs = append(errs, os.Symlink("/run", "/var/run"))
-	for p, fd := range needed {
-		for _, hidden := range []string{"/run/", "/var/"} {
-			if strings.HasPrefix(p, hidden) {
-				errs = append(errs, os.MkdirAll(p, 0o755))
-				mount(fmt.Sprintf("/proc/self/fd/%d", fd), p, "", syscall.MS_BIND, "")
-			}
-		}
-	}
-	mount(c.dir, c.dir, "", syscall.MS_BIND, "") // stays writable
-	for _, fd := range needed {
+	for in, fd := range shared {
+		errs = append(errs, os.MkdirAll(in, 0o755))
+		mount(fmt.Sprintf("/proc/self/fd/%d", fd), in, "", syscall.MS_BIND, "")
 		syscall.Close(fd)
 	}
+	setReadOnly(nodeClusterDir, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
 	mount("proc", "/proc", "proc", 0, "")
 	mount("sysfs", "/sys", "sysfs", 0, "")
 	mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "mode=755")
@@ -131,11 +141,6 @@ func (c *cluster) mountNode() error {
 	}
 	if !rootless {
 		errs = append(errs, hideSysctls(mount)...)
-	}
-	var st syscall.Statfs_t
-	if err := syscall.Statfs("/", &st); err == nil { // a user namespace may not drop these flags
-		mount("", "/", "", uintptr(st.Flags)&(syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC|syscall.MS_NOATIME|syscall.MS_NODIRATIME|syscall.MS_RELATIME)|
-			syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, "")
 	}
 	mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, "") // mounts that kubelet makes propagate into pods
 	return errors.Join(errs...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -15,7 +16,7 @@ import (
 
 // provideKube returns the version and the path of the binary made of cluster/kube,
 // which it builds unless the cache has it.
-func (c *cluster) provideKube(cache string) (version, binary string, err error) {
+func (c *cluster) provideKube(ctx context.Context, cache string) (version, binary string, err error) {
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
 	fmt.Fprintln(sum, gcflags)
@@ -54,7 +55,7 @@ func (c *cluster) provideKube(cache string) (version, binary string, err error) 
 	defer log.Close()
 	progress("building Kubernetes %s, once: usually 5 to 7 minutes on two cores, less on more (log: %s)", version, logPath)
 	progress("  downloading its modules, about 250 MB, unless they are in the module cache")
-	total, err := countPackages(src, log)
+	total, err := countPackages(ctx, src, log)
 	if err != nil {
 		return "", "", fmt.Errorf("downloading the modules of %q: %w; see %s", src, err, logPath)
 	}
@@ -65,7 +66,7 @@ func (c *cluster) provideKube(cache string) (version, binary string, err error) 
 	count := &lineCounter{w: log, every: 20 * time.Second, report: func(n int) {
 		progress("  %s: %d of %d packages", time.Since(begin).Round(time.Second), min(n, total), total)
 	}}
-	if err := goBuild(src, binary, count, gcflags, ldflags, "."); err != nil {
+	if err := goBuild(ctx, src, binary, count, gcflags, ldflags, "."); err != nil {
 		return "", "", fmt.Errorf("building %q: %w; see %s", src, err, logPath)
 	}
 	progress("  built in %s", time.Since(begin).Round(time.Second))
@@ -82,8 +83,8 @@ func checkSpace(cache string) error {
 }
 
 // countPackages downloads the modules of a build and counts its packages.
-func countPackages(src string, log io.Writer) (int, error) {
-	cmd := goCommand(src, "list", "-deps", ".")
+func countPackages(ctx context.Context, src string, log io.Writer) (int, error) {
+	cmd := goCommand(ctx, src, "list", "-deps", ".")
 	cmd.Stderr = log
 	out, err := cmd.Output()
 	return bytes.Count(out, []byte("\n")), err

@@ -48,12 +48,14 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 )
 
 func main() {
@@ -65,9 +67,9 @@ func main() {
 	} else {
 		err = run(os.Args[1:])
 	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 { // kubectl or the node's command has printed its own error
-		os.Exit(exit.ExitCode())
+	var status exitStatus
+	if errors.As(err, &status) { // kubectl or the node's command has printed its own error
+		os.Exit(int(status))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
@@ -99,7 +101,9 @@ func run(args []string) error {
 	}
 	switch command {
 	case "build":
-		_, err := c.provide(false)
+		stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+		defer cancel()
+		_, err := c.provide(stop, false)
 		return err
 	case "up":
 		return c.up(o)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +23,7 @@ func TestMain(m *testing.M) {
 	}
 	if err == nil {
 		program = filepath.Join(dir, "cluster")
-		err = goBuild(".", program, io.Discard, ".")
+		err = goBuild(context.Background(), ".", program, io.Discard, ".")
 	}
 	code := 1
 	if err == nil {
@@ -42,6 +43,12 @@ func checkout(t *testing.T) string {
 	for dir := root; dir != filepath.Dir(dir) && dir != os.TempDir(); dir = filepath.Dir(dir) {
 		_ = os.Chmod(dir, 0o755)
 	}
+	return checkoutIn(t, root)
+}
+
+// checkoutIn makes the same in a directory that exists or not.
+func checkoutIn(t *testing.T, root string) string {
+	t.Helper()
 	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -84,13 +91,17 @@ func up(t *testing.T, root string, args ...string) *cluster {
 	if out, err := cli(t, root, append([]string{"up"}, args...)...); err != nil {
 		t.Fatalf("up %q: %v: %s", args, err, out)
 	}
-	c := &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
 	t.Cleanup(func() {
 		if out, err := cli(t, root, "down"); err != nil {
 			t.Errorf("down: %v: %s", err, out)
 		}
 	})
-	return c
+	return demoOf(root)
+}
+
+// demoOf is the cluster with the default name.
+func demoOf(root string) *cluster {
+	return &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
 }
 
 // provided makes the programs of a cluster before a test measures or compares anything.
@@ -103,13 +114,13 @@ func provided(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(false); err != nil {
+	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// host describes everything on the host that a cluster could leave behind.
-func host(t *testing.T) string {
+// host describes everything on the host that the checkout's cluster could leave behind.
+func host(t *testing.T, root string) string {
 	t.Helper()
 	var b strings.Builder
 	for _, f := range []string{"/proc/self/mounts", "/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/panic",
@@ -127,7 +138,11 @@ func host(t *testing.T) string {
 		}
 	}
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
+		other := strings.HasPrefix(d.Name(), "k8s-micro-") && d.Name() != "k8s-micro-"+demoOf(root).id()
 		if err == nil && d.IsDir() {
+			if other { // a cluster of another checkout
+				return filepath.SkipDir
+			}
 			fmt.Fprintln(&b, p)
 		}
 		return nil
@@ -137,7 +152,7 @@ func host(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		bin, _, err := provideNodeTools(cache)
+		bin, _, err := provideNodeTools(t.Context(), cache)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
 	"github.com/vishvananda/netlink"
@@ -36,28 +35,22 @@ var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
 // nodeManager starts the components in the node's namespaces and serves the
 // host's listeners. Its file descriptors are 3, where it reports events; 4, the
-// lock; 5 and 6, the host's listeners for the API server and the image registry.
+// lock; and 5, the host's listener for the API server.
 func nodeManager(args []string) (err error) {
-	events, _, apiFile, registryFile := inherited(3), inherited(4), inherited(5), inherited(6)
+	events, _, apiFile := inherited(3), inherited(4), inherited(5)
 	report := reporter(events)
 	defer func() {
 		if err != nil {
 			report("error", err.Error())
 		}
 	}()
-	c, err := newCluster(args[0])
-	if err != nil {
-		return err
-	}
+	c := &cluster{name: args[0], dir: nodeClusterDir}
 	s, err := c.state()
 	if err != nil {
 		return err
 	}
+	s.Tools = s.Tools.in(nodeCacheDir)
 	apiListener, err := net.FileListener(apiFile)
-	if err != nil {
-		return err
-	}
-	registryListener, err := net.FileListener(registryFile)
 	if err != nil {
 		return err
 	}
@@ -68,33 +61,19 @@ func nodeManager(args []string) (err error) {
 	if err := errors.Join(cp.writeFiles(), cp.writeNodeFiles(s)); err != nil {
 		return fmt.Errorf("writing the node's configuration: %w", err)
 	}
-	inner, err := net.Listen("tcp", fmt.Sprintf("%s:%d", nodeIP, registryPort))
-	if err != nil {
-		return err
-	}
-	requests, err := os.Create(c.path("log", "registry.log"))
-	if err != nil {
-		return err
-	}
-	images := registry.New(registry.Logger(log.New(requests, "", log.LstdFlags)))
-	for _, l := range []net.Listener{registryListener, inner} {
-		go func() { _ = (&http.Server{Handler: images, ReadHeaderTimeout: 10 * time.Second}).Serve(l) }()
+	if err := c.serveRegistry(); err != nil {
+		return fmt.Errorf("starting the image registry: %w", err)
 	}
 	go newForwarder(fmt.Sprintf("%s:%d", nodeIP, apiPort)).run(apiListener)
-	address, done, err := c.forwardSocket()
+	forwards, err := c.listenUnix("forward.sock")
 	if err != nil {
 		return err
 	}
-	socket, err := net.ListenUnix("unix", address)
-	if err != nil {
-		return err
-	}
-	done()
-	go receiveForwards(socket)
+	go receiveForwards(forwards)
 
 	p := newComponents(c.path("log"), []string{"PATH=" + nodePath(s.Tools), "HOME=/var/lib", "TMPDIR=/run/tmp"})
 	defer p.stop()
-	if err := cp.startNode(p, s.Tools, inner.Addr().String(), report); err != nil {
+	if err := cp.startNode(p, s.Tools, report); err != nil {
 		return err
 	}
 	if err := errors.Join(p.started(), c.markReady()); err != nil {
@@ -104,13 +83,47 @@ func nodeManager(args []string) (err error) {
 	select {} // until init exits
 }
 
+// serveRegistry starts the image registry: its reader in the node, where containerd
+// and pods reach it, its writer on a socket that only the cluster's owner reaches.
+func (c *cluster) serveRegistry() error {
+	requests, err := os.Create(c.path("log", "registry.log"))
+	if err != nil {
+		return err
+	}
+	reader, err := net.Listen("tcp", fmt.Sprintf("%s:%d", nodeIP, registryPort))
+	if err != nil {
+		return err
+	}
+	writer, err := c.listenUnix("registry.sock")
+	if err != nil {
+		return err
+	}
+	images := image.NewRegistry(log.New(requests, "", log.LstdFlags))
+	serve := func(l net.Listener, h http.Handler) {
+		_ = (&http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}).Serve(l)
+	}
+	go serve(reader, images.Reader())
+	go serve(writer, images.Writer())
+	return nil
+}
+
+// listenUnix listens on a socket in the cluster's directory.
+func (c *cluster) listenUnix(name string) (*net.UnixListener, error) {
+	address, done, err := c.socket(name)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return net.ListenUnix("unix", address)
+}
+
 // startNode starts the components and returns when the node is ready for pods.
-func (cp *controlPlane) startNode(p *components, t tools, registry string, report func(kind, text string)) error {
+func (cp *controlPlane) startNode(p *components, t tools, report func(kind, text string)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	p.start("containerd", filepath.Join(t.Bin, "containerd"), "--config", cp.etc("containerd.toml"))
 	pushed := make(chan error, 1)
-	go func() { pushed <- cp.pushPause(ctx, t.Pause, registry) }()
+	go func() { pushed <- cp.pushPause(ctx, t.Pause) }()
 	if err := cp.start(ctx, p); err != nil {
 		return err
 	}
@@ -206,7 +219,7 @@ func setUpNetwork() error {
 }
 
 // pushPause pushes the image of the pause container, which every pod has.
-func (cp *controlPlane) pushPause(ctx context.Context, program, registry string) error {
+func (cp *controlPlane) pushPause(ctx context.Context, program string) error {
 	dir := cp.etc("pause")
 	b, err := os.ReadFile(program)
 	if err == nil {
@@ -220,7 +233,7 @@ func (cp *controlPlane) pushPause(ctx context.Context, program, registry string)
 	if err != nil {
 		return err
 	}
-	_, err = image.Push(ctx, img, pauseImage, registry)
+	_, err = image.Push(ctx, img, pauseImage, cp.dialRegistry)
 	return err
 }
 
@@ -263,6 +276,6 @@ func (c *cluster) node(args []string) error {
 	if os.Getuid() != 0 {
 		enter = append(enter, "-U", "--preserve-credentials")
 	}
-	os.Setenv("PATH", nodePath(s.Tools))
-	return c.exec("nsenter", append(append(enter, "--"), args...))
+	os.Setenv("PATH", nodePath(s.Tools.in(nodeCacheDir)))
+	return runInTerminal("nsenter", append(append(enter, "--"), args...)...)
 }

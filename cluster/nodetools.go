@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func packageIn(module, dir string) string {
 // provideNodeTools links every node tool into one directory, and returns that
 // directory and the one of the CNI plugins. A tool comes from PATH if its version
 // there works, otherwise from the cache, from Debian's packages, or from Go modules.
-func provideNodeTools(cache string) (bin, cni string, err error) {
+func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err error) {
 	found := map[string]string{}
 	missing := func() (m []nodeTool) {
 		for _, t := range nodeTools {
@@ -64,12 +65,12 @@ func provideNodeTools(cache string) (bin, cni string, err error) {
 		found[t.name] = t.lookup()
 	}
 	var why []string
-	for _, source := range []func(string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
+	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
 		m := missing()
 		if len(m) == 0 {
 			break
 		}
-		got, err := source(cache, m)
+		got, err := source(ctx, cache, m)
 		if err != nil {
 			why = append(why, err.Error())
 		}
@@ -89,6 +90,9 @@ func provideNodeTools(cache string) (bin, cni string, err error) {
 	// The directory is named after its links, so that it never contains tools of two sets.
 	sum := sha256.New()
 	for _, t := range nodeTools {
+		if inCache, ok := strings.CutPrefix(found[t.name], cache+"/"); ok { // the node has the cache at another path
+			found[t.name] = filepath.Join("..", inCache)
+		}
 		fmt.Fprintln(sum, t.name, found[t.name])
 	}
 	bin = filepath.Join(cache, fmt.Sprintf("node-%x", sum.Sum(nil)[:4]))
@@ -141,7 +145,7 @@ func older(v, min string) bool {
 
 // fromDebian downloads packages and their dependencies with apt-get and unpacks them
 // in the cache. It needs no root and does not change the system.
-func fromDebian(cache string, want []nodeTool) (map[string]string, error) {
+func fromDebian(ctx context.Context, cache string, want []nodeTool) (map[string]string, error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return nil, errors.New("downloading Debian packages: apt-get is not installed")
 	}
@@ -158,7 +162,7 @@ func fromDebian(cache string, want []nodeTool) (map[string]string, error) {
 		progress("downloading %s from Debian: usually under 30 seconds", strings.Join(debs, ", "))
 		part := fmt.Sprintf("%s.part-%d", dir, os.Getpid())
 		defer os.RemoveAll(part)
-		if err := unpackDebs(part, debs); err != nil {
+		if err := unpackDebs(ctx, part, debs); err != nil {
 			return nil, fmt.Errorf("downloading Debian packages: %w", err)
 		}
 		if err := os.Rename(part, dir); err != nil && !exists(dir) {
@@ -168,9 +172,9 @@ func fromDebian(cache string, want []nodeTool) (map[string]string, error) {
 	got := map[string]string{}
 	for _, t := range want {
 		for _, d := range append([]string{"/usr/bin", "/usr/sbin"}, t.dirs...) {
-			if path := filepath.Join(dir, "root", d, t.name); exists(path) {
+			if path := filepath.Join(d, t.name); exists(filepath.Join(dir, "root", path)) {
 				got[t.name] = filepath.Join(dir, "bin", t.name)
-				if err := writeWrapper(got[t.name], path, dir); err != nil {
+				if err := writeWrapper(dir, t.name, path); err != nil {
 					return nil, err
 				}
 			}
@@ -180,11 +184,11 @@ func fromDebian(cache string, want []nodeTool) (map[string]string, error) {
 }
 
 // unpackDebs downloads packages that the system lacks and unpacks them to dir/root.
-func unpackDebs(dir string, debs []string) error {
+func unpackDebs(ctx context.Context, dir string, debs []string) error {
 	apt := func(args ...string) error {
 		args = append([]string{"-qq", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=",
 			"-o", "Dir::State::lists=" + filepath.Join(dir, "lists"), "-o", "Dir::Cache=" + filepath.Join(dir, "cache")}, args...)
-		cmd := exec.Command("apt-get", args...)
+		cmd := interruptible(ctx, "apt-get", args...)
 		cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("apt-get %s: %w: %s", args[len(args)-1], err, lastLine(out))
@@ -205,23 +209,42 @@ func unpackDebs(dir string, debs []string) error {
 	}
 	files, _ := filepath.Glob(filepath.Join(dir, "cache", "archives", "*.deb"))
 	for _, f := range files {
-		if out, err := exec.Command("dpkg-deb", "-x", f, filepath.Join(dir, "root")).CombinedOutput(); err != nil {
+		if out, err := interruptible(ctx, "dpkg-deb", "-x", f, filepath.Join(dir, "root")).CombinedOutput(); err != nil {
 			return fmt.Errorf("unpacking %q: %w: %s", filepath.Base(f), err, lastLine(out))
 		}
 	}
 	return errors.Join(os.RemoveAll(filepath.Join(dir, "lists")), os.RemoveAll(filepath.Join(dir, "cache")))
 }
 
-// writeWrapper writes a script that runs an unpacked program with its unpacked libraries.
-func writeWrapper(script, path, dir string) error {
-	libs, _ := filepath.Glob(filepath.Join(dir, "root", "usr/lib/*-linux-gnu*"))
-	libs = append(libs, filepath.Join(dir, "root", "usr/lib"))
-	text := fmt.Sprintf("#!/bin/sh\nLD_LIBRARY_PATH='%s' exec '%s' \"$@\"\n", strings.Join(libs, ":"), path)
-	return os.WriteFile(script, []byte(text), 0o755)
+// writeWrapper writes dir/bin/name, a script that runs the unpacked program dir/root/path
+// with its unpacked libraries. The script finds them by its own path, which differs
+// between host and node. It replaces an older one in one step, as clusters may be
+// running it.
+func writeWrapper(dir, name, path string) error {
+	libs, err := filepath.Glob(filepath.Join(escapeGlob(dir), "root", "usr/lib/*-linux-gnu*"))
+	if err != nil {
+		return err
+	}
+	var search strings.Builder
+	for _, lib := range libs {
+		search.WriteString("$root/usr/lib/" + filepath.Base(lib) + ":")
+	}
+	search.WriteString("$root/usr/lib")
+	script := filepath.Join(dir, "bin", name)
+	text := fmt.Sprintf("#!/bin/sh\nself=$(readlink -f \"$0\")\nroot=${self%%/bin/*}/root\nLD_LIBRARY_PATH=%s exec \"$root%s\" \"$@\"\n", search.String(), path)
+	if err := os.WriteFile(script+".part", []byte(text), 0o755); err != nil {
+		return err
+	}
+	return os.Rename(script+".part", script)
+}
+
+// escapeGlob returns the pattern that matches only path.
+func escapeGlob(path string) string {
+	return regexp.MustCompile(`[*?\[\\]`).ReplaceAllString(path, `\$0`)
 }
 
 // fromGo builds tools from their Go modules.
-func fromGo(cache string, want []nodeTool) (map[string]string, error) {
+func fromGo(ctx context.Context, cache string, want []nodeTool) (map[string]string, error) {
 	bin := filepath.Join(cache, "go-"+runtime.GOARCH)
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
@@ -239,7 +262,7 @@ func fromGo(cache string, want []nodeTool) (map[string]string, error) {
 		if !exists(path) {
 			progress("building %s %s: usually under 2 minutes", t.name, version)
 			args := append([]string{"install", "-trimpath", "-ldflags=-s -w"}, t.flags...)
-			cmd := goCommand(bin, append(args, t.module)...)
+			cmd := goCommand(ctx, bin, append(args, t.module)...)
 			cmd.Env = append(cmd.Env, "GOBIN="+bin)
 			if t.cgo {
 				cmd.Env = append(cmd.Env, "CGO_ENABLED=1")

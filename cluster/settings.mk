@@ -1,4 +1,33 @@
-# Included by every Makefile of the project.
+# Included by every Makefile of the project, after its variables.
+
+# Shells, YAML files and make itself read the values of these variables. A value that
+# is not a name stops make before it is used.
+component := [a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*
+label     := [A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?
+host      := $(label)(\.$(label))*(:[0-9]+)?
+tag       := [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}
+REGISTRY.pattern   := $(host)|($(host)/)?$(component)(/$(component))*
+REGISTRY.example   := docker.io/you or localhost:5000
+TAG.pattern        := $(tag)
+TAG.example        := v1.2
+IMAGE.pattern      := ($(host)/)?$(component)(/$(component))*(:$(tag))?
+IMAGE.example      := docker.io/you/go-micro-srv:v1.2
+CLUSTER.pattern    := [A-Za-z0-9][A-Za-z0-9_-]{0,62}
+CLUSTER.example    := demo
+COMPONENTS.pattern := ($(component)( +$(component))*)?
+COMPONENTS.example := network-policy
+define newline
+
+
+endef
+quote   = '$(subst ','\'',$(1))'
+refuse  = $(error reading $(1)="$(value $(1))": it is not valid; write it as $($(1).example))
+matches = $(shell printf '%s\n' $(call quote,$($(1))) | LC_ALL=C grep -Exq -e $(call quote,$($(1).pattern)) && echo yes)
+# First what make would expand, then the rest. A value from a Makefile may refer to others.
+$(foreach v,REGISTRY TAG IMAGE CLUSTER COMPONENTS,$(if $(filter undefined file,$(origin $(v))),,\
+	$(if $(findstring $$,$(value $(v)))$(findstring $(newline),$(value $(v))),$(call refuse,$(v)))))
+$(foreach v,REGISTRY TAG IMAGE CLUSTER COMPONENTS,$(if $(filter undefined,$(origin $(v))),,\
+	$(if $(call matches,$(v)),,$(call refuse,$(v)))))
 
 # One set of flags for every go command, so that all of them share compiled packages.
 export GOFLAGS     := $(strip $(filter-out -trimpath,$(GOFLAGS)) -trimpath)

@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"syscall"
 	"time"
 )
@@ -19,12 +20,19 @@ type cluster struct {
 	dir  string // root/.cluster/name
 }
 
-// newCluster finds the checkout from the working directory upwards.
+// A dot would allow names such as demo.lock, which is the lock file of demo.
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
+
+// newCluster finds the checkout from the working directory upwards. Symbolic links
+// are resolved, so that a cluster is the same by whatever path it is reached.
 func newCluster(name string) (*cluster, error) {
-	if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
-		return nil, fmt.Errorf("naming a cluster %q: want a plain word such as demo", name)
+	if !validName.MatchString(name) {
+		return nil, fmt.Errorf("naming a cluster %q: want a plain word of letters, digits, - and _, such as demo", name)
 	}
 	wd, err := os.Getwd()
+	if err == nil {
+		wd, err = filepath.EvalSymlinks(wd)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -56,10 +64,10 @@ var errRunning = errors.New("the cluster is running")
 // supervisor and every process that it starts inherit the lock, so it is free
 // only when all of them have ended.
 func (c *cluster) lock() (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(c.dir), 0o755); err != nil {
-		return nil, err
+	if err := makePrivate(filepath.Dir(c.dir)); err != nil {
+		return nil, fmt.Errorf("making the directory of the clusters: %w; the checkout must be writable", err)
 	}
-	f, err := os.OpenFile(c.dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := openLock(c.dir + ".lock")
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +81,28 @@ func (c *cluster) lock() (*os.File, error) {
 	return f, nil
 }
 
+// openLock opens a lock file. Only its owner can open it: any user who can read a
+// file can lock it.
+func openLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = f.Chmod(0o600) // one of an older checkout
+	}
+	return f, err
+}
+
+// makePrivate makes a directory that only its owner can enter.
+func makePrivate(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	return os.Chmod(dir, 0o700) // one of an older checkout
+}
+
 // state is what the commands know about a running cluster. It is stored in
 // cluster.json.
 type state struct {
@@ -81,7 +111,6 @@ type state struct {
 	Supervisor   int       // process id
 	Node         int       // process id of the node's init, 0 without a node
 	API          string    // address of the API server on the host's loopback
-	Registry     string    // address of the image registry on the host's loopback, "" without a node
 	ControlPlane bool      // the cluster has no node
 	Tools        tools
 }
@@ -112,10 +141,22 @@ func (c *cluster) save(s state) error {
 		return err
 	}
 	part := c.path("cluster.json.part")
-	if err := os.WriteFile(part, append(b, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(part, append(b, '\n'), 0o600); err != nil {
 		return err
 	}
 	return os.Rename(part, c.path("cluster.json"))
+}
+
+// socket is the address of a Unix socket in the cluster's directory, which host and
+// node share. A socket's path has at most 107 bytes, so the address goes through an
+// open file descriptor of the directory. The caller calls done after dialing or
+// listening.
+func (c *cluster) socket(name string) (address *net.UnixAddr, done func(), err error) {
+	dir, err := os.Open(c.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)}, func() { dir.Close() }, nil
 }
 
 // markReady records that the cluster has started.

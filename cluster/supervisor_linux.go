@@ -16,10 +16,6 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 	if err != nil {
 		return err
 	}
-	registry, registryFile, err := listen("0")
-	if err != nil {
-		return err
-	}
 	parent, pipe, err := os.Pipe()
 	if err != nil {
 		return err
@@ -51,11 +47,11 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 	}
 	cmd.Dir, cmd.Env = c.root, env
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.ExtraFiles = []*os.File{parent, events, lock, apiFile, registryFile}
+	cmd.ExtraFiles = []*os.File{parent, events, lock, apiFile}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("making the node's namespaces: %w; %s", err, elsewhere)
 	}
-	for _, f := range []io.Closer{api, registry, apiFile, registryFile, parent} {
+	for _, f := range []io.Closer{api, apiFile, parent} {
 		f.Close() // the node holds them now
 	}
 	if ids != nil {
@@ -64,7 +60,7 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 		}
 	}
 	c.cgroups().enterLeaf("supervisor")
-	s.Node, s.API, s.Registry = cmd.Process.Pid, api.Addr().String(), registry.Addr().String()
+	s.Node, s.API = cmd.Process.Pid, api.Addr().String()
 	if err := c.save(s); err != nil {
 		return err
 	}

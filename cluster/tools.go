@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -12,28 +14,41 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // tools are the programs of a cluster.
 type tools struct {
 	Version string // of Kubernetes, such as v1.37.2
+	Cache   string // directory that contains all of the following
 	Kube    string // the binary made of cluster/kube
 	Pause   string // the program that holds a pod's namespaces
 	Bin     string // directory with containerd, its shim, runc and nft
 	CNI     string // directory with ptp, host-local and loopback
 }
 
+// in returns the tools at the place where the cache is mounted.
+func (t tools) in(cache string) tools {
+	for _, path := range []*string{&t.Kube, &t.Pause, &t.Bin, &t.CNI} {
+		*path = filepath.Join(cache, strings.TrimPrefix(*path, t.Cache))
+	}
+	t.Cache = cache
+	return t
+}
+
 // elsewhere is the remedy for everything that this machine cannot do.
 const elsewhere = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
 
 // provide finds, downloads or builds the programs of a cluster and prints progress.
-func (c *cluster) provide(controlPlane bool) (t tools, err error) {
+// At the end of ctx it stops what it has started and leaves nothing incomplete.
+func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return t, err
 	}
+	t.Cache = cache
 	// One process at a time, so that nothing is built twice.
-	lock, err := os.OpenFile(filepath.Join(cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err := openLock(filepath.Join(cache, "lock"))
 	if err != nil {
 		return t, err
 	}
@@ -44,28 +59,45 @@ func (c *cluster) provide(controlPlane bool) (t tools, err error) {
 			return t, fmt.Errorf("locking %q: %w", lock.Name(), err)
 		}
 	}
+	removeIncomplete(cache)
 	fetched := make(chan error, 1)
 	if controlPlane {
 		fetched <- nil
 	} else {
 		go func() { // waits mostly for the network, the build mostly for the processor
 			var err error
-			t.Bin, t.CNI, err = provideNodeTools(cache)
+			t.Bin, t.CNI, err = provideNodeTools(ctx, cache)
 			fetched <- err
 		}()
 	}
-	version, kube, err := c.provideKube(cache)
+	version, kube, err := c.provideKube(ctx, cache)
 	if err = errors.Join(err, <-fetched); err != nil {
+		if ctx.Err() != nil {
+			err = errors.New("interrupted")
+		}
 		return t, err
 	}
 	t.Version, t.Kube = version, kube
 	if !controlPlane {
-		t.Pause = filepath.Join(cache, "pause-"+runtime.GOARCH)
+		t.Pause = filepath.Join(cache, fmt.Sprintf("pause-%s-%.8x", runtime.GOARCH, sha256.Sum256(pauseSource)))
 		if !exists(t.Pause) {
-			err = goBuild(filepath.Join(c.root, "cluster"), t.Pause, io.Discard, "./pause")
+			if err = goBuild(ctx, filepath.Join(c.root, "cluster"), t.Pause, io.Discard, "./pause"); err != nil {
+				err = fmt.Errorf("building the pause program: %w", err)
+			}
 		}
 	}
 	return t, err
+}
+
+// removeIncomplete removes what processes left in the cache that were killed while
+// they built or downloaded. The caller holds the cache's lock, so nobody else does so now.
+func removeIncomplete(cache string) {
+	for _, pattern := range []string{"*.part-*", "*/*.part-*"} {
+		files, _ := filepath.Glob(filepath.Join(escapeGlob(cache), pattern))
+		for _, f := range files {
+			_ = os.RemoveAll(f)
+		}
+	}
 }
 
 // cacheDir makes the directory that holds what was built and downloaded.
@@ -75,15 +107,24 @@ func cacheDir() (string, error) {
 		return "", fmt.Errorf("finding the user's cache directory: %w; set HOME or XDG_CACHE_HOME", err)
 	}
 	dir := filepath.Join(base, "k8s-micro")
-	return dir, os.MkdirAll(dir, 0o755)
+	if err := makePrivate(dir); err != nil {
+		return "", fmt.Errorf("making the cache: %w; set XDG_CACHE_HOME to a directory of yours", err)
+	}
+	return dir, nil
 }
 
 // goBuild builds a static program without debug information. The file out appears
 // only when it is complete. args are further build flags and the package.
-func goBuild(dir, out string, log io.Writer, args ...string) error {
+func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string) error {
 	part := fmt.Sprintf("%s.part-%d", out, os.Getpid())
 	defer os.Remove(part)
-	cmd := goCommand(dir, append([]string{"build", "-v", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", part}, args...)...)
+	tmp := part + ".tmp" // beside the cache: /tmp may be too small for it
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	cmd := goCommand(ctx, dir, append([]string{"build", "-v", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", part}, args...)...)
+	cmd.Env = append(cmd.Env, "GOTMPDIR="+tmp)
 	var tail bytes.Buffer
 	cmd.Stdout, cmd.Stderr = log, io.MultiWriter(log, &tail)
 	if err := cmd.Run(); err != nil {
@@ -93,8 +134,8 @@ func goBuild(dir, out string, log io.Writer, args ...string) error {
 }
 
 // goCommand is a go command whose result does not depend on the user's settings.
-func goCommand(dir string, args ...string) *exec.Cmd {
-	cmd := exec.Command("go", args...)
+func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
+	cmd := interruptible(ctx, "go", args...)
 	cmd.Dir = dir
 	// With GOGC=400 the compiler collects garbage less often and takes a tenth less time.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOGC=400", "GOOS=", "GOARCH=")
@@ -102,6 +143,15 @@ func goCommand(dir string, args ...string) *exec.Cmd {
 }
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+// interruptible is a command that receives SIGINT at the end of ctx, and SIGKILL 5
+// seconds later.
+func interruptible(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
 
 // lastLine returns the last line that is not blank.
 func lastLine(b []byte) string {

@@ -1,11 +1,11 @@
-// Package image builds OCI images from Dockerfiles and pushes them to registries,
-// without Docker.
+// Package image builds OCI images from Dockerfiles, pushes them to registries, and
+// is the registry of a cluster, without Docker.
 //
 // It reads a Dockerfile with BuildKit's parser, like docker build, and either makes
 // the same image or returns an error. It never ignores an instruction.
 //
 //	img, err := image.Build("go-micro-srv", v1.Platform{OS: "linux", Architecture: "amd64"})
-//	err = image.Push(ctx, img, "846602483/go-micro-srv:kubernetes", "127.0.0.1:5000")
+//	_, err = image.Push(ctx, img, "846602483/go-micro-srv:kubernetes", dialTheClustersRegistry)
 //	_, err = image.Publish(ctx, "docker.io/you/go-micro-srv:v1", []image.Variant{{amd64, sbomOfAmd64}, {arm64, sbomOfArm64}})
 //
 // Supported, in one stage that starts FROM scratch:

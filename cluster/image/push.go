@@ -2,7 +2,9 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
@@ -12,18 +14,24 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// Push writes an image, or an index of images for several platforms, to the
-// registry at registryAddr (host:port, plain http), under the path at which
-// containerd looks for ref when that registry mirrors docker.io: "busybox" goes
-// to library/busybox, tag latest. ctx limits the total time. Push returns whether
-// it changed the registry.
-func Push(ctx context.Context, img remote.Taggable, ref, registryAddr string) (changed bool, err error) {
-	tag, err := mirrored(ref, registryAddr)
+// Push writes an image, or an index of images for several platforms, to the Writer
+// of a Registry, from which containerd pulls it as ref. dial connects to the Writer,
+// which speaks plain HTTP. ref may name any registry; without one it is docker.io's,
+// and "busybox" is docker.io/library/busybox:latest. ctx limits the total time. Push
+// returns whether it changed the registry.
+func Push(ctx context.Context, img remote.Taggable, ref string, dial func(context.Context) (net.Conn, error)) (changed bool, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("pushing %q: %w", ref, err)
+		}
+	}()
+	tag, err := stored(ref)
 	if err != nil {
-		return false, fmt.Errorf("pushing %q: %w", ref, err)
+		return false, err
 	}
-	transport := remote.DefaultTransport.(*http.Transport).Clone()
-	transport.Proxy = nil // a proxy could not reach the loopback
+	transport := &http.Transport{ // without a proxy
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+	}
 	defer transport.CloseIdleConnections()
 	// The default waits 4 s between attempts and does not stop waiting when ctx ends.
 	backoff := remote.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 3}
@@ -33,29 +41,20 @@ func Push(ctx context.Context, img remote.Taggable, ref, registryAddr string) (c
 			return false, nil
 		}
 	}
-	if err = remote.Push(tag, img, options...); err != nil {
-		return false, fmt.Errorf("pushing %q to the registry at %s: %w", ref, registryAddr, err)
-	}
-	return true, nil
+	return true, remote.Push(tag, img, options...)
 }
 
-// mirrored is the name of ref in the registry. It parses ref with the package that
-// containerd uses.
-func mirrored(ref, registryAddr string) (name.Tag, error) {
+// stored is the name under which a Registry stores ref. It parses ref with the
+// package that containerd uses.
+func stored(ref string) (name.Tag, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
 		return name.Tag{}, fmt.Errorf("%w: write it as user/service:tag", err)
 	}
-	if domain := reference.Domain(named); domain != "docker.io" {
-		return name.Tag{}, fmt.Errorf("it belongs to %s, the registry here serves docker.io: leave the host out", domain)
-	}
 	tagged, ok := named.(reference.Tagged)
 	if !ok {
-		return name.Tag{}, fmt.Errorf("it names a digest, which depends on the content: use a tag")
+		return name.Tag{}, errors.New("it names a digest, which depends on the content: use a tag")
 	}
-	registry, err := name.NewRegistry(registryAddr, name.Insecure, name.StrictValidation)
-	if err != nil {
-		return name.Tag{}, err
-	}
-	return registry.Repo(reference.Path(named)).Tag(tagged.Tag()), nil
+	// dial ignores the host.
+	return name.NewTag("registry.invalid/"+hostDirectory(reference.Domain(named))+"/"+reference.Path(named)+":"+tagged.Tag(), name.Insecure)
 }

@@ -6,7 +6,9 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -34,29 +36,62 @@ func testImage(t *testing.T, arch string) v1.Image {
 	return img
 }
 
-// containerd requests /v2/<path>/manifests/<tag> from a mirror of docker.io.
+// pushTarget starts a Registry and returns how Push reaches it and the address at
+// which containerd does.
+func pushTarget(t *testing.T) (dial func(context.Context) (net.Conn, error), reader string) {
+	r := NewRegistry(log.New(io.Discard, "", 0))
+	w := httptest.NewServer(r.Writer())
+	t.Cleanup(w.Close)
+	s := httptest.NewServer(r.Reader())
+	t.Cleanup(s.Close)
+	return dialTo(w.Listener.Addr().String()), s.Listener.Addr().String()
+}
+
+func dialTo(address string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", address) }
+}
+
+// mirrorClient adds the parameter with which containerd asks a mirror.
+type mirrorClient struct{ host string }
+
+func (c mirrorClient) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Path != "/v2/" && c.host != "" {
+		req = req.Clone(req.Context())
+		req.URL.RawQuery = "ns=" + url.QueryEscape(c.host)
+	}
+	return http.DefaultTransport.RoundTrip(req)
+}
+
+// containerd requests /v2/<path>/manifests/<tag>?ns=<host> from a mirror.
 func TestPush(t *testing.T) {
 	img := testImage(t, "amd64")
-	for _, tt := range []struct{ ref, path string }{
-		{"846602483/go-micro-srv:kubernetes", "846602483/go-micro-srv:kubernetes"},
-		{"docker.io/846602483/go-micro-srv:kubernetes", "846602483/go-micro-srv:kubernetes"},
-		{"846602483/go-micro-srv", "846602483/go-micro-srv:latest"},
-		{"coredns:1.2", "library/coredns:1.2"},
-		{"index.docker.io/busybox", "library/busybox:latest"},
+	for _, tt := range []struct{ ref, host, path string }{
+		{"846602483/go-micro-srv:kubernetes", "docker.io", "846602483/go-micro-srv:kubernetes"},
+		{"docker.io/846602483/go-micro-srv:kubernetes", "docker.io", "846602483/go-micro-srv:kubernetes"},
+		{"846602483/go-micro-srv", "docker.io", "846602483/go-micro-srv:latest"},
+		{"coredns:1.2", "docker.io", "library/coredns:1.2"},
+		{"index.docker.io/busybox", "docker.io", "library/busybox:latest"},
+		{"busybox", "", "library/busybox:latest"}, // a client that does not know of mirrors
+		{"quay.io/a/b:c", "quay.io", "a/b:c"},
+		{"registry.k8s.io/pause:3.10", "registry.k8s.io", "pause:3.10"},
+		{"localhost/b", "localhost", "b:latest"},
+		{"localhost:5000/you/b:v1", "localhost:5000", "you/b:v1"},
+		{"Registry.Example:443/b", "Registry.Example:443", "b:latest"},
+		{"[::1]:5000/b", "[::1]:5000", "b:latest"},
 	} {
 		t.Run(tt.ref, func(t *testing.T) {
-			addr := testRegistry(t)
-			if changed, err := Push(t.Context(), img, tt.ref, addr); err != nil || !changed {
-				t.Fatal(err)
+			dial, reader := pushTarget(t)
+			if changed, err := Push(t.Context(), img, tt.ref, dial); err != nil || !changed {
+				t.Fatal(changed, err)
 			}
-			if changed, err := Push(t.Context(), img, tt.ref, addr); err != nil || changed {
+			if changed, err := Push(t.Context(), img, tt.ref, dial); err != nil || changed {
 				t.Errorf("pushed again: changed %v, %v", changed, err)
 			}
-			at, err := name.NewTag(addr+"/"+tt.path, name.StrictValidation)
+			at, err := name.NewTag(reader+"/"+tt.path, name.StrictValidation)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := remote.Image(at)
+			got, err := remote.Image(at, remote.WithTransport(mirrorClient{tt.host}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -74,18 +109,81 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// Images with the same path in two registries are two images.
+func TestRegistriesAreSeparate(t *testing.T) {
+	dial, reader := pushTarget(t)
+	for ref, arch := range map[string]string{"a/b:c": "amd64", "quay.io/a/b:c": "arm64"} {
+		if _, err := Push(t.Context(), testImage(t, arch), ref, dial); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at, err := name.NewTag(reader + "/a/b:c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, arch := range map[string]string{"docker.io": "amd64", "quay.io": "arm64"} {
+		img, err := remote.Image(at, remote.WithTransport(mirrorClient{host}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := config(t, img).Architecture; got != arch {
+			t.Errorf("%s/a/b:c is for %s, pushed for %s", host, got, arch)
+		}
+	}
+	if _, err := remote.Head(at, remote.WithTransport(mirrorClient{"gcr.io"})); err == nil {
+		t.Error("gcr.io/a/b:c exists, and nobody has pushed it")
+	}
+}
+
+// Whoever reaches the Reader cannot change an image.
+func TestReaderRefusesWrites(t *testing.T) {
+	dial, reader := pushTarget(t)
+	if _, err := Push(t.Context(), testImage(t, "amd64"), "a/b:c", dial); err != nil {
+		t.Fatal(err)
+	}
+	at, err := name.NewTag(reader + "/a/b:c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Push(at, testImage(t, "arm64")); err == nil {
+		t.Error("pushing to the reader succeeded")
+	}
+	for _, r := range []struct{ method, path string }{
+		{"POST", "/v2/docker.io/a/b/blobs/uploads/"}, {"PUT", "/v2/a/b/manifests/c"}, {"PATCH", "/v2/a/b/blobs/uploads/1"}, {"DELETE", "/v2/a/b/manifests/c"},
+	} {
+		req, err := http.NewRequest(r.method, "http://"+reader+r.path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("%s %s: %s, want 405", r.method, r.path, resp.Status)
+		}
+	}
+	img, err := remote.Image(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := config(t, img).Architecture; got != "amd64" {
+		t.Errorf("the image is for %s, want amd64 as pushed", got)
+	}
+}
+
 func TestPushIndexOfTwoPlatforms(t *testing.T) {
-	addr := testRegistry(t)
+	dial, reader := pushTarget(t)
 	var index v1.ImageIndex = empty.Index
 	for _, arch := range []string{"amd64", "arm64"} {
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{
 			Add: testImage(t, arch), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}},
 		})
 	}
-	if _, err := Push(t.Context(), index, "846602483/go-micro-web:kubernetes", addr); err != nil {
+	if _, err := Push(t.Context(), index, "846602483/go-micro-web:kubernetes", dial); err != nil {
 		t.Fatal(err)
 	}
-	at, err := name.NewTag(addr + "/846602483/go-micro-web:kubernetes")
+	at, err := name.NewTag(reader + "/846602483/go-micro-web:kubernetes")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,16 +201,13 @@ func TestPushIndexOfTwoPlatforms(t *testing.T) {
 func TestPushRefused(t *testing.T) {
 	img := testImage(t, "amd64")
 	digest := "@sha256:" + strings.Repeat("a", 64)
-	for _, tt := range []struct{ ref, addr, want string }{
-		{"a/b" + digest, "127.0.0.1:1", `pushing "a/b` + digest + `": it names a digest, which depends on the content: use a tag`},
-		{"a/b:c" + digest, "127.0.0.1:1", `pushing "a/b:c` + digest + `": it names a digest`},
-		{"quay.io/a/b:c", "127.0.0.1:1", `pushing "quay.io/a/b:c": it belongs to quay.io, the registry here serves docker.io: leave the host out`},
-		{"localhost/b", "127.0.0.1:1", `pushing "localhost/b": it belongs to localhost`},
-		{"a/B:c", "127.0.0.1:1", `pushing "a/B:c": invalid reference format`},
-		{"", "127.0.0.1:1", `pushing "": invalid reference format`},
-		{"a/b", "", `pushing "a/b": `},
+	for _, tt := range []struct{ ref, want string }{
+		{"a/b" + digest, `pushing "a/b` + digest + `": it names a digest, which depends on the content: use a tag`},
+		{"a/b:c" + digest, `pushing "a/b:c` + digest + `": it names a digest`},
+		{"a/B:c", `pushing "a/B:c": invalid reference format`},
+		{"", `pushing "": invalid reference format`},
 	} {
-		if _, err := Push(t.Context(), img, tt.ref, tt.addr); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+		if _, err := Push(t.Context(), img, tt.ref, dialTo("127.0.0.1:1")); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("error is\n%v, want\n%s", err, tt.want)
 		}
 	}
@@ -127,7 +222,7 @@ func TestPushWithoutRegistry(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	_, err = Push(ctx, testImage(t, "amd64"), "a/b", l.Addr().String())
+	_, err = Push(ctx, testImage(t, "amd64"), "a/b", dialTo(l.Addr().String()))
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error is %v", err)
 	}
@@ -135,7 +230,7 @@ func TestPushWithoutRegistry(t *testing.T) {
 		t.Errorf("took %s, the deadline was 200ms", d)
 	}
 	l.Close()
-	if _, err := Push(t.Context(), testImage(t, "amd64"), "a/b", l.Addr().String()); err == nil || !strings.Contains(err.Error(), "refused") {
+	if _, err := Push(t.Context(), testImage(t, "amd64"), "a/b", dialTo(l.Addr().String())); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("error is %v", err)
 	}
 }

@@ -58,8 +58,8 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Start returns the API server, which the first call starts. It skips the test in
-// -short mode.
+// Start returns the API server, which the first call starts. With -short it skips
+// the test instead, as make check does, which says how many tests it left out.
 func Start(t testing.TB) *Server {
 	t.Helper()
 	if testing.Short() {

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The Makefiles refuse values that a shell, a YAML file or make itself would read as
+// something else than a name, whether they come from arguments or from the environment.
+func TestMakeRefusesValues(t *testing.T) {
+	root := copyOfCheckout(t, 0o022)
+	marker := filepath.Join(t.TempDir(), "marker")
+	tools := t.TempDir() // programs that leave a trace
+	for _, name := range []string{"kubectl", "docker", "go"} {
+		if err := os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\necho called >>'"+marker+"'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", tools+":"+os.Getenv("PATH"))
+	run := func(target, variable, value string, fromEnvironment bool) (string, error) {
+		args := append([]string{"--no-print-directory"}, strings.Fields(target)...)
+		cmd := exec.Command("make", args...)
+		cmd.Dir, cmd.Env = root, os.Environ()
+		if fromEnvironment {
+			cmd.Env = append(cmd.Env, variable+"="+value)
+		} else {
+			cmd.Args = append(cmd.Args, variable+"="+value)
+		}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	command := "touch " + marker
+	bad := []string{"", "v1&" + command, "v1;" + command, "`" + command + "`", "$(" + command + ")", "$(shell " + command + ")", "$$(" + command + ")", "${PATH}",
+		"v1'", `v1"`, "a b", "a,b", "v1\n" + command, "v1\n", "\\", "#", "ä", "-rm", "a/../b", "{a}", "*"}
+	for target, variables := range map[string][]string{
+		"deploy": {"REGISTRY", "TAG"}, "undeploy": {"REGISTRY", "TAG"}, "push": {"REGISTRY", "TAG"},
+		"demo": {"CLUSTER"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"},
+		"-C go-micro-srv load": {"IMAGE", "CLUSTER", "TAG"}, "-C go-micro-web push": {"IMAGE"}, "-C go-micro-client docker-push": {"IMAGE", "REGISTRY"},
+	} {
+		for _, variable := range variables {
+			for _, value := range bad {
+				for _, fromEnvironment := range []bool{false, true} {
+					if out, err := run(target, variable, value, fromEnvironment); err == nil || !strings.Contains(out, "reading "+variable+"=") {
+						t.Errorf("make %s %s=%q: %v: %s", target, variable, value, err, out)
+					}
+					if b, err := os.ReadFile(marker); err == nil {
+						t.Fatalf("make %s %s=%q has run a program: %s", target, variable, value, b)
+					}
+				}
+			}
+		}
+	}
+	for target, values := range map[string][]string{
+		"deploy REGISTRY": {"846602483", "docker.io/you", "localhost:5000", "127.0.0.1:5000/a/b_c", "ghcr.io/o-r/x__y", "Registry.Example:443/a"},
+		"deploy TAG":      {"kubernetes", "v1.2-rc.1", "_x", "A"}, "-C go-micro-srv load IMAGE": {"a/b", "localhost:5000/b:c", "busybox:1.0"},
+		"cluster-down CLUSTER": {"demo", "e2e-demo", "A_1"},
+	} {
+		target, variable := target[:strings.LastIndex(target, " ")], target[strings.LastIndex(target, " ")+1:]
+		for _, value := range values {
+			os.Remove(marker)
+			if out, err := run(target, variable, value, false); err != nil || !exists(marker) {
+				t.Errorf("make %s %s=%s: %v: %s", target, variable, value, err, out)
+			}
+			if target != "deploy" {
+				continue
+			}
+			b, err := os.ReadFile(filepath.Join(root, ".cluster/deploy/kustomization.yaml"))
+			want := map[string]string{"REGISTRY": `newName: "` + value + `/go-micro-srv"`, "TAG": `newTag: "` + value + `"`}[variable]
+			if err != nil || !strings.Contains(string(b), want) {
+				t.Errorf("deploy with %s=%s wrote %s, want %s; %v", variable, value, b, want, err)
+			}
+		}
+	}
+}

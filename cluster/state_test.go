@@ -1,0 +1,225 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// asNobody runs a shell script as a user who owns nothing.
+func asNobody(script string) (string, error) {
+	out, err := exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", script).CombinedOutput()
+	return string(out), err
+}
+
+// listeners lists the TCP ports of the host that are listened on and the abstract
+// Unix sockets.
+func listeners(t *testing.T) (ports, abstract []string) {
+	t.Helper()
+	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range strings.Split(string(text), "\n")[1:] {
+			if f := strings.Fields(l); len(f) > 3 && f[3] == "0A" {
+				var port int
+				if _, err := fmt.Sscanf(f[1][strings.LastIndex(f[1], ":")+1:], "%X", &port); err != nil {
+					t.Fatal(err)
+				}
+				ports = append(ports, fmt.Sprint(port))
+			}
+		}
+	}
+	text, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range strings.Split(string(text), "\n") {
+		if f := strings.Fields(l); len(f) > 7 && strings.HasPrefix(f[7], "@") {
+			abstract = append(abstract, f[7])
+		}
+	}
+	return ports, abstract
+}
+
+func without(all, known []string) (rest []string) {
+	for _, s := range all {
+		if !slices.Contains(known, s) {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}
+
+// Of a running cluster another local user reaches one port, that of the API server,
+// which asks for a certificate. No file can be read, written or locked, also where an
+// older checkout has left it open.
+func TestOtherUsersReachNothing(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to become another user")
+	}
+	provided(t)
+	root := checkout(t)
+	clusters := filepath.Join(root, ".cluster")
+	lock := filepath.Join(clusters, "demo.lock")
+	if err := os.Mkdir(clusters, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(lock, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := asNobody("flock -n " + lock + " true"); err != nil {
+		t.Fatalf("before up the lock is open to everyone: %v: %s", err, out)
+	}
+	portsBefore, abstractBefore := listeners(t)
+	c := up(t, root)
+	runPod(t, root)
+	s, err := c.state()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	ports, abstract := listeners(t)
+	_, api, _ := net.SplitHostPort(s.API)
+	if got := without(ports, portsBefore); !slices.Equal(got, []string{api}) {
+		t.Errorf("new listeners on ports %q, want only the API server's %s", got, api)
+		for _, port := range got {
+			resp, err := http.Post("http://127.0.0.1:"+port+"/v2/k8s-micro/pause/blobs/uploads/", "", nil)
+			if err == nil {
+				resp.Body.Close()
+				t.Logf("port %s answers a push with %s", port, resp.Status)
+			}
+		}
+	}
+	if got := without(abstract, abstractBefore); len(got) > 0 {
+		t.Errorf("new abstract sockets %q", got)
+	}
+	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	for _, path := range []string{"/api/v1/pods", "/api/v1/secrets", "/metrics", "/logs/", "/debug/pprof/"} {
+		resp, err := anonymous.Get("https://" + s.API + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s without a certificate: %s, want 401 or 403", path, resp.Status)
+		}
+	}
+
+	for _, script := range []string{
+		"flock -n " + lock + " true", "cat " + lock, "ls " + clusters, "cat " + c.path("cluster.json"), "cat " + c.path("log", "supervisor.log"),
+		"cat " + c.path("kubeconfig"), "touch " + c.path("x"), "test -w " + c.path("registry.sock"), "test -S " + c.path("forward.sock"),
+		fmt.Sprintf("cat /proc/%d/environ", s.Supervisor), fmt.Sprintf("ls /proc/%d/root/run/k8s-micro", s.Node), fmt.Sprintf("kill -0 %d", s.Supervisor),
+	} {
+		if out, err := asNobody(script); err == nil {
+			t.Errorf("another user can run %q: %s", script, out)
+		}
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{clusters: 0o700, lock: 0o600, c.dir: 0o700, cache: 0o700, filepath.Join(cache, "lock"): 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%q has mode %v, want %o; %v", path, info.Mode(), want, err)
+		}
+	}
+
+	// A pod and the node reach the registry's reader, which refuses to write.
+	out, err := cli(t, root, "node", "--", "bash", "-c",
+		`exec 3<>/dev/tcp/10.10.0.1/5000; printf 'POST /v2/k8s-micro/pause/blobs/uploads/ HTTP/1.0\r\n\r\n' >&3; head -1 <&3`)
+	if err != nil || !strings.Contains(out, "405") {
+		t.Errorf("pushing from the node: %v: %q, want status 405", err, out)
+	}
+	// And the node cannot write to the host's file systems.
+	for _, path := range []string{"/x", "/dev/shm/x", cache + "/x", nodeCacheDir + "/x"} {
+		if out, err := cli(t, root, "node", "--", "touch", path); err == nil {
+			t.Errorf("the node can write %q: %s", path, out)
+		}
+	}
+}
+
+// The second of two processes that start a cluster waits for the first.
+func TestConcurrentUps(t *testing.T) {
+	provided(t)
+	root := checkout(t)
+	t.Cleanup(func() { _, _ = cli(t, root, "down") })
+	var outs [3]bytes.Buffer
+	var ups [3]*exec.Cmd
+	for i := range ups {
+		ups[i] = launch(root, "up")
+		ups[i].Stdout, ups[i].Stderr = &outs[i], &outs[i]
+		if err := ups[i].Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	started := 0
+	for i := range ups {
+		if err := ups[i].Wait(); err != nil {
+			t.Errorf("up %d: %v: %s", i, err, outs[i].String())
+		}
+		if strings.Contains(outs[i].String(), `cluster "demo" is ready`) {
+			started++
+		} else if !strings.Contains(outs[i].String(), "waiting for another process") || !strings.Contains(outs[i].String(), "is already running") {
+			t.Errorf("up %d: %s", i, outs[i].String())
+		}
+	}
+	if started != 1 {
+		t.Errorf("%d processes started the cluster, want 1", started)
+	}
+}
+
+// An up that waits for another one starts the cluster when that one fails.
+func TestUpAfterAFailedUp(t *testing.T) {
+	provided(t)
+	root := checkout(t)
+	t.Cleanup(func() { _, _ = cli(t, root, "down") })
+	first := launch(root, "up", "-foreground")
+	stdin, err := first.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	out, err := first.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAtLeast(out, make([]byte, 10), 10); err != nil { // it has the lock
+		t.Fatal(err)
+	}
+	second := launch(root, "up", "-control-plane")
+	var text bytes.Buffer
+	second.Stdout, second.Stderr = &text, &text
+	if err := second.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	if err := second.Wait(); err != nil || !strings.Contains(text.String(), "is ready") {
+		t.Errorf("%v: %s", err, text.String())
+	}
+}
+
+func TestClusterNames(t *testing.T) {
+	for name, want := range map[string]bool{"demo": true, "e2e-demo": true, "A_1": true, "": false, ".": false, "..": false, "a/b": false,
+		"demo.lock": false, "-x": false, "a b": false, "a'b": false, "a\nb": false, "ü": false, strings.Repeat("x", 64): false} {
+		if _, err := newCluster(name); (err == nil) != want {
+			t.Errorf("name %q: %v, want valid %v", name, err, want)
+		}
+	}
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fakeGo puts a program named go into PATH that lists packages, and builds until it is
+// interrupted.
+func fakeGo(t *testing.T, build string) {
+	t.Helper()
+	dir := t.TempDir()
+	script := `#!/bin/sh
+case $1 in
+list) echo a; echo b ;;
+build)
+	while [ "$1" != -o ]; do shift; done
+	echo half >"$2"
+	: >"$GOTMPDIR/object"
+	` + build + `
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+}
+
+// incomplete lists the files of unfinished builds in the cache.
+func incomplete(t *testing.T) (files []string) {
+	t.Helper()
+	for _, pattern := range []string{"*.part-*", "*/*.part-*"} {
+		m, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "k8s-micro", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, m...)
+	}
+	return files
+}
+
+// startBuild starts up and returns when its build is running.
+func startBuild(t *testing.T, root string) (cmd *exec.Cmd, output *strings.Builder) {
+	t.Helper()
+	_ = os.Remove(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
+	cmd, output = launch(root, "up", "-control-plane"), new(strings.Builder)
+	cmd.Stderr = output
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), "downloading its modules"); {
+	}
+	eventually(t, 10*time.Second, "the build", func() bool {
+		return len(incomplete(t)) == 2 && exists(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
+	})
+	return cmd, output
+}
+
+// SIGINT and SIGTERM end a build and remove what it has written. After SIGKILL the next
+// build removes it.
+func TestInterruptedBuild(t *testing.T) {
+	root := checkout(t)
+	fakeGo(t, `echo $$ >"$XDG_CACHE_HOME/pid"; exec sleep 100`)
+	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		cmd, output := startBuild(t, root)
+		_ = cmd.Process.Signal(signal)
+		if err := cmd.Wait(); err == nil || !strings.Contains(output.String(), "interrupted") {
+			t.Errorf("up after %s: %v: %s", signal, err, output)
+		}
+		if left := incomplete(t); len(left) > 0 {
+			t.Errorf("%s leaves %q", signal, left)
+		}
+	}
+	cmd, _ := startBuild(t, root)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	pid, err := os.ReadFile(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(pid))); err != nil || syscall.Kill(n, syscall.SIGKILL) != nil {
+		t.Fatalf("killing the build %q of the killed up: %v", pid, err)
+	}
+	if len(incomplete(t)) != 2 {
+		t.Fatal("SIGKILL left nothing: this test tests nothing")
+	}
+	before := incomplete(t)
+	cmd, _ = startBuild(t, root)
+	for _, f := range before {
+		if exists(f) {
+			t.Errorf("the next build has left %q", f)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Wait()
+}
+
+// A build that fails says why.
+func TestFailedBuild(t *testing.T) {
+	root := checkout(t)
+	fakeGo(t, "echo 'x.go:1: no space left on device' >&2; exit 1")
+	out, err := cli(t, root, "up", "-control-plane")
+	if err == nil || !strings.Contains(out, "no space left on device") || !strings.Contains(out, "build.log") {
+		t.Errorf("%v: %s, want the reason and the log", err, out)
+	}
+}

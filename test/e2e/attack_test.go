@@ -42,7 +42,7 @@ func TestAttack(t *testing.T) {
 	rolledOut(t)
 	registeredOnPods(t)
 	scripts := map[string][]string{"registry": {"attack"}, "everything": {"attack", "http://go-micro-web.go-micro:9200/registry/"}}
-	page := pageAddress(t) // through the forward of the launcher, as a viewer reaches it
+	page := pageURL(t) // through the forward of the launcher, as a viewer reaches it
 	forwarded := must(url.Parse(page)).Host
 
 	calls := startLoad(t, "attack-calls", "call", "-retries=0", "2", "50ms")

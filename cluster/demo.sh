@@ -52,7 +52,6 @@ show kubectl apply -f k8s/namespace.yaml
 show kubectl apply -f k8s/configmap-rbac.yaml
 show kubectl apply -f k8s/pod-rbac.yaml
 show kubectl apply -f k8s/pod-policy.yaml
-show kubectl apply -f k8s/network-policy.yaml
 for s in $changed; do # under the same tag, so a pod must start again to use the new image
 	case $s in
 	go-micro-config) kubectl delete pod -n go-micro "$s" --ignore-not-found >/dev/null ;;

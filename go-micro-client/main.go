@@ -1,10 +1,10 @@
 // Command go-micro-client calls the Greeter of go-micro-srv every 10 seconds and prints the answer,
 // "Server Hello XXX!", or the error. It finds the servers through the Kubernetes API server, and
-// registers there itself as go-micro-client, on a free port.
+// registers there as go-micro-client, on port 9300 with its manifest and on a free port without it.
 //
-// It runs in a pod, whose service account k8s/pod-rbac.yaml allows to list, watch and patch pods, and
-// needs POD_NAME, from its manifest, and what Kubernetes gives every pod: KUBERNETES_SERVICE_HOST and
-// KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+// It must run in a pod. k8s/pod-rbac.yaml grants its service account the verbs list, watch and patch on
+// pods. The manifest sets POD_NAME; Kubernetes sets KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+// --help lists go-micro's flags and MICRO_* variables.
 package main
 
 import (
@@ -32,7 +32,7 @@ func main() {
 		micro.Name(DefaultServiceName),
 		micro.Client(grpcc.NewClient()),
 		micro.Registry(registry),                  // finds go-micro-srv in Kubernetes
-		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two
+		micro.Selector(pod.NewSelector(registry)), // picks the less busy of two instances
 		pod.Lifecycle(registry),                   // health, readiness, drain
 	)
 	service.Init()

@@ -15,30 +15,30 @@ import (
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 )
 
-// scripted is a client whose nth call ends with the nth of errs; after the last it ends the calling
-// goroutine, since registryRPCHandler goes on for ever.
-type scripted struct {
-	client.Client // makes the requests
+// fakeClient is a client whose nth call returns the nth of errs. The call after the last one ends the
+// calling goroutine, because registryRPCHandler never returns.
+type fakeClient struct {
+	client.Client // creates the requests
 	errs          []error
 	requests      []client.Request
 	times         []time.Time
 }
 
-func (s *scripted) Call(_ context.Context, req client.Request, rsp any, _ ...client.CallOption) error {
-	if len(s.requests) == len(s.errs) {
+func (c *fakeClient) Call(_ context.Context, req client.Request, rsp any, _ ...client.CallOption) error {
+	if len(c.requests) == len(c.errs) {
 		runtime.Goexit()
 	}
-	err := s.errs[len(s.requests)]
-	s.requests = append(s.requests, req)
-	s.times = append(s.times, time.Now())
+	err := c.errs[len(c.requests)]
+	c.requests = append(c.requests, req)
+	c.times = append(c.times, time.Now())
 	if err == nil {
 		rsp.(*proto.HelloResponse).Greeting = "Hello " + req.Body().(*proto.HelloRequest).Name + "!"
 	}
 	return err
 }
 
-func TestCallsAndPrintsEveryTenSeconds(t *testing.T) {
-	c := &scripted{
+func TestRegistryRPCHandler(t *testing.T) {
+	c := &fakeClient{
 		Client: grpcc.NewClient(),
 		errs:   []error{nil, errors.New("service go-micro-srv: not found"), nil},
 	}
@@ -53,7 +53,7 @@ func TestCallsAndPrintsEveryTenSeconds(t *testing.T) {
 			<-ended
 			for i, at := range c.times {
 				if got, want := at.Sub(start), time.Duration(i+1)*10*time.Second; got != want {
-					t.Errorf("call %d comes after %v, want %v", i+1, got, want)
+					t.Errorf("call %d starts after %v, want %v", i+1, got, want)
 				}
 			}
 		})
@@ -70,7 +70,7 @@ func TestCallsAndPrintsEveryTenSeconds(t *testing.T) {
 	}
 }
 
-// captureStdout returns what f prints.
+// captureStdout returns the output of f.
 func captureStdout(t *testing.T, f func()) string {
 	t.Helper()
 	file, err := os.Create(filepath.Join(t.TempDir(), "stdout"))

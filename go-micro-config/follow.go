@@ -7,11 +7,11 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/configwatch"
 	"github.com/micro/go-micro/v2/config/source/env"
 )
 
-func printChanges(configMap *pod.ConfigMap) error {
+func printChanges(configMap *configwatch.ConfigMap) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	for cfg, err := range configMap.Follow(ctx, env.NewSource()) {

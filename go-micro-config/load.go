@@ -8,7 +8,7 @@ import (
 	"github.com/micro/go-micro/v2/config/source"
 )
 
-// load merges sources into cfg. The plugin sets its request no time limit: this does.
+// load merges sources into cfg. It adds the time limit that the plugin's requests lack.
 func load(cfg config.Config, sources ...source.Source) error {
 	loaded := make(chan error, 1)
 	go func() { loaded <- cfg.Load(sources...) }()

@@ -20,21 +20,21 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// TestMain lets the test binary be the program itself, so that the tests see its real output and
-// exit code. TEST_KUBECONFIG stands for the service account that a pod would have.
+// TestMain makes the test binary the program itself if TEST_KUBECONFIG is set, so that the tests see
+// the real output and exit code. The kubeconfig replaces the service account of a pod.
 func TestMain(m *testing.M) {
 	if path, set := os.LookupEnv("TEST_KUBECONFIG"); set {
 		os.Unsetenv("TEST_KUBECONFIG")
 		configmap.DefaultConfigPath = path
-		clientcmd.RecommendedHomeFile = path // what package pod reads outside a pod
+		clientcmd.RecommendedHomeFile = path // configwatch reads it outside a pod
 		main()
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// program is the program, to be run against the API server at url, with args, in an environment of
-// env alone. An empty url means: not in a cluster.
+// program returns the command that runs the program against the API server at url, with args, in the
+// environment env. An empty url means that there is no cluster.
 func program(t *testing.T, url string, args []string, env ...string) *exec.Cmd {
 	t.Helper()
 	kubeconfig := ""
@@ -51,7 +51,7 @@ func program(t *testing.T, url string, args []string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// dump runs the program to its end.
+// dump runs the program until it exits.
 func dump(t *testing.T, url string, args []string, env ...string) (stdout, stderr string, exit int) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -60,13 +60,13 @@ func dump(t *testing.T, url string, args []string, env ...string) (stdout, stder
 	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		t.Fatal(err)
 	}
-	// What `go test -cover` adds, whose variable would be part of the map.
+	// `go test -cover` adds this line; setting its variable would change the map.
 	stderr = strings.TrimSuffix(errs.String(), "warning: GOCOVERDIR not set, no coverage data emitted\n")
 	return out.String(), stderr, cmd.ProcessState.ExitCode()
 }
 
-// apiServer answers status and body for the ConfigMap, as often as said (0: always, -1: never) and
-// then no more; streams what comes from watch; and fails the test on any other request.
+// apiServer answers a GET of the ConfigMap with status and body, as many times as answers says (0:
+// always, -1: never), and streams the events from watch. Any other request fails the test.
 func apiServer(t *testing.T, status int, body string, answers int32, watch <-chan string) string {
 	t.Helper()
 	var answered atomic.Int32
@@ -89,7 +89,7 @@ func apiServer(t *testing.T, status int, body string, answers int32, watch <-cha
 				case event := <-watch:
 					fmt.Fprintln(w, event)
 					w.(http.Flusher).Flush()
-				case <-r.Context().Done(): // until the program has ended
+				case <-r.Context().Done(): // until the program exits
 					return
 				}
 			}
@@ -105,9 +105,9 @@ const configMap = `{"kind": "ConfigMap", "apiVersion": "v1",
 	"metadata": {"name": "go-micro-config", "namespace": "go-micro"},
 	"data": {"DB_NAME": "MICRO", "DB_HOST": "192.168.0.1"}}`
 
-// The environment and the map of the README's walk-through, without KUBERNETES_SERVICE_PORT, whose
-// absence lets the kubeconfig count. Variables of one Service collide (GO_MICRO_SRV_PORT is a value
-// and a prefix): the first to come keeps its place.
+// The environment and the map are those of the README's walk-through. KUBERNETES_SERVICE_PORT is
+// missing, so that the program uses the kubeconfig. Variables of one Service collide, because
+// GO_MICRO_SRV_PORT is a value and a prefix: the first one wins.
 func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -156,7 +156,7 @@ func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 	}
 }
 
-// following is the program run with -follow.
+// following is the program that runs with -follow.
 type following struct {
 	*exec.Cmd
 	t      *testing.T
@@ -184,8 +184,8 @@ func startFollowing(t *testing.T, url string, env ...string) *following {
 	return f
 }
 
-// prints waits for the next line that is no log line.
-func (f *following) prints(want string) {
+// expectLine waits for the next line that is not a log line.
+func (f *following) expectLine(want string) {
 	f.t.Helper()
 	limit := time.After(5 * time.Second)
 	for {
@@ -193,21 +193,21 @@ func (f *following) prints(want string) {
 		case line, more := <-f.lines:
 			switch {
 			case !more:
-				f.t.Fatalf("it has ended, without printing %s", want)
+				f.t.Fatalf("the program has exited without printing %s", want)
 			case strings.Contains(line, " level="):
 				continue
 			case line != want:
-				f.t.Errorf("it printed\n%s\nwant\n%s", line, want)
+				f.t.Errorf("the program printed\n%s\nwant\n%s", line, want)
 			}
 			return
 		case <-limit:
-			f.t.Fatalf("it has not printed %s", want)
+			f.t.Fatalf("the program has not printed %s", want)
 		}
 	}
 }
 
-// ends sends it a signal, if any, and returns its exit code.
-func (f *following) ends(s os.Signal) int {
+// waitForExit sends the program a signal, unless it is nil, and returns the exit code.
+func (f *following) waitForExit(s os.Signal) int {
 	f.t.Helper()
 	if s != nil {
 		if err := f.Process.Signal(s); err != nil {
@@ -216,7 +216,7 @@ func (f *following) ends(s os.Signal) int {
 	}
 	for line := range f.lines {
 		if !strings.Contains(line, " level=") {
-			f.t.Errorf("at its end it printed %q", line)
+			f.t.Errorf("before its exit the program printed %q", line)
 		}
 	}
 	if err := f.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
@@ -225,7 +225,7 @@ func (f *following) ends(s os.Signal) int {
 	return f.ProcessState.ExitCode()
 }
 
-func TestFollowsTheConfigMapUntilItIsAskedToEnd(t *testing.T) {
+func TestFollowsConfigMapUntilSignal(t *testing.T) {
 	for _, s := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		events := make(chan string)
 		f := startFollowing(t, apiServer(t, http.StatusOK, configMap, 0, events), "HOME=/root")
@@ -233,20 +233,20 @@ func TestFollowsTheConfigMapUntilItIsAskedToEnd(t *testing.T) {
 			events <- fmt.Sprintf(`{"type": %q, "object": {"kind": "ConfigMap", "apiVersion": "v1",
 				"metadata": {"name": "go-micro-config", "namespace": "go-micro", "resourceVersion": %q}, "data": %s}}`, kind, version, data)
 		}
-		f.prints("map[DB_HOST:192.168.0.1 DB_NAME:MICRO home:/root]")
+		f.expectLine("map[DB_HOST:192.168.0.1 DB_NAME:MICRO home:/root]")
 		event("MODIFIED", "2", `{"DB_HOST": "192.168.0.2", "app.yaml": "db:\n  host: db-1\n"}`)
-		f.prints("map[DB_HOST:192.168.0.2 app.yaml:map[db:map[host:db-1]] home:/root]")
+		f.expectLine("map[DB_HOST:192.168.0.2 app.yaml:map[db:map[host:db-1]] home:/root]")
 		event("DELETED", "3", `{"DB_HOST": "192.168.0.2"}`)
-		f.prints("map[home:/root]")
+		f.expectLine("map[home:/root]")
 		event("ADDED", "4", `{"DB_HOST": "192.168.0.3"}`)
-		f.prints("map[DB_HOST:192.168.0.3 home:/root]")
-		if exit := f.ends(s); exit != 0 || !strings.HasPrefix(f.stderr.String()+"warning: GOCOVERDIR", "warning: GOCOVERDIR") {
+		f.expectLine("map[DB_HOST:192.168.0.3 home:/root]")
+		if exit := f.waitForExit(s); exit != 0 || !strings.HasPrefix(f.stderr.String()+"warning: GOCOVERDIR", "warning: GOCOVERDIR") {
 			t.Errorf("after %s: exit code %d, stderr %q", s, exit, f.stderr.String())
 		}
 	}
 }
 
-func TestEndsAgainstAFrozenAPIServer(t *testing.T) {
+func TestExitsWhenAPIServerIsFrozen(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		answers int32
@@ -255,7 +255,7 @@ func TestEndsAgainstAFrozenAPIServer(t *testing.T) {
 	}{
 		{"at once", -1, nil, "does not answer\n"},
 		{"at once, following", -1, []string{"-follow"}, "does not answer\n"},
-		{"after the preflight", 1, nil, "has not answered for 5 seconds\n"},
+		{"after the first read", 1, nil, "has not answered for 5 seconds\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -266,16 +266,16 @@ func TestEndsAgainstAFrozenAPIServer(t *testing.T) {
 				t.Errorf("stdout is %q, exit code %d, stderr %q, want nothing, 1 and %q", stdout, exit, stderr, tt.want)
 			}
 			if took := time.Since(begin); took > 10*time.Second {
-				t.Errorf("it took %s", took)
+				t.Errorf("the program took %s", took)
 			}
 		})
 	}
 }
 
-func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
+func TestRejectsUnknownArguments(t *testing.T) {
 	for arg, want := range map[string]string{
 		"-folow": "flag provided but not defined: -folow\n",
-		"follow": `reading arguments: unexpected "follow"; -h lists what there is` + "\n",
+		"follow": `reading arguments: unexpected "follow"; -h lists the flags` + "\n",
 	} {
 		stdout, stderr, exit := dump(t, "", []string{arg})
 		if stdout != "" || exit != 2 || !strings.HasPrefix(stderr, want) {
@@ -284,7 +284,7 @@ func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	}
 }
 
-func TestSaysWhatToDoWhenItCannotLoad(t *testing.T) {
+func TestErrorNamesRemedy(t *testing.T) {
 	status := func(code int, reason, message string) string {
 		return apiServer(t, code, fmt.Sprintf(`{"kind": "Status", "apiVersion": "v1", "status": "Failure",
 			"code": %d, "reason": %q, "message": %q}`, code, reason, message), 0, nil)
@@ -301,7 +301,7 @@ func TestSaysWhatToDoWhenItCannotLoad(t *testing.T) {
 		{
 			name: "no such ConfigMap",
 			url:  status(http.StatusNotFound, "NotFound", `configmaps "go-micro-config" not found`),
-			want: get + `configmaps "go-micro-config" not found: create it, or look at the name and the namespace`,
+			want: get + `configmaps "go-micro-config" not found: create it, or check the name and the namespace`,
 		},
 		{
 			name: "no right to read it",

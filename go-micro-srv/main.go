@@ -1,9 +1,9 @@
-// Command go-micro-srv serves the Greeter over gRPC and registers it with the Kubernetes API server:
-// it labels and annotates its own pod, and clients find it there by its name, go-micro-srv.
+// Command go-micro-srv serves the Greeter over gRPC on port 9100. It registers with the Kubernetes API
+// server by writing labels and an annotation on its own pod; clients find it by its name, go-micro-srv.
 //
-// It listens on port 9100. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to patch
-// pods, and needs POD_NAME, from its manifest, and what Kubernetes gives every pod:
-// KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+// It must run in a pod. k8s/pod-rbac.yaml grants its service account the verbs list, watch and patch on
+// pods. The manifest sets POD_NAME; Kubernetes sets KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+// --help lists go-micro's flags and MICRO_* variables.
 package main
 
 import (
@@ -45,9 +45,9 @@ func run() error {
 		micro.Name(DefaultServiceName),
 		micro.Server(grpcs.NewServer(server.Address(DefaultServerPort), server.Name(DefaultServiceName))),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(registry), // registers to Kubernetes
+		micro.Registry(registry), // registers with Kubernetes
 		pod.Lifecycle(registry),  // health, readiness, drain
-		pod.Reflection(registry), // grpcurl lists and calls it
+		pod.Reflection(registry), // grpcurl can list and call the Greeter
 	)
 	service.Init()
 

@@ -14,7 +14,7 @@ import (
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
 )
 
-// serve runs the Greeter on a free loopback port, registered in a registry of its own.
+// serve starts the Greeter on a free loopback port and registers it in an in-memory registry.
 func serve(t *testing.T) (server.Server, registry.Registry) {
 	t.Helper()
 	services := memory.NewRegistry()
@@ -37,19 +37,19 @@ func serve(t *testing.T) (server.Server, registry.Registry) {
 	return srv, services
 }
 
-func TestGreeterAnswersOverGRPC(t *testing.T) {
+func TestHello(t *testing.T) {
 	_, services := serve(t)
 	find := selector.NewSelector(selector.Registry(services))
 	t.Cleanup(func() { _ = find.Close() })
 	greeter := proto.NewGreeterService(DefaultServiceName, grpcc.NewClient(client.Selector(find)))
 
-	for _, tt := range []struct{ name, say, want string }{
+	for _, tt := range []struct{ name, request, want string }{
 		{"the name the client sends", "XXX", "Hello XXX!"},
 		{"no name", "", "Hello !"},
 		{"more than ASCII", "Zo\u00eb", "Hello Zo\u00eb!"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			rsp, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: tt.say})
+			rsp, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: tt.request})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,8 +60,9 @@ func TestGreeterAnswersOverGRPC(t *testing.T) {
 	}
 }
 
-// What is registered here is what the Kubernetes registry writes into the pod's annotation.
-func TestRegistrationFollowsTheServer(t *testing.T) {
+// TestRegistration checks the registration that the Kubernetes registry would write
+// into the pod's annotation, and that Stop removes it.
+func TestRegistration(t *testing.T) {
 	srv, services := serve(t)
 
 	found, err := services.GetService("go-micro-srv")
@@ -72,7 +73,7 @@ func TestRegistrationFollowsTheServer(t *testing.T) {
 		t.Fatalf("found %+v, want one version with one node and one endpoint", found)
 	}
 	if got, want := found[0].Nodes[0].Address, srv.Options().Address; got != want {
-		t.Errorf("node is at %q, the server listens at %q", got, want)
+		t.Errorf("the registered address is %q, the server listens on %q", got, want)
 	}
 	endpoint := found[0].Endpoints[0]
 	if got := [...]string{endpoint.Name, endpoint.Request.Type, endpoint.Response.Type}; got != [...]string{"Greeter.Hello", "HelloRequest", "HelloResponse"} {
@@ -83,6 +84,6 @@ func TestRegistrationFollowsTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if left, _ := services.GetService("go-micro-srv"); len(left) != 0 && len(left[0].Nodes) != 0 {
-		t.Errorf("node %+v is left after Stop", left[0].Nodes[0])
+		t.Errorf("node %+v is still registered after Stop", left[0].Nodes[0])
 	}
 }

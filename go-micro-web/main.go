@@ -1,10 +1,9 @@
-// Command go-micro-web answers every HTTP request with the name of the pod that serves it, but for
-// /registry/, where it shows the registry live (page.go). It registers itself with the Kubernetes API
-// server as go-micro-web.
+// Command go-micro-web answers HTTP requests with the name of its pod. Below /registry/ it serves a live page
+// of the registry (package dashboard). It registers with the Kubernetes API server as go-micro-web.
 //
-// It listens on port 9200. It runs in a pod, whose service account k8s/pod-rbac.yaml allows to list, watch
-// and patch pods, and needs POD_NAME, from its manifest, and what Kubernetes gives every pod: HOSTNAME, which it
-// answers, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT. go-micro's own flags and MICRO_* variables apply; --help lists them.
+// It listens on port 9200 and runs in a pod. k8s/pod-rbac.yaml allows its service account to list, watch and
+// patch pods. Its manifest sets POD_NAME; Kubernetes sets HOSTNAME, KUBERNETES_SERVICE_HOST and
+// KUBERNETES_SERVICE_PORT. The flags and MICRO_* variables of go-micro apply; --help lists them.
 package main
 
 import (
@@ -12,6 +11,7 @@ import (
 	"net/http"
 	"os"
 
+	"github.com/jiangjiancc/go_micro_k8s/go-micro-web/dashboard"
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/micro/go-micro/v2/web"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
@@ -38,7 +38,7 @@ func run() error {
 		pod.WebLifecycle(registry)) // health, readiness, drain
 
 	service.HandleFunc("/", podName)
-	service.Handle("/registry/", newPage(registry)) // for people: who is registered, live
+	service.Handle("/registry/", dashboard.New(registry)) // the live page
 
 	if err := service.Init(); err != nil {
 		return fmt.Errorf("reading flags: %w", err)

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestAnswersThePodsName(t *testing.T) {
+func TestAnswersWithPodName(t *testing.T) {
 	t.Setenv("HOSTNAME", "go-micro-web-56b457b9f7-f7lds")
 	srv := httptest.NewServer(http.HandlerFunc(podName))
 	defer srv.Close()
@@ -32,7 +32,7 @@ func TestAnswersThePodsName(t *testing.T) {
 				t.Fatal(err)
 			}
 			if rsp.StatusCode != http.StatusOK || string(body) != "go-micro-web-56b457b9f7-f7lds" {
-				t.Errorf("answer is %s %q, want the pod's name", rsp.Status, body)
+				t.Errorf("answer is %s %q, want the name of the pod", rsp.Status, body)
 			}
 		})
 	}

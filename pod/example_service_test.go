@@ -27,15 +27,15 @@ func (Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *p
 	return nil
 }
 
-// A gRPC service that calls others too.
+// A gRPC service that also calls other services.
 func ExampleLifecycle() {
 	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := micro.NewService(
 		micro.Name("greeter"),
 		micro.Server(grpcs.NewServer(server.Name("greeter"), server.Address(":9100"))),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(registry),                  // registers, and finds others
-		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two, passes over who fails
+		micro.Registry(registry),                  // registers the service, and finds others
+		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two, ejects failing instances
 		pod.Lifecycle(registry),                   // health, readiness, drain
 	)
 	service.Init()
@@ -64,7 +64,7 @@ func ExampleWebLifecycle() {
 	}
 }
 
-// Behind a load balancer that takes 10 s to notice.
+// The load balancer in front of the service needs 10 s to notice that a pod stops.
 func ExampleDrainWait() {
 	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	web.NewService(web.Registry(registry), pod.WebLifecycle(registry, pod.DrainWait(10*time.Second)))
@@ -76,8 +76,8 @@ func ExampleReflection() {
 	micro.NewService(micro.Server(grpcs.NewServer()), micro.Registry(registry), pod.Lifecycle(registry), pod.Reflection(registry))
 }
 
-// The API server has 2 s for each answer, where it has 5 by default. Nothing is
-// asked yet: this works outside a cluster too.
+// The API server has 2 s for each answer instead of 5. NewRegistry makes no call, so
+// this also works outside a cluster.
 func ExampleNewRegistry() {
 	r := pod.NewRegistry(kubernetes.NewRegistry, registry.Timeout(2*time.Second))
 	defer r.Close()
@@ -85,7 +85,7 @@ func ExampleNewRegistry() {
 	// Output: kubernetes 2s
 }
 
-// A client does this; by hand it takes a Mark for each Next.
+// A go-micro client calls the selector like this: one Mark for each Next.
 func ExampleNewSelector() {
 	r := memory.NewRegistry() // in a pod: pod.NewRegistry(kubernetes.NewRegistry)
 	_ = r.Register(&registry.Service{Name: "greeter", Version: "latest", Nodes: []*registry.Node{{Id: "a", Address: "10.244.0.2:9100"}}})

@@ -21,188 +21,189 @@ import (
 )
 
 const (
-	// drainWait is how long a pod that was told to stop still takes new calls.
-	// Clients with this package stop within milliseconds; kube-proxy and others
-	// who follow a Service's endpoints want a second or two.
-	drainWait = 3 * time.Second
+	// defaultDrainWait is how long a pod still accepts new calls after it was told
+	// to stop. Clients with this package stop calling it within milliseconds;
+	// kube-proxy and other readers of a Service's endpoints need a second or two.
+	defaultDrainWait = 3 * time.Second
 
-	// drainMargin of the grace period is left for what comes after the handlers:
-	// go-micro gives its gRPC server up to one second to close its connections.
-	drainMargin = 3 * time.Second
+	// stopMargin is the part of the grace period that is left for the time after
+	// the last handler: go-micro gives its gRPC server up to one second to close
+	// its connections.
+	stopMargin = 3 * time.Second
 
-	// confirmLimit is how long a stop waits at most for the API server's word,
-	// where DrainWait is shorter.
-	confirmLimit = time.Second
-
-	// gracePeriod is Kubernetes' default, for where the pod's own is not known.
-	gracePeriod = 30 * time.Second
+	// confirmationTimeout is how long a stop waits at least for the API server to
+	// confirm the deregistration, even if DrainWait is shorter.
+	confirmationTimeout = time.Second
 )
 
-// LifecycleOption changes what Lifecycle and WebLifecycle do.
+// LifecycleOption configures Lifecycle and WebLifecycle.
 type LifecycleOption func(*lifecycle)
 
-// DrainWait sets for how long a pod that was told to stop still takes calls from
-// those who have not noticed yet, 3 s by default. It is cut short where the
-// pod's grace period leaves no room for it.
-func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.wait = d } }
+// DrainWait sets for how long a pod that was told to stop still accepts new calls
+// while clients notice, 3 s by default. The wait is shorter if the pod's grace
+// period leaves no room for it.
+func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.drainWait = d } }
 
-// Lifecycle gives a gRPC service health, readiness and drain.
+// Lifecycle gives a gRPC service health checks, readiness and drain.
 //
-// Health: the server answers grpc.health.v1, Check and Watch, on its own port
-// and without advertising it. The names "", the service's own and those of its
-// handlers say whether it is ready: the API server has confirmed the
-// registration, and nobody has told the process to stop. The name "liveness"
-// says that the process answers, whatever the API server does. Other names are
-// NOT_FOUND. Kubernetes' grpc probes ask so (KEP-2727).
+// Health: the server answers grpc.health.v1, Check and Watch, on its own port,
+// without advertising it. The status of the names "", the service's own name and
+// the names of its handlers is SERVING while the service is ready: the API server
+// has confirmed the registration, and the process was not told to stop. The name
+// "liveness" is SERVING as long as the process answers; liveness does not depend on
+// the API server. Any other name is NOT_FOUND. Kubernetes' grpc probes use this
+// protocol (KEP-2727).
 //
-// Start: a process that can never register, as it is not in a pod, does not
-// start: Run returns why. One whose registration is refused, or not answered,
-// runs, is not ready, says why in its log, and tries on.
+// Start: a process that can never register, because it is not in a pod, does not
+// start: Run returns the reason. A process whose registration is refused, or not
+// answered, runs, is not ready, logs the reason, and retries.
 //
-// Stop: on SIGTERM, SIGINT or SIGQUIT, or the end of micro.Context, it is not
-// ready any more and is deregistered, takes calls for DrainWait from who has not
-// noticed, and then waits for the handlers that run. All of it ends 3 s before
-// the pod's grace period does, which it learns from the pod. A second signal
-// ends it at once. Run then returns an error if handlers were cut off. At the
+// Stop: on SIGTERM, SIGINT or SIGQUIT, or at the end of micro.Context, the service
+// becomes not ready and deregisters, accepts calls for DrainWait while clients
+// notice, and then waits for the calls in flight. All of this ends 3 s before the
+// pod's grace period, which the service reads from its pod. A second signal ends
+// the wait at once. Run returns an error if calls in flight were cut off. At the
 // end the registry is closed.
 //
-// Panics: one in a handler fails its call, as "internal error", and is logged.
-// go-micro alone sends callers its text, and ends with one in a stream's handler.
+// Panics: a panic in a handler fails its call with the text "internal error" and is
+// logged. Without this, go-micro sends the text of the panic to the caller, and a
+// panic in the handler of a stream ends the process.
 //
-// With another registry, as with --registry=mdns, being registered does not count.
+// If the service uses another registry, as with --registry=mdns, readiness does not
+// depend on the registration.
 func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 	return func(o *micro.Options) {
 		l := newLifecycle(r, opts)
-		o.BeforeStart = append(o.BeforeStart, func() error { return l.serve(o.Server) })
+		o.BeforeStart = append(o.BeforeStart, func() error { return l.setUp(o.Server) })
 		o.BeforeStop = append(o.BeforeStop, func() error {
-			defer l.stopped()
-			l.begin()
-			return l.handlers()
+			defer l.finish()
+			l.deregister()
+			return l.drain()
 		})
 		o.AfterStop = append(o.AfterStop, r.Close)
 	}
 }
 
-// lifecycle is one service's life from start to stop.
+// lifecycle is the life of one service from its start to its stop.
 type lifecycle struct {
-	registry *Registry
-	wait     time.Duration
-	name     string        // the service's
-	foreign  bool          // the service uses another registry
-	begun    chan struct{} // closed when the process is told to stop
-	ended    chan struct{}
+	registry      *Registry
+	drainWait     time.Duration
+	name          string        // of the service
+	otherRegistry bool          // the service uses another registry
+	stopping      chan struct{} // closed when the process is told to stop
+	stopped       chan struct{} // closed when the drain has ended
 
-	// The stop's own, one function after the other:
-	deadline time.Time
-	signals  chan os.Signal // from the first on
-	second   os.Signal      // the one that ends waiting
+	// Only the functions of the stop use these, one after the other.
+	deadline     time.Time      // end of the drain
+	signals      chan os.Signal // signals that arrive during the stop
+	secondSignal os.Signal      // nil until one has arrived
 
-	mu    sync.Mutex
-	calls int           // handlers that run
-	idle  chan struct{} // closed when none does; nil while nobody asks
+	mu       sync.Mutex
+	inFlight int           // calls whose handler has not returned
+	idle     chan struct{} // closed when inFlight becomes 0; nil while nobody waits for that
 }
 
 func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
-	l := &lifecycle{registry: r, wait: drainWait, begun: make(chan struct{}), ended: make(chan struct{})}
+	l := &lifecycle{registry: r, drainWait: defaultDrainWait, stopping: make(chan struct{}), stopped: make(chan struct{})}
 	for _, o := range opts {
 		o(l)
 	}
 	return l
 }
 
-// serve adds to a gRPC server, before it starts, what Lifecycle promises.
-func (l *lifecycle) serve(s server.Server) error {
-	l.name, l.foreign = s.Options().Name, s.Options().Registry != registry.Registry(l.registry)
-	if !l.foreign {
-		if err := l.registry.inBackground(l.name); err != nil {
+// setUp adds to a gRPC server, before it starts, what Lifecycle promises.
+func (l *lifecycle) setUp(s server.Server) error {
+	l.name, l.otherRegistry = s.Options().Name, s.Options().Registry != registry.Registry(l.registry)
+	if !l.otherRegistry {
+		if err := l.registry.registerInBackground(l.name); err != nil {
 			return err
 		}
 	}
 	if err := s.Handle(s.NewHandler(newHealth(l), server.InternalHandler(true))); err != nil {
 		return fmt.Errorf("adding the health service: %w", err)
 	}
-	return s.Init(server.WrapHandler(l.count), server.WrapHandler(contain))
+	return s.Init(server.WrapHandler(l.countInFlight), server.WrapHandler(recoverPanics))
 }
 
-// draining says whether the process was told to stop.
+// draining reports whether the process was told to stop.
 func (l *lifecycle) draining() bool {
 	select {
-	case <-l.begun:
+	case <-l.stopping:
 		return true
 	default:
 		return false
 	}
 }
 
-// unready says why the service should get no calls; "" when it should.
-func (l *lifecycle) unready() string {
+// notReadyReason returns why the service should get no calls, "" if it should.
+func (l *lifecycle) notReadyReason() string {
 	switch {
 	case l.draining():
 		return "shutting down"
-	case l.foreign || l.registry.Registered():
+	case l.otherRegistry || l.registry.Registered():
 		return ""
 	}
-	if err := l.registry.refused(); err != nil {
+	if err := l.registry.registrationError(); err != nil {
 		return fmt.Sprintf("not registered: %v", err)
 	}
 	return "not registered yet"
 }
 
-// begin makes the service not ready, takes it off the pod, and waits for those
-// who call it to notice.
-func (l *lifecycle) begin() {
+// deregister makes the service not ready, takes its registration off the pod, and
+// waits until the clients have noticed.
+func (l *lifecycle) deregister() {
 	begin := time.Now()
 	l.signals = make(chan os.Signal, 1)
-	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // the second one: go-micro has taken the first
-	close(l.begun)
-	l.registry.changed.send()
+	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // go-micro has received the first signal: this is the second
+	close(l.stopping)
+	l.registry.statusChanged.notify()
 
-	until := begin.Add(l.wait)
-	if l.limit(begin); l.deadline.Before(until) {
-		until = l.deadline
+	waitEnd := begin.Add(l.drainWait)
+	if l.setDeadline(begin); l.deadline.Before(waitEnd) {
+		waitEnd = l.deadline
 	}
-	logger.Infof("Shutting down: deregistering, and taking calls for %s from who has not noticed", max(0, time.Until(until)).Round(time.Millisecond))
-	l.registry.withdraw()
-	noticed, late := time.NewTimer(time.Until(until)), time.NewTimer(max(time.Until(until), confirmLimit))
-	defer noticed.Stop()
-	defer late.Stop()
+	logger.Infof("Shutting down: deregistering, and accepting calls for %s more while clients notice", max(0, time.Until(waitEnd)).Round(time.Millisecond))
+	l.registry.deregisterAll()
+	wait, confirmation := time.NewTimer(time.Until(waitEnd)), time.NewTimer(max(time.Until(waitEnd), confirmationTimeout))
+	defer wait.Stop()
+	defer confirmation.Stop()
 	select {
-	case <-noticed.C:
-	case l.second = <-l.signals:
+	case <-wait.C:
+	case l.secondSignal = <-l.signals:
 	}
-	for l.second == nil {
-		changed := l.registry.changed.next()
-		if !l.registry.withdrawing() {
+	for l.secondSignal == nil {
+		changed := l.registry.statusChanged.wait()
+		if !l.registry.deregistrationPending() {
 			break
 		}
 		select {
 		case <-changed:
 			continue
-		case <-late.C:
-		case l.second = <-l.signals:
+		case <-confirmation.C:
+		case l.secondSignal = <-l.signals:
 		}
 		logger.Warnf("Deregistering: the API server has not confirmed it")
 		break
 	}
-	l.limit(begin) // the pod's deletion may be known by now, with another grace period
+	l.setDeadline(begin) // the pod's deletion, with another grace period, may be known by now
 }
 
-// limit sets the deadline by what is known of the pod's grace period.
-func (l *lifecycle) limit(begin time.Time) {
-	l.deadline = begin.Add(max(0, l.registry.grace()-drainMargin))
+// setDeadline sets the end of the drain from what is known of the pod's grace period.
+func (l *lifecycle) setDeadline(begin time.Time) {
+	l.deadline = begin.Add(max(0, l.registry.gracePeriod()-stopMargin))
 }
 
-// handlers waits until none runs any more.
-func (l *lifecycle) handlers() error {
+// drain waits until no call is in flight.
+func (l *lifecycle) drain() error {
 	l.mu.Lock()
 	idle := make(chan struct{})
-	if l.calls == 0 {
+	if l.inFlight == 0 {
 		l.mu.Unlock()
 		return nil
 	}
 	l.idle = idle
 	l.mu.Unlock()
-	ctx, cancel := l.patience()
+	ctx, cancel := l.drainContext()
 	defer cancel()
 	select {
 	case <-idle:
@@ -211,48 +212,49 @@ func (l *lifecycle) handlers() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return fmt.Errorf("waiting for handlers: %d cut off: %w", l.calls, context.Cause(ctx))
+	return fmt.Errorf("waiting for calls in flight: %d cut off: %w", l.inFlight, context.Cause(ctx))
 }
 
-// patience ends, with its cause, at the deadline or with a second signal.
-func (l *lifecycle) patience() (context.Context, context.CancelFunc) {
+// drainContext returns a context that ends, with its cause, at the deadline or with
+// a second signal.
+func (l *lifecycle) drainContext() (context.Context, context.CancelFunc) {
 	left := max(0, time.Until(l.deadline))
-	logger.Infof("Waiting for what runs, for %s at most", left.Round(time.Millisecond))
+	logger.Infof("Waiting for calls in flight, for %s at most", left.Round(time.Millisecond))
 	timed, stop := context.WithTimeoutCause(context.Background(), left, errors.New("the pod's grace period ends"))
 	ctx, cancel := context.WithCancelCause(timed)
-	if l.second != nil {
-		cancel(fmt.Errorf("a second signal: %s", l.second))
+	if l.secondSignal != nil {
+		cancel(fmt.Errorf("a second signal: %s", l.secondSignal))
 	}
-	var watched sync.WaitGroup
-	watched.Go(func() {
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
 		select {
 		case s := <-l.signals:
 			cancel(fmt.Errorf("a second signal: %s", s))
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() { stop(); watched.Wait() }
+	return ctx, func() { stop(); watcher.Wait() }
 }
 
-// stopped ends what outlives handlers: signals, and who watches health.
-func (l *lifecycle) stopped() {
+// finish ends the goroutines and channels that outlive the handlers.
+func (l *lifecycle) finish() {
 	signal.Stop(l.signals)
-	close(l.ended)
+	close(l.stopped)
 }
 
-// count knows how many handlers run, but for those of the server's own services.
-func (l *lifecycle) count(h server.HandlerFunc) server.HandlerFunc {
+// countInFlight counts the calls in flight, except those of the server's own services.
+func (l *lifecycle) countInFlight(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
-		if of, _, _ := strings.Cut(req.Method(), "."); slices.Contains(internal, of) {
+		if handler, _, _ := strings.Cut(req.Method(), "."); slices.Contains(internalHandlers, handler) {
 			return h(ctx, req, rsp)
 		}
 		l.mu.Lock()
-		l.calls++
+		l.inFlight++
 		l.mu.Unlock()
 		defer func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if l.calls--; l.calls == 0 && l.idle != nil {
+			if l.inFlight--; l.inFlight == 0 && l.idle != nil {
 				close(l.idle)
 				l.idle = nil
 			}
@@ -261,47 +263,23 @@ func (l *lifecycle) count(h server.HandlerFunc) server.HandlerFunc {
 	}
 }
 
-// contain keeps what a panic says from callers, and a stream's from ending the process.
-func contain(h server.HandlerFunc) server.HandlerFunc {
+// recoverPanics keeps the text of a panic from callers, and keeps a panic in the
+// handler of a stream from ending the process.
+func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) (err error) {
-		const gomicro = "go.micro.server" // who says that a handler has panicked
-		internal := microerrors.InternalServerError(gomicro, "internal error")
+		const microServer = "go.micro.server" // the id of go-micro's error for a panic
+		internalError := microerrors.InternalServerError(microServer, "internal error")
 		defer func() {
-			if p := recover(); p != nil { // of a stream: go-micro has recovered, and logged, any other
+			if p := recover(); p != nil { // only of a stream: go-micro recovers and logs the others
 				logger.Errorf("panic recovered: %v\n%s", p, debug.Stack())
-				err = internal
+				err = internalError
 			}
 		}()
 		err = h(ctx, req, rsp)
 		var e *microerrors.Error
-		if errors.As(err, &e) && e.Id == gomicro && strings.HasPrefix(e.Detail, "panic recovered: ") {
-			return internal
+		if errors.As(err, &e) && e.Id == microServer && strings.HasPrefix(e.Detail, "panic recovered: ") {
+			return internalError
 		}
 		return err
-	}
-}
-
-// broadcast wakes all who wait for a change.
-type broadcast struct {
-	mu sync.Mutex
-	ch chan struct{}
-}
-
-// next is closed at the next change.
-func (b *broadcast) next() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ch == nil {
-		b.ch = make(chan struct{})
-	}
-	return b.ch
-}
-
-func (b *broadcast) send() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.ch != nil {
-		close(b.ch)
-		b.ch = nil
 	}
 }

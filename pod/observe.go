@@ -2,163 +2,164 @@ package pod
 
 import (
 	"cmp"
-	"context"
-	"errors"
-	"fmt"
-	"iter"
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/registry"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1 "k8s.io/api/core/v1"
 )
 
-// State is what a node is to those who would call it.
+// State tells whether an instance can receive calls, and why not.
 type State string
 
-// The states of a node. Only Ready ones are found by GetService, Watch and Select;
-// Unheard ones too, while a service has no other.
+// The states of an instance. GetService, Watch and Select find only instances that
+// are Ready, and those that are NodeUnreachable while a service has no other.
 const (
-	Ready    State = "ready"
-	NotReady State = "not ready"  // its pod does not run, or the readiness probe says no
-	Stopping State = "stopping"   // its pod was asked to go, or it is not registered any more
-	Unheard  State = "unheard of" // it was ready when its machine fell silent
+	Ready           State = "ready"
+	NotReady        State = "not ready"        // the pod is not running, or its readiness probe fails
+	Terminating     State = "terminating"      // the pod is being deleted, or the instance has deregistered
+	NodeUnreachable State = "node unreachable" // the pod was ready when its Kubernetes node stopped reporting
 )
 
-// Node is a node of a service as Observe shows it.
-type Node struct {
+// Instance is one instance of a service, as Observe returns it.
+type Instance struct {
 	Service, Version string
-	Endpoints        []*registry.Endpoint // shared by all who observe: not to be written to
+	Endpoints        []*registry.Endpoint // shared with other observers: do not modify
 	Address          string               // host:port
 	Pod              string
-	Created          time.Time // when the pod was, to the second
+	Created          time.Time // creation of the pod, to the second
 	State            State
 }
 
-// Observe yields all nodes of all services, also those that cannot answer, at
-// once and after each change: by service, oldest pod first. It is for people who
-// look; GetService and Select are for who calls. A reader that is slow misses
-// what was in between, and gets what is.
-//
-// A node that has deregistered is shown as Stopping until its pod is gone, if it
-// was registered when the observation began: a pod keeps no trace of it.
-//
-// With an error come the nodes as they were known last, none at first: the API
-// server cannot be followed now. The sequence goes on, and the next element says
-// what has changed. It ends with ctx, or with a last error when the registry
-// cannot be used or is closed.
-//
-// One LIST and one WATCH of pods serve all who observe; they begin with the
-// first and end with the last. Needs the verbs list and watch on pods.
-func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Node, error] {
-	return func(yield func([]Node, error) bool) {
-		f, err := r.join()
-		if err != nil {
-			yield(nil, fmt.Errorf("observing services: %w", err))
-			return
-		}
-		defer r.leave(f)
-		for {
-			changed := f.changed.next()
-			if ctx.Err() != nil {
-				return
-			}
-			if !f.alive() {
-				yield(nil, errors.New("observing services: the registry was closed, or sent to another address"))
-				return
-			}
-			if nodes, known, err := f.all(); known || err != nil {
-				if err != nil {
-					err = fmt.Errorf("observing services: %w", err)
-				}
-				if !yield(nodes, err) {
-					return
-				}
-			}
-			select {
-			case <-changed:
-			case <-ctx.Done():
-			}
-		}
-	}
+// observer knows all instances of all services in every state, and remembers those
+// that have deregistered until their pod is gone. It runs one goroutine from start
+// to stop.
+type observer struct {
+	podWatch
+	changed broadcast // the instances, the error or running have changed
+
+	mu           sync.Mutex
+	table        podTable
+	deregistered map[string][]*instance // by pod
+	synced       bool                   // the first LIST has succeeded
+	err          error                  // of the last attempt to list and watch; nil while it works
 }
 
-// join returns the follower that all who observe share, started for the first.
-func (r *Registry) join() (*follower, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	a, err := r.connected()
-	if err != nil {
-		return nil, err
-	}
-	if r.observed == nil {
-		r.observed = newFollower(a, metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}, "")
-		r.observed.remembers = true
-		r.observed.start()
-	}
-	r.observers++
-	return r.observed, nil
+var _ apiserver.Handler[*corev1.Pod] = (*observer)(nil)
+
+func newObserver() *observer {
+	return &observer{table: newPodTable("", nil), deregistered: map[string][]*instance{}}
 }
 
-// leave stops the follower with the last who observes.
-func (r *Registry) leave(f *follower) {
-	r.mu.Lock()
-	last := false
-	if r.observed == f { // else detach has stopped it
-		if r.observers--; r.observers == 0 {
-			r.observed, last = nil, true
-		}
-	}
-	r.mu.Unlock()
-	if last {
-		f.stop()
-	}
+func (o *observer) start(conn *apiserver.Connection) {
+	o.podWatch.start(conn, apiserver.Selector{Labels: typeLabel + "=" + typeValue}, "all services", o)
 }
 
-// all is what is known of every node, if anything is, and why that may be old.
-func (f *follower) all() (nodes []Node, known bool, err error) {
-	select {
-	case <-f.synced:
-		known = true
-	default:
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, e := range f.pods {
-		state := NotReady
-		switch {
-		case e.going:
-			state = Stopping
-		case e.ready:
-			state = Ready
-		case e.unseen:
-			state = Unheard
+// stop ends the goroutine and waits for it.
+func (o *observer) stop() {
+	o.podWatch.stop()
+	o.changed.notify()
+}
+
+// instances returns all instances by service, oldest pod first, and the error that
+// makes them old. synced is false before the first LIST.
+func (o *observer) instances() (all []Instance, synced bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for name, e := range o.table.pods {
+		for _, i := range e.instances {
+			all = append(all, i.observed(e, e.state()))
 		}
-		for i, n := range slices.Concat(e.nodes, e.left) {
-			if i >= len(e.nodes) {
-				state = Stopping
-			}
-			nodes = append(nodes, Node{Service: n.service.Name, Version: n.service.Version, Endpoints: n.service.Endpoints,
-				Address: n.Address, Pod: n.pod, Created: e.created, State: state})
+		for _, i := range o.deregistered[name] {
+			all = append(all, i.observed(e, Terminating))
 		}
 	}
-	slices.SortFunc(nodes, func(a, b Node) int {
+	slices.SortFunc(all, func(a, b Instance) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), a.Created.Compare(b.Created), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Address, b.Address))
 	})
-	return nodes, known, f.err
+	return all, o.synced, o.err
 }
 
-// remember keeps the nodes that have deregistered until they register again, or
-// their pod is gone, and returns those to forget.
-func (e *entry) remember(were []*node) (forget []*node) {
-	all := slices.Concat(e.left, were)
-	e.left = nil
-	for _, n := range all {
-		if _, again := e.raw[n.mark]; again {
-			forget = append(forget, n)
-		} else {
-			e.left = append(e.left, n)
+func (i *instance) observed(e *podEntry, state State) Instance {
+	return Instance{Service: i.service.Name, Version: i.service.Version, Endpoints: i.service.Endpoints,
+		Address: i.Address, Pod: i.pod, Created: e.created, State: state}
+}
+
+func (e *podEntry) state() State {
+	switch {
+	case e.terminating:
+		return Terminating
+	case e.ready:
+		return Ready
+	case e.nodeUnreachable:
+		return NodeUnreachable
+	default:
+		return NotReady
+	}
+}
+
+// Update takes in a pod as it is now.
+func (o *observer) Update(p *corev1.Pod) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.update(p) {
+		o.changed.notify()
+	}
+}
+
+// update also keeps the instances that the pod has deregistered, until it registers
+// them again.
+func (o *observer) update(p *corev1.Pod) (changed bool) {
+	var before []*instance
+	if o.table.holds(p) {
+		before = slices.Concat(o.deregistered[p.Name], o.table.pods[p.Name].instances)
+	}
+	changed = o.table.update(p)
+	registered := o.table.pods[p.Name].annotations
+	o.deregistered[p.Name] = slices.DeleteFunc(before, func(i *instance) bool {
+		_, ok := registered[i.annotation]
+		return ok
+	})
+	if len(o.deregistered[p.Name]) == 0 {
+		delete(o.deregistered, p.Name)
+	}
+	return changed
+}
+
+// Delete takes in that a pod is gone.
+func (o *observer) Delete(p *corev1.Pod) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table.holds(p) {
+		o.table.remove(p.Name)
+		delete(o.deregistered, p.Name)
+		o.changed.notify()
+	}
+}
+
+// Replace takes in the result of a LIST.
+func (o *observer) Replace(pods []*corev1.Pod) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.table.removeExcept(pods)
+	for _, p := range pods {
+		o.update(p)
+	}
+	for name := range o.deregistered {
+		if o.table.pods[name] == nil {
+			delete(o.deregistered, name)
 		}
 	}
-	return forget
+	o.synced = true
+	o.changed.notify()
+}
+
+// StateChanged takes in that listing and watching fails, or works again.
+func (o *observer) StateChanged(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.err = err
+	o.changed.notify()
 }

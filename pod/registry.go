@@ -1,201 +1,187 @@
 package pod
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Plugin is the constructor of a registry plugin as a value, such as
-// kubernetes.NewRegistry: it is called when there is something to register, not
-// before, and told where to write.
+// kubernetes.NewRegistry. The registry calls it when there is something to
+// register, and tells it where to write.
 type Plugin = func(...registry.Option) registry.Registry
 
-// Registry finds services by watching pods and registers by patching its own.
-// Make it with NewRegistry. Safe for concurrent use.
+// Registry finds services by watching pods, and registers a service by patching
+// the process's own pod. Make it with NewRegistry. It is safe for concurrent use.
 type Registry struct {
-	plugin Plugin
-	env    environment
+	plugin    Plugin
+	env       apiserver.Environment
+	instances instanceIndex // of all informers
+
+	statusChanged broadcast // the result of Registered, deregistrationPending or registrationError may have changed
 
 	mu        sync.Mutex
 	options   registry.Options
 	closed    bool
-	api       *api
-	writer    *writer
-	followers map[string]*follower // by service, "" for all
-	said      map[string]string    // what each service declared, as JSON
-	names     map[string]bool      // of services and handlers ever declared
-	observed  *follower            // of all services, while somebody observes
+	conn      *apiserver.Connection // nil before the first use, as are the next two
+	registrar *registrar
+	observer  *observer // nil while nobody observes
 	observers int
+	informers map[string]*informer // by service; "" for all services
+	served    map[string]bool      // names of services and handlers that were ever registered
 
-	// With a lifecycle:
-	background bool      // nobody waits for the API server's word: readiness tells
-	withdrawn  bool      // the process stops: nothing is registered any more
-	changed    broadcast // Registered may say something else now
+	// Set by a lifecycle:
+	background bool // Register and Deregister do not wait for the API server
+	stopping   bool // Register does nothing
 }
 
 var _ registry.Registry = (*Registry)(nil)
 
-// NewRegistry returns a registry that writes what the plugin writes, and reads
-// by itself. It makes no call and no goroutine before it is used.
+// NewRegistry returns a registry that writes what the plugin writes and reads
+// without it. It makes no call and starts no goroutine before it is used.
 func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
-	return newRegistry(thisPod, plugin, opts...)
+	return newRegistry(apiserver.ProcessEnvironment, plugin, opts...)
 }
 
-func newRegistry(env environment, plugin Plugin, opts ...registry.Option) *Registry {
-	r := &Registry{plugin: plugin, env: env, followers: map[string]*follower{}, said: map[string]string{}, names: map[string]bool{}}
+func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
+	r := &Registry{plugin: plugin, env: env, informers: map[string]*informer{}, served: map[string]bool{}}
 	for _, o := range opts {
 		o(&r.options)
 	}
 	return r
 }
 
-// patience is how long a declaration waits for the API server's word.
-func (r *Registry) patience() time.Duration {
-	r.mu.Lock()
-	background := r.background
-	r.mu.Unlock()
-	if background {
-		return 0
-	}
-	return r.limit()
-}
-
-// limit is how long a call may wait for the API server: registry.Timeout, 5 s by default.
-func (r *Registry) limit() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.options.Timeout > 0 {
-		return r.options.Timeout
-	}
-	return callTimeout
-}
-
-// connected returns the connection, made when first needed. r.mu is held.
-func (r *Registry) connected() (*api, error) {
-	if r.closed {
-		return nil, errors.New("using the registry: it is closed")
-	}
-	if r.api == nil {
-		address := ""
-		if len(r.options.Addrs) > 0 {
-			address = r.options.Addrs[0]
-		}
-		a, err := connect(r.env, address)
-		if err != nil {
-			return nil, fmt.Errorf("%w; or choose another registry with --registry=mdns", err)
-		}
-		r.api = a
-	}
-	return r.api, nil
-}
-
-// Init takes options: Addrs, whose first stands for the API server's address,
-// and Timeout. Another address ends what runs towards the old one; what is
-// registered is declared to the new one by go-micro's next Register.
+// Init applies options: Timeout, and Addrs, whose first address replaces the API
+// server's. Another address closes the connection to the old one; go-micro's next
+// Register registers with the new one.
 func (r *Registry) Init(opts ...registry.Option) error {
 	r.mu.Lock()
-	before := fmt.Sprint(r.options.Addrs)
+	before := slices.Clone(r.options.Addrs)
 	for _, o := range opts {
 		o(&r.options)
 	}
-	var release func()
-	if fmt.Sprint(r.options.Addrs) != before {
-		release = r.detach()
+	disconnect := func() {}
+	if !slices.Equal(r.options.Addrs, before) {
+		disconnect = r.detach()
 	}
 	r.mu.Unlock()
-	if release != nil {
-		release()
-	}
+	disconnect()
 	return nil
 }
 
-// Options returns what NewRegistry and Init were told.
+// Options returns the options that NewRegistry and Init have applied.
 func (r *Registry) Options() registry.Options {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.options
 }
 
-// String is "kubernetes", the plugin's name, so that logs and node metadata read as without pod/.
+// String returns "kubernetes", as the plugin does, so that logs and metadata read
+// the same as without this package.
 func (r *Registry) String() string { return "kubernetes" }
 
-// Close stops every goroutine of the registry and waits for them. It leaves the
-// registration on the pod: Deregister takes it away. Closing twice is no error.
+// Close stops every goroutine of the registry and waits for them. It does not
+// deregister: the pod keeps what is registered. Closing twice is no error.
 func (r *Registry) Close() error {
 	r.mu.Lock()
 	r.closed = true
-	release := r.detach()
+	disconnect := r.detach()
 	r.mu.Unlock()
-	release()
+	disconnect()
 	return nil
 }
 
-// detach forgets the connection and returns what ends its goroutines. r.mu is held.
-func (r *Registry) detach() (release func()) {
-	a, w, followers := r.api, r.writer, slices.Collect(maps.Values(r.followers))
-	if r.observed != nil {
-		followers = append(followers, r.observed)
-	}
-	r.api, r.writer, r.followers, r.said, r.observed, r.observers = nil, nil, map[string]*follower{}, map[string]string{}, nil, 0
+// detach drops the connection and everything that uses it, and returns a function
+// that ends their goroutines. r.mu is held.
+func (r *Registry) detach() (disconnect func()) {
+	conn, registrar, observer, informers := r.conn, r.registrar, r.observer, slices.Collect(maps.Values(r.informers))
+	r.conn, r.registrar, r.observer, r.observers = nil, nil, nil, 0
+	clear(r.informers)
 	return func() {
-		if w != nil {
-			w.stop()
+		if registrar != nil {
+			registrar.stop()
 		}
-		for _, f := range followers {
-			f.stop()
+		if observer != nil {
+			observer.stop()
 		}
-		if a != nil {
-			a.close()
+		for _, i := range informers {
+			i.stop()
+		}
+		if conn != nil {
+			conn.Close()
 		}
 	}
 }
 
-// Register declares the service on the own pod and waits until the API server
-// has confirmed it, for the registry's timeout at most; with a Lifecycle it does
-// not wait, since readiness tells. When it returns an error the declaration stands
-// and is tried on in the background, unless the API server calls it invalid; when
-// the pod carries it already, as with go-micro's repeated Register, it makes no
-// request. Needs the verb patch on pods, and list and watch to notice that
-// somebody took it away.
+// connect returns the connection, which the first call makes. r.mu is held.
+func (r *Registry) connect() (*apiserver.Connection, error) {
+	if r.closed {
+		return nil, errors.New("using the registry: it is closed")
+	}
+	if r.conn == nil {
+		var o apiserver.Options
+		if len(r.options.Addrs) > 0 {
+			o.Address = r.options.Addrs[0]
+		}
+		conn, err := apiserver.Connect(r.env, o)
+		if err != nil {
+			return nil, fmt.Errorf("%w; or choose another registry with --registry=mdns", err)
+		}
+		r.conn = conn
+	}
+	return r.conn, nil
+}
+
+// timeout is how long a call may wait for the API server.
+func (r *Registry) timeout() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.options.Timeout > 0 {
+		return r.options.Timeout
+	}
+	return apiserver.CallTimeout
+}
+
+// ---- Registering ----
+
+// Register registers the service on the own pod and waits until the API server has
+// confirmed it, for at most registry.Timeout, 5 s by default. With a Lifecycle it
+// does not wait, since readiness reports the outcome.
+//
+// After an error the registry keeps trying in the background, unless the API server
+// calls the registration invalid. Register makes no request when the pod already
+// carries the registration, as with go-micro's repeated Register.
+//
+// It needs the verb patch on pods, and the verbs list and watch to notice that
+// something else removed the registration.
 func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: it has no node")
 	}
-	said, err := json.Marshal(s)
-	if err != nil {
-		return fmt.Errorf("registering service %q: %w", s.Name, err)
-	}
-	w, err := r.toWrite("registering service", s.Name)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	same, withdrawn := r.said[s.Name] == string(said), r.withdrawn
-	r.names[s.Name] = true
-	for _, e := range s.Endpoints {
-		handler, _, _ := strings.Cut(e.Name, ".")
-		r.names[handler] = true
-	}
-	r.mu.Unlock()
-	if withdrawn || same && w.registered() {
-		return nil
-	}
-	m, err := dictate(r.plugin, func(plugin registry.Registry) error { return plugin.Register(s) })
+	registrar, err := r.writableRegistrar()
 	if err == nil {
 		r.mu.Lock()
-		r.said[s.Name] = string(said)
+		stopping := r.stopping
+		r.served[s.Name] = true
+		for _, e := range s.Endpoints {
+			handler, _, _ := strings.Cut(e.Name, ".")
+			r.served[handler] = true
+		}
 		r.mu.Unlock()
-		err = w.declare(s.Name, m, r.patience())
+		if stopping {
+			return nil
+		}
+		err = registrar.register(s, r.confirmationTimeout())
 	}
 	if err != nil {
 		return fmt.Errorf("registering service %q: %w", s.Name, err)
@@ -203,23 +189,15 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 	return nil
 }
 
-// Deregister takes the service off the own pod and waits for the API server's
-// word, for the registry's timeout at most; with a Lifecycle it does not wait.
-// Needs the verb patch on pods.
+// Deregister removes the service from the own pod and waits as Register does. It
+// needs the verb patch on pods.
 func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOption) error {
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("deregistering a service: it has no node")
 	}
-	w, err := r.toWrite("deregistering service", s.Name)
-	if err != nil {
-		return err
-	}
-	m, err := dictate(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
+	registrar, err := r.writableRegistrar()
 	if err == nil {
-		r.mu.Lock()
-		delete(r.said, s.Name)
-		r.mu.Unlock()
-		err = w.declare(s.Name, m, r.patience())
+		err = registrar.deregister(s, r.confirmationTimeout())
 	}
 	if err != nil {
 		return fmt.Errorf("deregistering service %q: %w", s.Name, err)
@@ -227,184 +205,283 @@ func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOptio
 	return nil
 }
 
-// Registered says whether the API server has confirmed everything that was
-// registered, and nobody has taken it away since.
+// Registered reports whether the API server has confirmed everything that was
+// registered, and nothing has removed it since.
 func (r *Registry) Registered() bool {
-	r.mu.Lock()
-	w := r.writer
-	r.mu.Unlock()
-	return w != nil && w.registered()
+	registrar := r.currentRegistrar()
+	return registrar != nil && registrar.registered()
 }
 
-// ---- what a lifecycle needs ----
-
-// inBackground makes declarations wait for nothing. An error says that this
-// process can never register.
-func (r *Registry) inBackground(service string) error {
-	_, err := r.toWrite("registering service", service)
+// writableRegistrar returns the registrar, or why this process cannot register services.
+func (r *Registry) writableRegistrar() (*registrar, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.background = err == nil
-	return err
+	conn, err := r.connect()
+	if err != nil {
+		return nil, err
+	}
+	if conn.OutsideCluster {
+		return nil, errors.New("not in a pod: a service is registered on the pod that serves it; with this kubeconfig the registry can be read, not written")
+	}
+	if conn.PodName == "" {
+		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")
+	}
+	if r.registrar == nil {
+		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
+	}
+	return r.registrar, nil
 }
 
-// withdraw deregisters whatever is registered, for good.
-func (r *Registry) withdraw() {
+// currentRegistrar returns nil while nothing has been registered.
+func (r *Registry) currentRegistrar() *registrar {
 	r.mu.Lock()
-	r.withdrawn = true
-	said := slices.Collect(maps.Values(r.said))
+	defer r.mu.Unlock()
+	return r.registrar
+}
+
+// confirmationTimeout is how long Register and Deregister wait for the API server.
+func (r *Registry) confirmationTimeout() time.Duration {
+	r.mu.Lock()
+	background := r.background
 	r.mu.Unlock()
-	for _, s := range said {
-		service, err := decode([]byte(s))
-		if err == nil {
-			err = r.Deregister(service)
-		}
-		if err != nil {
+	if background {
+		return 0
+	}
+	return r.timeout()
+}
+
+// ---- What a lifecycle needs ----
+
+// registerInBackground makes Register and Deregister return without waiting. Its
+// error says that this process can never register the service.
+func (r *Registry) registerInBackground(service string) error {
+	if _, err := r.writableRegistrar(); err != nil {
+		return fmt.Errorf("registering service %q: %w", service, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.background = true
+	return nil
+}
+
+// deregisterAll deregisters every service, and makes Register do nothing from now on.
+func (r *Registry) deregisterAll() {
+	r.mu.Lock()
+	r.stopping = true
+	registrar := r.registrar
+	r.mu.Unlock()
+	if registrar == nil {
+		return
+	}
+	for _, s := range registrar.services() {
+		if err := r.Deregister(s); err != nil {
 			logger.Errorf("Registry [kubernetes] %v", err)
 		}
 	}
 }
 
-// withdrawing says whether the API server has yet to confirm a Deregister.
-func (r *Registry) withdrawing() bool {
+// deregistrationPending reports whether the API server has yet to confirm what
+// deregisterAll asked for.
+func (r *Registry) deregistrationPending() bool {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.withdrawn && r.writer != nil && r.writer.lacking()
+	stopping, registrar := r.stopping, r.registrar
+	r.mu.Unlock()
+	return stopping && registrar != nil && registrar.pending()
 }
 
-// refused is why the last try to register failed, nil when none did.
-func (r *Registry) refused() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.writer == nil {
-		return nil
+// registrationError returns why the last attempt to register failed, nil when none did.
+func (r *Registry) registrationError() error {
+	if registrar := r.currentRegistrar(); registrar != nil {
+		return registrar.lastError()
 	}
-	return r.writer.refused()
+	return nil
 }
 
-// grace is how long the pod may take to stop.
-func (r *Registry) grace() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.writer == nil {
-		return gracePeriod
+// gracePeriod returns how long the own pod may take to stop.
+func (r *Registry) gracePeriod() time.Duration {
+	if registrar := r.currentRegistrar(); registrar != nil {
+		return registrar.podGracePeriod()
 	}
-	return r.writer.grace()
+	return defaultGracePeriod
 }
 
-// knows says whether a service or handler of this name was ever registered here.
-func (r *Registry) knows(name string) bool {
+// serves reports whether a service or a handler of that name was ever registered.
+func (r *Registry) serves(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.names[name]
+	return r.served[name]
 }
 
-func (r *Registry) toWrite(doing, service string) (*writer, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	a, err := r.connected()
-	if err != nil {
-		return nil, fmt.Errorf("%s %q: %w", doing, service, err)
-	}
-	if a.outside {
-		return nil, fmt.Errorf("%s %q: not in a pod: a registration stands on the pod that serves it; with this kubeconfig the registry can be read, not written", doing, service)
-	}
-	if a.pod == "" {
-		return nil, fmt.Errorf("%s %q: the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest", doing, service)
-	}
-	if r.writer == nil {
-		r.writer = newWriter(a, r.changed.send)
-	}
-	return r.writer, nil
-}
+// ---- Reading ----
 
-// GetService returns the service's versions with those of its nodes that can
-// answer: their pod runs, is Ready and is not being deleted. It reads memory;
-// only the first call for a name waits for the API server, for the registry's
-// timeout at most. The result is the caller's own. registry.ErrNotFound says
-// that no pod carries the name now. Needs the verbs list and watch on pods.
+// GetService returns the service's versions with their routable instances: those
+// whose pod is running, ready and not terminating. It reads memory. Only the first
+// call for a name waits for the API server, for at most registry.Timeout, 5 s by
+// default. The caller may modify the result.
+//
+// The error is registry.ErrNotFound when no such pod carries the service. It needs
+// the verbs list and watch on pods.
 func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
-	v, err := r.view(name)
+	s, err := r.snapshot(name)
 	if err != nil {
 		return nil, fmt.Errorf("getting service %q: %w", name, err)
 	}
-	if len(v.nodes) == 0 {
+	if len(s.instances) == 0 {
 		return nil, registry.ErrNotFound
 	}
-	return v.services(), nil
+	return s.services(), nil
 }
 
-// ListServices returns the names of all services with a node that can answer.
-// The first call waits as GetService's does. Needs list and watch on pods.
+// ListServices returns the names of all services that have a routable instance. The
+// first call waits as GetService does. It needs the verbs list and watch on pods.
 func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, error) {
-	v, err := r.view("")
+	s, err := r.snapshot("")
 	if err != nil {
 		return nil, fmt.Errorf("listing services: %w", err)
 	}
 	var all []*registry.Service
 	seen := map[string]bool{}
-	for _, n := range v.nodes {
-		if !seen[n.service.Name] {
-			seen[n.service.Name] = true
-			all = append(all, &registry.Service{Name: n.service.Name})
+	for _, i := range s.instances {
+		if !seen[i.service.Name] {
+			seen[i.service.Name] = true
+			all = append(all, &registry.Service{Name: i.service.Name})
 		}
 	}
 	return all, nil
 }
 
-// view is the present state of a service, "" for all of them.
-func (r *Registry) view(name string) (*view, error) {
-	f, err := r.follower(name)
-	if err != nil {
-		return nil, err
-	}
-	return f.wait(r.limit())
-}
-
-// following returns the follower of a service, nil when there is none.
-func (r *Registry) following(name string) *follower {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.followers[name]
-}
-
-// follower returns the one that follows a service, started on first use.
-func (r *Registry) follower(name string) (*follower, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if f := r.followers[name]; f != nil {
-		return f, nil
-	}
-	a, err := r.connected()
-	if err != nil {
-		return nil, err
-	}
-	o := metav1.ListOptions{LabelSelector: typeLabel + "=" + typeValue}
-	if name != "" {
-		o.LabelSelector = selectorPrefix + labelName(name) + "=" + typeValue
-	}
-	f := newFollower(a, o, name)
-	f.start()
-	r.followers[name] = f
-	return f, nil
-}
-
-// Watch returns the changes from now on, of one service with
-// registry.WatchService, else of all. Each result holds one node: create,
-// update or delete. A reader that is slow, or never reads, costs nobody
-// anything: it finds the difference between what it saw last and what is.
-// Needs list and watch on pods.
+// Watch returns the changes from now on: those of one service with
+// registry.WatchService, otherwise those of all services. Each result holds one
+// instance and says create, update or delete. A slow reader delays nothing: it
+// receives the difference between what it saw last and the current state. Watch
+// needs the verbs list and watch on pods.
 func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error) {
 	var o registry.WatchOptions
 	for _, opt := range opts {
 		opt(&o)
 	}
-	f, err := r.follower(o.Service)
+	i, err := r.informer(o.Service)
 	if err == nil {
-		_, err = f.wait(r.limit())
+		err = i.wait(r.timeout())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("watching services: %w", err)
 	}
-	return newWatcher(f), nil
+	return newWatcher(i), nil
+}
+
+// snapshot returns the current state of a service, or of all when the name is
+// empty. The first call waits for the API server.
+func (r *Registry) snapshot(service string) (*snapshot, error) {
+	i, err := r.informer(service)
+	if err == nil {
+		err = i.wait(r.timeout())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return i.snapshot(), nil
+}
+
+// informer returns the informer of a service, or of all when the name is empty. The
+// first call starts it.
+func (r *Registry) informer(service string) (*informer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := r.informers[service]; i != nil {
+		return i, nil
+	}
+	conn, err := r.connect()
+	if err != nil {
+		return nil, err
+	}
+	i := newInformer(service, &r.instances)
+	i.start(conn)
+	r.informers[service] = i
+	return i, nil
+}
+
+// instanceOf returns the instance to which a node that the selector returned
+// belongs, nil when it is not of this registry or is gone.
+func (r *Registry) instanceOf(n *registry.Node) *instance { return r.instances.find(n) }
+
+// ---- Observing ----
+
+// Observe yields all instances of all services in every state, at once and after
+// each change, by service and oldest pod first. It is for displays; callers use
+// GetService and Select. A slow reader misses intermediate states and receives the
+// latest.
+//
+// An instance that has deregistered is shown as Terminating until its pod is gone,
+// if it was registered when the observation began: the pod keeps no trace of it.
+//
+// An error comes with the instances as they were known last, none at first, and
+// means that the API server cannot be watched now. The sequence continues, and
+// yields again when that changes. It ends with ctx, or with a last error when the
+// registry cannot connect or is closed.
+//
+// One LIST and one WATCH of pods serve all observers. They begin with the first
+// observer and end with the last. Observe needs the verbs list and watch on pods.
+func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
+	return func(yield func([]Instance, error) bool) {
+		o, err := r.join()
+		if err != nil {
+			yield(nil, fmt.Errorf("observing services: %w", err))
+			return
+		}
+		defer r.leave(o)
+		for {
+			changed := o.changed.wait()
+			if ctx.Err() != nil {
+				return
+			}
+			if !o.running() {
+				yield(nil, errors.New("observing services: the registry was closed, or was given another address"))
+				return
+			}
+			if all, synced, err := o.instances(); synced || err != nil {
+				if err != nil {
+					err = fmt.Errorf("observing services: %w", err)
+				}
+				if !yield(all, err) {
+					return
+				}
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// join returns the observer that all who observe share. The first starts it.
+func (r *Registry) join() (*observer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	conn, err := r.connect()
+	if err != nil {
+		return nil, err
+	}
+	if r.observer == nil {
+		r.observer = newObserver()
+		r.observer.start(conn)
+	}
+	r.observers++
+	return r.observer, nil
+}
+
+// leave stops the observer when the last one leaves.
+func (r *Registry) leave(o *observer) {
+	r.mu.Lock()
+	last := false
+	if r.observer == o { // otherwise detach has stopped it
+		if r.observers--; r.observers == 0 {
+			r.observer, last = nil, true
+		}
+	}
+	r.mu.Unlock()
+	if last {
+		o.stop()
+	}
 }

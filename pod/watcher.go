@@ -6,94 +6,87 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// watcher hands out the differences between the view it saw last and the one
-// there is. Its memory is that of one view, however slow its reader.
+// watcher returns the differences between the snapshot that its reader saw last
+// and the informer's current one. Its memory is that of one snapshot, however slow
+// its reader is.
 type watcher struct {
-	follower *follower
-	changed  chan struct{}
-	done     chan struct{}
-	once     sync.Once
+	informer *informer
+	stopped  chan struct{}
+	stopOnce sync.Once
 
 	mu      sync.Mutex
-	seen    map[string]*node // by service, pod and node
-	pending []*registry.Result
+	seen    map[string]*instance // by service, pod and node id
+	results []*registry.Result   // not yet returned
 }
 
-func newWatcher(f *follower) *watcher {
-	w := &watcher{follower: f, changed: make(chan struct{}, 1), done: make(chan struct{})}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.watchers[w] = struct{}{}
-	w.seen = index(f.current.Load())
-	return w
+func newWatcher(i *informer) *watcher {
+	return &watcher{informer: i, stopped: make(chan struct{}), seen: byIdentity(i.snapshot())}
 }
 
-func index(v *view) map[string]*node {
-	m := make(map[string]*node, len(v.nodes))
-	for _, n := range v.nodes {
-		m[n.service.Name+"\x00"+n.pod+"\x00"+n.Id] = n
+func byIdentity(s *snapshot) map[string]*instance {
+	m := make(map[string]*instance, len(s.instances))
+	for _, i := range s.instances {
+		m[i.service.Name+"\x00"+i.pod+"\x00"+i.Id] = i
 	}
 	return m
 }
 
-func (w *watcher) wake() {
-	select {
-	case w.changed <- struct{}{}:
-	default:
-	}
-}
-
-func (w *watcher) end() { w.once.Do(func() { close(w.done) }) }
-
-// Next waits for the next change; registry.ErrWatcherStopped after Stop.
+// Next waits for the next change. After Stop it returns registry.ErrWatcherStopped.
 func (w *watcher) Next() (*registry.Result, error) {
 	for {
-		w.mu.Lock()
-		if len(w.pending) == 0 {
-			w.compare()
-		}
-		if len(w.pending) > 0 {
-			r := w.pending[0]
-			w.pending = w.pending[1:]
-			w.mu.Unlock()
+		changed := w.informer.changed.wait()
+		if r := w.next(); r != nil {
 			return r, nil
 		}
-		w.mu.Unlock()
-		select {
-		case <-w.done:
+		if !w.informer.running() {
 			return nil, registry.ErrWatcherStopped
-		case <-w.changed:
+		}
+		select {
+		case <-w.stopped:
+			return nil, registry.ErrWatcherStopped
+		case <-changed:
 		}
 	}
 }
 
-// compare makes results of what differs. What went comes first: a pod that
-// serves under a new id is never two.
-func (w *watcher) compare() {
-	now := index(w.follower.current.Load())
-	result := func(action string, n *node) {
-		w.pending = append(w.pending, &registry.Result{Action: action, Service: (&view{nodes: []*node{n}}).services()[0]})
+// next returns the next result, nil when the reader has seen the current snapshot.
+func (w *watcher) next() *registry.Result {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.results) == 0 {
+		current := byIdentity(w.informer.snapshot())
+		w.results = diffInstances(w.seen, current)
+		w.seen = current
 	}
-	for k, n := range w.seen {
-		if now[k] == nil {
-			result("delete", n)
+	if len(w.results) == 0 {
+		return nil
+	}
+	r := w.results[0]
+	w.results = w.results[1:]
+	return r
+}
+
+// diffInstances returns what has changed. Deletions come first, so that a pod whose
+// process has a new id is never two instances.
+func diffInstances(before, after map[string]*instance) (results []*registry.Result) {
+	add := func(action string, i *instance) {
+		results = append(results, &registry.Result{Action: action, Service: (&snapshot{instances: []*instance{i}}).services()[0]})
+	}
+	for k, i := range before {
+		if after[k] == nil {
+			add("delete", i)
 		}
 	}
-	for k, n := range now {
-		switch was := w.seen[k]; {
-		case was == nil:
-			result("create", n)
-		case was != n:
-			result("update", n)
+	for k, i := range after {
+		switch previous := before[k]; {
+		case previous == nil:
+			add("create", i)
+		case previous != i:
+			add("update", i)
 		}
 	}
-	w.seen = now
+	return results
 }
 
 // Stop ends Next. Stopping twice is no error.
-func (w *watcher) Stop() {
-	w.follower.mu.Lock()
-	delete(w.follower.watchers, w)
-	w.follower.mu.Unlock()
-	w.end()
-}
+func (w *watcher) Stop() { w.stopOnce.Do(func() { close(w.stopped) }) }

@@ -12,74 +12,76 @@ import (
 	"github.com/micro/go-micro/v2/web"
 )
 
-const maxBody = 1 << 20 // of a request to a web service
+// maxRequestBody is the largest body of a request to a web service, in bytes.
+const maxRequestBody = 1 << 20
 
 // WebLifecycle gives a web service what Lifecycle gives a gRPC service; see there
-// for start and stop. It must come after web.Server, where that is given.
+// for start and stop. It must come after web.Server, if that option is given.
 //
 // Health: GET /healthz answers 200 as long as the process answers; GET /readyz
-// answers 200 when the service is ready, else 503 and why. Both are answered
-// before the service's own handlers and not advertised.
+// answers 200 if the service is ready, else 503 and the reason. Both are answered
+// before the service's own handlers and are not advertised.
 //
-// Stop: while it takes calls from who has not noticed, each response asks its
-// client to connect anew, elsewhere; then http.Server.Shutdown waits for the
-// requests that run. Hijacked connections, such as WebSockets, are not waited for;
-// a response without an end of its own is to end by Draining.
+// Stop: while the service accepts calls for DrainWait, each response asks its client
+// to open a new connection, which goes to another pod; then http.Server.Shutdown
+// waits for the requests in flight. It does not wait for hijacked connections, such
+// as WebSockets; a response without an end of its own should end when Draining is
+// closed.
 //
-// Limits, where web.Server gives no server of its own: a request's header may take
-// 5 s and 16 KiB (431), its body 1 MiB (413); no limit in time for the body and
-// the answer, which would cut long downloads and event streams.
+// Limits, if web.Server gives no server: the header of a request may take 5 s and
+// 16 KiB (431), its body 1 MiB (413). The time for the body and the response has no
+// limit, because a limit would cut long downloads and event streams.
 //
 // Run also returns the error with which serving ends, which go-micro drops.
 func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 	return func(o *web.Options) {
-		w := &webLife{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
+		w := &webLifecycle{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-			w.bounded = true
+			w.limitBody = true
 		}
-		// go-micro starts the server it is given, drops what Serve returns, and
-		// closes the listener without a thought of the requests that run. So the
-		// server it is given only hands its listener over to the one that serves.
-		given := &http.Server{} //nolint:gosec // it reads no header: another serves
-		given.BaseContext = func(l net.Listener) context.Context {
-			w.serve(l, given.Handler)
+		// go-micro starts the server in its options, drops the error of Serve, and
+		// closes the listener without waiting for the requests in flight. So the
+		// server in its options only hands its listener to the server that serves.
+		handover := &http.Server{} //nolint:gosec // it reads no header: the other server does
+		handover.BaseContext = func(l net.Listener) context.Context {
+			w.serve(l, handover.Handler)
 			return context.Background()
 		}
-		o.Server = given
-		o.Context, w.cancel = context.WithCancel(o.Context)
+		o.Server = handover
+		o.Context, w.stopService = context.WithCancel(o.Context)
 
 		o.BeforeStart = append(o.BeforeStart, func() error {
-			if o.Server != given {
+			if o.Server != handover {
 				return errors.New("starting the web service: pod.WebLifecycle must come after web.Server")
 			}
-			return r.inBackground(o.Name)
+			return r.registerInBackground(o.Name)
 		})
 		o.BeforeStop = append(o.BeforeStop, func() error {
 			w.mu.Lock()
-			failed := w.failed
+			serveErr := w.serveErr
 			w.mu.Unlock()
-			if failed != nil {
-				return errors.Join(failed, r.Close())
+			if serveErr != nil {
+				return errors.Join(serveErr, r.Close())
 			}
-			w.begin()
+			w.deregister()
 			return nil
 		})
-		o.AfterStop = append(o.AfterStop, func() error { return errors.Join(w.requests(), r.Close()) })
+		o.AfterStop = append(o.AfterStop, func() error { return errors.Join(w.shutDown(), r.Close()) })
 	}
 }
 
-type webLife struct {
+type webLifecycle struct {
 	*lifecycle
-	server  *http.Server
-	bounded bool // bodies of requests are
-	cancel  context.CancelFunc
-	served  chan struct{} // closed when serving has ended
-	failed  error         // why, when nobody asked for it
+	server      *http.Server
+	limitBody   bool               // the bodies of requests are limited
+	stopService context.CancelFunc // makes Run stop
+	served      chan struct{}      // closed when serving has ended
+	serveErr    error              // why serving ended before the stop
 }
 
-// serve takes connections until go-micro closes the listener.
-func (w *webLife) serve(l net.Listener, h http.Handler) {
+// serve accepts connections until go-micro closes the listener.
+func (w *webLifecycle) serve(l net.Listener, h http.Handler) {
 	defer close(w.served)
 	w.server.Handler = w.handler(h)
 	base := w.server.BaseContext
@@ -88,71 +90,74 @@ func (w *webLife) serve(l net.Listener, h http.Handler) {
 		if base != nil {
 			ctx = base(l)
 		}
-		return context.WithValue(ctx, drainingKey{}, w.begun)
+		return context.WithValue(ctx, drainingKey{}, w.stopping)
 	}
 	err := w.server.Serve(l)
 	if !w.draining() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.failed = fmt.Errorf("serving on %s: %w", l.Addr(), err)
-		w.cancel() // Run returns it
+		w.serveErr = fmt.Errorf("serving on %s: %w", l.Addr(), err)
+		w.stopService() // Run returns serveErr
 	}
 }
 
 type drainingKey struct{}
 
-// Draining is closed when the service is told to stop, given the context of a
-// request to a service with WebLifecycle; of any other it is nil, which never is
-// ready. Who sends without end, such as server-sent events, ends then: the stop
-// waits for requests that run, for as long as the pod's grace period allows.
+// Draining returns a channel that is closed when the service is told to stop. ctx
+// is the context of a request to a service with WebLifecycle; for any other context
+// the channel is nil, and a receive from it blocks for ever. A handler that sends
+// without end, such as server-sent events, should return when the channel is closed:
+// the stop waits for requests in flight as long as the pod's grace period allows.
 func Draining(ctx context.Context) <-chan struct{} {
-	begun, _ := ctx.Value(drainingKey{}).(chan struct{})
-	return begun
+	stopping, _ := ctx.Value(drainingKey{}).(chan struct{})
+	return stopping
 }
 
-// handler answers the probes and sends the rest on.
-func (w *webLife) handler(next http.Handler) http.Handler {
+// handler answers the probes and passes every other request to next.
+func (w *webLifecycle) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		unready := ""
+		reason := ""
 		switch r.URL.Path {
 		case "/readyz":
-			unready = w.unready()
+			reason = w.notReadyReason()
 			fallthrough
 		case "/healthz":
 			rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			rw.Header().Set("Cache-Control", "no-store")
-			if unready != "" {
+			if reason != "" {
 				rw.WriteHeader(http.StatusServiceUnavailable)
 			}
-			_, _ = fmt.Fprintln(rw, cmp.Or(unready, "ok"))
+			_, _ = fmt.Fprintln(rw, cmp.Or(reason, "ok"))
 			return
 		}
 		if w.draining() {
 			rw.Header().Set("Connection", "close")
 		}
-		if w.bounded {
-			if r.ContentLength > maxBody { // before the handler sees it; of one that does not say it sees the first MiB, and an error
-				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxBody), http.StatusRequestEntityTooLarge)
+		if w.limitBody {
+			// A body that declares its length is refused before the handler sees it.
+			// Of any other the handler reads the first MiB, and then an error.
+			if r.ContentLength > maxRequestBody {
+				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxRequestBody), http.StatusRequestEntityTooLarge)
 				return
 			}
-			r.Body = http.MaxBytesReader(rw, r.Body, maxBody)
+			r.Body = http.MaxBytesReader(rw, r.Body, maxRequestBody)
 		}
 		next.ServeHTTP(rw, r)
 	})
 }
 
-// requests waits for those that run. go-micro closes the listener beside it;
-// serving ends by that, and Shutdown does not close it a second time.
-func (w *webLife) requests() error {
-	defer w.stopped()
+// shutDown waits for the requests in flight. go-micro closes the listener, which
+// ends serving; Shutdown does not close it a second time.
+func (w *webLifecycle) shutDown() error {
+	defer w.finish()
 	<-w.served
-	ctx, cancel := w.patience()
+	ctx, cancel := w.drainContext()
 	defer cancel()
 	switch err := w.server.Shutdown(ctx); {
 	case err == nil, errors.Is(err, net.ErrClosed):
 		return nil
 	case ctx.Err() != nil:
-		return fmt.Errorf("waiting for requests: cut off: %w", errors.Join(context.Cause(ctx), w.server.Close()))
+		return fmt.Errorf("waiting for requests in flight: cut off: %w", errors.Join(context.Cause(ctx), w.server.Close()))
 	default:
 		return fmt.Errorf("stopping the web server: %w", err)
 	}

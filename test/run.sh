@@ -1,22 +1,68 @@
 #!/usr/bin/env bash
-# Everything CI checks: what tells soonest comes first. Needs Go, gcc (for the
-# race detector) and Linux; the rest it builds or fetches itself.
+# Runs the tests that CI runs (`make test`), or with the argument "check" only
+# those that need no Kubernetes (`make check`). Needs Linux, Go and, except for
+# check, gcc for the race detector; everything else is built or downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The flags of the Makefile: all go commands share compiled packages. Only the race
-# detector needs cgo, and what a test starts does not.
+# The flags of the Makefile, so that all go commands share compiled packages. Only the race
+# detector needs cgo; the programs that a test starts do not.
 export GOFLAGS=-trimpath CGO_ENABLED=0
 race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
-step() { printf '\n== %s (%d s so far)\n' "$*" "$SECONDS"; }
 
-step 'Formatting'
-unformatted=$(git ls-files -z '*.go' | xargs -0 gofmt -l)
-if [[ -n $unformatted ]]; then
-	printf 'not formatted, run gofmt -w on:\n%s\n' "$unformatted" >&2
-	exit 1
+step() { # what the step is for, and how long it usually takes on two cores
+	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
+}
+modules='. cluster proto/gen test/psa third_party/etcd'
+
+format() {
+	step 'Format: every Go file is formatted with gofmt' '1 s'
+	local unformatted
+	unformatted=$(git ls-files -z --cached --others --exclude-standard '*.go' | while IFS= read -r -d '' f; do [[ ! -e $f ]] || printf '%s\0' "$f"; done | xargs -0 gofmt -l)
+	if [[ -n $unformatted ]]; then
+		printf 'checking the format: gofmt would change these files, run gofmt -w on them:\n%s\n' "$unformatted" >&2
+		exit 1
+	fi
+}
+
+vet() {
+	step 'Vet: mistakes that the compiler accepts' '10 s, the first time 2 minutes'
+	for module in $modules; do
+		go vet -C "$module" ./...
+	done
+	go vet -tags e2e ./test/...
+}
+
+lint() {
+	step 'Lint: the linters of .golangci.yml' '20 s, the first time 3 minutes to build them'
+	make --no-print-directory lint
+}
+
+generated() {
+	step 'Generated code: proto/*.go is what proto/greeter.proto generates' '1 s'
+	go run -C proto/gen . -verify
+}
+
+if [[ ${1:-} == check ]]; then
+	format
+	vet
+	lint
+	generated
+	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
+	log=$(mktemp)
+	trap 'rm -f "$log"' EXIT
+	for module in . cluster third_party/etcd test/psa; do
+		if ! go test -C "$module" -short -v ./... >>"$log" 2>&1; then
+			grep -v '^=== ' "$log" >&2
+			exit 1
+		fi
+	done
+	grep -E '^ok ' "$log"
+	printf '\nNot run, %d tests that need an API server or a cluster, and the end-to-end tests: `make test` runs them.\n' "$(grep -c '^ *--- SKIP' "$log" || true)"
+	printf '\n== Passed after %d s\n' "$SECONDS"
+	exit
 fi
 
-step 'A browser, for the page of go-micro-web'
+step 'A browser for the tests of the page of go-micro-web' '1 s, the first time 1 minute to install it'
 if ! command -v chromium google-chrome chromium-browser; then
 	if ((EUID)) || ! command -v apt-get >/dev/null; then
 		echo 'looking for a browser: neither chromium nor google-chrome is in PATH; install one, on Debian `apt-get install chromium`' >&2
@@ -26,36 +72,41 @@ if ! command -v chromium google-chrome chromium-browser; then
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium
 fi
 
-step 'Vet'
-for module in . cluster proto/gen test/psa third_party/etcd; do
-	go vet -C "$module" ./...
-done
-go vet -tags e2e ./test/...
+format
 
-step 'Linters (the first time about 3 minutes, to build them)'
-make --no-print-directory lint
+# Kubernetes builds in the background while the checks run, which measure no time.
+build_log=$(mktemp)
+go run -C cluster . build >"$build_log" 2>&1 &
+build=$!
+trap 'kill "$build" 2>/dev/null || true; rm -f "$build_log"' EXIT
 
-step 'Generated code'
-go run -C proto/gen . -verify
+vet
+lint
+generated
 
-step 'Kubernetes, for the tests that follow (the first time: up to 10 minutes on two cores)'
-go run -C cluster . build
-
-step 'Modules: what was downloaded is what go.sum says'
-for module in . cluster cluster/kube proto/gen test/psa test/tools third_party/etcd; do
+step 'Modules: the downloaded modules match go.sum' '10 s'
+for module in $modules cluster/kube test/tools; do
 	go mod -C "$module" verify
 done
 
-step 'Unit tests, those of pod/ and the manifests against a real API server (about 4 minutes)'
+step 'Kubernetes for the following tests, built in the background until now' '1 s, the first time 10 minutes'
+if ! wait "$build"; then
+	cat "$build_log" >&2
+	exit 1
+fi
+cat "$build_log"
+trap 'rm -f "$build_log"' EXIT
+
+step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
 race ./...
 race -C third_party/etcd ./...
-go test -C test/psa -count=1 ./... # it reads the manifests, which the test cache does not see
+go test -C test/psa -count=1 ./... # without the test cache, which does not notice changed manifests
 
-# Not from the cache: these look at the host, and at files above their module.
-step 'The cluster: starting, stopping, what it leaves; the images, from two checkouts (about 2 minutes)'
+# Without the test cache, which does not notice changes of the host and of files outside the module.
+step 'The cluster launcher: start, stop, what it leaves on the host, images from two checkouts' '2 minutes'
 race -C cluster -count=1 ./...
 
-step 'End to end: the README, the walk-through, the faults and the page on clusters of their own (about 14 minutes)'
-race -count=1 -v -timeout 40m -tags e2e ./test/e2e
+step 'End to end: the README, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
+race -count=1 -v -timeout 45m -tags e2e ./test/e2e
 
-step 'All passed'
+printf '\n== Passed after %d s\n' "$SECONDS"

@@ -1,4 +1,4 @@
-// The code generators, pinned here so that they stay out of the services' own requirements.
+// The code generators have a module of their own, so that the services do not depend on them.
 module github.com/jiangjiancc/go_micro_k8s/proto/gen
 
 go 1.26.0

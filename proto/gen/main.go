@@ -1,11 +1,12 @@
-// Command gen writes the Go code of proto/greeter.proto, with no protoc on the machine:
+// Command gen generates the Go code of proto/greeter.proto. It does not need protoc:
 //
 //	go run -C proto/gen .         # write greeter.pb.go and greeter.pb.micro.go
-//	go run -C proto/gen . -verify # exit 1 when they are not what greeter.proto generates
+//	go run -C proto/gen . -verify # exit 1 if these files differ from what greeter.proto generates
 //
-// The .proto is compiled by protocompile; the code comes from the generators of protoc-gen-go and
-// of protoc-gen-micro, linked in at the versions of go.mod. Raise a version there and run it again.
-// The first run fetches and compiles them, about 15 seconds on two cores; later ones take one second.
+// The package protocompile compiles the .proto file. The generators of protoc-gen-go and protoc-gen-micro,
+// which are linked into this program, generate the code. Their versions are in go.mod: to use newer generators,
+// raise the version there and run this command again. The first run downloads and compiles the generators,
+// about 15 seconds on two cores; later runs take one second.
 package main
 
 import (
@@ -27,7 +28,7 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-// source is also the name under which the file enters the program's protobuf registry.
+// source is the path of the .proto file, and the name under which the generated code registers it in protobuf's registry.
 const source = "proto/greeter.proto"
 
 func main() {
@@ -39,7 +40,7 @@ func main() {
 	}
 }
 
-// run generates the code and writes it below root, or compares it with what stands there.
+// run generates the code. It writes the files below root, or compares them with the files there if verify is set.
 func run(root string, verify bool) error {
 	request, err := compile(root)
 	if err != nil {
@@ -58,17 +59,17 @@ func run(root string, verify bool) error {
 			continue
 		}
 		if onDisk, err := os.ReadFile(path); err != nil || !bytes.Equal(onDisk, code) {
-			return fmt.Errorf("verifying %q: it is not what %q generates; run `make proto` and commit the result", f.GetName(), source)
+			return fmt.Errorf("verifying %q: the file differs from what %q generates; run `make proto` and commit the result", f.GetName(), source)
 		}
 	}
 	return nil
 }
 
-// compile turns the source into the request that protoc would hand to its plugins.
+// compile returns the request that protoc would send to its plugins for the source.
 func compile(root string) (*pluginpb.CodeGeneratorRequest, error) {
 	compiler := protocompile.Compiler{
 		Resolver:       &protocompile.SourceResolver{ImportPaths: []string{root}},
-		SourceInfoMode: protocompile.SourceInfoStandard, // carries the comments over
+		SourceInfoMode: protocompile.SourceInfoStandard, // keeps the comments
 	}
 	compiled, err := compiler.Compile(context.Background(), source)
 	if err != nil {
@@ -81,7 +82,7 @@ func compile(root string) (*pluginpb.CodeGeneratorRequest, error) {
 	}, nil
 }
 
-// messages does what protoc-gen-go's main does.
+// messages generates greeter.pb.go, as the main function of protoc-gen-go does.
 func messages(request *pluginpb.CodeGeneratorRequest) ([]*pluginpb.CodeGeneratorResponse_File, error) {
 	plugin, err := protogen.Options{}.New(request)
 	if err != nil {
@@ -97,7 +98,8 @@ func messages(request *pluginpb.CodeGeneratorRequest) ([]*pluginpb.CodeGenerator
 	return response.File, nil
 }
 
-// services does what protoc-gen-micro's main does. Its generator exits by itself on an error.
+// services generates greeter.pb.micro.go, as the main function of protoc-gen-micro does. On an error this
+// generator exits the process.
 func services(request *pluginpb.CodeGeneratorRequest) []*pluginpb.CodeGeneratorResponse_File {
 	g := generator.New()
 	g.Request = request

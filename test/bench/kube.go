@@ -23,21 +23,21 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-type object = map[string]any // as Kubernetes writes it in JSON
+type object = map[string]any // a Kubernetes object in JSON
 
-// kube is the API server, used as administrator: the bench plays kubelet,
-// scheduler and the services that register.
+// kube makes requests to the API server as administrator. The benchmark acts as
+// the kubelet, the scheduler and the services that register.
 type kube struct {
 	server *url.URL
 	client http.Client
 
 	mu       sync.Mutex
-	requests map[string]int // that registries made: by client, namespace and verb
+	requests map[string]int // requests of the registries by client, namespace and verb
 }
 
-// enterPod makes this process look like a pod to whoever asks: a service
-// account in its directory, the API server in the environment. That server is
-// a proxy, which counts and adds the administrator's credentials.
+// enterPod gives this process the environment of a pod: the files of a service
+// account, and the address of the API server in environment variables. The address
+// is that of a proxy, which counts the requests and adds the administrator's credentials.
 func enterPod(kubeconfig string) (*kube, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -60,7 +60,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	at, _ := url.Parse(proxy.URL)
 	os.Setenv("KUBERNETES_SERVICE_HOST", at.Hostname())
 	os.Setenv("KUBERNETES_SERVICE_PORT", at.Port())
-	const directory = "/var/run/secrets/kubernetes.io/serviceaccount" // where both look for it
+	const directory = "/var/run/secrets/kubernetes.io/serviceaccount" // the path that both registries read
 	if err := syscall.Mount("tmpfs", "/var/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return nil, fmt.Errorf("mounting over /var/run: %w", err)
 	}
@@ -70,7 +70,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	if err := os.Chdir(directory); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile("token", []byte("the proxy has a better one"), 0o600); err != nil {
+	if err := os.WriteFile("token", []byte("unused: the proxy sets the credentials"), 0o600); err != nil {
 		return nil, err
 	}
 	if err := k.move("bench"); err != nil {
@@ -79,7 +79,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	return k, os.WriteFile("ca.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw}), 0o600)
 }
 
-// The user agents of plugin and pod/.
+// The user agents of the plugin and of pod/.
 const pluginAgent, ourAgent = "Go-http-client", "k8s-micro"
 
 func (k *kube) count(r *http.Request) {
@@ -101,7 +101,7 @@ func (k *kube) counted(agent, namespace, verb string) int {
 	return k.requests[agent+" "+namespace+" "+verb]
 }
 
-// do makes a request as administrator, past the proxy.
+// do makes a request as administrator, without the proxy.
 func (k *kube) do(method, path string, body, into any) error {
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -126,11 +126,11 @@ func (k *kube) do(method, path string, body, into any) error {
 	return err
 }
 
-// move makes a namespace and moves this process's pod there: registries read
-// its name when they are made, or first used.
+// move creates a namespace and moves this process's pod there. A registry reads
+// the namespace when it is created or first used.
 func (k *kube) move(namespace string) error {
 	err := k.do("POST", "/api/v1/namespaces", object{"metadata": object{"name": namespace}}, nil)
-	if err == nil { // admission wants one, and no controller makes it
+	if err == nil { // admission requires this account, and no controller runs that would create it
 		err = k.do("POST", "/api/v1/namespaces/"+namespace+"/serviceaccounts", object{"metadata": object{"name": "default"}}, nil)
 	}
 	if err != nil {
@@ -141,13 +141,13 @@ func (k *kube) move(namespace string) error {
 
 func pods(namespace string) string { return "/api/v1/namespaces/" + namespace + "/pods/" }
 
-// setStatus writes a pod's status, as the kubelet does.
+// setStatus writes a pod's status as the kubelet does.
 func (k *kube) setStatus(namespace, pod string, ready bool) error {
 	return k.do("PATCH", pods(namespace)+pod+"/status", object{"status": running(ready)}, nil)
 }
 
-// fill creates n pods, several at a time, registered when service is not "" and
-// Running and Ready when run is set, and returns their names.
+// fill creates n pods, 16 at a time, and returns their names. The pods are
+// registered unless service is "", and are Running and Ready if run is set.
 func (k *kube) fill(namespace, prefix string, n int, service, address string, run bool) (names []string, err error) {
 	work, failed := make(chan string), make(chan error, n)
 	var workers sync.WaitGroup
@@ -171,11 +171,11 @@ func (k *kube) fill(namespace, prefix string, n int, service, address string, ru
 	close(work)
 	workers.Wait()
 	close(failed)
-	return names, <-failed // nil when there is none
+	return names, <-failed // nil if no error occurred
 }
 
-// marks are the labels and the annotation that the plugin puts on the pod of a
-// service with the Greeter's one method.
+// marks returns the labels and the annotation that the plugin would write on the
+// pod of a service with the Greeter's method.
 func marks(pod, service, address string) object {
 	value := func(name, field string) *registry.Value {
 		return &registry.Value{Name: name, Type: name, Values: []*registry.Value{{Name: field, Type: "string"}}}
@@ -188,7 +188,7 @@ func marks(pod, service, address string) object {
 		"annotations": object{"micro.mu/service-" + service: string(b)}}
 }
 
-// newPod is a pod as a Deployment makes it, already on a node.
+// newPod returns a pod as a Deployment would create it, already scheduled.
 func newPod(name, service, address string) object {
 	metadata := object{}
 	if service != "" {
@@ -203,7 +203,7 @@ func newPod(name, service, address string) object {
 
 const image = "846602483/go-micro-srv:kubernetes"
 
-// running is what a kubelet says of a pod whose container runs.
+// running returns the status that a kubelet writes for a pod whose container runs.
 func running(ready bool) object {
 	now, is := time.Now().UTC().Format(time.RFC3339), map[bool]string{true: "True", false: "False"}[ready]
 	var conditions []object
@@ -216,8 +216,8 @@ func running(ready bool) object {
 		"containerID": "containerd://" + digest, "state": object{"running": object{"startedAt": now}}}}}
 }
 
-// memoryAPI is an API server that knows n registered pods and where nothing
-// ever changes: choosing is measured without a neighbour that takes the cores.
+// memoryAPI starts a fake API server with n registered pods that never change, so
+// that picking an instance is measured without another process on the cores.
 func memoryAPI(service string, n int) *httptest.Server {
 	var items []object
 	for i := range n {

@@ -1,18 +1,18 @@
 //go:build linux
 
-// Command bench measures pod/ beside what it replaces, the reading half of
-// go-micro's Kubernetes plugin and go-micro's selector with its cache, in one
-// run against one real API server. It prints a Markdown table and writes it to
-// test/bench/RESULTS.md.
+// Command bench compares pod/ with what it replaces: the reading half of
+// go-micro's Kubernetes plugin, and go-micro's selector with its cache. It measures
+// both in one run with one real API server, prints a Markdown table and writes it
+// to test/bench/RESULTS.md.
 //
 //	go run ./test/bench           about 7 minutes on two cores
-//	go run ./test/bench -short    1 minute, small numbers, writes no file
+//	go run ./test/bench -short    1 minute, fewer measurements, writes no file
 //
-// It starts etcd and kube-apiserver (cluster/, control plane only) and then
-// itself again inside namespaces of its own, where /var/run/secrets holds a
-// service account: to both registries the process is a pod, with a token and
-// the rights of k8s/pod-rbac.yaml. Pods are API objects without containers: no
-// kubelet competes for the cores, and the bench alone says when a pod is ready.
+// It starts etcd and kube-apiserver (cluster/, control plane only) and then starts
+// itself again in a user and mount namespace in which /var/run/secrets contains a
+// service account, so that both registries work as in a pod. The pods are API objects without
+// containers: no kubelet competes for the cores, and the benchmark decides when
+// a pod is ready.
 package main
 
 import (
@@ -32,20 +32,20 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 )
 
-// sizes is how much is measured.
+// sizes sets how much is measured.
 type sizes struct {
-	Replicas   []int         // to choose among
-	Benchtime  string        // of one round, as testing understands it
-	Rounds     int           // of which the best counts
-	Events     int           // for each kind of change
-	Late       time.Duration // over which late registrations are spread; go-micro's cache forgets after 60 s
-	Patience   time.Duration // how long a change may stay unseen
+	Replicas   []int         // numbers of instances to pick from
+	Benchtime  string        // length of one round, in the format of -test.benchtime
+	Rounds     int           // the best round counts
+	Events     int           // changes of each kind
+	Late       time.Duration // period over which late registrations are spread; go-micro's cache expires after 60 s
+	Timeout    time.Duration // how long to wait until a change is seen
 	Many       int           // pods of the large service
-	Starts     int           // first calls to it
-	Rest       time.Duration
-	Watched    time.Duration // the page
-	LastsAbout string
-	Root       string // of the project
+	Starts     int           // first calls to the large service
+	Rest       time.Duration // period in which requests of idle services are counted
+	Watched    time.Duration // period in which the page is measured
+	LastsAbout string        // the usual duration of the whole benchmark
+	Root       string        // the project's root directory
 }
 
 var (
@@ -55,43 +55,43 @@ var (
 
 func main() {
 	run, kubeconfig := start, os.Getenv(inside)
-	if kubeconfig != "" { // whoever started this process holds the other end: it ends with its parent
+	if kubeconfig != "" { // the parent holds the other end of standard input, so this process ends with it
 		go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(1) }()
 		run = func(n sizes) error { return measure(n, kubeconfig) }
 	}
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
-	isShort := flags.Bool("short", false, "small numbers in a minute, for trying the bench; writes no file")
+	isShort := flags.Bool("short", false, "measure less, in one minute, and write no file")
 	_ = flags.Parse(os.Args[1:]) // exits on error
 	n := full
 	if *isShort {
 		n = short
 	}
-	const limit = 25 * time.Minute // a first build of Kubernetes included
-	time.AfterFunc(limit, func() { fmt.Fprintln(os.Stderr, "bench: not done after", limit); os.Exit(1) })
+	const limit = 25 * time.Minute // includes the first build of Kubernetes
+	time.AfterFunc(limit, func() { fmt.Fprintln(os.Stderr, "bench: stopped after the time limit of", limit); os.Exit(1) })
 	if err := run(n); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-const inside = "BENCH_KUBECONFIG" // what the measuring process is told
+const inside = "BENCH_KUBECONFIG" // set for the measuring process
 
-// start starts the control plane and beside it the measuring process.
+// start starts the control plane and the measuring process.
 func start(sizes) error {
 	if _, err := os.Stat("cluster/go.mod"); err != nil {
-		return errors.New("finding cluster/: run it in the project's directory (make bench)")
+		return errors.New("finding cluster/: not in the working directory; run `make bench` in the project's root directory")
 	}
-	progress("etcd and kube-apiserver (5 s; when Kubernetes is not built yet up to 10 minutes more)")
+	progress("starting etcd and kube-apiserver (5 s; the first time up to 10 minutes more to build Kubernetes)")
 	kubeconfig, down, err := launch.Up("bench", "-control-plane")
 	if err != nil {
 		return err
 	}
 	pod := exec.Command("/proc/self/exe", os.Args[1:]...)
-	pod.Env = append(os.Environ(), inside+"="+kubeconfig, "MICRO_LOG_LEVEL=error", "NO_PROXY=*", "no_proxy=*") // its traffic is loopback
+	pod.Env = append(os.Environ(), inside+"="+kubeconfig, "MICRO_LOG_LEVEL=error", "NO_PROXY=*", "no_proxy=*") // it connects only to loopback addresses
 	pod.Stdout, pod.Stderr = os.Stdout, os.Stderr
 	id := func(id int) []syscall.SysProcIDMap { return []syscall.SysProcIDMap{{HostID: id, Size: 1}} }
 	pod.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, // the user namespace gives the right to mount
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, // the user namespace grants the right to mount
 		UidMappings: id(os.Getuid()), GidMappings: id(os.Getgid()),
 	}
 	end, err := pod.StdinPipe()
@@ -102,7 +102,7 @@ func start(sizes) error {
 	return errors.Join(err, down())
 }
 
-// table is what this run found out.
+// table collects the rows of the result.
 type table struct{ strings.Builder }
 
 func (t *table) row(what, upstream, ours string) {
@@ -112,12 +112,12 @@ func (t *table) row(what, upstream, ours string) {
 func measure(n sizes, kubeconfig string) error {
 	progress("measuring, about %s", n.LastsAbout)
 	var err error
-	if n.Root, err = os.Getwd(); err != nil { // enterPod leaves it
+	if n.Root, err = os.Getwd(); err != nil { // enterPod changes the working directory
 		return err
 	}
 	k, err := enterPod(kubeconfig)
 	if err != nil {
-		return fmt.Errorf("making a pod's environment: %w", err)
+		return fmt.Errorf("setting up the environment of a pod: %w", err)
 	}
 	var version struct{ GitVersion string }
 	if err := k.do("GET", "/version", nil, &version); err != nil {
@@ -125,7 +125,7 @@ func measure(n sizes, kubeconfig string) error {
 	}
 	load := loadAverage()
 	var t table
-	for _, m := range []func(*kube, sizes, *table) error{pick, changes, first, page, unary} {
+	for _, m := range []func(*kube, sizes, *table) error{picks, changes, first, page, unary} {
 		if err := m(k, n, &t); err != nil {
 			return err
 		}
@@ -135,15 +135,14 @@ func measure(n sizes, kubeconfig string) error {
 | | go-micro's plugin and selector | pod/ |
 |---|---|---|
 %s
-How: etcd and kube-apiserver run on the same cores. *Choose a node* is Select, Next and Mark, in one goroutine, best of
-%d rounds. A *change* counts from the moment its request is sent until a Select offers the node, or no longer does,
-looked at every millisecond; p50 / p99 of %d changes of each kind. A *late registration* comes when the pod has long been
-Running and Ready; they are spread over a minute. *First call* is from NewRegistry to the first node, median of %d; its
-memory is the live heap 2 s later, and all that was allocated until then. *At rest* is a registered service that follows one
-other, for %s, behind a proxy that counts; besides pod/ opens each of its watches anew every 5 to 10 minutes.
-*Page* is go-micro-web's own program with its readers on loopback, all on the same cores; a change is a registration, counted from
-the moment its request is sent, p50 / p99 of some in %s; memory is RssAnon.
-*Unary call* is client and server in one process, over loopback, times and allocations of both, best of %d rounds in turn.
+How it is measured: etcd and kube-apiserver run on the same cores. *Pick an instance* is Select, Next and Mark in one goroutine, the best
+of %d rounds. A *change* is measured from the start of its request until Select offers the instance, or no longer offers it, checked
+every millisecond; p50 / p99 of %d changes of each kind. A *late registration* happens when the pod has been Running and Ready for a
+while; these are spread over a minute. *First call* lasts from NewRegistry to the first instance, median of %d; its memory is the live
+heap 2 s later, and everything allocated until then. *Idle* is a registered service that has called one other service; a proxy counts
+its requests for %s. In addition, pod/ reopens each of its watches every 5 to 10 minutes. *Page* is the program go-micro-web with its viewers on
+loopback, all on the same cores; a change is a registration, measured from the start of its request, p50 / p99 of all in %s; memory is RssAnon.
+*Unary call* is client and server in one process over loopback, time and allocations of both, the best of %d alternating rounds.
 `, time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), cpuModel(), load, loadAverage(), runtime.Version(), version.GitVersion,
 		t.String(), n.Rounds, n.Events, n.Starts, n.Rest, n.Watched, 2*n.Rounds)
 	fmt.Print(text)
@@ -155,7 +154,7 @@ the moment its request is sent, p50 / p99 of some in %s; memory is RssAnon.
 
 var started = time.Now()
 
-// progress goes to standard error, the table to standard output.
+// progress prints to standard error; standard output holds only the table.
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "[%5.1fs] %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
 }

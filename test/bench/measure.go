@@ -32,32 +32,32 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// side is one of the two that are compared.
-type side struct {
+// candidate is one of the two implementations that are compared.
+type candidate struct {
 	registry registry.Registry
 	selector selector.Selector
 	close    func() error
 }
 
-func upstream(opts ...registry.Option) side {
+func upstream(opts ...registry.Option) candidate {
 	r := kubernetes.NewRegistry(opts...)
 	s := selector.NewSelector(selector.Registry(r))
-	return side{r, s, s.Close}
+	return candidate{r, s, s.Close}
 }
 
-func ours(opts ...registry.Option) side {
+func ours(opts ...registry.Option) candidate {
 	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
-	return side{r, pod.NewSelector(r), r.Close}
+	return candidate{r, pod.NewSelector(r), r.Close}
 }
 
-var sides = []func(...registry.Option) side{upstream, ours}
+var candidates = []func(...registry.Option) candidate{upstream, ours}
 
-// settle is how long either needs after its first call: the plugin throws away
-// the first second of its watch.
+// settle is the time after the first call in which nothing is measured: the plugin
+// discards the events of the first second of its watch.
 const settle = 2 * time.Second
 
-// choose is what a client does for each call, but the call.
-func choose(s selector.Selector, service string) error {
+// pick does everything that a client does for a call, except the call itself.
+func pick(s selector.Selector, service string) error {
 	next, err := s.Select(service)
 	if err != nil {
 		return err
@@ -69,8 +69,8 @@ func choose(s selector.Selector, service string) error {
 	return err
 }
 
-// best measures operations in turn, so that what else the machine does hits all
-// alike, and says what the best round of each costs.
+// best measures the operations alternately, so that other load on the machine
+// affects all of them equally, and returns the cost of the best round of each.
 func best(n sizes, rounds int, operations ...func() error) (costs []string, err error) {
 	testing.Init()
 	if err := flag.Set("test.benchtime", n.Benchtime); err != nil {
@@ -95,13 +95,13 @@ func best(n sizes, rounds int, operations ...func() error) (costs []string, err 
 		}
 	}
 	for _, r := range results {
-		costs = append(costs, fmt.Sprintf("%s, %d allocations", show(r.T/time.Duration(r.N)), r.AllocsPerOp()))
+		costs = append(costs, fmt.Sprintf("%s, %d allocations", format(r.T/time.Duration(r.N)), r.AllocsPerOp()))
 	}
 	return costs, nil
 }
 
-// show gives a duration three digits.
-func show(d time.Duration) string {
+// format prints a duration with three digits.
+func format(d time.Duration) string {
 	for _, u := range []struct {
 		unit time.Duration
 		name string
@@ -113,25 +113,25 @@ func show(d time.Duration) string {
 	return fmt.Sprintf("%d ns", d)
 }
 
-func pick(_ *kube, n sizes, t *table) error {
-	progress("choosing a node among %v replicas (1 minute)", n.Replicas)
+func picks(_ *kube, n sizes, t *table) error {
+	progress("picking an instance of %v (1 minute)", n.Replicas)
 	for _, replicas := range n.Replicas {
 		api := memoryAPI("pick", replicas)
 		var operations []func() error
-		var all []side
-		for _, new := range sides {
+		var all []candidate
+		for _, new := range candidates {
 			s := new(registry.Addrs(api.URL))
-			if err := choose(s.selector, "pick"); err != nil {
+			if err := pick(s.selector, "pick"); err != nil {
 				return err
 			}
-			all, operations = append(all, s), append(operations, func() error { return choose(s.selector, "pick") })
+			all, operations = append(all, s), append(operations, func() error { return pick(s.selector, "pick") })
 		}
 		time.Sleep(settle)
 		costs, err := best(n, n.Rounds, operations...)
 		if err != nil {
 			return err
 		}
-		t.row(fmt.Sprintf("choose a node among %d replicas", replicas), costs[0], costs[1])
+		t.row(fmt.Sprintf("pick an instance of %d", replicas), costs[0], costs[1])
 		for _, s := range all {
 			_ = s.close()
 		}
@@ -141,24 +141,24 @@ func pick(_ *kube, n sizes, t *table) error {
 	return nil
 }
 
-// ---- from a write to what callers get ----
+// ---- from a write to the API server until callers see it ----
 
-// observer notes when a selector begins or ceases to offer a node.
+// observer records when a selector begins or ceases to offer an instance.
 type observer struct {
 	mu      sync.Mutex
 	offered map[string]bool
 	since   map[string]time.Time
 }
 
-// observe looks every millisecond until stop is called.
-func observe(s side, service string) (o *observer, stop func()) {
+// observe reads the selector every millisecond until stop is called.
+func observe(s candidate, service string) (o *observer, stop func()) {
 	o = &observer{since: map[string]time.Time{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {
 		for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
 			now := map[string]bool{}
-			_, _ = s.selector.Select(service, selector.WithStrategy(func(services []*registry.Service) selector.Next { // an error is no node
+			_, _ = s.selector.Select(service, selector.WithStrategy(func(services []*registry.Service) selector.Next { // an error means that no instance is offered
 				for _, v := range services {
 					for _, n := range v.Nodes {
 						now[n.Id] = true
@@ -181,33 +181,34 @@ func observe(s side, service string) (o *observer, stop func()) {
 	return o, func() { cancel(); done.Wait(); _ = s.close() }
 }
 
-// change is what happens to one pod after the other.
+// change is one kind of change, made to one pod after the other.
 type change struct {
-	what  string
-	here  bool // the node is to be offered afterwards, or no longer
-	over  time.Duration
-	write func(pod string) error
+	what    string
+	offered bool          // whether the instance is offered afterwards
+	period  time.Duration // over which the changes are spread
+	write   func(pod string) error
 }
 
-// took waits until the change is seen and says how long that took; false when it was not.
-func (c change) took(o *observer, pod string, sent, until time.Time) (time.Duration, bool) {
+// latency waits until the change is seen and returns the time since sent. It
+// returns false if the change is not seen until the deadline.
+func (c change) latency(o *observer, pod string, sent, deadline time.Time) (time.Duration, bool) {
 	for ; ; time.Sleep(time.Millisecond) {
 		o.mu.Lock()
-		here, since := o.offered[pod], o.since[pod]
+		offered, since := o.offered[pod], o.since[pod]
 		o.mu.Unlock()
-		if here == c.here && since.After(sent) {
+		if offered == c.offered && since.After(sent) {
 			return since.Sub(sent), true
 		}
-		if time.Now().After(until) {
+		if time.Now().After(deadline) {
 			return 0, false
 		}
 	}
 }
 
-// follow makes the changes and measures how long each side takes to see them. It
-// waits for ours each time, and for upstream at the end.
-func (c change) follow(t *table, pods []string, patience time.Duration, up, our *observer) error {
-	gap := max(c.over/time.Duration(len(pods)), 20*time.Millisecond)
+// measure makes the changes and measures how long each candidate takes to see
+// them. It waits for pod/ after each change, and for upstream at the end.
+func (c change) measure(t *table, pods []string, timeout time.Duration, up, our *observer) error {
+	gap := max(c.period/time.Duration(len(pods)), 20*time.Millisecond)
 	progress("  %s (%s)", c.what, (gap * time.Duration(len(pods))).Round(time.Second))
 	sent := map[string]time.Time{}
 	var writes []time.Duration
@@ -217,21 +218,21 @@ func (c change) follow(t *table, pods []string, patience time.Duration, up, our 
 			return fmt.Errorf("%s: %w", c.what, err)
 		}
 		writes = append(writes, time.Since(sent[pod]))
-		c.took(our, pod, sent[pod], sent[pod].Add(patience))
-		time.Sleep(time.Until(sent[pod].Add(gap/2 + rand.N(gap)))) // no step that a timer could fall into
+		c.latency(our, pod, sent[pod], sent[pod].Add(timeout))
+		time.Sleep(time.Until(sent[pod].Add(gap/2 + rand.N(gap)))) // random, so that no timer runs in step with the changes
 	}
-	until := time.Now().Add(patience)
+	deadline := time.Now().Add(timeout)
 	var cells []string
 	for _, o := range []*observer{up, our} {
 		var all []time.Duration
 		for _, pod := range pods {
-			if d, ok := c.took(o, pod, sent[pod], until); ok {
+			if d, ok := c.latency(o, pod, sent[pod], deadline); ok {
 				all = append(all, d)
 			}
 		}
 		cell := spread(all)
 		if missing := len(pods) - len(all); missing > 0 {
-			cell = strings.TrimPrefix(fmt.Sprintf("%s, %d of %d not seen in %s", cell, missing, len(pods), show(patience)), ", ")
+			cell = strings.TrimPrefix(fmt.Sprintf("%s, %d of %d not seen in %s", cell, missing, len(pods), format(timeout)), ", ")
 		}
 		cells = append(cells, cell)
 	}
@@ -239,26 +240,26 @@ func (c change) follow(t *table, pods []string, patience time.Duration, up, our 
 	return nil
 }
 
-// spread is p50 / p99.
+// spread returns p50 / p99.
 func spread(all []time.Duration) string {
 	if len(all) == 0 {
 		return ""
 	}
 	slices.Sort(all)
-	return show(all[len(all)/2]) + " / " + show(all[len(all)*99/100])
+	return format(all[len(all)/2]) + " / " + format(all[len(all)*99/100])
 }
 
 func changes(k *kube, n sizes, t *table) error {
-	counted, err := startRest(k, n.Rest) // it takes two minutes and no work
+	counted, err := startRest(k, n.Rest) // counts for two minutes in the background
 	if err != nil {
 		return err
 	}
 	const address = "10.0.0.1:9100"
-	// Each part in a namespace and with registries of its own, so that a cache that
-	// was right by chance in one is not so in the next.
-	part := func(namespace string, patience time.Duration, registered bool, all ...change) error {
+	// Each part has its own namespace and registries, so that no part uses what the
+	// caches hold from an earlier one.
+	part := func(namespace string, timeout time.Duration, registered bool, all ...change) error {
 		err := k.move(namespace)
-		if err == nil { // one node is always there: a service without any is asked for anew each time
+		if err == nil { // one instance always exists, because a service without instances is looked up again each time
 			_, err = k.fill(namespace, "first", 1, "greeter", address, true)
 		}
 		if err != nil {
@@ -278,7 +279,7 @@ func changes(k *kube, n sizes, t *table) error {
 		defer stopOur()
 		time.Sleep(settle)
 		for _, c := range all {
-			if err := c.follow(t, pods, c.over+patience, up, our); err != nil {
+			if err := c.measure(t, pods, c.period+timeout, up, our); err != nil {
 				return err
 			}
 		}
@@ -292,7 +293,7 @@ func changes(k *kube, n sizes, t *table) error {
 			return k.do("DELETE", pods(namespace)+p, object{"gracePeriodSeconds": grace}, nil)
 		}
 	}
-	if err := part("early", n.Patience, true,
+	if err := part("early", n.Timeout, true,
 		change{"registered pod becomes Running and Ready", true, 0, ready(true)},
 		change{"pod is no longer Ready", false, 0, ready(false)},
 		change{"pod is Ready again", true, 0, ready(true)},
@@ -300,7 +301,7 @@ func changes(k *kube, n sizes, t *table) error {
 	); err != nil {
 		return err
 	}
-	if err := part("late", n.Patience, false,
+	if err := part("late", n.Timeout, false,
 		change{"late registration", true, n.Late, func(p string) error {
 			return k.do("PATCH", pods("late")+p, object{"metadata": marks(p, "greeter", address)}, nil)
 		}},
@@ -311,40 +312,40 @@ func changes(k *kube, n sizes, t *table) error {
 	return counted(t)
 }
 
-// ---- requests at rest ----
+// ---- requests of idle services ----
 
-// startRest starts one registered service of each kind, which follows one other
-// service. What it returns waits until their requests have been counted.
+// startRest starts one registered service of each kind that calls one other
+// service. The returned function waits until their requests have been counted.
 func startRest(k *kube, period time.Duration) (func(*table) error, error) {
-	progress("requests at rest: counted for %s while other things are measured", period)
+	progress("counting the requests of idle services for %s while other measurements run", period)
 	if err := k.move("rest"); err != nil {
 		return nil, err
 	}
 	if _, err := k.fill("rest", "target", 1, "target", "10.0.0.1:9100", true); err != nil {
 		return nil, err
 	}
-	own, err := k.fill("rest", "own", len(sides), "", "", true)
+	own, err := k.fill("rest", "own", len(candidates), "", "", true)
 	if err != nil {
 		return nil, err
 	}
-	os.Setenv("HOSTNAME", own[0]) // for the plugin
-	os.Setenv("POD_NAME", own[1]) // for pod/
+	os.Setenv("HOSTNAME", own[0]) // read by the plugin
+	os.Setenv("POD_NAME", own[1]) // read by pod/
 	ctx, cancel := context.WithCancel(context.Background())
 	var stops []func() error
-	for i, new := range sides {
+	for i, new := range candidates {
 		s := new()
 		service := newService(fmt.Sprint("rest-", i), s)
-		if err := service.Server().Start(); err != nil { // registers, and again every 30 s
+		if err := service.Server().Start(); err != nil { // registers now and every 30 s
 			cancel()
 			return nil, err
 		}
-		if err := choose(s.selector, "target"); err != nil {
+		if err := pick(s.selector, "target"); err != nil {
 			cancel()
 			return nil, err
 		}
 		go func() {
 			for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-				_ = choose(s.selector, "target")
+				_ = pick(s.selector, "target")
 			}
 		}()
 		stops = append(stops, service.Server().Stop, s.close)
@@ -361,19 +362,19 @@ func startRest(k *kube, period time.Duration) (func(*table) error, error) {
 	time.AfterFunc(period, func() {
 		var cells []string
 		for _, agent := range agents {
-			var asked []string
+			var counts []string
 			for _, verb := range verbs {
 				if n := k.counted(agent, "rest", verb) - before[agent+verb]; n > 0 {
-					asked = append(asked, fmt.Sprintf("%.3g %s", float64(n)/period.Minutes(), verb))
+					counts = append(counts, fmt.Sprintf("%.3g %s", float64(n)/period.Minutes(), verb))
 				}
 			}
-			cells = append(cells, cmp.Or(strings.Join(asked, ", "), "0"))
+			cells = append(cells, cmp.Or(strings.Join(counts, ", "), "0"))
 		}
 		row <- cells
 	})
 	return func(t *table) error {
 		cells := <-row
-		t.row("API requests per minute at rest", cells[0], cells[1])
+		t.row("API requests per minute, idle", cells[0], cells[1])
 		cancel()
 		for _, stop := range stops {
 			if err := stop(); err != nil {
@@ -384,19 +385,19 @@ func startRest(k *kube, period time.Duration) (func(*table) error, error) {
 	}, nil
 }
 
-// newService is a go-micro service that serves on loopback. A message broker
-// would be one more listener.
-func newService(name string, s side) micro.Service {
+// newService returns a go-micro service that listens on loopback. The in-memory
+// broker avoids a second listener.
+func newService(name string, s candidate) micro.Service {
 	return micro.NewService(micro.Name(name), micro.Broker(broker.NewBroker()),
 		micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"))), micro.Client(grpcc.NewClient()),
 		micro.Registry(s.registry), micro.Selector(s.selector),
-		micro.RegisterInterval(30*time.Second)) // what go-micro's flags say by default; this service has no flags
+		micro.RegisterInterval(30*time.Second)) // the default of go-micro's flags, which this service does not parse
 }
 
 // ---- the first call to a large service ----
 
 func first(k *kube, n sizes, t *table) error {
-	progress("%d registered pods (1 minute), then %d first calls to them from each side (5 s each)", n.Many, n.Starts)
+	progress("creating %d registered pods (1 minute), then %d first calls with each implementation (5 s each)", n.Many, n.Starts)
 	if err := k.move("many"); err != nil {
 		return err
 	}
@@ -406,17 +407,17 @@ func first(k *kube, n sizes, t *table) error {
 	var took [2][]time.Duration
 	var live, all [2][]int
 	for range n.Starts {
-		for i, new := range sides {
+		for i, new := range candidates {
 			var before, after runtime.MemStats
 			runtime.GC()
-			runtime.GC() // twice: what pools still hold
+			runtime.GC() // the second run also frees what sync.Pools still hold
 			runtime.ReadMemStats(&before)
-			began := time.Now()
+			start := time.Now()
 			s := new()
-			if err := choose(s.selector, "many"); err != nil {
+			if err := pick(s.selector, "many"); err != nil {
 				return err
 			}
-			took[i] = append(took[i], time.Since(began))
+			took[i] = append(took[i], time.Since(start))
 			time.Sleep(settle)
 			runtime.GC()
 			runtime.GC()
@@ -424,13 +425,13 @@ func first(k *kube, n sizes, t *table) error {
 			live[i] = append(live[i], int(after.HeapAlloc)-int(before.HeapAlloc))
 			all[i] = append(all[i], int(after.TotalAlloc-before.TotalAlloc))
 			_ = s.close()
-			time.Sleep(settle / 4) // until its goroutines are gone
+			time.Sleep(settle / 4) // until its goroutines have ended
 		}
 	}
 	memory := func(i int) string {
 		return fmt.Sprintf("%.1f MiB, %.0f MiB allocated", float64(median(live[i]))/(1<<20), float64(median(all[i]))/(1<<20))
 	}
-	t.row(fmt.Sprintf("first call to a service of %d pods", n.Many), show(median(took[0])), show(median(took[1])))
+	t.row(fmt.Sprintf("first call to a service of %d pods", n.Many), format(median(took[0])), format(median(took[1])))
 	t.row("its memory", memory(0), memory(1))
 	return nil
 }
@@ -440,7 +441,7 @@ func median[T cmp.Ordered](all []T) T {
 	return all[len(all)/2]
 }
 
-// ---- the call itself ----
+// ---- the whole call ----
 
 type greeter struct{}
 
@@ -449,9 +450,8 @@ func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloRes
 	return nil
 }
 
-// unary measures Greeter.Hello: bare grpc-go, and go-micro with either selector,
-// of one replica and of many. go-micro's client and server are the same for
-// both: only what chooses the node differs.
+// unary measures Greeter.Hello with bare grpc-go, and with go-micro with each
+// selector for one replica and for many. Both selectors use the same client and server.
 func unary(k *kube, n sizes, t *table) error {
 	const replicas = 100
 	progress("the unary call (%d rounds of 5 times %s)", 2*n.Rounds, n.Benchtime)
@@ -459,7 +459,7 @@ func unary(k *kube, n sizes, t *table) error {
 		return err
 	}
 	r := memory.NewRegistry()
-	srv := newService("greeter", side{registry: r, selector: selector.NewSelector(selector.Registry(r))})
+	srv := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))})
 	if err := proto.RegisterGreeterHandler(srv.Server(), greeter{}); err != nil {
 		return err
 	}
@@ -468,7 +468,7 @@ func unary(k *kube, n sizes, t *table) error {
 	}
 	defer func() { _ = srv.Server().Stop() }()
 	names := map[int]string{1: "one", replicas: "many"}
-	for n, service := range names { // all of them are the one server
+	for n, service := range names { // all replicas are the same server
 		if _, err := k.fill("call", service, n, service, srv.Server().Options().Address, true); err != nil {
 			return err
 		}
@@ -479,7 +479,7 @@ func unary(k *kube, n sizes, t *table) error {
 	}
 	defer stop()
 	operations := []func() error{bare}
-	for _, new := range sides {
+	for _, new := range candidates {
 		s := new()
 		defer func() { _ = s.close() }()
 		client := newService("caller", s).Client()
@@ -505,8 +505,8 @@ func unary(k *kube, n sizes, t *table) error {
 	return nil
 }
 
-// bareGRPC is the same call without go-micro; only the codec is go-micro's,
-// which it registers for the whole process.
+// bareGRPC makes the same call without go-micro. It still uses go-micro's codec,
+// because go-micro registers that for the whole process.
 func bareGRPC() (call func() error, stop func(), err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

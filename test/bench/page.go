@@ -21,24 +21,26 @@ import (
 	"time"
 )
 
-// audience is who looks at go-micro-web's page at once, and what there is to see.
-const audience, churning = 500, 200
+const (
+	viewers      = 500 // of the page at the same time
+	changingPods = 200
+)
 
-// page measures go-micro-web's page: the program itself, with its audience on
-// loopback, while its pods change one after the other.
+// page measures the page of go-micro-web: the delay until all viewers have a
+// change, and the memory of the process. The viewers connect over loopback.
 func page(k *kube, n sizes, t *table) error {
-	progress("go-micro-web's page: %d readers, %d pods that change (%s)", audience, churning, n.Watched)
+	progress("page of go-micro-web: %d viewers, %d changing pods (%s)", viewers, changingPods, n.Watched)
 	if err := k.move("page"); err != nil {
 		return err
 	}
 	if _, err := k.fill("page", "web", 1, "", "", true); err != nil {
 		return err
 	}
-	names, err := k.fill("page", "pod", churning, "greeter", "10.0.0.1:9100", true)
+	names, err := k.fill("page", "pod", changingPods, "greeter", "10.0.0.1:9100", true)
 	if err != nil {
 		return err
 	}
-	if _, err := k.fill("page", "a-mark", 1, "a-mark", "0.0.0.0:1", true); err != nil { // the first service of each view
+	if _, err := k.fill("page", "a-probe", 1, "a-probe", "0.0.0.0:1", true); err != nil { // sorts first in each view
 		return err
 	}
 	web, address, err := startWeb(n.Root)
@@ -51,21 +53,21 @@ func page(k *kube, n sizes, t *table) error {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	var readers sync.WaitGroup
-	defer readers.Wait()
-	var seen sightings
-	failed := make(chan error, audience+1)
-	for range audience {
-		readers.Go(func() {
-			if err := seen.read(ctx, "http://"+address+"/registry/events"); ctx.Err() == nil {
+	var running sync.WaitGroup
+	defer running.Wait()
+	var counter probeCounter
+	failed := make(chan error, viewers+1)
+	for range viewers {
+		running.Go(func() {
+			if err := counter.view(ctx, "http://"+address+"/registry/events"); ctx.Err() == nil {
 				failed <- fmt.Errorf("reading events: %w", err)
 			}
 		})
 	}
-	readers.Go(func() { // 40 changes a second
-		for is := false; ctx.Err() == nil; is = !is {
+	running.Go(func() { // 40 changes a second
+		for ready := false; ctx.Err() == nil; ready = !ready {
 			for _, name := range names {
-				if err := k.setStatus("page", name, is); err != nil && ctx.Err() == nil {
+				if err := k.setStatus("page", name, ready); err != nil && ctx.Err() == nil {
 					failed <- err
 					return
 				}
@@ -80,29 +82,29 @@ func page(k *kube, n sizes, t *table) error {
 	var took []time.Duration
 	for i, end := 1, time.Now().Add(n.Watched); time.Now().Before(end); i++ {
 		sent := time.Now()
-		if err := k.do("PATCH", pods("page")+"a-mark-0", object{"metadata": marks("a-mark-0", "a-mark", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
+		if err := k.do("PATCH", pods("page")+"a-probe-0", object{"metadata": marks("a-probe-0", "a-probe", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
 			return err
 		}
-		last := seen.wait(i)
+		last := counter.wait(i)
 		select {
 		case at := <-last:
-			if i > 3 { // until all are there
+			if i > 3 { // the first probes include the time to connect
 				took = append(took, at.Sub(sent))
 			}
 		case err := <-failed:
 			return err
 		case <-time.After(30 * time.Second):
-			return fmt.Errorf("waiting for mark %d at all of %d readers: not within 30 s", i, audience)
+			return fmt.Errorf("waiting for probe %d at all %d viewers: not within 30 s", i, viewers)
 		}
-		time.Sleep(rand.N(200 * time.Millisecond)) // no step that the page's rests could fall into
+		time.Sleep(rand.N(200 * time.Millisecond)) // no fixed rhythm, which could match the interval between two views
 	}
 	memory = append(memory, resident(web.Process.Pid))
 	cancel()
-	readers.Wait()
-	time.Sleep(12 * time.Second) // it goes on for 10 s
+	running.Wait()
+	time.Sleep(12 * time.Second) // the observation continues for 10 s
 	memory = append(memory, resident(web.Process.Pid))
-	t.row(fmt.Sprintf("page: a change until the last of %d live readers has it, while %d pods change 40 times a second", audience, churning), "", spread(took))
-	t.row("go-micro-web's memory: without readers / with them / 12 s after them", "", strings.Join(memory, " / "))
+	t.row(fmt.Sprintf("page: a change until the last of %d viewers has it, while %d pods change 40 times per second", viewers, changingPods), "", spread(took))
+	t.row("memory of go-micro-web: without viewers / with them / 12 s after them", "", strings.Join(memory, " / "))
 	return nil
 }
 
@@ -144,7 +146,7 @@ func startWeb(root string) (*exec.Cmd, string, error) {
 	}
 }
 
-// resident is the memory of a process that is not files.
+// resident returns the resident memory of a process without mapped files.
 func resident(pid int) string {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, _ := strings.Cut(string(b), "RssAnon:")
@@ -152,23 +154,26 @@ func resident(pid int) string {
 	return fmt.Sprintf("%.0f MiB", float64(kilobytes)/1024)
 }
 
-// sightings counts who has seen which port of the pod a-mark.
-type sightings struct {
+// probeCounter counts the viewers that have received a probe: the port in the address
+// of the pod a-probe-0.
+type probeCounter struct {
 	mu      sync.Mutex
 	wanted  int
 	missing int
 	last    chan time.Time
 }
 
-// wait returns when the last of all had seen a mark, or a later one.
-func (m *sightings) wait(mark int) <-chan time.Time {
+// wait returns a channel that delivers the time at which the last viewer received
+// the probe or a later one.
+func (m *probeCounter) wait(probe int) <-chan time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.wanted, m.missing, m.last = mark, audience, make(chan time.Time, 1)
+	m.wanted, m.missing, m.last = probe, viewers, make(chan time.Time, 1)
 	return m.last
 }
 
-func (m *sightings) read(ctx context.Context, url string) error {
+// view reads an event stream until ctx ends.
+func (m *probeCounter) view(ctx context.Context, url string) error {
 	r, err := http.NewRequestWithContext(ctx, "GET", url, nil)
 	if err != nil {
 		return err
@@ -183,7 +188,7 @@ func (m *sightings) read(ctx context.Context, url string) error {
 	}
 	counted := 0
 	for events := bufio.NewReaderSize(rsp.Body, 4<<10); ; {
-		line, err := events.ReadSlice('\n') // of a view only its first bytes: the rest is read past
+		line, err := events.ReadSlice('\n') // only the first bytes of an event are kept
 		head := bytes.Clone(line[:min(len(line), 1<<10)])
 		for errors.Is(err, bufio.ErrBufferFull) {
 			_, err = events.ReadSlice('\n')
@@ -196,9 +201,9 @@ func (m *sightings) read(ctx context.Context, url string) error {
 			continue
 		}
 		port, _, _ := bytes.Cut(rest, []byte(`"`))
-		mark, _ := strconv.Atoi(string(port))
+		probe, _ := strconv.Atoi(string(port))
 		m.mu.Lock()
-		if mark >= m.wanted && m.wanted > counted {
+		if probe >= m.wanted && m.wanted > counted {
 			counted = m.wanted
 			if m.missing--; m.missing == 0 {
 				m.last <- time.Now()

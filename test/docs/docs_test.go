@@ -13,7 +13,7 @@ import (
 	"unicode"
 )
 
-var update = flag.Bool("update", false, "write the files' present text into the blocks that show whole files")
+var update = flag.Bool("update", false, "copy the files into the blocks that show them, and write the Chinese pictures")
 
 const root = "../.."
 
@@ -35,7 +35,7 @@ func parse(t *testing.T, name string) (all []Block, prose []string) {
 	return all, prose
 }
 
-func TestBothLanguagesHaveTheSameBlocks(t *testing.T) {
+func TestSameBlocksInBothLanguages(t *testing.T) {
 	en, _ := parse(t, "README.md")
 	zh, _ := parse(t, "README_zh.md")
 	for i := range max(len(en), len(zh)) {
@@ -48,7 +48,7 @@ func TestBothLanguagesHaveTheSameBlocks(t *testing.T) {
 	}
 }
 
-func TestBothLanguagesHaveTheSameHeadings(t *testing.T) {
+func TestSameHeadingsInBothLanguages(t *testing.T) {
 	heading := regexp.MustCompile(`^(#+) `)
 	var levels [2][]string
 	for i, name := range []string{"README.md", "README_zh.md"} {
@@ -60,16 +60,16 @@ func TestBothLanguagesHaveTheSameHeadings(t *testing.T) {
 		}
 	}
 	if !slices.Equal(levels[0], levels[1]) {
-		t.Errorf("levels of headings:\n%q\n%q", levels[0], levels[1])
+		t.Errorf("the levels of the headings differ:\n%q\n%q", levels[0], levels[1])
 	}
 }
 
-func TestBlocksEqualTheirFiles(t *testing.T) {
+func TestBlocksMatchFiles(t *testing.T) {
 	for _, name := range []string{"README.md", "README_zh.md"} {
 		lines := strings.Split(read(t, name), "\n")
 		shown := 0
 		all, _ := parse(t, name)
-		slices.Reverse(all) // so that -update keeps the line numbers above
+		slices.Reverse(all) // from the end, so that -update does not move the lines of blocks not yet replaced
 		for _, b := range all {
 			if b.File == "" {
 				continue
@@ -86,11 +86,11 @@ func TestBlocksEqualTheirFiles(t *testing.T) {
 			if whole := strings.Split(strings.TrimRight(string(text), "\n"), "\n"); *update {
 				lines = slices.Replace(lines, b.Line, b.Line+strings.Count(b.Text, "\n")+1, whole...)
 			} else {
-				t.Errorf("%s:%d: the block is not in %s; go test ./test/docs -update copies the file", name, b.Line, b.File)
+				t.Errorf("%s:%d: the block differs from %s; `go test ./test/docs -update` copies the file", name, b.Line, b.File)
 			}
 		}
 		if shown < 10 {
-			t.Errorf("%s shows %d files: is this test blind?", name, shown)
+			t.Errorf("%s shows %d files, want at least 10", name, shown)
 		}
 		if *update {
 			if err := os.WriteFile(filepath.Join(root, name), []byte(strings.Join(lines, "\n")), 0o644); err != nil {
@@ -106,7 +106,7 @@ func TestCodeIsEnglish(t *testing.T) {
 		all, _ := parse(t, name)
 		for _, b := range all {
 			if strings.ContainsFunc(b.Text, han) {
-				t.Errorf("%s:%d: a block holds Han characters", name, b.Line)
+				t.Errorf("%s:%d: the block contains Han characters", name, b.Line)
 			}
 		}
 	}
@@ -119,22 +119,22 @@ func TestCodeIsEnglish(t *testing.T) {
 	}
 	files := strings.Split(strings.TrimRight(string(out), "\x00"), "\x00")
 	if len(files) < 50 {
-		t.Errorf("%d files of code: is this test blind?", len(files))
+		t.Errorf("found %d files of code, want at least 50", len(files))
 	}
 	for _, f := range files {
-		if b, err := os.ReadFile(filepath.Join(root, f)); err == nil && strings.ContainsFunc(string(b), han) { // err: deleted, not committed
-			t.Errorf("%s holds Han characters", f)
+		if b, err := os.ReadFile(filepath.Join(root, f)); err == nil && strings.ContainsFunc(string(b), han) { // err means that the file is deleted and not committed
+			t.Errorf("%s contains Han characters", f)
 		}
 	}
 }
 
-// anchors are what GitHub makes of a file's headings.
+// anchors returns the anchors that GitHub generates for a file's headings.
 func anchors(t *testing.T, name string) map[string]bool {
 	heading := regexp.MustCompile(`^#+ +(.+?) *$`)
 	link := regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`)
 	drop := regexp.MustCompile(`[^\p{L}\p{M}\p{N}\p{Pc}\- ]`)
 	all := map[string]bool{}
-	_, prose := parse(t, name) // a comment in a block is no heading
+	_, prose := parse(t, name) // without blocks, whose comments are not headings
 	for _, line := range prose {
 		m := heading.FindStringSubmatch(line)
 		if m == nil {
@@ -167,11 +167,11 @@ func TestLinksResolve(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(root, file)); err != nil {
 				t.Errorf("%s: %v", name, err)
 			} else if has && !anchors(t, file)[anchor] {
-				t.Errorf("%s: no heading in %s for #%s", name, file, anchor)
+				t.Errorf("%s: %s has no heading for #%s", name, file, anchor)
 			}
 		}
 		if strings.HasPrefix(name, "README") && inside < 10 {
-			t.Errorf("%s has %d links to headings of its own: is this test blind?", name, inside)
+			t.Errorf("%s has %d links to its own headings, want at least 10", name, inside)
 		}
 	}
 }

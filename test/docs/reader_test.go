@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// example is a README in which three backquotes are ”'.
+// example returns a README with three backquotes for each ”'.
 func example(text string) string { return strings.ReplaceAll(text, "'''", "```") }
 
 func TestReader(t *testing.T) {
@@ -16,21 +16,21 @@ func TestReader(t *testing.T) {
 		name, readme string
 		want         string // in the error, "" for none
 	}{
-		{"right output", `
+		{"equal output", `
 '''sh
 echo hello
 '''
 '''text
 hello
 '''`, ""},
-		{"wrong output", `
+		{"different output", `
 '''sh
 echo hello
 '''
 '''text
 hullo
-'''`, "README.md:3: running\necho hello\nthe README shows\nhullo\nwhere this is printed:\nhello"},
-		{"all wrong outputs are told", `
+'''`, "README.md:3: running\necho hello\nthe README shows\nhullo\nbut the output is:\nhello"},
+		{"all differences are reported", `
 '''sh
 echo one
 '''
@@ -49,7 +49,7 @@ echo one; echo two
 '''
 '''text
 one
-'''`, "not all"},
+'''`, "more than the README shows"},
 		{"a line too many shown", `
 '''sh
 echo one
@@ -72,7 +72,7 @@ prints, always:
 '''text
 two
 '''`, "shows\ntwo"},
-		{"a text under another block is not its output", `
+		{"text under another block is not output", `
 '''sh
 echo one
 '''
@@ -82,14 +82,14 @@ a: b
 '''text
 two
 '''`, ""},
-		{"output on stderr is output, without a line's end too", `
+		{"stderr counts, also without a final newline", `
 '''sh
 printf wrong >&2
 '''
 '''text
 wrong
 '''`, ""},
-		{"lines left out", `
+		{"omitted lines", `
 '''sh
 seq 9
 '''
@@ -101,7 +101,7 @@ seq 9
 7
 ···
 '''`, ""},
-		{"lines left out that are none", `
+		{"omission of no lines", `
 '''sh
 seq 2
 '''
@@ -112,7 +112,7 @@ seq 2
 2
 ···
 '''`, ""},
-		{"lines left out, in another order", `
+		{"omitted lines, wrong order", `
 '''sh
 seq 9
 '''
@@ -123,14 +123,14 @@ seq 9
 3
 ···
 '''`, "shows\n3"},
-		{"a part of a line left out", `
+		{"omitted part of a line", `
 '''sh
 echo from 1 to 9
 '''
 '''text
 from ··· to 9
 '''`, ""},
-		{"a failing command ends it", `
+		{"a failing command ends the run", `
 '''sh
 false
 echo goes on
@@ -147,11 +147,11 @@ echo before
 ls /nowhere
 echo after
 '''`, "before\nls:"},
-		{"a command that is not there", `
+		{"unknown command", `
 '''sh
 no-such-command
 '''`, "status 127"},
-		{"a command that should fail", `
+		{"expected failure", `
 '''sh fails
 echo forbidden; exit 7
 '''
@@ -164,11 +164,11 @@ echo goes on
 '''text
 goes on
 '''`, ""},
-		{"a command that should fail and does not", `
+		{"expected failure that succeeds", `
 '''sh fails
 true
 '''`, "status 0"},
-		{"not run", `
+		{"no-run block", `
 '''sh no-run
 touch ran; exit 1
 '''
@@ -181,7 +181,7 @@ ls ran 2>/dev/null || echo not there
 '''text
 not there
 '''`, ""},
-		{"what one block sets the next one has", `
+		{"state carries over to the next block", `
 '''sh
 export exported="it's"
 variable=here
@@ -193,7 +193,7 @@ bash -c 'echo "$exported $1 ${PWD##*/}"' bash $variable
 '''text
 it's here sub
 '''`, ""},
-		{"a command that reads does not eat the next", `
+		{"a command that reads stdin does not read the next block", `
 '''sh
 cat
 '''
@@ -203,14 +203,14 @@ echo next
 '''text
 next
 '''`, ""},
-		{"the cluster's own name", `
+		{"cluster name", `
 '''sh
 echo $CLUSTER $PWD/.cluster/demo/kubeconfig $KUBECONFIG $MAKELEVEL | sed 's/fake/&/'
 '''
 '''text
 fake ~/k8s-micro/.cluster/demo/kubeconfig
 '''`, ""},
-		{"what is volatile", `
+		{"variable parts of the output", `
 '''sh
 echo 'go-micro-srv-c5cf784f6-7nkzc      1/1     Running     0          16s   10.244.0.3   k8s-micro   <none>'
 echo '2026-11-23 19:59:56  file=pod/writer.go:171 level=info Registered go-micro-srv-e80defbf-d21e-4ac8-aff0-7f887d29b1ec'
@@ -221,41 +221,41 @@ go-micro-srv-6dcf6dd547-g9xdt   1/1   Running   0   4m9s   10.244.0.12   k8s-mic
 2020-04-28 03:31:03  file=pod/writer.go:9 level=info Registered go-micro-srv-5c1ae799-d6be-48aa-b56c-be3457508bc5
 map[go:map[micro:map[srv:map[port:9100]]] home:/]
 '''`, ""},
-		{"what is not", `
+		{"other differences", `
 '''sh
 echo 'go-micro-srv-c5cf784f6-7nkzc   1/1   Running   0   16s   10.244.0.3'
 '''
 '''text
 go-micro-web-c5cf784f6-7nkzc   1/1   Running   0   16s   10.244.0.3
 '''`, "shows\ngo-micro-web"},
-		{"a block that looks is typed again", `
+		{"a read-only block is retried", `
 '''sh
 kubectl logs later
 '''
 '''text
 run 3
 '''`, ""},
-		{"until patience ends", `
+		{"until RetryFor has passed", `
 '''sh
 kubectl logs later
 '''
 '''text
 run 1000
 '''`, "shows\nrun 1000"},
-		{"one that changes something is not", `
+		{"a block with changes is not retried", `
 '''sh
 kubectl apply -f later
 '''
 '''text
 run 2
-'''`, "printed:\nrun 1"},
-		{"a command without an end", `
+'''`, "output is:\nrun 1"},
+		{"a command that does not end", `
 '''sh
 sleep 60
-'''`, "takes more than 8s"},
-		{"a block without an end", `
+'''`, "does not end within 8s"},
+		{"a block without a closing fence", `
 '''sh
-true`, "without end"},
+true`, "no closing fence"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -270,7 +270,7 @@ true`, "without end"},
 			}
 			write("README.md", example(c.readme), 0o644)
 			write("kubectl", "#!/bin/sh\necho x >>runs; echo run $(wc -l <runs)\n", 0o755)
-			err := Reader{Checkout: dir, Cluster: "fake", Patience: 6 * time.Second, Limit: 8 * time.Second,
+			err := Reader{Checkout: dir, Cluster: "fake", RetryFor: 6 * time.Second, Limit: 8 * time.Second,
 				Environ: []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "KUBECONFIG=another", "MAKELEVEL=1"}}.Read("README.md")
 			if c.want == "" && err != nil {
 				t.Error(err)

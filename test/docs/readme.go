@@ -1,15 +1,17 @@
-// Package docs reads the project's READMEs, and runs what they tell a reader to run.
+// Package docs tests the READMEs. It parses their fenced blocks, runs the
+// commands in one shell and compares the output with the README.
 //
-// What stands above or on the first line of a block says what it is:
+// The word after the opening fence says what a block is:
 //
-//   - sh: typed after the blocks above it, at the top of the checkout, and every
-//     command of it succeeds;
-//   - sh fails: it is meant to be refused;
-//   - sh no-run: for the reader's own machine, not run here;
-//   - text, after an sh block: what that prints. A line that is ··· stands for
-//     lines left out, ··· inside a line for a part of it;
-//   - any, below a line that is one file's path in backquotes and a colon: lines
-//     of that file. `go test ./test/docs -update` copies whole files anew.
+//   - sh: commands that run in the order of the README, in one shell, in the
+//     root directory of the checkout. Every command must succeed.
+//   - sh fails: commands that must fail.
+//   - sh no-run: commands for the reader's own machine, which the test does not run.
+//   - text, after an sh block: the output of that block. The line ··· stands for
+//     omitted lines, and ··· inside a line for an omitted part of the line.
+//   - any word, below a line that consists of a file's path in backquotes and a
+//     colon: consecutive lines of that file. `go test ./test/docs -update` replaces
+//     a block that differs with the whole file.
 package docs
 
 import (
@@ -22,25 +24,25 @@ import (
 type Block struct {
 	Kind string // sh, sh no-run, text, yaml …
 	Text string
-	File string // the file whose lines it shows, "" when none
-	Line int    // of its first line of text, from 0
+	File string // the file whose lines the block shows, "" if none
+	Line int    // the line number of its first line of text, from 0
 }
 
 var (
-	fence = regexp.MustCompile("^```(.*)$")
-	shows = regexp.MustCompile("^`([^`]+)`(（[^）]*）| \\([^)]*\\))?[:：]$")
+	fence    = regexp.MustCompile("^```(.*)$")
+	filePath = regexp.MustCompile("^`([^`]+)`(（[^）]*）| \\([^)]*\\))?[:：]$")
 )
 
-// Blocks returns the blocks of a README, and its other lines.
+// Blocks returns the fenced blocks of a README and all lines outside of them.
 func Blocks(text string) (all []Block, prose []string, err error) {
 	lines := strings.Split(text, "\n")
-	above := ""
+	lineAbove := ""
 	for i := 0; i < len(lines); i++ {
 		m := fence.FindStringSubmatch(lines[i])
 		if m == nil {
 			prose = append(prose, lines[i])
 			if strings.TrimSpace(lines[i]) != "" {
-				above = lines[i]
+				lineAbove = lines[i]
 			}
 			continue
 		}
@@ -50,13 +52,13 @@ func Blocks(text string) (all []Block, prose []string, err error) {
 			end++
 		}
 		if end == len(lines) {
-			return nil, nil, fmt.Errorf("line %d: a block without end", i+1)
+			return nil, nil, fmt.Errorf("line %d: the block has no closing fence", i+1)
 		}
 		b.Text = strings.Join(lines[i+1:end], "\n")
-		if f := shows.FindStringSubmatch(above); f != nil {
+		if f := filePath.FindStringSubmatch(lineAbove); f != nil {
 			b.File = f[1]
 		}
-		all, i, above = append(all, b), end, ""
+		all, i, lineAbove = append(all, b), end, ""
 	}
 	return all, prose, nil
 }

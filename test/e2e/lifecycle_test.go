@@ -16,10 +16,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestLifecycle replaces pods in each way there is while they are called, and
-// wants no call to fail: with go-micro's retry and without, of handlers that take
-// 2 s, of downloads that take 5 s. The manifests are the project's own; only the
-// programs have time to be interrupted in.
+// TestLifecycle replaces pods in each way that Kubernetes offers while they are
+// called, and expects no call to fail: with go-micro's retry and without it, with
+// handlers that take 2 s, with downloads that take 5 s. It uses the manifests of
+// go-micro-srv and go-micro-web with the probe as their program, because the
+// probe has handlers slow enough to be interrupted.
 func TestLifecycle(t *testing.T) {
 	kubectl(t, "apply", "-f", "k8s/namespace.yaml", "-f", "k8s/configmap-rbac.yaml", "-f", "k8s/pod-rbac.yaml",
 		"-f", "go-micro-srv/k8s/service.yaml", "-f", "go-micro-srv/k8s/pdb.yaml", "-f", "go-micro-web/k8s/service.yaml", "-f", "go-micro-web/k8s/pdb.yaml")
@@ -30,12 +31,12 @@ func TestLifecycle(t *testing.T) {
 	})
 	const page = "http://go-micro-web.go-micro:9200/"
 	loads := map[string]*load{
-		"calls":                          startLoad(t, "life-calls", "call", "4", "20ms"),
-		"calls without retries":          startLoad(t, "life-once", "call", "-retries=0", "4", "20ms"),
-		"calls of 2 s, without retries":  startLoad(t, "life-slow", "call", "-retries=0", "-name=slow", "8", "20ms"),
-		"requests, kept connections":     startLoad(t, "life-kept", "fetch", page, "2", "20ms"),
-		"downloads of 5 s, fresh":        startLoad(t, "life-download", "fetch", "-fresh", page+"download", "8", "20ms"),
-		"requests, a connection of each": startLoad(t, "life-fresh", "fetch", "-fresh", page, "2", "20ms"),
+		"calls":                             startLoad(t, "load-calls", "call", "4", "20ms"),
+		"calls without retries":             startLoad(t, "load-no-retry", "call", "-retries=0", "4", "20ms"),
+		"calls of 2 s, without retries":     startLoad(t, "load-slow", "call", "-retries=0", "-name=slow", "8", "20ms"),
+		"requests over kept connections":    startLoad(t, "load-kept", "fetch", page, "2", "20ms"),
+		"downloads of 5 s, new connections": startLoad(t, "load-download", "fetch", "-new-connections", page+"download", "8", "20ms"),
+		"requests over new connections":     startLoad(t, "load-new", "fetch", "-new-connections", page, "2", "20ms"),
 	}
 	t.Cleanup(func() {
 		for _, l := range loads {
@@ -46,43 +47,43 @@ func TestLifecycle(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"rolling restart", restarted},
-		{"scale to 1 and back", scaledDown},
-		{"eviction within the disruption budget", evicted},
-		{"a rollout that never becomes ready, and its undoing", stuck},
+		{"rolling restart", rollingRestart},
+		{"scale to 1 and back", scaleToOneAndBack},
+		{"eviction within the disruption budget", evictAll},
+		{"a rollout that never becomes ready, and its undo", rolloutNeverReady},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			settle(t)
-			loads["calls"].whole(t, replicas)
+			waitForDeployments(t)
+			loads["calls"].waitForReplicas(t, replicas)
 			begin := time.Now()
 			step.run(t)
-			settle(t)
-			loads["calls"].whole(t, replicas)
+			waitForDeployments(t)
+			loads["calls"].waitForReplicas(t, replicas)
 			end := time.Now()
 			for name, l := range loads {
-				log := l.settled(t, end)
-				made, failed, notable := 0, 0, []string(nil)
+				log := l.secondsUntil(t, end)
+				succeeded, failed, notable := 0, 0, []string(nil)
 				for _, s := range log {
 					if s.End.Before(begin) {
 						continue
 					}
-					made += s.Succeeded
+					succeeded += s.Succeeded
 					if failed += s.Failed; s.Failed > 0 {
 						notable = append(notable, fmt.Sprintf("%+6.1f s: %s", s.End.Sub(begin).Seconds(), must(json.Marshal(s))))
 					}
 				}
-				t.Logf("%s, %.0f s: %s: %d made, %d failed", step.name, end.Sub(begin).Seconds(), name, made, failed)
-				if failed > 0 || made == 0 {
-					t.Errorf("%s: %d made, %d failed, want none\n%s\n%s", name, made, failed, strings.Join(notable, "\n"), l.other)
+				t.Logf("%s, %.0f s: %s: %d succeeded, %d failed", step.name, end.Sub(begin).Seconds(), name, succeeded, failed)
+				if failed > 0 || succeeded == 0 {
+					t.Errorf("%s: %d succeeded, %d failed, want none to fail\n%s\n%s", name, succeeded, failed, strings.Join(notable, "\n"), l.messages)
 				}
 			}
 		})
 	}
-	t.Run("a frozen process is not called, and started anew", func(t *testing.T) { frozenIsRestarted(t, loads["calls"]) })
+	t.Run("a frozen process gets no calls and is restarted", func(t *testing.T) { frozenProcessRestarts(t, loads["calls"]) })
 }
 
-// deployProbe deploys a service's own manifest with the probe in its place.
-func deployProbe(t *testing.T, service, as string) {
+// deployProbe deploys a service's own manifest with the probe as its program.
+func deployProbe(t *testing.T, service, probeCommand string) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(root, service, "k8s/deployment.yaml"))
 	if err != nil {
@@ -90,51 +91,54 @@ func deployProbe(t *testing.T, service, as string) {
 	}
 	image := "image: 846602483/" + service + ":kubernetes"
 	if !strings.Contains(string(b), image) || !strings.Contains(string(b), "replicas: 2") {
-		t.Fatalf("%s: its manifest is not what this test changes:\n%s", service, b)
+		t.Fatalf("%s: the manifest lacks the lines that this test replaces:\n%s", service, b)
 	}
-	apply(t, strings.NewReplacer(image, fmt.Sprintf("image: %s\n          args: [%s]", probeImage, as), "replicas: 2", fmt.Sprintf("replicas: %d", replicas)).Replace(string(b)))
+	apply(t, strings.NewReplacer(image, fmt.Sprintf("image: %s\n          args: [%s]", probeImage, probeCommand), "replicas: 2", fmt.Sprintf("replicas: %d", replicas)).Replace(string(b)))
 }
 
-// both runs kubectl on both deployments.
-func both(t *testing.T, args ...string) {
+var probeDeployments = []string{"go-micro-srv", "go-micro-web"}
+
+// kubectlBoth runs kubectl on both deployments.
+func kubectlBoth(t *testing.T, args ...string) {
 	t.Helper()
 	kubectl(t, append(args, "-n", namespace, "deployment/go-micro-srv", "deployment/go-micro-web")...)
 }
 
-// settle waits until both have all their pods, available, and no other.
-func settle(t *testing.T) {
+// waitForDeployments waits until both deployments are available and no pod of
+// an older rollout is left.
+func waitForDeployments(t *testing.T) {
 	t.Helper()
-	for _, d := range []string{"go-micro-srv", "go-micro-web"} {
+	for _, d := range probeDeployments {
 		kubectl(t, "rollout", "status", "-n", namespace, "deployment/"+d, "--timeout=3m")
-		eventually(t, time.Minute, "only pods of "+d+" that stay", func() error {
-			if all := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app="+d, "-o", "name")); len(all) != replicas {
-				return fmt.Errorf("%q", all)
-			}
-			return nil
-		})
+		waitForPodCount(t, d, replicas)
 	}
 }
 
-func restarted(t *testing.T) { both(t, "rollout", "restart") }
-
-func scaledDown(t *testing.T) {
-	both(t, "scale", "--replicas=1")
-	for _, d := range []string{"go-micro-srv", "go-micro-web"} {
-		eventually(t, time.Minute, d+" having one pod", func() error {
-			if all := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app="+d, "-o", "name")); len(all) != 1 {
-				return fmt.Errorf("%q", all)
-			}
-			return nil
-		})
-	}
-	both(t, "scale", fmt.Sprintf("--replicas=%d", replicas))
+func waitForPodCount(t *testing.T, app string, n int) {
+	t.Helper()
+	eventually(t, time.Minute, fmt.Sprintf("exactly %d pods of %s", n, app), func() error {
+		if all := podNames(t, app); len(all) != n {
+			return fmt.Errorf("pods %q", all)
+		}
+		return nil
+	})
 }
 
-// evicted drains the node in effect: all pods of both are asked to go, at once.
-func evicted(t *testing.T) {
+func rollingRestart(t *testing.T) { kubectlBoth(t, "rollout", "restart") }
+
+func scaleToOneAndBack(t *testing.T) {
+	kubectlBoth(t, "scale", "--replicas=1")
+	for _, d := range probeDeployments {
+		waitForPodCount(t, d, 1)
+	}
+	kubectlBoth(t, "scale", fmt.Sprintf("--replicas=%d", replicas))
+}
+
+// evictAll evicts all pods of both deployments at once, as draining their node would.
+func evictAll(t *testing.T) {
 	left := append(pods(t, "go-micro-srv"), pods(t, "go-micro-web")...)
 	refused := 0
-	eventually(t, 3*time.Minute, "all being evicted", func() error {
+	eventually(t, 3*time.Minute, "eviction of all pods", func() error {
 		left = slices.DeleteFunc(left, func(p corev1.Pod) bool {
 			file := filepath.Join(t.TempDir(), "eviction.json")
 			body := fmt.Sprintf(`{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": %q, "namespace": %q}}`, p.Name, namespace)
@@ -152,51 +156,49 @@ func evicted(t *testing.T) {
 			return true
 		})
 		if len(left) > 0 {
-			return fmt.Errorf("%d are there still", len(left))
+			return fmt.Errorf("%d pods are left", len(left))
 		}
 		return nil
 	})
 	if refused == 0 {
-		t.Error("the disruption budgets have refused nothing")
+		t.Error("the disruption budgets refused no eviction, want some refused")
 	}
 	t.Logf("the disruption budgets refused %d evictions", refused)
 }
 
-// stuck rolls out what runs and is never ready.
-func stuck(t *testing.T) {
-	old := map[string][]corev1.Pod{}
-	for _, d := range []string{"go-micro-srv", "go-micro-web"} {
-		old[d] = pods(t, d)
+// rolloutNeverReady rolls out a program that runs but never becomes ready, and undoes it.
+func rolloutNeverReady(t *testing.T) {
+	before := map[string][]corev1.Pod{}
+	for _, d := range probeDeployments {
+		before[d] = pods(t, d)
 		kubectl(t, "patch", "-n", namespace, "deployment/"+d, "--type=json", `-p=[{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["never"]}]`)
 	}
-	for d, were := range old {
-		eventually(t, time.Minute, "a pod of "+d+" that runs and is refused by its probe", func() error {
+	for d, old := range before {
+		isOld := func(p corev1.Pod) bool {
+			return slices.ContainsFunc(old, func(o corev1.Pod) bool { return o.Name == p.Name })
+		}
+		eventually(t, time.Minute, "a new pod of "+d+" with a failed readiness probe", func() error {
 			for _, p := range pods(t, d) {
-				if isReady(p) || slices.ContainsFunc(were, func(w corev1.Pod) bool { return w.Name == p.Name }) {
-					continue
+				if !isReady(p) && !isOld(p) {
+					return probeFailed(t, p.Name, "Readiness")
 				}
-				if events := kubectl(t, "get", "events", "-n", namespace, "--field-selector=involvedObject.name="+p.Name); !strings.Contains(events, "Readiness probe failed") {
-					return errors.New(events)
-				}
-				return nil
 			}
 			return errors.New("no new pod")
 		})
 		for _, p := range pods(t, d) {
-			was := slices.ContainsFunc(were, func(w corev1.Pod) bool { return w.Name == p.Name })
-			if was != isReady(p) {
-				t.Errorf("pod %q: an old one: %v, ready: %v", p.Name, was, isReady(p))
+			if isOld(p) != isReady(p) {
+				t.Errorf("pod %q: from before the rollout: %v, ready: %v; want old pods ready and new ones not", p.Name, isOld(p), isReady(p))
 			}
 		}
 		kubectl(t, "rollout", "undo", "-n", namespace, "deployment/"+d)
 	}
 }
 
-// frozenIsRestarted freezes a replica: its probes take it out of rotation, then
-// start it anew.
-func frozenIsRestarted(t *testing.T, calls *load) {
+// frozenProcessRestarts freezes a replica. The readiness probe takes it out of
+// rotation, then the liveness probe restarts it.
+func frozenProcessRestarts(t *testing.T, calls *load) {
 	victim := pods(t, "go-micro-srv")[0]
-	is := func() corev1.Pod {
+	current := func() corev1.Pod {
 		for _, p := range pods(t, "go-micro-srv") {
 			if p.Name == victim.Name {
 				return p
@@ -207,30 +209,29 @@ func frozenIsRestarted(t *testing.T, calls *load) {
 	}
 	begin := time.Now()
 	onNode(t, "kill", "-STOP", podProcess(t, victim))
-	eventually(t, 20*time.Second, "the frozen one being not ready", func() error {
-		if p := is(); isReady(p) {
+	eventually(t, 20*time.Second, "the frozen pod not ready", func() error {
+		if isReady(current()) {
 			return errors.New("it is ready")
 		}
 		return nil
 	})
-	unready := time.Now()
-	eventually(t, 90*time.Second, "its being started anew, and ready", func() error {
-		p := is()
-		if c := p.Status.ContainerStatuses[0]; c.RestartCount == 0 || !isReady(p) {
-			return fmt.Errorf("restarts: %d, ready: %v", c.RestartCount, isReady(p))
+	notReady := time.Now()
+	eventually(t, 90*time.Second, "the frozen pod restarted and ready", func() error {
+		if p := current(); restarts(p) == 0 || !isReady(p) {
+			return fmt.Errorf("restarts: %d, ready: %v", restarts(p), isReady(p))
 		}
 		return nil
 	})
-	again := is().Status.ContainerStatuses[0].State.Running.StartedAt.Time
-	t.Logf("not ready after %.1f s, started anew after %.1f s", unready.Sub(begin).Seconds(), again.Sub(begin).Seconds())
-	if events := kubectl(t, "get", "events", "-n", namespace, "--field-selector=involvedObject.name="+victim.Name); !strings.Contains(events, "Liveness probe failed") {
-		t.Errorf("the events of %q do not name its liveness probe:\n%s", victim.Name, events)
+	restarted := current().Status.ContainerStatuses[0].State.Running.StartedAt.Time
+	t.Logf("not ready after %.1f s, restarted after %.1f s", notReady.Sub(begin).Seconds(), restarted.Sub(begin).Seconds())
+	if err := probeFailed(t, victim.Name, "Liveness"); err != nil {
+		t.Error(err)
 	}
-	calls.whole(t, replicas)
+	calls.waitForReplicas(t, replicas)
 	address := victim.Status.PodIP + ":9100"
-	for _, s := range calls.log(t) {
-		if s.Begin.After(unready.Add(6*time.Second)) && s.End.Before(again) && (s.Answered[address] > 0 || s.Tries[address] > 0) { // the last call may take its 5 s
-			t.Errorf("the one that is not ready is called: %s", must(json.Marshal(s)))
+	for _, s := range calls.seconds(t) {
+		if s.Begin.After(notReady.Add(6*time.Second)) && s.End.Before(restarted) && (s.Answered[address] > 0 || s.FailedTries[address] > 0) { // a call in flight may take its whole timeout of 5 s
+			t.Errorf("a pod that is not ready is called: %s", must(json.Marshal(s)))
 		}
 	}
 }

@@ -27,10 +27,10 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-var screenshots = flag.Bool("screenshots", false, "TestPage writes its pictures to media/, where the READMEs show them")
+var screenshots = flag.Bool("screenshots", false, "TestPage writes its screenshots to media/, which the READMEs show")
 
-// TestPage looks at go-micro-web's page in a real browser, the way a reader does:
-// by the address that make demo prints, while pods come, freeze and go.
+// TestPage views the dashboard of go-micro-web in a real browser, at the address
+// that make demo prints, while pods start, freeze and terminate.
 func TestPage(t *testing.T) {
 	kubectl(t, "apply", "-f", "k8s/namespace.yaml", "-f", "k8s/configmap-rbac.yaml", "-f", "k8s/pod-rbac.yaml",
 		"-f", "go-micro-srv/k8s/deployment.yaml", "-f", "go-micro-srv/k8s/service.yaml", "-f", "go-micro-web/k8s/deployment.yaml", "-f", "go-micro-web/k8s/service.yaml",
@@ -39,34 +39,34 @@ func TestPage(t *testing.T) {
 		kubectl(t, "rollout", "status", "-n", namespace, "deployment/"+d, "--timeout=2m")
 	}
 	t.Cleanup(func() { scale(t, 2) })
-	b := openTab(t, pageAddress(t))
+	b := openTab(t, pageURL(t))
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T, *tab)
 	}{
-		{"it shows who is registered", pageShows},
-		{"scale to 5 and 1: nodes come and go at once", pageScales},
-		{"with the keyboard alone", pageKeyboard},
-		{"the form is answered by one pod and another", pageGreets},
-		{"a frozen pod turns unready", pageFrozen},
-		{"HTML in the registry is text", pageInjected},
-		{"a rollout of go-micro-web itself", pageRolled},
-		{"500 nodes more", pageCrowded},
-		{"on a phone", pageNarrow},
-		{"without a script", pageScriptless},
+		{"the page shows all registered instances", pageInstances},
+		{"scaling to 5 and to 1 appears at once", pageScaling},
+		{"the keyboard is enough", pageKeyboard},
+		{"several pods answer the form", pageForm},
+		{"a frozen pod becomes not ready", pageFrozenPod},
+		{"HTML in the registry is shown as text", pageInjection},
+		{"the page survives a rollout of go-micro-web", pageRollout},
+		{"500 more instances", pageManyInstances},
+		{"a phone", pagePhone},
+		{"no JavaScript", pageWithoutScript},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			b.t = t
 			step.run(t, b)
-			if said := b.complaints(); len(said) > 0 {
-				t.Errorf("the browser complains: %q", said)
+			if messages := b.takeMessages(); len(messages) > 0 {
+				t.Errorf("the console of the browser shows %q", messages)
 			}
 		})
 	}
 }
 
-// pageAddress is where the page is reached from outside the cluster.
-func pageAddress(t *testing.T) string {
+// pageURL forwards a local port to go-micro-web and returns the URL of the page.
+func pageURL(t *testing.T) string {
 	t.Helper()
 	var out bytes.Buffer
 	if err := command(time.Minute, &out, "go", "run", "-C", "cluster", ".", "forward", "-name", clusterName, "go-micro/go-micro-web:9200"); err != nil {
@@ -75,17 +75,17 @@ func pageAddress(t *testing.T) string {
 	return "http://" + strings.TrimSpace(out.String()) + "/registry/"
 }
 
-// tab is a browser's tab. What it is asked takes 10 s at most.
+// tab is a tab of a browser. Each of its operations may take 10 s.
 type tab struct {
-	t       *testing.T
-	ctx     context.Context
-	address string
+	t   *testing.T
+	ctx context.Context
+	url string
 
-	mu   sync.Mutex
-	said []string // by the browser's console
+	mu       sync.Mutex
+	messages []string // of the browser's console
 }
 
-func openTab(t *testing.T, address string) *tab {
+func openTab(t *testing.T, url string) *tab {
 	t.Helper()
 	program := ""
 	for _, name := range []string{"chromium", "google-chrome", "chromium-browser"} {
@@ -97,38 +97,39 @@ func openTab(t *testing.T, address string) *tab {
 		t.Fatal("looking for a browser: neither chromium nor google-chrome is in PATH; install one, on Debian with `apt-get install --no-install-recommends chromium`")
 	}
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(program), chromedp.WindowSize(1000, 860))
-	if os.Getuid() == 0 { // its sandbox wants an ordinary user
+	if os.Getuid() == 0 { // the sandbox of Chromium does not work for root
 		options = append(options, chromedp.NoSandbox)
 	}
-	all, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	browser, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(stop)
-	ctx, end := chromedp.NewContext(all)
+	ctx, end := chromedp.NewContext(browser)
 	t.Cleanup(end)
-	b := &tab{t: t, ctx: ctx, address: address}
+	b := &tab{t: t, ctx: ctx, url: url}
 	console := chromedp.Console(ctx)
 	go func() {
 		for m, err := range console {
 			if err != nil {
 				return
 			}
-			if m.Source != "network" { // a pod that goes cuts a stream off
+			if m.Source != "network" { // a terminating pod ends its streams
 				b.mu.Lock()
-				b.said = append(b.said, m.String())
+				b.messages = append(b.messages, m.String())
 				b.mu.Unlock()
 			}
 		}
 	}()
-	b.do(looks("light"), chromedp.Navigate(address))
-	b.wait("the live view", `document.getElementById("live").textContent === "Live"`)
+	b.do(setTheme("light"), chromedp.Navigate(url))
+	b.wait("the event stream", `document.getElementById("connection").textContent === "Live"`)
 	return b
 }
 
-func (b *tab) complaints() []string {
+// takeMessages returns the console messages since the last call.
+func (b *tab) takeMessages() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	said := b.said
-	b.said = nil
-	return said
+	messages := b.messages
+	b.messages = nil
+	return messages
 }
 
 func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
@@ -147,13 +148,13 @@ func run[T any](b *tab, action chromedp.Action[T]) T {
 	return v
 }
 
-// call is a command of the browser's protocol.
+// call makes an action of a command of the DevTools protocol.
 func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[R] {
 	return func(ctx context.Context, t *chromedp.Target) (R, error) { return cdp.Call(ctx, t, command, params) }
 }
 
-// looks makes the system one of a light or dark theme. Nothing is animated.
-func looks(theme string) chromedp.Action[chromedp.Void] {
+// setTheme makes the browser prefer a light or dark theme, without animations.
+func setTheme(theme string) chromedp.Action[chromedp.Void] {
 	return func(ctx context.Context, t *chromedp.Target) (v chromedp.Void, err error) {
 		_, err = cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}, {Name: "prefers-reduced-motion", Value: "reduce"}}})
@@ -161,58 +162,59 @@ func looks(theme string) chromedp.Action[chromedp.Void] {
 	}
 }
 
-// is evaluates an expression of JavaScript.
-func is[T any](b *tab, expression string) T {
+// evaluate returns the value of a JavaScript expression.
+func evaluate[T any](b *tab, expression string) T {
 	b.t.Helper()
 	return run(b, chromedp.Evaluate[T](expression))
 }
 
-// wait waits until an expression is true.
+// wait waits until a JavaScript expression is true.
 func (b *tab) wait(what, expression string) {
 	b.t.Helper()
 	eventually(b.t, time.Minute, what, func() error {
-		if !is[bool](b, "!!("+expression+")") {
-			return errors.New(is[string](b, `document.body.innerText`))
+		if !evaluate[bool](b, "!!("+expression+")") {
+			return errors.New(evaluate[string](b, `document.body.innerText`))
 		}
 		return nil
 	})
 }
 
-// rows is the number of a service's nodes that are shown in a state, or in any.
+// rows is the JavaScript expression for the number of visible instances of a
+// service in a state, or in any state if the state is empty.
 func rows(service, state string) string {
 	state = map[bool]string{true: ` .state[data-state="` + state + `"]`}[state != ""]
 	return fmt.Sprintf(`document.querySelectorAll('section[data-key=%q] tbody tr:not([hidden])%s').length`, service, state)
 }
 
-// moment is when a pod of go-micro-srv got into a state.
-type moment struct {
+// transition is the change of a pod of go-micro-srv to a state.
+type transition struct {
 	Pod   string `json:"pod"`
 	State string `json:"state"`
 	At    int64  `json:"at"` // Unix time in milliseconds
 }
 
-// compare notes when go-micro-srv's pods change in the API server and when they
-// do on the page, until seen is called. It returns the page's moments, and how
-// much later they are than the API server's.
-func (b *tab) compare() (seen func(states ...string) (onPage []moment, late []time.Duration)) {
+// recordTransitions records when pods of go-micro-srv change their state in the API
+// server and when they do on the page, until stop is called. stop returns the
+// transitions on the page, and the delays of those to the given states.
+func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transition, delays []time.Duration)) {
 	b.t.Helper()
-	is[bool](b, `(() => {
-		const was = new Map()
-		window.moments = []
-		const look = () => {
-			const is = new Map([...document.querySelectorAll('section[data-key="go-micro-srv"] tbody tr')].map(row => [row.querySelector('.pod').textContent, row.querySelector('.state').textContent]))
-			for (const pod of was.keys()) if (!is.has(pod)) is.set(pod, 'gone')
-			for (const [pod, state] of is) if (was.get(pod) !== state) {
-				was.set(pod, state)
-				moments.push({pod, state, at: Date.now()})
+	evaluate[bool](b, `(() => {
+		const before = new Map()
+		window.transitions = []
+		const compare = () => {
+			const now = new Map([...document.querySelectorAll('section[data-key="go-micro-srv"] tbody tr')].map(row => [row.querySelector('.pod').textContent, row.querySelector('.state').textContent]))
+			for (const pod of before.keys()) if (!now.has(pod)) now.set(pod, 'deleted')
+			for (const [pod, state] of now) if (before.get(pod) !== state) {
+				before.set(pod, state)
+				transitions.push({pod, state, at: Date.now()})
 			}
 		}
-		look()
-		moments.length = 0
-		new MutationObserver(look).observe(document.getElementById('services'), {childList: true, subtree: true, characterData: true})
+		compare()
+		transitions.length = 0
+		new MutationObserver(compare).observe(document.getElementById('services'), {childList: true, subtree: true, characterData: true})
 		return true
 	})()`)
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
 	watch := exec.CommandContext(ctx, "kubectl", "get", "pods", "-n", namespace, "-l", "app=go-micro-srv", "--watch-only", "--output-watch-events", "--no-headers",
 		"-o", `custom-columns=E:.type,N:.object.metadata.name,D:.object.metadata.deletionTimestamp,L:.object.metadata.labels.micro\.mu/selector-go-micro-srv,R:.object.status.conditions[?(@.type=="Ready")].status`)
 	out, err := watch.StdoutPipe()
@@ -223,7 +225,7 @@ func (b *tab) compare() (seen func(states ...string) (onPage []moment, late []ti
 		b.t.Fatal(err)
 	}
 	var mu sync.Mutex
-	first := map[moment]int64{} // without its time -> its time
+	inAPIServer := map[transition]int64{} // from a transition without its time to its time
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -235,56 +237,57 @@ func (b *tab) compare() (seen func(states ...string) (onPage []moment, late []ti
 			state := "not ready"
 			switch {
 			case f[0] == "DELETED":
-				state = "gone"
+				state = "deleted"
 			case f[2] != "<none>":
-				state = "stopping"
+				state = "terminating"
 			case f[3] == "<none>":
 				continue // not registered yet
 			case f[4] == "True":
 				state = "ready"
 			}
 			mu.Lock()
-			if m := (moment{Pod: f[1], State: state}); first[m] == 0 {
-				first[m] = time.Now().UnixMilli()
+			if key := (transition{Pod: f[1], State: state}); inAPIServer[key] == 0 {
+				inAPIServer[key] = time.Now().UnixMilli()
 			}
 			mu.Unlock()
 		}
 	}()
-	end := sync.OnceFunc(func() { stop(); <-ended; _ = watch.Wait() })
+	end := sync.OnceFunc(func() { cancel(); <-ended; _ = watch.Wait() })
 	b.t.Cleanup(end)
-	return func(states ...string) (onPage []moment, late []time.Duration) {
+	return func(states ...string) (onPage []transition, delays []time.Duration) {
 		b.t.Helper()
-		onPage = is[[]moment](b, `moments`)
+		onPage = evaluate[[]transition](b, `transitions`)
 		end()
 		mu.Lock()
 		defer mu.Unlock()
 		for _, m := range onPage {
-			at, ok := first[moment{Pod: m.Pod, State: m.State}]
+			at, ok := inAPIServer[transition{Pod: m.Pod, State: m.State}]
 			if ok && slices.Contains(states, m.State) {
-				late = append(late, time.Duration(m.At-at)*time.Millisecond)
+				delays = append(delays, time.Duration(m.At-at)*time.Millisecond)
 			}
 		}
-		slices.Sort(late)
-		return onPage, late
+		slices.Sort(delays)
+		return onPage, delays
 	}
 }
 
-// timely wants n changes to have been shown soon. The issue's second is for a
-// quiet machine.
-func timely(t *testing.T, late []time.Duration, n int) {
+// checkDelays checks that at least n transitions were shown, each within 3 s. On
+// an idle machine one second is enough.
+func checkDelays(t *testing.T, delays []time.Duration, n int) {
 	t.Helper()
-	if len(late) < n {
-		t.Fatalf("%d changes are shown, want %d", len(late), n)
+	if len(delays) < n {
+		t.Fatalf("%d transitions are shown, want %d", len(delays), n)
 	}
-	t.Logf("%d changes, shown after the API server's word: median %s, last %s", len(late), late[len(late)/2], late[len(late)-1])
-	if late[len(late)-1] > 3*time.Second {
-		t.Errorf("the last comes after %s", late[len(late)-1])
+	longest := delays[len(delays)-1]
+	t.Logf("%d transitions; delay of the page behind the API server: median %s, longest %s", len(delays), delays[len(delays)/2], longest)
+	if longest > 3*time.Second {
+		t.Errorf("the longest delay is %s", longest)
 	}
 }
 
 // ---- the steps ----
 
-func pageShows(t *testing.T, b *tab) {
+func pageInstances(t *testing.T, b *tab) {
 	for _, service := range []string{"go-micro-srv", "go-micro-web"} {
 		var want []string
 		for _, p := range pods(t, service) {
@@ -294,157 +297,157 @@ func pageShows(t *testing.T, b *tab) {
 			}
 			want = append(want, fmt.Sprintf("%s ready %s latest", p.Name, s.Nodes[0].Address))
 		}
-		got := is[[]string](b, fmt.Sprintf(`[...document.querySelectorAll('section[data-key=%q] tbody tr')].map(row => [...row.children].slice(0, 4).map(cell => cell.textContent).join(' '))`, service))
+		got := evaluate[[]string](b, fmt.Sprintf(`[...document.querySelectorAll('section[data-key=%q] tbody tr')].map(row => [...row.children].slice(0, 4).map(cell => cell.textContent).join(' '))`, service))
 		slices.Sort(want)
 		if slices.Sort(got); !slices.Equal(got, want) {
-			t.Errorf("of %s it shows %q, want %q", service, got, want)
+			t.Errorf("for %s the page shows %q, want %q", service, got, want)
 		}
 	}
-	if got := is[string](b, `document.querySelector('section[data-key="go-micro-srv"] .endpoints').textContent`); got != "Greeter.Hello(HelloRequest{name string}) → HelloResponse{greeting string}" {
+	if got := evaluate[string](b, `document.querySelector('section[data-key="go-micro-srv"] .endpoints').textContent`); got != "Greeter.Hello(HelloRequest{name string}) → HelloResponse{greeting string}" {
 		t.Errorf("go-micro-srv's endpoint is %q", got)
 	}
-	rsp, err := http.Get(b.address + "services.json")
+	rsp, err := http.Get(b.url + "services.json")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rsp.Body.Close()
 	var view struct{ Services []struct{ Name string } }
 	if err := json.NewDecoder(rsp.Body).Decode(&view); err != nil || len(view.Services) != 3 {
-		t.Errorf("to scripts it says %v, %v", view, err)
+		t.Errorf("services.json has %v, %v; want 3 services", view, err)
 	}
 }
 
-func pageScales(t *testing.T, b *tab) {
-	seen := b.compare()
+func pageScaling(t *testing.T, b *tab) {
+	stop := b.recordTransitions()
 	for _, n := range []int{5, 1} {
 		scale(t, n)
-		b.wait(fmt.Sprintf("%d nodes", n), fmt.Sprintf("%s === %d && %s === %d", rows("go-micro-srv", ""), n, rows("go-micro-srv", "ready"), n))
+		b.wait(fmt.Sprintf("%d instances", n), fmt.Sprintf("%s === %d && %s === %d", rows("go-micro-srv", ""), n, rows("go-micro-srv", "ready"), n))
 	}
-	onPage, late := seen("ready", "stopping", "gone")
-	timely(t, late, 3+4+4)
-	last := map[string][]string{}
+	onPage, delays := stop("ready", "terminating", "deleted")
+	checkDelays(t, delays, 3+4+4)
+	history := map[string][]string{}
 	for _, m := range onPage {
-		last[m.Pod] = append(last[m.Pod], m.State)
+		history[m.Pod] = append(history[m.Pod], m.State)
 	}
-	gone := 0
-	for pod, states := range last {
-		if n := len(states); states[n-1] == "gone" {
-			if gone++; n < 2 || states[n-2] != "stopping" {
-				t.Errorf("%s was %q: it is to be seen stopping", pod, states)
+	deleted := 0
+	for pod, states := range history {
+		if n := len(states); states[n-1] == "deleted" {
+			if deleted++; n < 2 || states[n-2] != "terminating" {
+				t.Errorf("%s was %q; it was not terminating before it was deleted", pod, states)
 			}
 		}
 	}
-	if gone != 4 {
-		t.Errorf("%d were seen going, want 4: %v", gone, onPage)
+	if deleted != 4 {
+		t.Errorf("%d instances disappeared, want 4: %v", deleted, onPage)
 	}
 }
 
 func pageKeyboard(t *testing.T, b *tab) {
-	on := func() string {
-		return is[string](b, `document.activeElement.id || document.activeElement.className || document.activeElement.tagName`)
+	focused := func() string {
+		return evaluate[string](b, `document.activeElement.id || document.activeElement.className || document.activeElement.tagName`)
 	}
-	b.do(chromedp.Navigate(b.address), chromedp.KeyEvent(kb.Tab))
-	if got := on(); got != "name" {
-		t.Fatalf("the first Tab leads to %q", got)
+	b.do(chromedp.Navigate(b.url), chromedp.KeyEvent(kb.Tab))
+	if got := focused(); got != "name" {
+		t.Fatalf("the first Tab key moves the focus to %q", got)
 	}
-	b.do(chromedp.KeyEvent("the keyboard"), chromedp.KeyEvent(kb.Enter)) // what is there is selected, as browsers do on Tab
-	b.wait("an answer to Enter", `document.querySelector('#answers li')?.textContent.startsWith('Hello the keyboard! go-micro-srv-')`)
+	b.do(chromedp.KeyEvent("the keyboard"), chromedp.KeyEvent(kb.Enter)) // browsers select the old text on Tab
+	b.wait("the answer after Enter", `document.querySelector('#answers li')?.textContent.startsWith('Hello the keyboard! go-micro-srv-')`)
 	b.do(chromedp.KeyEvent(kb.Tab))
-	if got := on(); got != "BUTTON" {
-		t.Fatalf("the second Tab leads to %q", got)
+	if got := focused(); got != "BUTTON" {
+		t.Fatalf("the second Tab key moves the focus to %q", got)
 	}
 	b.do(chromedp.KeyEvent(" "))
-	b.wait("an answer to the space bar", `document.querySelectorAll('#answers li').length === 2`)
-	b.do(chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab)) // the nodes of the client or srv
-	if got := on(); got != "nodes" {
-		t.Fatalf("the fourth Tab leads to %q", got)
+	b.wait("the answer after the space bar", `document.querySelectorAll('#answers li').length === 2`)
+	b.do(chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab)) // the instances of go-micro-client or go-micro-srv
+	if got := focused(); got != "instances" {
+		t.Fatalf("the fourth Tab key moves the focus to %q", got)
 	}
-	if outline := is[string](b, `getComputedStyle(document.activeElement).outlineStyle`); outline == "none" {
-		t.Error("the focus cannot be seen")
+	if outline := evaluate[string](b, `getComputedStyle(document.activeElement).outlineStyle`); outline == "none" {
+		t.Error("the focus is invisible")
 	}
-	is[bool](b, `window.focused = document.activeElement, true`)
+	evaluate[bool](b, `window.focused = document.activeElement, true`)
 	scale(t, 3)
-	b.wait("three nodes", rows("go-micro-srv", "ready")+` === 3`)
-	if !is[bool](b, `document.activeElement === window.focused`) {
-		t.Errorf("with new nodes the focus has moved to %q", on())
+	b.wait("three instances", rows("go-micro-srv", "ready")+` === 3`)
+	if !evaluate[bool](b, `document.activeElement === window.focused`) {
+		t.Errorf("with new instances the focus moved to %q", focused())
 	}
 	for range 5 {
 		b.do(chromedp.KeyEvent(kb.Tab))
-		if on() == "A" {
+		if focused() == "A" {
 			return
 		}
 	}
-	t.Errorf("Tab does not lead to the link; it is on %q", on())
+	t.Errorf("the Tab key does not reach the link; the focus is on %q", focused())
 }
 
-func pageGreets(t *testing.T, b *tab) {
+func pageForm(t *testing.T, b *tab) {
 	answered := map[string]bool{}
 	for i := range 20 {
-		is[bool](b, fmt.Sprintf(`document.getElementById('name').value = 'caller %d', document.querySelector('button').click(), true`, i))
-		b.wait("an answer", fmt.Sprintf(`document.querySelector('#answers .says')?.textContent === 'Hello caller %d!'`, i))
-		answered[is[string](b, `document.querySelector('#answers .pod').textContent`)] = true
+		evaluate[bool](b, fmt.Sprintf(`document.getElementById('name').value = 'caller %d', document.querySelector('button').click(), true`, i))
+		b.wait("the answer", fmt.Sprintf(`document.querySelector('#answers .message')?.textContent === 'Hello caller %d!'`, i))
+		answered[evaluate[string](b, `document.querySelector('#answers .pod').textContent`)] = true
 	}
 	for _, p := range pods(t, "go-micro-srv") {
 		delete(answered, p.Name)
 	}
 	if len(answered) > 0 {
-		t.Errorf("answers came from %v, which are no pods of go-micro-srv", answered)
+		t.Errorf("answers came from %v, which are not pods of go-micro-srv", answered)
 	}
-	if n := is[int](b, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`); n < 2 {
-		t.Error("one pod has answered all of the last calls")
+	if n := evaluate[int](b, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`); n < 2 {
+		t.Error("one pod answered all of the last calls")
 	}
 }
 
-func pageFrozen(t *testing.T, b *tab) {
+func pageFrozenPod(t *testing.T, b *tab) {
 	all := pods(t, "go-micro-srv")
 	victim := podProcess(t, all[0])
-	seen := b.compare()
-	is[bool](b, `document.getElementById('answers').replaceChildren(), document.activeElement.blur(), true`) // for the pictures
-	for n := 1; n <= 3 || n <= 8 && is[int](b, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`) == 1; n++ {
-		is[bool](b, `document.getElementById('name').value = 'you', document.querySelector('button').click(), true`)
-		b.wait("an answer", fmt.Sprintf(`document.querySelectorAll('#answers li').length === %d`, n))
+	stop := b.recordTransitions()
+	evaluate[bool](b, `document.getElementById('answers').replaceChildren(), document.activeElement.blur(), true`) // for the screenshots
+	for n := 1; n <= 3 || n <= 8 && evaluate[int](b, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`) == 1; n++ {
+		evaluate[bool](b, `document.getElementById('name').value = 'you', document.querySelector('button').click(), true`)
+		b.wait("the answer", fmt.Sprintf(`document.querySelectorAll('#answers li').length === %d`, n))
 	}
 	thaw := sync.OnceFunc(func() { onNode(t, "sh", "-c", "kill -CONT "+victim+" || true") })
 	t.Cleanup(thaw)
 	onNode(t, "kill", "-STOP", victim)
 	begin := time.Now()
-	b.wait("the frozen one being not ready", rows("go-micro-srv", "not ready")+` === 1`)
+	b.wait("the frozen pod to become not ready", rows("go-micro-srv", "not ready")+` === 1`)
 	kubectl(t, "delete", "pod", "-n", namespace, "--wait=false", all[1].Name)
-	is[bool](b, `document.querySelectorAll('.answered').forEach(row => row.classList.remove('answered')), true`)
-	b.wait("another one stopping, and the summary saying so", rows("go-micro-srv", "stopping")+` === 1 && document.getElementById('summary').textContent.includes('stopping')`)
-	b.picture("registry-light", "light")
-	b.picture("registry-dark", "dark")
+	evaluate[bool](b, `document.querySelectorAll('.answered').forEach(row => row.classList.remove('answered')), true`)
+	b.wait("another pod to become terminating, also in the summary", rows("go-micro-srv", "terminating")+` === 1 && document.getElementById('summary').textContent.includes('terminating')`)
+	b.screenshot("registry-light", "light")
+	b.screenshot("registry-dark", "dark")
 	thaw()
-	b.wait("all being ready again", fmt.Sprintf(`%s === 3 && %s === 3`, rows("go-micro-srv", ""), rows("go-micro-srv", "ready")))
-	onPage, late := seen("not ready", "ready", "stopping", "gone")
-	timely(t, late, 2)
+	b.wait("all instances to become ready again", fmt.Sprintf(`%s === 3 && %s === 3`, rows("go-micro-srv", ""), rows("go-micro-srv", "ready")))
+	onPage, delays := stop("not ready", "ready", "terminating", "deleted")
+	checkDelays(t, delays, 2)
 	for _, m := range onPage {
 		if m.Pod == all[0].Name {
-			t.Logf("%+6.1f s after its freezing: %s", time.UnixMilli(m.At).Sub(begin).Seconds(), m.State)
+			t.Logf("%+6.1f s after the freeze: %s", time.UnixMilli(m.At).Sub(begin).Seconds(), m.State)
 		}
 	}
 }
 
-// picture takes one of the page as it is, in a theme.
-func (b *tab) picture(name, theme string) {
+// screenshot takes a screenshot of the page in a theme.
+func (b *tab) screenshot(name, theme string) {
 	b.t.Helper()
-	b.do(looks(theme))
+	b.do(setTheme(theme))
 	png := run(b, chromedp.FullScreenshot(100))
-	b.do(looks("light"))
+	b.do(setTheme("light"))
 	dir := b.t.TempDir()
 	if *screenshots {
 		dir = filepath.Join(root, "media")
 	}
 	if len(png) < 10<<10 || len(png) > 150<<10 {
-		b.t.Errorf("picture %q is %d bytes", name, len(png))
+		b.t.Errorf("screenshot %q is %d bytes", name, len(png))
 	}
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)); err != nil {
 		b.t.Error(err)
 	}
 }
 
-// neverRuns is a pod that no scheduler takes, registered as the annotation says.
-func neverRuns(name, service, annotation string) string {
+// unscheduledPod is the manifest of a pod that no scheduler assigns to a node, with a registration.
+func unscheduledPod(name, service, annotation string) string {
 	return string(must(json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod",
 		"metadata": map[string]any{"name": name, "namespace": namespace,
 			"labels":      map[string]string{"app": "page-test", "micro.mu/type": "service", "micro.mu/selector-" + service: "service"},
@@ -454,48 +457,48 @@ func neverRuns(name, service, annotation string) string {
 				"securityContext": map[string]any{"allowPrivilegeEscalation": false, "capabilities": map[string]any{"drop": []string{"ALL"}}}}}}})))
 }
 
-func forgetPageTest(t *testing.T) {
+func deleteUnscheduledPods(t *testing.T) {
 	t.Helper()
 	kubectl(t, "delete", "pods", "-n", namespace, "-l", "app=page-test", "--grace-period=0", "--force", "--wait=false")
 }
 
-func pageInjected(t *testing.T, b *tab) {
-	t.Cleanup(func() { forgetPageTest(t) })
+func pageInjection(t *testing.T, b *tab) {
+	t.Cleanup(func() { deleteUnscheduledPods(t) })
 	const name = `<img src=x onerror=alert(1)>`
-	apply(t, neverRuns("evil", "evil", string(must(json.Marshal(map[string]any{"name": name, "version": `<script>alert(2)</script>`,
+	apply(t, unscheduledPod("evil", "evil", string(must(json.Marshal(map[string]any{"name": name, "version": `<script>alert(2)</script>`,
 		"endpoints": []any{map[string]any{"name": `<b onclick=alert(3)>Click</b>`, "request": map[string]string{"name": "x", "type": `"><script>alert(4)</script>`}}},
 		"nodes":     []any{map[string]string{"id": "evil", "address": `javascript:alert(5)`}}})))))
-	there := fmt.Sprintf(`[...document.querySelectorAll('h2 .name')].some(h => h.textContent === %q)`, name)
-	as := func(what string) {
+	shown := fmt.Sprintf(`[...document.querySelectorAll('h2 .name')].some(h => h.textContent === %q)`, name)
+	check := func(source string) {
 		t.Helper()
-		b.wait(what, there)
-		if n := is[int](b, `document.querySelectorAll('#services :is(img, script, b, a)').length`); n != 0 {
-			t.Errorf("%s: %d elements came from the registry", what, n)
+		b.wait(source, shown)
+		if n := evaluate[int](b, `document.querySelectorAll('#services :is(img, script, b, a)').length`); n != 0 {
+			t.Errorf("%s: the registry added %d elements", source, n)
 		}
 		for _, text := range []string{`<script>alert(2)</script>`, `<b onclick=alert(3)>Click</b>`, `"><script>alert(4)</script>`, `javascript:alert(5)`} {
-			if !is[bool](b, fmt.Sprintf(`document.getElementById('services').textContent.includes(%q)`, text)) {
-				t.Errorf("%s: it does not show %q", what, text)
+			if !evaluate[bool](b, fmt.Sprintf(`document.getElementById('services').textContent.includes(%q)`, text)) {
+				t.Errorf("%s: the page does not show %q", source, text)
 			}
 		}
 	}
-	as("as an event")
-	b.do(chromedp.Navigate(b.address))
-	as("in the page")
-	// Even somebody who could write markup into the page runs nothing by it.
-	got := is[string](b, `(() => { try { document.body.innerHTML += '<img src=x onerror=alert(6)>'; return 'written' } catch (e) { return e.name } })()`)
+	check("the event")
+	b.do(chromedp.Navigate(b.url))
+	check("the page from the server")
+	// The security policy stops scripts even if somebody could write HTML into the page.
+	got := evaluate[string](b, `(() => { try { document.body.innerHTML += '<img src=x onerror=alert(6)>'; return 'written' } catch (e) { return e.name } })()`)
 	if got != "TypeError" {
-		t.Errorf("markup is %s", got)
+		t.Errorf("writing HTML: %s, want a TypeError", got)
 	}
-	eventually(t, 10*time.Second, "the browser saying that it has blocked it", func() error {
-		if said := b.complaints(); len(said) != 1 || !strings.Contains(said[0], "TrustedHTML") {
-			return fmt.Errorf("it says %q", said)
+	eventually(t, 10*time.Second, "the browser to report the blocked HTML", func() error {
+		if messages := b.takeMessages(); len(messages) != 1 || !strings.Contains(messages[0], "TrustedHTML") {
+			return fmt.Errorf("the console shows %q", messages)
 		}
 		return nil
 	})
 }
 
-func pageRolled(t *testing.T, b *tab) {
-	is[bool](b, `window.loadedOnce = true`)
+func pageRollout(t *testing.T, b *tab) {
+	evaluate[bool](b, `window.notReloaded = true`)
 	before := pods(t, "go-micro-web")
 	begin := time.Now()
 	kubectl(t, "rollout", "restart", "-n", namespace, "deployment/go-micro-web")
@@ -504,8 +507,8 @@ func pageRolled(t *testing.T, b *tab) {
 	for _, p := range before {
 		old = append(old, p.Name)
 	}
-	// An open stream must not hold its pod until the grace period of 30 s ends.
-	eventually(t, 20*time.Second, "the old pods being gone", func() error {
+	// An open event stream must not keep its pod running until the grace period of 30 s ends.
+	eventually(t, 20*time.Second, "the old pods to be deleted", func() error {
 		for name := range strings.Lines(kubectl(t, "get", "pods", "-n", namespace, "-l", "app=go-micro-web", "-o", "name")) {
 			if slices.Contains(old, strings.TrimPrefix(strings.TrimSpace(name), "pod/")) {
 				return errors.New(name)
@@ -513,17 +516,17 @@ func pageRolled(t *testing.T, b *tab) {
 		}
 		return nil
 	})
-	b.wait("the page being live again, by itself", fmt.Sprintf(`window.loadedOnce && document.getElementById('live').textContent === 'Live' && !%s.includes(document.getElementById('seen').textContent) && %s === 2 && %s === 2`,
+	b.wait("the page to reconnect by itself", fmt.Sprintf(`window.notReloaded && document.getElementById('connection').textContent === 'Live' && !%s.includes(document.getElementById('server').textContent) && %s === 2 && %s === 2`,
 		must(json.Marshal(old)), rows("go-micro-web", ""), rows("go-micro-web", "ready")))
-	t.Logf("rolled in %s", time.Since(begin).Round(100*time.Millisecond))
+	t.Logf("the rollout took %s", time.Since(begin).Round(100*time.Millisecond))
 }
 
-func pageCrowded(t *testing.T, b *tab) {
-	t.Cleanup(func() { forgetPageTest(t) })
+func pageManyInstances(t *testing.T, b *tab) {
+	t.Cleanup(func() { deleteUnscheduledPods(t) })
 	const n = 500
 	var list []json.RawMessage
 	for i := range n {
-		list = append(list, json.RawMessage(neverRuns(fmt.Sprintf("crowd-%03d", i), "crowd",
+		list = append(list, json.RawMessage(unscheduledPod(fmt.Sprintf("crowd-%03d", i), "crowd",
 			fmt.Sprintf(`{"name":"crowd","version":"v1","endpoints":[{"name":"Crowd.Call"}],"nodes":[{"id":"crowd-%[1]d","address":"10.1.%[2]d.%[3]d:9100"}]}`, i, i/250, i%250))))
 	}
 	file := filepath.Join(t.TempDir(), "crowd.json")
@@ -532,26 +535,26 @@ func pageCrowded(t *testing.T, b *tab) {
 	}
 	begin := time.Now()
 	kubectl(t, "create", "-f", file)
-	t.Logf("%d pods are made in %s", n, time.Since(begin).Round(100*time.Millisecond))
+	t.Logf("%d pods are created in %s", n, time.Since(begin).Round(100*time.Millisecond))
 	begin = time.Now()
-	b.wait("all of them", fmt.Sprintf(`%s === %d`, rows("crowd", ""), n))
-	t.Logf("all of them are shown %s after the last was made", time.Since(begin).Round(10*time.Millisecond))
-	if !is[bool](b, `document.querySelector('section[data-key="crowd"] .nodes').clientHeight < innerHeight`) {
-		t.Error("they do not fit into the window: the other services are out of sight")
+	b.wait("all instances", fmt.Sprintf(`%s === %d`, rows("crowd", ""), n))
+	t.Logf("all instances are shown %s after the last pod was created", time.Since(begin).Round(10*time.Millisecond))
+	if !evaluate[bool](b, `document.querySelector('section[data-key="crowd"] .instances').clientHeight < innerHeight`) {
+		t.Error("the instances of one service fill the window")
 	}
-	b.do(chromedp.SendKeys(chromedp.ID("words"), "CROWD-49 not"))
-	b.wait("those that the filter leaves", fmt.Sprintf(`%s === 10 && document.querySelectorAll('tbody tr:not([hidden])').length === 10`, rows("crowd", "not ready")))
-	b.do(chromedp.SendKeys(chromedp.ID("words"), strings.Repeat(kb.Backspace, len("CROWD-49 not"))))
-	forgetPageTest(t)
-	b.wait("all of them gone", rows("crowd", "")+` === 0`)
+	b.do(chromedp.SendKeys(chromedp.ID("query"), "CROWD-49 not"))
+	b.wait("the filtered instances", fmt.Sprintf(`%s === 10 && document.querySelectorAll('tbody tr:not([hidden])').length === 10`, rows("crowd", "not ready")))
+	b.do(chromedp.SendKeys(chromedp.ID("query"), strings.Repeat(kb.Backspace, len("CROWD-49 not"))))
+	deleteUnscheduledPods(t)
+	b.wait("all of them to disappear", rows("crowd", "")+` === 0`)
 }
 
-func pageNarrow(t *testing.T, b *tab) {
+func pagePhone(t *testing.T, b *tab) {
 	b.do(chromedp.EmulateViewport(320, 640, chromedp.EmulateMobile))
 	defer b.do(chromedp.ResetViewport())
 	b.wait("the layout", `innerWidth === 320`)
-	if width := is[int](b, `document.documentElement.scrollWidth`); width > 320 {
-		t.Errorf("it is %d pixels wide", width)
+	if width := evaluate[int](b, `document.documentElement.scrollWidth`); width > 320 {
+		t.Errorf("the page is %d pixels wide, want at most 320", width)
 	}
 	roles := map[string]int{}
 	for _, n := range run(b, call(accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})).Nodes {
@@ -559,21 +562,21 @@ func pageNarrow(t *testing.T, b *tab) {
 			roles[strings.Trim(string(n.Role.Value), `"`)]++
 		}
 	}
-	nodes, services := is[int](b, `document.querySelectorAll('tbody tr').length`), is[int](b, `document.querySelectorAll('section').length`)
-	for role, want := range map[string]int{"table": services, "row": services + nodes, "rowheader": nodes, "columnheader": 5 * services, "cell": 4 * nodes, "button": 1, "alert": 0} {
+	instances, services := evaluate[int](b, `document.querySelectorAll('tbody tr').length`), evaluate[int](b, `document.querySelectorAll('section').length`)
+	for role, want := range map[string]int{"table": services, "row": services + instances, "rowheader": instances, "columnheader": 5 * services, "cell": 4 * instances, "button": 1, "alert": 0} {
 		if roles[role] != want {
-			t.Errorf("to a screen reader it has %d of role %s, want %d", roles[role], role, want)
+			t.Errorf("the accessibility tree has %d of role %s, want %d", roles[role], role, want)
 		}
 	}
 	if roles["status"] != 2 {
-		t.Errorf("%d parts are read out when they change, want 2", roles["status"])
+		t.Errorf("%d parts of the page are announced when they change, want 2", roles["status"])
 	}
 }
 
-func pageScriptless(t *testing.T, b *tab) {
+func pageWithoutScript(t *testing.T, b *tab) {
 	run(b, call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}))
-	b.do(chromedp.Navigate(b.address))
-	b.wait("the nodes", rows("go-micro-srv", "ready")+` === 3`)
+	b.do(chromedp.Navigate(b.url))
+	b.wait("the instances", rows("go-micro-srv", "ready")+` === 3`)
 	b.do(chromedp.SendKeys(chromedp.ID("name"), kb.End+" and me"), chromedp.Click(chromedp.CSS("button")))
 	b.wait("the answer", `document.querySelector('#answers li')?.textContent.startsWith('Hello you and me! go-micro-srv-')`)
 }

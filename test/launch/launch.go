@@ -1,5 +1,5 @@
-// Package launch starts a cluster of the project's own for tests and
-// benchmarks, and ties it to their process.
+// Package launch starts a cluster for tests and benchmarks. The cluster ends
+// with the process that started it.
 package launch
 
 import (
@@ -12,10 +12,10 @@ import (
 	"strings"
 )
 
-// Up starts the cluster called name with the launcher in cluster/, passing args
-// on to its up command, and returns the path of its kubeconfig. What the launcher
-// says goes to stderr. The cluster ends with down, or with this process, however
-// that ends.
+// Up runs `go run -C cluster . up` with the given cluster name and further
+// arguments, and returns the path of the cluster's kubeconfig once the cluster is
+// ready. The launcher's messages go to stderr. The cluster ends when the caller
+// calls down, or when this process ends for any reason.
 func Up(name string, args ...string) (kubeconfig string, down func() error, err error) {
 	root, err := Root()
 	if err != nil {
@@ -23,7 +23,7 @@ func Up(name string, args ...string) (kubeconfig string, down func() error, err 
 	}
 	cmd := exec.Command("go", append([]string{"run", "-C", "cluster", ".", "up", "-name", name, "-foreground"}, args...)...)
 	cmd.Dir, cmd.Stderr = root, os.Stderr
-	leash, err := cmd.StdinPipe() // at its end the launcher takes the cluster down
+	stdin, err := cmd.StdinPipe() // the launcher removes the cluster when its standard input is closed
 	if err != nil {
 		return "", nil, err
 	}
@@ -34,9 +34,9 @@ func Up(name string, args ...string) (kubeconfig string, down func() error, err 
 	if err := cmd.Start(); err != nil {
 		return "", nil, fmt.Errorf("starting cluster %q: %w", name, err)
 	}
-	ready, drained := make(chan string, 1), make(chan struct{})
+	ready, outputEnded := make(chan string, 1), make(chan struct{})
 	go func() {
-		defer close(drained)
+		defer close(outputEnded)
 		defer close(ready)
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			if _, path, ok := strings.Cut(lines.Text(), "export KUBECONFIG="); ok {
@@ -47,18 +47,19 @@ func Up(name string, args ...string) (kubeconfig string, down func() error, err 
 		}
 	}()
 	down = func() error {
-		leash.Close()
-		<-drained
+		stdin.Close()
+		<-outputEnded
 		return cmd.Wait()
 	}
 	kubeconfig, ok := <-ready
 	if !ok {
-		return "", nil, errors.Join(fmt.Errorf("starting cluster %q: it did not start", name), down())
+		return "", nil, errors.Join(fmt.Errorf("starting cluster %q: the launcher ended before the cluster was ready; its messages are above", name), down())
 	}
 	return kubeconfig, down, nil
 }
 
-// Root is the project's directory, found from the working directory upwards.
+// Root returns the project's root directory, which it looks for from the working
+// directory upwards.
 func Root() (string, error) {
 	wd, err := os.Getwd()
 	if err != nil {
@@ -69,5 +70,5 @@ func Root() (string, error) {
 			return dir, nil
 		}
 	}
-	return "", fmt.Errorf("looking for the project above %q: no cluster/kube/go.mod", wd)
+	return "", fmt.Errorf("looking for the project's root above %q: no directory contains cluster/kube/go.mod", wd)
 }

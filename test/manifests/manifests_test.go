@@ -1,5 +1,6 @@
-// Package manifests checks the manifests against a real kube-apiserver, without
-// a node: its schema, its Pod Security level, its RBAC, and against kube-score.
+// Package manifests checks the manifests: with a real kube-apiserver, which
+// validates the schema, the Pod Security level and RBAC, and with kube-score. It
+// starts a control plane without a node, so no container runs.
 package manifests
 
 import (
@@ -20,46 +21,57 @@ import (
 
 const root = "../.."
 
+var stopControlPlane func() error // nil while no control plane runs
+
 func TestMain(m *testing.M) {
-	code, err := withControlPlane(m.Run)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "manifests:", err)
-		code = 1
+	code := m.Run()
+	if stopControlPlane != nil {
+		if err := stopControlPlane(); err != nil {
+			fmt.Fprintln(os.Stderr, "manifests:", err)
+			code = 1
+		}
 	}
 	os.Exit(code)
 }
 
-func withControlPlane(f func() int) (int, error) {
+// needsAPIServer starts the control plane that all tests share when the first
+// test needs it.
+func needsAPIServer(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs an API server: run without -short")
+	}
+	if stopControlPlane != nil {
+		return
+	}
 	kubeconfig, down, err := launch.Up("manifests", "-control-plane")
 	if err != nil {
-		return 1, err
+		t.Fatal(err)
 	}
+	stopControlPlane = down
 	os.Setenv("KUBECONFIG", kubeconfig)
-	os.Setenv("PATH", filepath.Join(filepath.Dir(kubeconfig), "bin")+":"+os.Getenv("PATH")) // its own kubectl
-	// What the others are checked against.
-	_, err = run("", "kubectl", "apply", "-f", "k8s/namespace.yaml", "-f", "k8s/pod-rbac.yaml", "-f", "k8s/configmap-rbac.yaml")
-	code := 1
-	if err == nil {
-		code = f()
+	os.Setenv("PATH", filepath.Join(filepath.Dir(kubeconfig), "bin")+":"+os.Getenv("PATH")) // the cluster's own kubectl comes first
+	// The API server checks the other manifests against the namespace and the service accounts.
+	if _, err := run("", "kubectl", "apply", "-f", "k8s/namespace.yaml", "-f", "k8s/pod-rbac.yaml", "-f", "k8s/configmap-rbac.yaml"); err != nil {
+		t.Fatal(err)
 	}
-	return code, errors.Join(err, down())
 }
 
-// run runs a program at the project's root.
+// run runs a program in the project's root directory.
 func run(stdin, name string, args ...string) (stdout string, err error) {
 	cmd := exec.Command(name, args...)
-	var out, complaint bytes.Buffer
-	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = root, strings.NewReader(stdin), &out, &complaint
+	var out, errOut bytes.Buffer
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = root, strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("running %s %s: %w: %s", name, strings.Join(args, " "), err, &complaint)
+		return out.String(), fmt.Errorf("running %s %s: %w: %s", name, strings.Join(args, " "), err, &errOut)
 	}
 	return out.String(), nil
 }
 
-// accepted says what the API server has against a manifest: an unknown
-// field, a value it refuses, or a pod or pod template that is not up to the
-// namespace's Pod Security level, which it evaluates with k8s.io/pod-security-admission.
-func accepted(manifest string) error {
+// dryRun returns the API server's objection to a manifest: an unknown field, an
+// invalid value, or a pod or pod template that violates the namespace's Pod
+// Security level.
+func dryRun(manifest string) error {
 	_, err := run(manifest, "kubectl", "apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-")
 	return err
 }
@@ -70,22 +82,27 @@ func folders(t *testing.T) []string {
 	if err != nil || len(all) != 4 {
 		t.Fatalf("folders with manifests: %q, %v", all, err)
 	}
-	return append(all, filepath.Join(root, "k8s"))
+	components, err := filepath.Glob(filepath.Join(root, "k8s", "components", "*"))
+	if err != nil || len(components) != 1 {
+		t.Fatalf("components: %q, %v", components, err)
+	}
+	return append(append(all, filepath.Join(root, "k8s")), components...)
 }
 
-// files are a folder's manifests, also those that no kustomization names.
+// files returns all manifests of a folder, including those that no kustomization names.
 func files(dir string) []string {
 	all, _ := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	return slices.DeleteFunc(all, func(f string) bool { return filepath.Base(f) == "kustomization.yaml" })
 }
 
-func TestTheAPIServerAcceptsThem(t *testing.T) {
+func TestAPIServerAccepts(t *testing.T) {
+	needsAPIServer(t)
 	for _, dir := range folders(t) {
 		name, _ := filepath.Rel(root, dir)
 		t.Run(name, func(t *testing.T) {
 			built, err := run("", "kubectl", "kustomize", name)
 			if err == nil {
-				err = accepted(built)
+				err = dryRun(built)
 			}
 			if err != nil {
 				t.Error(err)
@@ -93,7 +110,7 @@ func TestTheAPIServerAcceptsThem(t *testing.T) {
 			for _, file := range files(dir) {
 				manifest, err := os.ReadFile(file)
 				if err == nil {
-					err = accepted(string(manifest))
+					err = dryRun(string(manifest))
 				}
 				if err != nil {
 					t.Errorf("%s: %v", file, err)
@@ -103,35 +120,63 @@ func TestTheAPIServerAcceptsThem(t *testing.T) {
 	}
 }
 
-// Were these accepted, the test above would see nothing.
-func TestTheAPIServerRefusesWhatItShould(t *testing.T) {
+// TestComponentsAreOptIn builds k8s/ alone and with each component, as make deploy does.
+func TestComponentsAreOptIn(t *testing.T) {
+	needsAPIServer(t)
+	alone, err := run("", "kubectl", "kustomize", "k8s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(alone, "kind: NetworkPolicy") {
+		t.Error("k8s/ alone contains a NetworkPolicy, want it only with the component")
+	}
+	if _, err := run("", "make", "overlay", "COMPONENTS=network-policy"); err != nil {
+		t.Fatal(err)
+	}
+	with, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+	if err == nil {
+		err = dryRun(with)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(with, "kind: NetworkPolicy"); got != 4 {
+		t.Errorf("with COMPONENTS=network-policy there are %d NetworkPolicies, want 4", got)
+	}
+}
+
+// TestAPIServerRefuses shows that TestAPIServerAccepts can fail.
+func TestAPIServerRefuses(t *testing.T) {
+	needsAPIServer(t)
 	b, err := os.ReadFile(filepath.Join(root, "go-micro-srv/k8s/deployment.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	good := string(b)
 	for _, c := range []struct{ name, old, new, want string }{
-		{"a field that is none", "replicas: 2", "replica: 2", `unknown field "spec.replica"`},
-		{"root", "runAsNonRoot: true", "runAsNonRoot: false", `violate PodSecurity "restricted:latest"`},
+		{"unknown field", "replicas: 2", "replica: 2", `unknown field "spec.replica"`},
+		{"runs as root", "runAsNonRoot: true", "runAsNonRoot: false", `violate PodSecurity "restricted:latest"`},
 		{"no seccomp profile", "seccompProfile: {type: RuntimeDefault}", "", "seccompProfile"},
-		{"capabilities", "capabilities: {drop: [ALL]}", "", "unrestricted capabilities"},
-		{"more privilege", "allowPrivilegeEscalation: false", "", "allowPrivilegeEscalation != false"},
+		{"keeps capabilities", "capabilities: {drop: [ALL]}", "", "unrestricted capabilities"},
+		{"may gain privileges", "allowPrivilegeEscalation: false", "", "allowPrivilegeEscalation != false"},
 	} {
 		if bad := strings.Replace(good, c.old, c.new, 1); bad == good {
-			t.Errorf("%s: the manifest holds no %q", c.name, c.old)
-		} else if err := accepted(bad); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: the API server says %v, want %q", c.name, err, c.want)
+			t.Errorf("%s: the manifest does not contain %q", c.name, c.old)
+		} else if err := dryRun(bad); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: the API server answers %v, want %q", c.name, err, c.want)
 		}
 	}
 	const pod = `{apiVersion: v1, kind: Pod, metadata: {name: root, namespace: go-micro}, spec: {serviceAccountName: micro-services, containers: [{name: main, image: x}]}}`
-	if err := accepted(pod); err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted:v1.`) {
-		t.Errorf("a pod that says nothing: the API server says %v, want it refused", err)
+	if err := dryRun(pod); err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted:v1.`) {
+		t.Errorf("pod without a security context: the API server answers %v, want it refused", err)
 	}
 }
 
-// TestRights lists all that the service accounts may do, beyond what any may.
+// TestRights lists the rights of each service account beyond those that every
+// service account has.
 func TestRights(t *testing.T) {
-	of := map[string][]string{}
+	needsAPIServer(t)
+	rights := map[string][]string{}
 	for _, account := range []string{"default", "micro-services", "micro-config"} {
 		review := `{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": "go-micro"}}`
 		out, err := run(review, "kubectl", "create", "--validate=false", "-f", "-", "-o", "json", "--as=system:serviceaccount:go-micro:"+account,
@@ -149,25 +194,25 @@ func TestRights(t *testing.T) {
 		}
 		for _, rule := range r.Status.ResourceRules {
 			slices.Sort(rule.Verbs)
-			of[account] = append(of[account], fmt.Sprint(strings.Join(append(rule.Resources, rule.ResourceNames...), "/"), " ", rule.Verbs))
+			rights[account] = append(rights[account], fmt.Sprint(strings.Join(append(rule.Resources, rule.ResourceNames...), "/"), " ", rule.Verbs))
 		}
 	}
 	for account, want := range map[string][]string{
 		"micro-services": {"configmaps/go-micro-config [get list watch]", "pods [list patch watch]"},
 		"micro-config":   {"configmaps/go-micro-config [get list watch]"},
 	} {
-		got := slices.DeleteFunc(of[account], func(rule string) bool { return slices.Contains(of["default"], rule) })
+		got := slices.DeleteFunc(rights[account], func(rule string) bool { return slices.Contains(rights["default"], rule) })
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
-			t.Errorf("service account %q may %q, want %q", account, got, want)
+			t.Errorf("service account %q has the rights %q, want %q", account, got, want)
 		}
 	}
-	if some := strings.Join(of["default"], ", "); strings.Contains(some, "pods") || strings.Contains(some, "configmaps") {
-		t.Errorf("any service account may %s", some)
+	if all := strings.Join(rights["default"], ", "); strings.Contains(all, "pods") || strings.Contains(all, "configmaps") {
+		t.Errorf("every service account has the rights %s", all)
 	}
 }
 
-// exception is a finding of kube-score that stands, and why.
+// exception is a finding of kube-score that this project accepts.
 type exception struct {
 	Check, Reason string
 	Objects       []string
@@ -182,7 +227,7 @@ func TestKubeScore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listed := map[string]bool{} // and whether it occurs
+	listed := map[string]bool{} // finding to whether kube-score reports it
 	for _, e := range exceptions {
 		if e.Reason == "" {
 			t.Errorf("exceptions.yaml: %q has no reason", e.Check)
@@ -213,10 +258,10 @@ func TestKubeScore(t *testing.T) {
 		}
 	}
 	if e := json.Unmarshal([]byte(out), &scored); e != nil {
-		t.Fatal(errors.Join(err, e)) // a finding is an error of kube-score's, too
+		t.Fatal(errors.Join(err, e)) // kube-score exits 1 if it finds anything, so err alone is no failure
 	}
 	if len(scored) < 10 {
-		t.Errorf("kube-score has seen %d objects: is this test blind?", len(scored))
+		t.Errorf("kube-score read %d objects, want at least 10", len(scored))
 	}
 	const allOK = 10
 	for _, object := range scored {
@@ -226,14 +271,14 @@ func TestKubeScore(t *testing.T) {
 			}
 			finding := fmt.Sprintf("%s %s/%s", c.Check.ID, object.TypeMeta.Kind, object.ObjectMeta.Name)
 			if _, known := listed[finding]; !known {
-				t.Errorf("kube-score finds %s: %v", finding, c.Comments)
+				t.Errorf("kube-score reports %s: %v", finding, c.Comments)
 			}
 			listed[finding] = true
 		}
 	}
 	for finding, occurs := range listed {
 		if !occurs {
-			t.Errorf("exceptions.yaml: kube-score does not find %s any more", finding)
+			t.Errorf("exceptions.yaml: kube-score no longer reports %s", finding)
 		}
 	}
 }

@@ -1,4 +1,5 @@
-// Pod Security as a library takes today's Kubernetes types, which the project's own go.mod cannot have.
+// This test has a module of its own because k8s.io/pod-security-admission needs current Kubernetes types,
+// while the root go.mod needs k8s.io/api v0.17.
 module github.com/jiangjiancc/go_micro_k8s/test/psa
 
 go 1.26.0

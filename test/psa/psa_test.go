@@ -1,5 +1,5 @@
-// Package psa holds every pod of the manifests against the Pod Security Standard
-// restricted, in its newest version, by the code that the API server uses.
+// Package psa checks every pod of the manifests against the newest version of
+// the Pod Security Standard "restricted", with the library that the API server uses.
 package psa
 
 import (
@@ -18,7 +18,7 @@ import (
 	"k8s.io/pod-security-admission/policy"
 )
 
-// templates are the pods of all manifests, by file and name.
+// templates returns the pod templates of all manifests by file and name.
 func templates(t *testing.T) map[string]corev1.PodTemplateSpec {
 	t.Helper()
 	files, err := filepath.Glob("../../*/k8s/*.yaml")
@@ -56,7 +56,7 @@ func templates(t *testing.T) map[string]corev1.PodTemplateSpec {
 	return all
 }
 
-func TestPodsAreRestricted(t *testing.T) {
+func TestPodsMeetRestricted(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -68,22 +68,22 @@ func TestPodsAreRestricted(t *testing.T) {
 	}
 	all := templates(t)
 	if len(all) != 5 {
-		t.Errorf("%d pods in the manifests, want 5: is this test blind?", len(all))
+		t.Errorf("%d pods in the manifests, want 5", len(all))
 	}
 	for name, p := range all {
-		if why := refusal(&p); why != "" {
-			t.Errorf("%s: %s", name, why)
+		if detail := refusal(&p); detail != "" {
+			t.Errorf("%s: %s", name, detail)
 		}
-		for field, without := range map[string]func(*corev1.SecurityContext){
+		for field, remove := range map[string]func(*corev1.SecurityContext){
 			"runAsNonRoot":             func(c *corev1.SecurityContext) { c.RunAsNonRoot = nil },
 			"allowPrivilegeEscalation": func(c *corev1.SecurityContext) { c.AllowPrivilegeEscalation = nil },
 			"capabilities":             func(c *corev1.SecurityContext) { c.Capabilities = nil },
 			"seccompProfile":           func(c *corev1.SecurityContext) { c.SeccompProfile = nil },
 		} {
-			worse := p.DeepCopy()
-			without(worse.Spec.Containers[0].SecurityContext)
-			if refusal(worse) == "" {
-				t.Errorf("%s: without %s it is let in all the same", name, field)
+			weaker := p.DeepCopy()
+			remove(weaker.Spec.Containers[0].SecurityContext)
+			if refusal(weaker) == "" {
+				t.Errorf("%s: accepted without %s, want it refused", name, field)
 			}
 		}
 	}

@@ -1,15 +1,15 @@
-// Probe looks at the cluster from inside a pod and prints what it sees as JSON.
+// Probe runs inside the cluster, calls services and prints the results as JSON.
 //
-//	probe services NAME...   upstream's registry plugin: ListServices, and GetService of each name
-//	probe get URL TIMES      the answers to TIMES requests, each on a connection of its own
+//	probe services NAME...   ListServices, and GetService of each name, through go-micro's registry plugin
+//	probe get URL TIMES      the bodies of TIMES responses, each over a new connection
 //	probe call [-upstream] [-retries N] [-name NAME] CALLERS PAUSE
-//	                         CALLERS that call go-micro-srv for ever, each PAUSE after its
-//	                         last answer; one line a second
-//	probe fetch [-fresh] URL CALLERS PAUSE
-//	                         the same with an URL
-//	probe greeter            go-micro-srv, but it takes 2 s to greet "slow"
-//	probe page               go-micro-web, but /download takes 5 s
-//	probe never              runs, and never is ready
+//	                         CALLERS goroutines call go-micro-srv until the pod ends and
+//	                         pause after each call; one line per second
+//	probe fetch [-new-connections] URL CALLERS PAUSE
+//	                         the same with HTTP requests to a URL
+//	probe greeter            serves as go-micro-srv, but takes 2 s to greet "slow"
+//	probe page               serves as go-micro-web, with a /download that takes 5 s
+//	probe never              runs and never becomes ready
 package main
 
 import (
@@ -49,25 +49,25 @@ func run(args []string) error {
 	case len(args) == 1 && args[0] == "never":
 		select {}
 	}
-	return fmt.Errorf("running with %q: want what the package comment lists", args)
+	return fmt.Errorf("running with arguments %q: unknown command; test/e2e/probe/main.go lists the commands", args)
 }
 
 func services(names []string) error {
 	r := kubernetes.NewRegistry()
-	seen := struct {
+	contents := struct {
 		List []*registry.Service
 		Get  map[string][]*registry.Service
 	}{Get: map[string][]*registry.Service{}}
 	var err error
-	if seen.List, err = r.ListServices(); err != nil {
+	if contents.List, err = r.ListServices(); err != nil {
 		return fmt.Errorf("listing services: %w", err)
 	}
 	for _, n := range names {
-		if seen.Get[n], err = r.GetService(n); err != nil {
+		if contents.Get[n], err = r.GetService(n); err != nil {
 			return fmt.Errorf("getting service %q: %w", n, err)
 		}
 	}
-	return json.NewEncoder(os.Stdout).Encode(seen)
+	return json.NewEncoder(os.Stdout).Encode(contents)
 }
 
 func get(url, times string) error {
@@ -75,10 +75,10 @@ func get(url, times string) error {
 	if err != nil {
 		return err
 	}
-	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	var bodies []string
 	for range n {
-		resp, err := c.Get(url)
+		resp, err := client.Get(url)
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-// Greeter is go-micro-srv's, with time to be interrupted in.
+// Greeter is the handler of go-micro-srv with one slow name, whose calls a test can interrupt.
 type Greeter struct{}
 
 func (Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {

@@ -1,4 +1,5 @@
-// Package clientv3 forwards what go-micro uses of it to the maintained etcd client.
+// Package clientv3 declares the names of the old etcd client that go-micro uses,
+// as aliases of the maintained client go.etcd.io/etcd/client/v3.
 package clientv3
 
 import v3 "go.etcd.io/etcd/client/v3"

@@ -11,19 +11,19 @@ import (
 	"google.golang.org/grpc"
 )
 
-// etcd answers every range with no keys and says of every lease that it has run out.
-type etcd struct {
+// fakeEtcd answers every range request with no keys and every keep-alive with an expired lease.
+type fakeEtcd struct {
 	pb.UnimplementedKVServer
 	pb.UnimplementedLeaseServer
-	ranges chan *pb.RangeRequest
+	rangeRequests chan *pb.RangeRequest
 }
 
-func (e etcd) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	e.ranges <- r
+func (e fakeEtcd) Range(_ context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	e.rangeRequests <- r
 	return &pb.RangeResponse{Header: &pb.ResponseHeader{}}, nil
 }
 
-func (e etcd) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+func (e fakeEtcd) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	r, err := stream.Recv()
 	if err != nil {
 		return err
@@ -31,13 +31,14 @@ func (e etcd) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 	return stream.Send(&pb.LeaseKeepAliveResponse{Header: &pb.ResponseHeader{}, ID: r.ID, TTL: 0})
 }
 
-// The calls go-micro's registry makes reach a server that speaks today's protocol.
-func TestForwardsToTheMaintainedClient(t *testing.T) {
+// TestCallsReachServer makes the calls of go-micro's etcd registry to a server
+// that speaks the current protocol.
+func TestCallsReachServer(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	fake := etcd{ranges: make(chan *pb.RangeRequest, 1)}
+	fake := fakeEtcd{rangeRequests: make(chan *pb.RangeRequest, 1)}
 	server := grpc.NewServer()
 	pb.RegisterKVServer(server, fake)
 	pb.RegisterLeaseServer(server, fake)
@@ -53,11 +54,11 @@ func TestForwardsToTheMaintainedClient(t *testing.T) {
 	if _, err := client.Get(t.Context(), "/micro/", clientv3.WithPrefix(), clientv3.WithSerializable()); err != nil {
 		t.Fatal(err)
 	}
-	if r := <-fake.ranges; string(r.Key) != "/micro/" || string(r.RangeEnd) != "/micro0" || !r.Serializable {
-		t.Errorf("the server was asked for %v, want the prefix /micro/, serializable", r)
+	if r := <-fake.rangeRequests; string(r.Key) != "/micro/" || string(r.RangeEnd) != "/micro0" || !r.Serializable {
+		t.Errorf("the server received %v, want a serializable read of the prefix /micro/", r)
 	}
-	// go-micro compares with == and registers anew.
+	// go-micro compares this error with == and then registers again.
 	if _, err := client.KeepAliveOnce(t.Context(), clientv3.LeaseID(1)); err != rpctypes.ErrLeaseNotFound {
-		t.Errorf("an expired lease is %v, want the forwarded ErrLeaseNotFound", err)
+		t.Errorf("keeping an expired lease alive returns %v, want ErrLeaseNotFound", err)
 	}
 }

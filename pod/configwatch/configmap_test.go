@@ -1,19 +1,19 @@
-package pod
+package configwatch
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	microconfig "github.com/micro/go-micro/v2/config"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/micro/go-micro/v2/config"
 	"github.com/micro/go-micro/v2/config/source"
 	dlog "github.com/micro/go-micro/v2/debug/log"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -24,116 +24,115 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
+
 const mapName = "go-micro-config"
 
-// newMapSpace is a space whose service account has what k8s/configmap-rbac.yaml
-// grants, or just these verbs of it.
-func newMapSpace(t *testing.T, verbs ...string) *space {
+// namespace is a namespace with at most one ConfigMap.
+type namespace struct {
+	*kubetest.Namespace
+	t *testing.T
+}
+
+// newNamespace creates a namespace whose service account may do what
+// k8s/configmap-rbac.yaml grants, or only the given verbs of it.
+func newNamespace(t *testing.T, verbs ...string) *namespace {
 	t.Helper()
-	s := newSpace(t)
+	n := &namespace{kubetest.NewNamespace(t), t}
 	if len(verbs) == 0 {
 		verbs = []string{"get", "list", "watch"}
 	}
-	_, err := admin.RbacV1().Roles(s.name).Create(&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "micro-config"},
-		Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{mapName}, Verbs: verbs}}})
-	if err == nil {
-		_, err = admin.RbacV1().RoleBindings(s.name).Create(&rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "micro-config"},
-			RoleRef:  rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "micro-config"},
-			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: "micro-services", Namespace: s.name}}})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	soon(t, 10*time.Second, "the role being known to the API server", func() error {
+	n.Grant("micro-config", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{mapName}, Verbs: verbs})
+	kubetest.Eventually(t, 10*time.Second, "the API server knows the role", func() error {
 		for _, verb := range verbs {
-			r, err := admin.AuthorizationV1().SubjectAccessReviews().Create(&authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-				User:               "system:serviceaccount:" + s.name + ":micro-services",
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: s.name, Resource: "configmaps", Name: mapName, Verb: verb}}})
+			r, err := n.Admin.AuthorizationV1().SubjectAccessReviews().Create(&authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+				User:               "system:serviceaccount:" + n.Name + ":" + kubetest.ServiceAccount,
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: n.Name, Resource: "configmaps", Name: mapName, Verb: verb}}})
 			if err != nil || !r.Status.Allowed {
 				return fmt.Errorf("verb %q: %v", verb, err)
 			}
 		}
 		return nil
 	})
-	return s
+	return n
 }
 
-// data creates the ConfigMap, or replaces its data.
-func (s *space) data(data map[string]string) {
-	s.t.Helper()
+// setData creates the ConfigMap, or replaces its data.
+func (n *namespace) setData(data map[string]string) {
+	n.t.Helper()
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: mapName}, Data: data}
-	_, err := admin.CoreV1().ConfigMaps(s.name).Update(m)
+	_, err := n.Admin.CoreV1().ConfigMaps(n.Name).Update(m)
 	if apierrors.IsNotFound(err) {
-		_, err = admin.CoreV1().ConfigMaps(s.name).Create(m)
+		_, err = n.Admin.CoreV1().ConfigMaps(n.Name).Create(m)
 	}
 	if err != nil {
-		s.t.Fatal(err)
+		n.t.Fatal(err)
 	}
 }
 
-func (s *space) removeMap() {
-	s.t.Helper()
-	if err := admin.CoreV1().ConfigMaps(s.name).Delete(mapName, &metav1.DeleteOptions{}); err != nil {
-		s.t.Fatal(err)
+func (n *namespace) deleteMap() {
+	n.t.Helper()
+	if err := n.Admin.CoreV1().ConfigMaps(n.Name).Delete(mapName, &metav1.DeleteOptions{}); err != nil {
+		n.t.Fatal(err)
 	}
 }
 
-// fixed is a source of one content.
-type fixed struct {
+// fixedSource is a source whose content does not change.
+type fixedSource struct {
 	source.Source
 	data string
 }
 
-func (f fixed) Read() (*source.ChangeSet, error) {
+func (f fixedSource) Read() (*source.ChangeSet, error) {
 	return &source.ChangeSet{Data: []byte(f.data), Format: "json"}, nil
 }
 
-// yielded is what Follow yields at one time.
-type yielded struct {
-	cfg microconfig.Config
+// element is one element that Follow yields.
+type element struct {
+	cfg config.Config
 	err error
 }
 
-// loop ranges over Follow. Its body hands over what is yielded, and waits until
-// the test has taken it.
+// loop ranges over Follow. Its body sends each element to the test and waits until the
+// test receives it.
 type loop struct {
-	t     *testing.T
-	given chan yielded
-	stop  context.CancelFunc
-	ended chan struct{}
+	t        *testing.T
+	elements chan element
+	stop     context.CancelFunc
+	done     chan struct{}
 }
 
 func startLoop(t *testing.T, c *ConfigMap, before ...source.Source) *loop {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &loop{t, make(chan yielded), cancel, make(chan struct{})}
+	l := &loop{t, make(chan element), cancel, make(chan struct{})}
 	go func() {
-		defer close(l.ended)
+		defer close(l.done)
 		for cfg, err := range c.Follow(ctx, before...) {
 			select {
-			case l.given <- yielded{cfg, err}:
-			case <-ctx.Done(): // and on, as a reader that does not care
+			case l.elements <- element{cfg, err}:
+			case <-ctx.Done(): // the loop goes on, as that of a reader that ignores the context
 			}
 		}
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-l.ended
+		<-l.done
 	})
 	return l
 }
 
-// next is what is yielded within a time; like a real loop's, its error ends the test.
-func (l *loop) next(limit time.Duration, what string) (microconfig.Config, time.Duration) {
+// next returns the next element. An error ends the test, as it would end the loop.
+func (l *loop) next(limit time.Duration, what string) (config.Config, time.Duration) {
 	l.t.Helper()
 	begin := time.Now()
 	select {
-	case y := <-l.given:
+	case y := <-l.elements:
 		if y.err != nil {
 			l.t.Fatalf("%s: %v", what, y.err)
 		}
 		return y.cfg, time.Since(begin)
-	case <-l.ended:
+	case <-l.done:
 		l.t.Fatalf("%s: the loop has ended", what)
 	case <-time.After(limit):
 		l.t.Fatalf("%s: not within %s", what, limit)
@@ -141,32 +140,32 @@ func (l *loop) next(limit time.Duration, what string) (microconfig.Config, time.
 	return nil, 0
 }
 
-// nothing checks that nothing is yielded for a while.
-func (l *loop) nothing(what string) {
+// expectNothing checks that Follow yields nothing for 300 ms.
+func (l *loop) expectNothing(what string) {
 	l.t.Helper()
 	select {
-	case y := <-l.given:
+	case y := <-l.elements:
 		l.t.Errorf("%s: yielded %v %v", what, y.cfg.Map(), y.err)
-	case <-l.ended:
+	case <-l.done:
 		l.t.Errorf("%s: the loop has ended", what)
 	case <-time.After(300 * time.Millisecond):
 	}
 }
 
-// over checks that the loop ends by itself.
-func (l *loop) over(limit time.Duration, what string) {
+// expectEnd checks that the loop ends.
+func (l *loop) expectEnd(limit time.Duration, what string) {
 	l.t.Helper()
 	select {
-	case y := <-l.given:
+	case y := <-l.elements:
 		l.t.Fatalf("%s: yielded %v %v", what, y.cfg, y.err)
-	case <-l.ended:
+	case <-l.done:
 	case <-time.After(limit):
-		l.t.Fatalf("%s: the loop goes on after %s", what, limit)
+		l.t.Fatalf("%s: the loop still runs after %s", what, limit)
 	}
 }
 
-// wants compares a configuration with a map, written as JSON.
-func wants(t *testing.T, cfg microconfig.Config, want string) {
+// expectJSON compares a configuration with a map in JSON.
+func expectJSON(t *testing.T, cfg config.Config, want string) {
 	t.Helper()
 	var w map[string]any
 	if err := json.Unmarshal([]byte(want), &w); err != nil {
@@ -178,8 +177,8 @@ func wants(t *testing.T, cfg microconfig.Config, want string) {
 	}
 }
 
-// logged counts the lines of the log since a time that hold all these texts.
-func logged(t *testing.T, since time.Time, texts ...string) (n int) {
+// countLogLines returns the number of log lines since a time that contain all texts.
+func countLogLines(t *testing.T, since time.Time, texts ...string) (n int) {
 	t.Helper()
 	records, err := dlog.DefaultLog.Read(dlog.Since(since))
 	if err != nil {
@@ -197,51 +196,51 @@ func logged(t *testing.T, since time.Time, texts ...string) (n int) {
 	return n
 }
 
-func TestFollowYieldsEachChangeOfTheConfigMap(t *testing.T) {
-	s := newMapSpace(t)
+func TestFollowYieldsEachChange(t *testing.T) {
+	n := newNamespace(t)
 	begin := time.Now()
 	const limit = 2 * time.Second
-	s.data(map[string]string{"DB_HOST": "192.168.0.1", "who": "map"})
-	l := startLoop(t, newConfigMap(s.inside("reader"), "", mapName),
-		fixed{data: `{"home": "/", "who": "first", "db": {"a": 1}}`}, fixed{data: `{"who": "second", "db": {"b": 2}}`})
+	n.setData(map[string]string{"DB_HOST": "192.168.0.1", "who": "map"})
+	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName),
+		fixedSource{data: `{"home": "/", "who": "first", "db": {"a": 1}}`}, fixedSource{data: `{"who": "second", "db": {"b": 2}}`})
 
 	first, _ := l.next(limit, "the present configuration")
-	wants(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`)
+	expectJSON(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`)
 	if got := first.Get("DB_HOST").String(""); got != "192.168.0.1" {
 		t.Errorf("DB_HOST is %q", got)
 	}
-	l.nothing("without a change")
+	l.expectNothing("without a change")
 
-	s.data(map[string]string{"DB_HOST": "192.168.0.2"})
+	n.setData(map[string]string{"DB_HOST": "192.168.0.2"})
 	cfg, took := l.next(limit, "an edit")
 	t.Logf("edit seen %s after the write", took)
-	wants(t, cfg, `{"DB_HOST": "192.168.0.2", "who": "second", "home": "/", "db": {"a": 1, "b": 2}}`)
+	expectJSON(t, cfg, `{"DB_HOST": "192.168.0.2", "who": "second", "home": "/", "db": {"a": 1, "b": 2}}`)
 
-	if _, err := admin.CoreV1().ConfigMaps(s.name).Patch(mapName, types.MergePatchType, []byte(`{"metadata":{"labels":{"a":"b"}},"binaryData":{"x":"AA=="}}`)); err != nil {
+	if _, err := n.Admin.CoreV1().ConfigMaps(n.Name).Patch(mapName, types.MergePatchType, []byte(`{"metadata":{"labels":{"a":"b"}},"binaryData":{"x":"AA=="}}`)); err != nil {
 		t.Fatal(err)
 	}
-	l.nothing("a label, and binaryData")
+	l.expectNothing("a label, and binaryData")
 
-	s.removeMap()
+	n.deleteMap()
 	cfg, took = l.next(limit, "the deletion")
 	t.Logf("deletion seen %s after the write", took)
-	wants(t, cfg, `{"who": "second", "home": "/", "db": {"a": 1, "b": 2}}`)
-	if logged(t, begin, s.name+"/"+mapName, "is gone") != 1 {
+	expectJSON(t, cfg, `{"who": "second", "home": "/", "db": {"a": 1, "b": 2}}`)
+	if countLogLines(t, begin, n.Name+"/"+mapName, "was deleted") != 1 {
 		t.Error("the deletion is not in the log")
 	}
 
-	s.data(map[string]string{"DB_HOST": "192.168.0.3"})
-	cfg, took = l.next(limit, "it being created again")
+	n.setData(map[string]string{"DB_HOST": "192.168.0.3"})
+	cfg, took = l.next(limit, "the new ConfigMap")
 	t.Logf("creation seen %s after the write", took)
 	if got := cfg.Get("DB_HOST").String(""); got != "192.168.0.3" {
 		t.Errorf("DB_HOST is %q", got)
 	}
-	wants(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`) // it is the reader's to keep
+	expectJSON(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`) // it is a snapshot
 }
 
-func TestValuesAreScalarsOrTheFilesTheyHold(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{
+func TestValuesAreStringsOrTrees(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{
 		"DB_HOST": "192.168.0.1", "PORT": "9100", "DEBUG": "true", "TIMEOUT": "3s", "EMPTY": "", "PAIR": "host=db\nport=1",
 		"app.yaml": "db:\n  host: db-1\n  ports: [1, 2]\n1: one\ntrue: yes\n? [a]\n: b\n", // a key that is a list: not JSON
 		"app.yml":  "db:\n  host: db-1\n  port: 5432\n1: one\n2.5: two\n",
@@ -249,7 +248,7 @@ func TestValuesAreScalarsOrTheFilesTheyHold(t *testing.T) {
 		"bad.json": `{"db":`, "bad.yaml": "a: [", "list.yaml": "- a\n- b\n", "empty.yaml": "", "nan.yaml": "a: .nan",
 	})
 	begin := time.Now()
-	c := newConfigMap(s.inside("reader"), s.name, mapName)
+	c := newConfigMap(n.Environment("reader"), n.Name, mapName)
 	for range 2 {
 		if _, err := c.Read(); err != nil {
 			t.Fatal(err)
@@ -278,10 +277,10 @@ func TestValuesAreScalarsOrTheFilesTheyHold(t *testing.T) {
 		}
 	}
 	if n := cfg.Get("app.yml", "db", "port").Int(0); n != 5432 {
-		t.Errorf("a file's number is %d", n)
+		t.Errorf("the number in the file is %d", n)
 	}
 	if n := cfg.Get("app.json", "big").Int(0); n != 1000000 {
-		t.Errorf("a file's number is %d", n)
+		t.Errorf("the number in the file is %d", n)
 	}
 	if n := cfg.Get("PORT").Int(0); n != 9100 {
 		t.Errorf("PORT is %d", n)
@@ -290,138 +289,137 @@ func TestValuesAreScalarsOrTheFilesTheyHold(t *testing.T) {
 		t.Errorf("DEBUG and TIMEOUT of %s", cfg.Bytes())
 	}
 	if l := cfg.Get("list.yaml").StringSlice(nil); len(l) != 2 {
-		t.Errorf("a file's list is %q", l)
+		t.Errorf("the list in the file is %q", l)
 	}
 	for _, key := range []string{"bad.json", "bad.yaml", "nan.yaml", "app.yaml"} {
-		if n := logged(t, begin, fmt.Sprintf("%q", key)); n != 1 {
+		if n := countLogLines(t, begin, fmt.Sprintf("%q", key)); n != 1 {
 			t.Errorf("%q does not parse: %d lines in the log, want 1", key, n)
 		}
 	}
 }
 
-func TestFollowThroughAnAPIServerKilledAndBack(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{"n": "1"})
+func TestFollowSurvivesKilledAPIServer(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{"n": "1"})
 	begin := time.Now()
-	l := startLoop(t, newConfigMap(s.inside("reader"), "", mapName))
+	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName))
 	l.next(2*time.Second, "before")
-	kill(t, apiServer(t), syscall.SIGKILL)
-	soon(t, 30*time.Second, "the API server coming back", func() error {
-		_, err := admin.CoreV1().ConfigMaps(s.name).Get(mapName, metav1.GetOptions{})
+	n.Kill(t)
+	kubetest.Eventually(t, 30*time.Second, "the API server serves again", func() error {
+		_, err := n.Admin.CoreV1().ConfigMaps(n.Name).Get(mapName, metav1.GetOptions{})
 		return err
 	})
-	l.nothing("it being away, and back")
-	s.data(map[string]string{"n": "2"})
+	l.expectNothing("while the API server is away, and after its return")
+	n.setData(map[string]string{"n": "2"})
 	cfg, took := l.next(5*time.Second, "a change after its return")
-	wants(t, cfg, `{"n": "2"}`)
-	t.Logf("seen %s after the write; %d lines in the log", took, logged(t, begin, s.name+"/"+mapName))
-	s.removeMap()
+	expectJSON(t, cfg, `{"n": "2"}`)
+	t.Logf("seen %s after the write; %d lines in the log", took, countLogLines(t, begin, n.Name+"/"+mapName))
+	n.deleteMap()
 	cfg, _ = l.next(2*time.Second, "the deletion")
-	wants(t, cfg, `{}`)
+	expectJSON(t, cfg, `{}`)
 }
 
-func TestFollowThroughACutWatch(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{"n": "0"})
-	u, _ := url.Parse(config.Host)
-	w := newWire(t, u.Host)
-	l := startLoop(t, newConfigMap(s.inside("reader").through(w), "", mapName))
+func TestFollowSurvivesCutWatch(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{"n": "0"})
+	relay := n.StartRelay(t)
+	l := startLoop(t, newConfigMap(relay.Through(n.Environment("reader")), "", mapName))
 	l.next(2*time.Second, "before")
-	change := func(i int) { // deleted and created again: as one change, when the watch is cut
-		s.removeMap()
-		s.data(map[string]string{"n": fmt.Sprint(i)})
+	change := func(i int) { // delete and create: one change, because the watch is cut
+		n.deleteMap()
+		n.setData(map[string]string{"n": fmt.Sprint(i)})
 	}
 	for i := range 3 {
-		w.cut()
+		relay.Cut()
 		change(i + 1)
-		compact(t) // where the watch was is gone: 410
-		w.mend()
-		cfg, took := l.next(3*time.Second, "a change after the mend")
-		wants(t, cfg, fmt.Sprintf(`{"n": "%d"}`, i+1))
-		t.Logf("seen %s after the mend", took)
+		n.Compact(t) // the version of the watch is gone: 410
+		relay.Restore()
+		cfg, took := l.next(3*time.Second, "a change after Restore")
+		expectJSON(t, cfg, fmt.Sprintf(`{"n": "%d"}`, i+1))
+		t.Logf("seen %s after Restore", took)
 	}
-	w.cut()
-	s.removeMap()
-	w.mend()
-	cfg, _ := l.next(3*time.Second, "a deletion after the mend")
-	wants(t, cfg, `{}`)
+	relay.Cut()
+	n.deleteMap()
+	relay.Restore()
+	cfg, _ := l.next(3*time.Second, "a deletion after Restore")
+	expectJSON(t, cfg, `{}`)
 }
 
-func TestFollowWithoutTheVerbWatchIsLateButRight(t *testing.T) {
-	s := newMapSpace(t, "get", "list")
-	s.data(map[string]string{"n": "1"})
+func TestFollowWithoutVerbWatchIsLateButRight(t *testing.T) {
+	n := newNamespace(t, "get", "list")
+	n.setData(map[string]string{"n": "1"})
 	begin := time.Now()
-	l := startLoop(t, newConfigMap(s.inside("reader"), "", mapName))
+	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName))
 	l.next(2*time.Second, "the present configuration")
-	for n := range 3 {
-		s.data(map[string]string{"n": fmt.Sprint("new ", n)})
+	for i := range 3 {
+		n.setData(map[string]string{"n": fmt.Sprint("new ", i)})
 		l.next(3*time.Second, "a change")
 	}
-	if n, all := logged(t, begin, `verb "watch" on configmaps`, "k8s/configmap-rbac.yaml"), logged(t, begin, s.name); n != 1 || all != 1 {
-		t.Errorf("%d lines in the log name the missing verb, of %d, want 1", n, all)
+	if lines, all := countLogLines(t, begin, `verb "watch" on configmaps`, "k8s/configmap-rbac.yaml"), countLogLines(t, begin, n.Name); lines != 1 || all != 1 {
+		t.Errorf("%d lines in the log name the missing verb, of %d, want 1", lines, all)
 	}
 }
 
-func TestSlowReaderGetsTheLatest(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{"n": "0"})
-	c := newConfigMap(s.inside("reader"), "", mapName)
+func TestSlowLoopGetsTheLatest(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{"n": "0"})
+	c := newConfigMap(n.Environment("reader"), "", mapName)
 	slow, quick := startLoop(t, c), startLoop(t, c)
 	slow.next(2*time.Second, "the present configuration")
 	quick.next(2*time.Second, "the present configuration")
-	s.data(map[string]string{"n": "1"})
+	n.setData(map[string]string{"n": "1"})
 	quick.next(2*time.Second, "the first change")
-	for n := range 100 { // while the slow one is in its body, and has not taken the first
-		s.data(map[string]string{"n": fmt.Sprint(n + 2)})
+	for i := range 100 { // while the body of the slow loop has not returned from the first element
+		n.setData(map[string]string{"n": fmt.Sprint(i + 2)})
 	}
-	for cfg := microconfig.Config(nil); cfg == nil || cfg.Get("n").String("") != "101"; {
+	for cfg := config.Config(nil); cfg == nil || cfg.Get("n").String("") != "101"; {
 		cfg, _ = quick.next(2*time.Second, "the last change")
 	}
-	cfg, _ := slow.next(2*time.Second, "what it had in hand")
+	cfg, _ := slow.next(2*time.Second, "the element of its body")
 	for n := 0; cfg.Get("n").String("") != "101"; n++ {
 		if n == 2 {
-			t.Fatalf("two readings later it has %s still", cfg.Bytes())
+			t.Fatalf("two elements later the slow loop still has %s", cfg.Bytes())
 		}
 		cfg, _ = slow.next(2*time.Second, "the latest")
 	}
-	slow.nothing("after the latest")
+	slow.expectNothing("after the latest")
 }
 
-// newSpace looks for what is left.
-func TestNothingIsLeftOfALoopThatEnds(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{"n": "1"})
-	c := newConfigMap(s.inside("reader"), "", mapName)
+// newNamespace checks that no goroutine is left.
+func TestFollowLeavesNothingBehind(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{"n": "1"})
+	c := newConfigMap(n.Environment("reader"), "", mapName)
 	t.Run("its context ends while it waits", func(t *testing.T) {
 		l := startLoop(t, c)
 		l.next(2*time.Second, "the present configuration")
 		l.stop()
-		l.over(time.Second, "the end of its context")
+		l.expectEnd(time.Second, "the end of its context")
 	})
-	t.Run("its context ends in its body", func(t *testing.T) {
+	t.Run("its context ends in the body", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		n := 0
+		rounds := 0
 		for _, err := range c.Follow(ctx) {
 			if err != nil {
 				t.Error(err)
 			}
-			n++
+			rounds++
 			cancel()
-			s.data(map[string]string{"n": "2"})
+			n.setData(map[string]string{"n": "2"})
 		}
-		if n != 1 {
-			t.Errorf("%d rounds, want 1", n)
+		if rounds != 1 {
+			t.Errorf("%d elements, want 1", rounds)
 		}
 	})
-	t.Run("its context has ended", func(t *testing.T) {
+	t.Run("its context has ended before", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		for cfg, err := range c.Follow(ctx) {
 			t.Errorf("yielded %v %v", cfg, err)
 		}
 	})
-	t.Run("it breaks", func(t *testing.T) {
+	t.Run("the loop breaks", func(t *testing.T) {
 		for _, err := range c.Follow(t.Context()) {
 			if err != nil {
 				t.Error(err)
@@ -442,7 +440,7 @@ func TestNothingIsLeftOfALoopThatEnds(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		l.over(time.Second, "Close")
+		l.expectEnd(time.Second, "Close")
 		if _, err := c.Read(); err == nil || !strings.Contains(err.Error(), "closed") {
 			t.Errorf("Read after Close: %v", err)
 		}
@@ -452,10 +450,10 @@ func TestNothingIsLeftOfALoopThatEnds(t *testing.T) {
 	})
 }
 
-func TestWatcherOfTheSource(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{"n": "1"})
-	c := newConfigMap(s.inside("reader"), "", mapName)
+func TestWatcher(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{"n": "1"})
+	c := newConfigMap(n.Environment("reader"), "", mapName)
 	if err := c.Write(&source.ChangeSet{}); err == nil || !strings.Contains(err.Error(), "not supported") || c.String() != "configmap" {
 		t.Errorf("Write: %v; String: %s", err, c)
 	}
@@ -490,11 +488,11 @@ func TestWatcherOfTheSource(t *testing.T) {
 				t.Fatalf("Next: nothing, want %s", want)
 			}
 		}
-		s.data(map[string]string{"n": "2"})
+		n.setData(map[string]string{"n": "2"})
 		step(`{"n":"2"}`)
-		s.removeMap()
+		n.deleteMap()
 		step(`{}`)
-		s.data(map[string]string{"n": "1"})
+		n.setData(map[string]string{"n": "1"})
 		step(`{"n":"1"}`)
 
 		ended := make(chan error, 1)
@@ -514,7 +512,7 @@ func TestWatcherOfTheSource(t *testing.T) {
 	if _, err := c.Read(); err != nil {
 		t.Fatal(err)
 	}
-	s.data(map[string]string{"n": "3"}) // between Read and Watch
+	n.setData(map[string]string{"n": "3"}) // between Read and Watch
 	w, err := c.Watch()
 	if err != nil {
 		t.Fatal(err)
@@ -530,17 +528,16 @@ func TestWatcherOfTheSource(t *testing.T) {
 	}
 }
 
-func TestFirstReadThatFailsSaysWhatToDoAndEnds(t *testing.T) {
-	s := newMapSpace(t)
-	without := newMapSpace(t, "list", "watch")
-	without.data(map[string]string{"n": "1"})
-	outside := s.inside("reader")
-	outside.getenv = func(string) string { return "" }
-	empty := s.inside("reader")
-	empty.serviceAccount = t.TempDir()
-	u, _ := url.Parse(config.Host)
-	down := newWire(t, u.Host)
-	down.l.Close()
+func TestFailedFirstReadEndsWithRemedy(t *testing.T) {
+	n := newNamespace(t)
+	without := newNamespace(t, "list", "watch")
+	without.setData(map[string]string{"n": "1"})
+	outside := n.Environment("reader")
+	outside.Getenv = func(string) string { return "" }
+	empty := n.Environment("reader")
+	empty.ServiceAccountDir = t.TempDir()
+	down := n.StartRelay(t)
+	down.Close()
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	for _, c := range []struct {
 		name    string
@@ -548,13 +545,13 @@ func TestFirstReadThatFailsSaysWhatToDoAndEnds(t *testing.T) {
 		missing bool
 		want    []string
 	}{
-		{"no such ConfigMap", newConfigMap(s.inside("reader"), "", mapName), true, []string{s.name + "/" + mapName, "not found", "create it"}},
-		{"no right to read it", newConfigMap(without.inside("reader"), "", mapName), false, []string{"forbidden", `verb "get" on configmaps`, "k8s/configmap-rbac.yaml", without.name}},
-		{"another namespace's", newConfigMap(s.inside("reader"), without.name, mapName), false, []string{"forbidden", without.name + "/" + mapName}},
+		{"no such ConfigMap", newConfigMap(n.Environment("reader"), "", mapName), true, []string{n.Name + "/" + mapName, "not found", "create it"}},
+		{"no right to read it", newConfigMap(without.Environment("reader"), "", mapName), false, []string{"forbidden", `verb "get" on configmaps`, "k8s/configmap-rbac.yaml", without.Name}},
+		{"another namespace's", newConfigMap(n.Environment("reader"), without.Name, mapName), false, []string{"forbidden", without.Name + "/" + mapName}},
 		{"not in a cluster", newConfigMap(outside, "", mapName), false, []string{mapName, "not in a pod", "KUBECONFIG"}},
 		{"no service account", newConfigMap(empty, "", mapName), false, []string{mapName, "serviceAccountName"}},
-		{"no API server", newConfigMap(s.inside("reader").through(down), "", mapName), false, []string{"connection refused", "up?"}},
-		{"no name", newConfigMap(s.inside("reader"), "", ""), false, []string{"name may not be empty"}},
+		{"no API server", newConfigMap(down.Through(n.Environment("reader")), "", mapName), false, []string{"connection refused", "up?"}},
+		{"no name", newConfigMap(n.Environment("reader"), "", ""), false, []string{"name may not be empty"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			check := func(err error) {
@@ -571,31 +568,31 @@ func TestFirstReadThatFailsSaysWhatToDoAndEnds(t *testing.T) {
 			}
 			_, err := c.m.Read()
 			check(err)
-			n := 0
+			rounds := 0
 			for cfg, err := range c.m.Follow(t.Context()) {
-				n++
+				rounds++
 				check(err)
 				if cfg != nil {
 					t.Errorf("yielded %v", cfg)
 				}
 			}
-			if n != 1 {
-				t.Errorf("%d rounds, want 1", n)
+			if rounds != 1 {
+				t.Errorf("%d elements, want 1", rounds)
 			}
 			if w, err := c.m.Watch(); err == nil || w != nil {
 				t.Errorf("Watch: %v %v", w, err)
 			}
 		})
 	}
-	t.Run("a source before it", func(t *testing.T) {
-		s.data(map[string]string{"n": "1"})
-		m := newConfigMap(s.inside("reader"), "", mapName)
+	t.Run("a source before the ConfigMap fails", func(t *testing.T) {
+		n.setData(map[string]string{"n": "1"})
+		m := newConfigMap(n.Environment("reader"), "", mapName)
 		for _, err := range m.Follow(t.Context(), newConfigMap(empty, "", "other")) {
 			if err == nil || !strings.Contains(err.Error(), "other") {
 				t.Errorf("Follow: %v", err)
 			}
 		}
-		for _, err := range m.Follow(t.Context(), fixed{data: "{"}) {
+		for _, err := range m.Follow(t.Context(), fixedSource{data: "{"}) {
 			if err == nil || !strings.Contains(err.Error(), "merging") {
 				t.Errorf("Follow: %v", err)
 			}
@@ -603,16 +600,13 @@ func TestFirstReadThatFailsSaysWhatToDoAndEnds(t *testing.T) {
 	})
 }
 
-func TestFollowThroughAFrozenAPIServer(t *testing.T) {
-	s := newMapSpace(t)
-	s.data(map[string]string{"n": "1"})
-	c := newConfigMap(s.inside("reader"), "", mapName)
+func TestFollowSurvivesFrozenAPIServer(t *testing.T) {
+	n := newNamespace(t)
+	n.setData(map[string]string{"n": "1"})
+	c := newConfigMap(n.Environment("reader"), "", mapName)
 	l := startLoop(t, c)
 	l.next(2*time.Second, "before")
-	pid := apiServer(t)
-	kill(t, pid, syscall.SIGSTOP)
-	thaw := sync.OnceFunc(func() { kill(t, pid, syscall.SIGCONT) })
-	defer thaw()
+	thaw := n.Freeze(t)
 	begin := time.Now()
 	for cfg, err := range c.Follow(t.Context()) {
 		if err == nil || !strings.Contains(err.Error(), "does not answer") {
@@ -628,42 +622,42 @@ func TestFollowThroughAFrozenAPIServer(t *testing.T) {
 	defer cancel()
 	begin = time.Now()
 	for cfg, err := range c.Follow(ctx) {
-		t.Errorf("a start that is called off: %v %v", cfg, err)
+		t.Errorf("a start that is cancelled: %v %v", cfg, err)
 	}
 	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("a start that is called off took %s", took)
+		t.Errorf("a cancelled start took %s", took)
 	}
-	l.nothing("while it is frozen")
+	l.expectNothing("while it is frozen")
 	thaw()
-	soon(t, 30*time.Second, "the API server answering", func() error {
-		_, err := admin.CoreV1().ConfigMaps(s.name).Get(mapName, metav1.GetOptions{})
+	kubetest.Eventually(t, 30*time.Second, "the API server answers", func() error {
+		_, err := n.Admin.CoreV1().ConfigMaps(n.Name).Get(mapName, metav1.GetOptions{})
 		return err
 	})
-	s.data(map[string]string{"n": "2"})
+	n.setData(map[string]string{"n": "2"})
 	cfg, took := l.next(10*time.Second, "a change after the thaw")
-	wants(t, cfg, `{"n": "2"}`)
+	expectJSON(t, cfg, `{"n": "2"}`)
 	t.Logf("seen %s after the write", took)
 }
 
-func TestVariableThatBreaksTheConfigurationIsSaid(t *testing.T) {
-	s := newMapSpace(t)
+func TestVariableThatBreaksConfigurationIsLogged(t *testing.T) {
+	n := newNamespace(t)
 	t.Setenv("GOOD", "a value")
 	t.Setenv("BAD", `"`)
-	s.data(map[string]string{"x": "${GOOD}"})
+	n.setData(map[string]string{"x": "${GOOD}"})
 	begin := time.Now()
-	l := startLoop(t, newConfigMap(s.inside("reader"), "", mapName))
+	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName))
 	cfg, _ := l.next(2*time.Second, "the present configuration")
 	if got := cfg.Get("x").String(""); got != "a value" {
 		t.Errorf("x is %q", got)
 	}
-	s.data(map[string]string{"x": "${BAD}"})
-	l.nothing("a value that breaks it")
-	if n := logged(t, begin, s.name, "${NAME}", "keeping"); n != 1 {
-		t.Errorf("%d lines in the log, want 1", n)
+	n.setData(map[string]string{"x": "${BAD}"})
+	l.expectNothing("a value that breaks the JSON")
+	if lines := countLogLines(t, begin, n.Name, "${NAME}", "keeping"); lines != 1 {
+		t.Errorf("%d lines in the log, want 1", lines)
 	}
-	s.data(map[string]string{"x": "good"})
-	cfg, _ = l.next(2*time.Second, "one that does not")
-	wants(t, cfg, `{"x": "good"}`)
+	n.setData(map[string]string{"x": "good"})
+	cfg, _ = l.next(2*time.Second, "a value that does not")
+	expectJSON(t, cfg, `{"x": "good"}`)
 }
 
 func FuzzParse(f *testing.F) {
@@ -673,7 +667,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("a.json", `{"a": 1e400, "a": [null]}`)
 	f.Add("a", "b=c\nd")
 	f.Fuzz(func(t *testing.T, key, value string) {
-		c := newConfigMap(environment{}, "", mapName)
+		c := newConfigMap(apiserver.Environment{}, "", mapName)
 		cfg, err := newSnapshot(c.changeSet(map[string]string{key: value}))
 		if err != nil {
 			return // a ${NAME}

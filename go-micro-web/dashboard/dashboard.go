@@ -1,0 +1,82 @@
+// Package dashboard serves the live page of the registry: every service, its
+// endpoints and its instances in every state. Mount it at /registry/:
+//
+//	service.Handle("/registry/", dashboard.New(registry))
+//
+// It answers
+//
+//	GET  /registry/               the page; it is complete without JavaScript
+//	GET  /registry/services.json  the same data as JSON
+//	GET  /registry/events         the same JSON as server-sent events: one at once, one after each change
+//	POST /registry/               calls Greeter.Hello with the form field "name"; the answer is the page,
+//	                              or JSON if the Accept header contains application/json
+//
+// A change passes through three types: hub observes the registry while the page
+// has viewers and builds a view, the JSON of a view is encoded once for all
+// viewers, and each handler writes the latest view to its own viewer.
+package dashboard
+
+import (
+	"embed"
+	"html/template"
+	"net/http"
+	"os"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+)
+
+// root is the path that the handler is mounted at.
+const root = "/registry/"
+
+//go:embed assets
+var assets embed.FS
+
+var pageTemplate = template.Must(template.ParseFS(assets, "assets/page.html"))
+
+// dashboard answers the requests. It is safe for concurrent use.
+type dashboard struct {
+	hub       *hub
+	greeter   proto.GreeterService
+	podName   string // the pod that serves the page
+	namespace string // of the pod; "" if unknown
+}
+
+// New returns the handler of all paths below /registry/. It observes the registry
+// only while somebody views the page. The first greeting starts an informer of
+// go-micro-srv, which runs until the registry is closed.
+func New(registry *pod.Registry) http.Handler {
+	podName := os.Getenv("HOSTNAME")
+	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
+	d := &dashboard{hub: newHub(registry.Observe, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName, namespace: ownNamespace()}
+	return d.handler()
+}
+
+func (d *dashboard) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+root+"{$}", d.servePage)
+	mux.HandleFunc("POST "+root+"{$}", d.serveGreeting)
+	mux.HandleFunc("GET "+root+"services.json", d.serveJSON)
+	mux.HandleFunc("GET "+root+"events", d.serveEvents)
+	for _, name := range []string{"page.css", "page.js"} {
+		mux.HandleFunc("GET "+root+name, func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, "assets/"+name) })
+	}
+	return secure(checkHost(d.namespace, mux))
+}
+
+// secure sets the security headers and refuses forms that other web sites send.
+func secure(next http.Handler) http.Handler {
+	sameOrigin := http.NewCrossOriginProtection().Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; "+
+			"base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		// With no-referrer, browsers send the page's own form with "Origin: null", which is refused.
+		h.Set("Referrer-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		sameOrigin.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,188 @@
+package dashboard
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/registry"
+	"go.uber.org/goleak"
+)
+
+// fakeCluster is a registry that the hub observes, and a Greeter.
+type fakeCluster struct {
+	mu           sync.Mutex
+	instances    []pod.Instance
+	err          error
+	changed      chan struct{}
+	observers    int
+	observations int // since the start
+
+	calledAddresses []string // the tries of the next calls, in order
+	callError       error
+}
+
+func (c *fakeCluster) set(instances []pod.Instance, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.instances, c.err = instances, err
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func (c *fakeCluster) observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
+	return func(yield func([]pod.Instance, error) bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.observers++
+		c.observations++
+		defer func() { c.observers-- }()
+		for ctx.Err() == nil {
+			instances, err, changed := c.instances, c.err, c.changed
+			c.mu.Unlock()
+			more := yield(instances, err)
+			if more {
+				select {
+				case <-changed:
+				case <-ctx.Done():
+				}
+			}
+			c.mu.Lock()
+			if !more {
+				return
+			}
+		}
+	}
+}
+
+func (c *fakeCluster) count() (observers, observations int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.observers, c.observations
+}
+
+func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ...client.CallOption) (*proto.HelloResponse, error) {
+	var o client.CallOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	for _, address := range c.calledAddresses {
+		try := client.CallFunc(func(context.Context, *registry.Node, client.Request, any, client.CallOptions) error { return nil })
+		for _, w := range o.CallWrappers {
+			try = w(try)
+		}
+		if err := try(ctx, &registry.Node{Address: address}, nil, nil, o); err != nil {
+			return nil, err
+		}
+	}
+	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, c.callError
+}
+
+var created = time.Now().Add(-90 * time.Second)
+
+func greeterInstance(i int, state pod.State) pod.Instance {
+	value := func(name, field string) *registry.Value {
+		return &registry.Value{Name: name, Type: name, Values: []*registry.Value{ // as go-micro describes a generated message
+			{Name: "MessageState", Type: "MessageState", Values: []*registry.Value{{Name: "DoNotCopy", Type: "DoNotCopy"}}},
+			{Name: field, Type: "string"}, {Name: "unknownFields", Type: "[]uint8"}, {Name: "int32", Type: "int32"}}}
+	}
+	return pod.Instance{Service: "go-micro-srv", Version: "latest", Pod: fmt.Sprintf("go-micro-srv-%d", i), Address: fmt.Sprintf("10.244.0.%d:9100", i), Created: created, State: state,
+		Endpoints: []*registry.Endpoint{{Name: "Greeter.Hello", Request: value("HelloRequest", "name"), Response: value("HelloResponse", "greeting")}}}
+}
+
+// serve serves the dashboard of a registry with these instances. It checks at the
+// end of the test that no goroutine is left.
+func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *httptest.Server) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
+	d := &dashboard{hub: newHub(c.observe, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1", namespace: "go-micro"}
+	d.hub.linger = 50 * time.Millisecond
+	srv := httptest.NewServer(d.handler())
+	t.Cleanup(srv.Close)
+	return c, d, srv
+}
+
+func get(t *testing.T, address string) (*http.Response, string) {
+	t.Helper()
+	rsp, err := http.Get(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rsp.Body.Close()
+	body, err := io.ReadAll(rsp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rsp, string(body)
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waiting for %s: not within %s", what, limit)
+		}
+	}
+}
+
+func TestOnlyOwnScriptsRun(t *testing.T) {
+	evil := greeterInstance(1, "ready")
+	evil.Service, evil.Pod, evil.Version = `<script>alert(1)</script>`, `" onmouseover="alert(2)`, `</td><img src=x onerror=alert(3)>`
+	evil.Endpoints = []*registry.Endpoint{{Name: `<b>bold</b>`, Request: &registry.Value{Type: `</code><script>alert(4)</script>`}}, nil}
+	_, _, srv := serve(t, evil)
+	for _, path := range []string{"", "services.json", "page.css", "page.js", "nothing"} {
+		rsp, body := get(t, srv.URL+root+path)
+		csp := rsp.Header.Get("Content-Security-Policy")
+		if !strings.HasPrefix(csp, "default-src 'none'; script-src 'self';") || strings.Contains(csp, "unsafe") {
+			t.Errorf("Content-Security-Policy of %q is %q", path, csp)
+		}
+		if rsp.Header.Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%q lacks X-Content-Type-Options: nosniff", path)
+		}
+		for _, raw := range []string{"<script>alert", `"" onmouseover=`, "<img src=x", "<b>bold"} {
+			if strings.Contains(body, raw) {
+				t.Errorf("%q contains the unescaped text %q", path, raw)
+			}
+		}
+		if path == "" && (strings.Count(body, "<script") != 1 || strings.Contains(body, "style=") || strings.Contains(body, "http")) {
+			t.Errorf("the page has a script, style or link that is not its own:\n%s", body)
+		}
+	}
+}
+
+func TestCrossSiteFormIsRefused(t *testing.T) {
+	_, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	for _, h := range [][2]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "http://elsewhere.example"}, {"Origin", "null"}} {
+		req, err := http.NewRequest("POST", srv.URL+root, strings.NewReader("name=you"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set(h[0], h[1])
+		rsp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rsp.Body.Close()
+		if rsp.StatusCode != http.StatusForbidden {
+			t.Errorf("%q: %s", h, rsp.Status)
+		}
+	}
+	rsp, _ := get(t, srv.URL+root+"?name=you") // a GET sends no greeting
+	if rsp.StatusCode != http.StatusOK {
+		t.Error(rsp.Status)
+	}
+}

@@ -1,0 +1,119 @@
+package dashboard
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2/client"
+	microerrors "github.com/micro/go-micro/v2/errors"
+	"github.com/micro/go-micro/v2/logger"
+	"github.com/micro/go-micro/v2/registry"
+)
+
+const (
+	greeterName = "go-micro-srv"
+	callTimeout = 5 * time.Second
+	maxForm     = 4 << 10 // bytes of the form
+
+	// maxName bounds the name to greet in Unicode code points. A browser counts the
+	// maxlength of an input in UTF-16 code units, so the input has a pattern instead.
+	maxName = 64
+)
+
+// namePattern is nameProblem as the pattern attribute of an input, which a browser
+// compiles with the flag v. It differs only for characters that one of the two
+// Unicode versions does not have.
+var namePattern = fmt.Sprintf(`\p{White_Space}*(?!\p{White_Space})[^\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]{1,%d}\p{White_Space}*`, maxName)
+
+// nameProblem says why a name without spaces around it cannot be greeted; "" if it
+// can. The greeting ends up in logs and terminals, so that control characters,
+// directional overrides and text that nobody sees are refused.
+func nameProblem(name string) string {
+	if name == "" || utf8.RuneCountInString(name) > maxName || !utf8.ValidString(name) {
+		return fmt.Sprintf("Enter a name of 1 to %d characters.", maxName)
+	}
+	if i := strings.IndexFunc(name, invisible); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(name[i:])
+		return fmt.Sprintf("The name has the invisible character %U.", r)
+	}
+	return ""
+}
+
+// answer is the result of a greeting.
+type answer struct {
+	Greeting string  `json:"greeting,omitempty"`
+	Pod      string  `json:"pod,omitempty"`     // that was called
+	Address  string  `json:"address,omitempty"` // that was called
+	Millis   float64 `json:"ms"`
+	Problem  string  `json:"problem,omitempty"` // why there is no greeting
+}
+
+func (d *dashboard) serveGreeting(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	name, a, code := "", answer{}, http.StatusBadRequest
+	if err := r.ParseForm(); err != nil {
+		a.Problem = "The form cannot be read."
+	} else {
+		name = strings.TrimSpace(r.PostForm.Get("name"))
+		if a.Problem = nameProblem(name); a.Problem == "" {
+			a, code = d.greet(r.Context(), name)
+		}
+	}
+	if !strings.Contains(r.Header.Get("Accept"), "application/json") {
+		d.render(w, r, code, page{Answer: &a, Name: clip(name)})
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(a)
+}
+
+// greet calls Greeter.Hello at an instance that the selector chooses. A call
+// wrapper learns the address of the instance, and the view knows the pod at that
+// address, so the answer names the pod without a field for it in the proto file.
+func (d *dashboard) greet(ctx context.Context, name string) (answer, int) {
+	defer d.hub.join()()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var called atomic.Pointer[registry.Node] // by the last try; a try that timed out may still be running
+	record := func(call client.CallFunc) client.CallFunc {
+		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
+			called.Store(n)
+			return call(ctx, n, req, rsp, o)
+		}
+	}
+	begin := time.Now()
+	rsp, err := d.greeter.Hello(ctx, &proto.HelloRequest{Name: name}, client.WithCallWrapper(record))
+	a := answer{Millis: float64(time.Since(begin).Microseconds()) / 1000}
+	if n := called.Load(); n != nil {
+		a.Address = n.Address
+		if v, err := d.hub.wait(ctx); err == nil {
+			a.Pod = v.podAt(greeterName, n.Address)
+		}
+	}
+	if err == nil {
+		a.Greeting = rsp.Greeting
+		return a, http.StatusOK
+	}
+	logger.Warnf("Calling %q at %q: %v", "Greeter.Hello", cmp.Or(a.Address, greeterName), err)
+	var e *microerrors.Error
+	switch errors.As(err, &e); {
+	case e != nil && e.Code == http.StatusRequestTimeout:
+		a.Problem = fmt.Sprintf("No answer within %s.", callTimeout)
+		return a, http.StatusGatewayTimeout
+	case a.Address == "":
+		a.Problem = fmt.Sprintf("No instance of %s is ready.", greeterName)
+		return a, http.StatusServiceUnavailable
+	}
+	a.Problem = "The call failed; the log of " + cmp.Or(d.podName, "this pod") + " says why."
+	return a, http.StatusBadGateway
+}

@@ -1,0 +1,92 @@
+package dashboard
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/micro/go-micro/v2/logger"
+)
+
+const (
+	heartbeat    = 10 * time.Second // between two heartbeats of an event stream; the script reconnects after 25 s of silence
+	writeTimeout = 5 * time.Second  // for one event; a viewer that does not read it is disconnected
+)
+
+func (d *dashboard) servePage(w http.ResponseWriter, r *http.Request) {
+	d.render(w, r, http.StatusOK, page{})
+}
+
+// render writes the page with the latest view.
+func (d *dashboard) render(w http.ResponseWriter, r *http.Request, code int, p page) {
+	defer d.hub.join()()
+	var err error
+	if p.view, err = d.hub.wait(r.Context()); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(code)
+	if err := pageTemplate.Execute(w, p); err != nil && r.Context().Err() == nil {
+		logger.Errorf("Rendering the page: %v", err)
+	}
+}
+
+func (d *dashboard) serveJSON(w http.ResponseWriter, r *http.Request) {
+	defer d.hub.join()()
+	v, err := d.hub.wait(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(slices.Clip(v.json), '\n'))
+}
+
+// serveEvents sends the latest view and each later one, until the viewer
+// disconnects or the pod drains.
+func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
+	defer d.hub.streams.Add(-1)
+	if d.hub.streams.Add(1) > maxStreams {
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, fmt.Sprintf("too many viewers (%d); try again later", maxStreams), http.StatusServiceUnavailable)
+		return
+	}
+	defer d.hub.join()()
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Connection", "close") // when the stream ends, the browser connects to another pod
+	rc := http.NewResponseController(w)
+	send := func(parts ...[]byte) bool {
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		for _, b := range parts {
+			if _, err := w.Write(b); err != nil {
+				return false
+			}
+		}
+		return rc.Flush() == nil
+	}
+	ticker := time.NewTicker(heartbeat)
+	defer ticker.Stop()
+	var sent *view
+	for ok := send([]byte("retry: 1000\n\n")); ok; {
+		v, changed := d.hub.current()
+		if v != nil && v != sent {
+			if ok = send([]byte("data: "), v.json, []byte("\n\n")); !ok {
+				return
+			}
+			sent = v
+		}
+		select {
+		case <-changed:
+		case <-ticker.C:
+			ok = send([]byte("event: heartbeat\ndata:\n\n"))
+		case <-pod.Draining(r.Context()):
+			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // the deadline of the last event may be over
+			return
+		case <-r.Context().Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package dashboard
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+)
+
+// stream is the viewer's end of an event stream.
+type stream struct {
+	t     *testing.T
+	rsp   *http.Response
+	lines *bufio.Scanner
+}
+
+func openStream(t *testing.T, srv *httptest.Server) *stream {
+	t.Helper()
+	rsp, err := http.Get(srv.URL + root + "events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rsp.StatusCode != http.StatusOK || rsp.Header.Get("Content-Type") != "text/event-stream" || !rsp.Close {
+		t.Fatalf("opening a stream: %s, header %q, Connection: close %v", rsp.Status, rsp.Header, rsp.Close)
+	}
+	t.Cleanup(func() { rsp.Body.Close() })
+	lines := bufio.NewScanner(rsp.Body)
+	lines.Buffer(nil, 16<<20)
+	return &stream{t, rsp, lines}
+}
+
+// next returns the view of the next event.
+func (s *stream) next() (v view) {
+	s.t.Helper()
+	for s.lines.Scan() {
+		if data, ok := strings.CutPrefix(s.lines.Text(), "data: "); ok {
+			if err := json.Unmarshal([]byte(data), &v); err != nil {
+				s.t.Fatal(err)
+			}
+			return v
+		}
+	}
+	s.t.Fatal("the stream ended")
+	return v
+}
+
+func TestPageIsCompleteWithoutScript(t *testing.T) {
+	notReady := greeterInstance(2, pod.NotReady)
+	notReady.Created = time.Now().Add(-50 * time.Hour)
+	ready := greeterInstance(1, pod.Ready)
+	ready.Created = time.Now().Add(-90500 * time.Millisecond) // time for the request
+	_, _, srv := serve(t, ready, notReady, greeterInstance(3, pod.Terminating), pod.Instance{Service: "go-micro-web", Pod: "go-micro-web-1", Address: "10.244.0.9:9200", State: pod.NodeUnreachable})
+	rsp, body := get(t, srv.URL+root)
+	text := regexp.MustCompile(`\s+`).ReplaceAllString(regexp.MustCompile(`<[^>]*>`).ReplaceAllString(body, " "), " ")
+	for _, want := range []string{
+		"2 services, 4 instances: 1 ready, 1 not ready, 1 terminating, 1 node unreachable", "go-micro-srv 1 ready, 1 not ready, 1 terminating",
+		"Greeter.Hello(HelloRequest{name string}) → HelloResponse{greeting string}",
+		"go-micro-srv-1 ready 10.244.0.1:9100 latest 90s", "go-micro-srv-2 not ready 10.244.0.2:9100 latest 2d", "go-micro-srv-3 terminating", "Served by go-micro-web-1"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page does not show %q:\n%s", want, text)
+		}
+	}
+	if got := rsp.Header.Get("Content-Type"); got != "text/html; charset=utf-8" {
+		t.Errorf("Content-Type is %q", got)
+	}
+}
+
+func TestServicesJSON(t *testing.T) {
+	_, _, srv := serve(t, greeterInstance(1, pod.Ready), greeterInstance(2, pod.Terminating))
+	_, body := get(t, srv.URL+root+"services.json")
+	_, body, _ = strings.Cut(body, `"services":`)
+	createdAt := created.UTC().Format(time.RFC3339Nano)
+	want := `[{"name":"go-micro-srv","endpoints":[{"name":"Greeter.Hello","request":"HelloRequest{name string}","response":"HelloResponse{greeting string}"}],"instances":[` +
+		`{"pod":"go-micro-srv-1","address":"10.244.0.1:9100","version":"latest","state":"ready","created":"` + createdAt + `"},` +
+		`{"pod":"go-micro-srv-2","address":"10.244.0.2:9100","version":"latest","state":"terminating","created":"` + createdAt + `"}]}]}` + "\n"
+	if body != want {
+		t.Errorf("services.json is\n%s\nwant\n%s", body, want)
+	}
+}
+
+func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
+	var instances []pod.Instance
+	for i := range 2000 { // a few views fill the buffers of a socket
+		instances = append(instances, greeterInstance(i, pod.Ready))
+	}
+	c, d, srv := serve(t, instances...)
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET %sevents HTTP/1.1\r\nHost: localhost\r\n\r\n", root) // reads nothing
+	s := openStream(t, srv)
+	s.next()
+	begin := time.Now()
+	for changes := 0; d.hub.streams.Load() == 2; changes++ {
+		c.set(instances, nil)
+		s.next() // the other viewer gets every view
+		if time.Since(begin) > 30*time.Second {
+			t.Fatalf("the viewer is still connected after %d changes", changes)
+		}
+	}
+	t.Logf("disconnected after %s", time.Since(begin))
+	s.rsp.Body.Close()
+}
+
+func TestTooManyViewersAreRefused(t *testing.T) {
+	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.hub.streams.Store(maxStreams)
+	rsp, _ := get(t, srv.URL+root+"events")
+	if rsp.StatusCode != http.StatusServiceUnavailable || rsp.Header.Get("Retry-After") == "" || d.hub.streams.Load() != maxStreams {
+		t.Errorf("%s, Retry-After %q, %d open streams", rsp.Status, rsp.Header.Get("Retry-After"), d.hub.streams.Load())
+	}
+}

@@ -1,0 +1,64 @@
+package dashboard
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+)
+
+func TestEventsCarryStateAndChanges(t *testing.T) {
+	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	s := openStream(t, srv)
+	if v := s.next(); v.Summary() != "1 service, 1 instance: 1 ready" {
+		t.Errorf("the first event shows %s", v.Summary())
+	}
+	begin := time.Now()
+	c.set([]pod.Instance{greeterInstance(1, pod.NotReady)}, nil)
+	if v := s.next(); v.Summary() != "1 service, 1 instance: 1 not ready" || time.Since(begin) > time.Second {
+		t.Errorf("%s after the change, the event shows %s", time.Since(begin), v.Summary())
+	}
+	for i := range 1000 { // within one interval
+		c.set([]pod.Instance{greeterInstance(1, pod.NotReady), greeterInstance(i, pod.Ready)}, nil)
+	}
+	events := 1
+	for v := s.next(); v.Services[0].Instances[1].Pod != "go-micro-srv-999"; v = s.next() {
+		events++
+	}
+	if events > 10 {
+		t.Errorf("1000 changes in a burst cause %d events", events)
+	}
+	c.set(nil, errors.New("list pods: the API server at https://10.96.0.1 does not answer"))
+	if v := s.next(); v.Summary() != "0 services, 0 instances: none" || !strings.Contains(v.Problem, "cannot be read") || strings.Contains(v.Problem, "10.96") {
+		t.Errorf("without the API server the view shows %s and the problem %q", v.Summary(), v.Problem)
+	}
+}
+
+func TestObservationRunsOnlyWhileViewed(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	if _, observations := c.count(); observations != 0 {
+		t.Error("the registry is observed before the first viewer")
+	}
+	var streams []*stream
+	for range 20 {
+		s := openStream(t, srv)
+		s.next()
+		streams = append(streams, s)
+	}
+	get(t, srv.URL+root)
+	if observers, observations := c.count(); observers != 1 || observations != 1 {
+		t.Errorf("20 streams and a page cause %d observations, want 1", observations)
+	}
+	for _, s := range streams {
+		s.rsp.Body.Close()
+	}
+	eventually(t, 5*time.Second, "the end of the observation", func() bool { n, _ := c.count(); return n == 0 && d.hub.streams.Load() == 0 })
+	if v, _ := d.hub.current(); v != nil {
+		t.Error("the hub keeps the view after the observation")
+	}
+	if v := openStream(t, srv).next(); v.Summary() != "1 service, 1 instance: 1 ready" {
+		t.Errorf("the next viewer is shown %s", v.Summary())
+	}
+}

@@ -1,0 +1,44 @@
+package configwatch
+
+import (
+	"errors"
+
+	"github.com/micro/go-micro/v2/config"
+	"github.com/micro/go-micro/v2/config/reader"
+	jsonreader "github.com/micro/go-micro/v2/config/reader/json"
+	"github.com/micro/go-micro/v2/config/source"
+)
+
+// snapshot is a configuration that no source changes. It replaces go-micro's own
+// configuration, which updates itself with goroutines that race (its loader's update
+// reads what its watcher's Next writes), loses an update when two come at once, watches
+// the other sources too, and lives on for a second after Close.
+type snapshot struct{ reader.Values }
+
+var _ config.Config = snapshot{}
+
+var errSnapshot = errors.New("using a snapshot of the configuration: it cannot load or watch sources; give all sources to Follow")
+
+// newSnapshot merges sources as go-micro does.
+func newSnapshot(sets ...*source.ChangeSet) (config.Config, error) {
+	r := jsonreader.NewReader()
+	merged, err := r.Merge(sets...)
+	if err != nil {
+		return nil, err
+	}
+	values, err := r.Values(merged)
+	if err != nil {
+		return nil, err
+	}
+	if values.Map() == nil { // go-micro returns an empty configuration instead of an error
+		return nil, errors.New("an environment variable that replaces its ${NAME} breaks the JSON; remove the quotes and backslashes from the variable")
+	}
+	return snapshot{values}, nil
+}
+
+func (snapshot) Options() config.Options                 { return config.Options{} }
+func (snapshot) Close() error                            { return nil }
+func (snapshot) Sync() error                             { return nil }
+func (snapshot) Init(...config.Option) error             { return errSnapshot }
+func (snapshot) Load(...source.Source) error             { return errSnapshot }
+func (snapshot) Watch(...string) (config.Watcher, error) { return nil, errSnapshot }

@@ -1,0 +1,90 @@
+package pod
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+)
+
+// healthStatus asks grpc.health.v1 for a name and returns a status or a gRPC code.
+func (svc *testService) healthStatus(c *grpc.ClientConn, name string) string {
+	rsp, err := healthv1.NewHealthClient(c).Check(contextWithTimeout(svc.t, 5*time.Second), &healthv1.HealthCheckRequest{Service: name})
+	if err != nil {
+		return status.Code(err).String()
+	}
+	return rsp.Status.String()
+}
+
+func TestHealthIsServingWhileRegistered(t *testing.T) {
+	n := kubetest.NewNamespace(t, "list", "watch") // not patch
+	n.CreateReadyPod("a")
+	svc := startGreeter(t, n.Environment("a"), 0)
+	c := svc.dial()
+	kubetest.Eventually(t, 5*time.Second, "the refusal", func() error {
+		if why := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(why, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+			return errors.New(why)
+		}
+		return nil
+	})
+	for name, want := range map[string]string{"": "NOT_SERVING", "greeter": "NOT_SERVING", "Greeter": "NOT_SERVING", "liveness": "SERVING", "other": "NotFound"} {
+		if got := svc.healthStatus(c, name); got != want {
+			t.Errorf("before the registration: %q is %s, want %s", name, got, want)
+		}
+	}
+	watch := func(name string) <-chan string {
+		stream, err := healthv1.NewHealthClient(c).Watch(contextWithTimeout(t, time.Minute), &healthv1.HealthCheckRequest{Service: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		statuses := make(chan string, 10)
+		go func() {
+			defer close(statuses)
+			for {
+				rsp, err := stream.Recv()
+				if err != nil {
+					statuses <- status.Code(err).String()
+					return
+				}
+				statuses <- rsp.Status.String()
+			}
+		}()
+		return statuses
+	}
+	watches := map[string]<-chan string{"greeter": watch("greeter"), "other": watch("other")}
+	next := func(name, want string) {
+		t.Helper()
+		select {
+		case got := <-watches[name]:
+			if got != want {
+				t.Fatalf("Watch of %q sends %s, want %s", name, got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("Watch of %q sends nothing, want %s", name, want)
+		}
+	}
+	next("greeter", "NOT_SERVING")
+	next("other", "SERVICE_UNKNOWN")
+	n.GrantVerb("patch")
+	next("greeter", "SERVING")
+	for name, want := range map[string]string{"": "SERVING", "greeter": "SERVING", "Greeter": "SERVING", "liveness": "SERVING", "other": "NotFound"} {
+		if got := svc.healthStatus(c, name); got != want {
+			t.Errorf("after the registration: %q is %s, want %s", name, got, want)
+		}
+	}
+	if a := n.GetPod("a").Annotations[annotationPrefix+"greeter"]; !strings.Contains(a, "Greeter.Hello") || strings.Contains(a, "Health") || strings.Contains(a, "Reflection") {
+		t.Errorf("the annotation advertises %s", a)
+	}
+	svc.stop()
+	next("greeter", "NOT_SERVING")
+	next("greeter", "Unavailable")
+	next("other", "Unavailable")
+	if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+		t.Error(err)
+	}
+}

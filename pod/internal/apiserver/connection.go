@@ -1,0 +1,194 @@
+// Package apiserver reaches the Kubernetes API server the way a pod does.
+//
+// Connect finds the API server: in a pod through the environment variables and
+// the service account volume that Kubernetes gives every pod, elsewhere through
+// a kubeconfig. A Connection then reads and patches objects of one namespace:
+//
+//   - Every call has a time limit, CallTimeout, except a running watch.
+//   - The token and the certificate authority are read again for each use, so
+//     their rotation needs no restart.
+//   - ListWatchPods and ListWatchConfigMap keep a Handler up to date. They list
+//     once, then watch, and retry a watch that ends for any reason.
+//   - Errors name the verb, the object, the cause and the remedy.
+//
+// The package writes no log and depends neither on go-micro nor on etcd, so that
+// a program that only reads a ConfigMap stays small.
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/flowcontrol"
+)
+
+// CallTimeout bounds every call to the API server except a running watch.
+const CallTimeout = 5 * time.Second
+
+// Environment is where a process learns which pod it runs in. Tests make their own.
+type Environment struct {
+	Getenv            func(string) string
+	ServiceAccountDir string // holds the files token, ca.crt and namespace
+}
+
+// ProcessEnvironment is the environment of this process.
+var ProcessEnvironment = Environment{os.Getenv, "/var/run/secrets/kubernetes.io/serviceaccount"}
+
+// Options change what Connect finds in the environment.
+type Options struct {
+	Address   string // of the API server, as host:port or as a URL; empty: found in the environment
+	Namespace string // of the objects; empty: the pod's own or the kubeconfig's
+}
+
+// Connection is the API server as the pod's service account may use it, for the
+// objects of one namespace. It is safe for concurrent use.
+type Connection struct {
+	Host           string // URL of the API server
+	Namespace      string // of all objects that the connection reads and writes
+	PodName        string // name of the process's own pod; empty when unknown
+	OutsideCluster bool   // connected through a kubeconfig
+
+	client rest.Interface
+	dialer dialer
+}
+
+var (
+	scheme         = runtime.NewScheme()
+	codecs         = serializer.NewCodecFactory(scheme)
+	parameterCodec = runtime.NewParameterCodec(scheme)
+)
+
+func init() { // client-go's own scheme holds every API group; this one holds the core group only
+	_ = corev1.AddToScheme(scheme)
+	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
+}
+
+// Connect finds the API server. It makes no call.
+func Connect(env Environment, options Options) (*Connection, error) {
+	c := &Connection{}
+	config, err := c.config(env)
+	if err != nil {
+		return nil, err
+	}
+	if options.Namespace != "" {
+		c.Namespace = options.Namespace
+	}
+	if address := options.Address; address != "" {
+		if !strings.Contains(address, "://") {
+			address = "http://" + address
+		}
+		config.Host = address
+	}
+	config.APIPath = "/api"
+	config.ContentConfig = rest.ContentConfig{
+		GroupVersion: &corev1.SchemeGroupVersion, NegotiatedSerializer: codecs.WithoutConversion(),
+		ContentType: "application/vnd.kubernetes.protobuf", AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
+	}
+	config.UserAgent = "k8s-micro"
+	// Backoff limits the rate of requests. client-go's default limit of 5 requests
+	// a second would delay the start of a process that calls many services.
+	config.RateLimiter = flowcontrol.NewFakeAlwaysRateLimiter()
+	if c.client, err = rest.RESTClientFor(config); err != nil {
+		return nil, fmt.Errorf("connecting to Kubernetes: %w", err)
+	}
+	c.Host = config.Host
+	return c, nil
+}
+
+// config reads the environment, or outside a pod a kubeconfig, and sets the
+// connection's namespace and pod name.
+func (c *Connection) config(env Environment) (*rest.Config, error) {
+	host, port := env.Getenv("KUBERNETES_SERVICE_HOST"), env.Getenv("KUBERNETES_SERVICE_PORT")
+	if host == "" || port == "" {
+		loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), &clientcmd.ConfigOverrides{})
+		config, err := loader.ClientConfig()
+		if err == nil {
+			c.Namespace, _, err = loader.Namespace()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("connecting to Kubernetes: not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig (%w): run it in a cluster or set KUBECONFIG", err)
+		}
+		c.OutsideCluster = true
+		config.Dial = c.dialer.DialContext
+		return config, nil
+	}
+	for _, f := range []string{"token", "ca.crt", "namespace"} {
+		if _, err := os.Stat(filepath.Join(env.ServiceAccountDir, f)); err != nil {
+			return nil, fmt.Errorf("connecting to Kubernetes: no service account in this pod: %w: set serviceAccountName and leave automountServiceAccountToken on", err)
+		}
+	}
+	namespace, err := os.ReadFile(filepath.Join(env.ServiceAccountDir, "namespace"))
+	if err != nil {
+		return nil, fmt.Errorf("connecting to Kubernetes: %w", err)
+	}
+	c.Namespace = strings.TrimSpace(string(namespace))
+	if c.PodName = env.Getenv("POD_NAME"); c.PodName == "" {
+		c.PodName = env.Getenv("HOSTNAME")
+	}
+	return &rest.Config{Host: "https://" + net.JoinHostPort(host, port), Transport: newServiceAccountTransport(env.ServiceAccountDir, host, &c.dialer)}, nil
+}
+
+// Close closes all network connections, also those in use. Calls that are under
+// way fail.
+func (c *Connection) Close() { c.dialer.close() }
+
+// PatchPod applies a strategic merge patch to the process's own pod and returns
+// the pod as it is afterwards. It needs the verb patch on pods.
+func (c *Connection) PatchPod(ctx context.Context, patch []byte) (*corev1.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	var p corev1.Pod
+	err := c.client.Patch(types.StrategicMergePatchType).Namespace(c.Namespace).Resource("pods").Name(c.PodName).Body(patch).Context(ctx).Do().Into(&p)
+	return &p, c.explain(err, "patch", "pods", fmt.Sprintf("pod %q", c.PodName))
+}
+
+// GetConfigMap gets one ConfigMap. It needs the verb get on configmaps.
+func (c *Connection) GetConfigMap(ctx context.Context, name string) (*corev1.ConfigMap, error) {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	var m corev1.ConfigMap
+	err := c.client.Get().Namespace(c.Namespace).Resource("configmaps").Name(name).Context(ctx).Do().Into(&m)
+	return &m, c.explain(err, "get", "configmaps", "configmaps")
+}
+
+// list gets one page of a resource's objects.
+func (c *Connection) list(ctx context.Context, resource string, options metav1.ListOptions, into runtime.Object) error {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	err := c.client.Get().Namespace(c.Namespace).Resource(resource).VersionedParams(&options, parameterCodec).Context(ctx).Do().Into(into)
+	return c.explain(err, "list", resource, resource)
+}
+
+// watch starts a watch, which ends with ctx. The transport's timeouts bound its start.
+func (c *Connection) watch(ctx context.Context, resource string, options metav1.ListOptions) (watch.Interface, error) {
+	options.Watch = true
+	w, err := c.client.Get().Namespace(c.Namespace).Resource(resource).VersionedParams(&options, parameterCodec).Context(ctx).Watch()
+	if err != nil {
+		return nil, c.explain(err, "watch", resource, resource)
+	}
+	return drainingWatch{w}, nil
+}
+
+// drainingWatch reads the events that are left when the watch is stopped.
+// Otherwise this version of client-go leaves a goroutine behind that is blocked on
+// delivering one more event.
+type drainingWatch struct{ watch.Interface }
+
+func (d drainingWatch) Stop() {
+	d.Interface.Stop()
+	for range d.ResultChan() {
+	}
+}

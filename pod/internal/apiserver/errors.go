@@ -1,0 +1,39 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+// grantingManifests names this project's manifest that grants the verbs on each resource.
+var grantingManifests = map[string]string{"pods": "k8s/pod-rbac.yaml", "configmaps": "k8s/configmap-rbac.yaml"}
+
+// explain adds to an error which verb on which object failed and what to do about
+// it. Unwrapped, the result is the API server's error.
+func (c *Connection) explain(err error, verb, resource, object string) error {
+	if err == nil {
+		return nil
+	}
+	remedy := ""
+	var network net.Error
+	var dial *net.OpError
+	switch {
+	case apierrors.IsForbidden(err):
+		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grantingManifests[resource])
+	case apierrors.IsUnauthorized(err):
+		remedy = ": the API server does not accept the token of its service account; it is read again for each attempt"
+	case apierrors.IsNotFound(err) && verb == "patch":
+		remedy = ": this is not the pod's name; set POD_NAME from metadata.name in its manifest"
+	case apierrors.IsNotFound(err) && verb == "get":
+		remedy = ": create it, or check the name and the namespace"
+	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():
+		remedy = fmt.Sprintf(": the API server at %s does not answer", c.Host)
+	case errors.As(err, &dial) && dial.Op == "dial":
+		remedy = fmt.Sprintf(": is the API server at %s up?", c.Host)
+	}
+	return fmt.Errorf("%s %s in namespace %q: %w%s", verb, object, c.Namespace, err, remedy)
+}

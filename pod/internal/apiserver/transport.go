@@ -1,0 +1,121 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// A connection on which nothing arrives for idleTimeout is sent an HTTP/2 ping and
+// is closed when no answer comes within pingTimeout. So a watch that a firewall or
+// a lost Kubernetes node has cut silently is noticed after the sum of the two.
+const idleTimeout, pingTimeout = 10 * time.Second, 5 * time.Second
+
+// serviceAccountTransport adds the service account's token to each request and
+// trusts the certificate authority that the volume holds at the time of the TLS
+// handshake. The kubelet replaces both files while the pod runs (projected service
+// account tokens, KEP-1205). This version of client-go rereads the token only.
+type serviceAccountTransport struct {
+	dir  string
+	base *http.Transport
+}
+
+func newServiceAccountTransport(dir, host string, d *dialer) *serviceAccountTransport {
+	t := &serviceAccountTransport{dir: dir, base: &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           d.DialContext,
+		TLSHandshakeTimeout:   CallTimeout,
+		ResponseHeaderTimeout: CallTimeout,
+		IdleConnTimeout:       time.Minute,
+		ForceAttemptHTTP2:     true,
+		HTTP2:                 &http.HTTP2Config{SendPingTimeout: idleTimeout, PingTimeout: pingTimeout},
+		TLSClientConfig: &tls.Config{
+			MinVersion:         tls.VersionTLS12,
+			InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies with the current authority
+		},
+	}}
+	t.base.TLSClientConfig.VerifyConnection = func(s tls.ConnectionState) error {
+		file := filepath.Join(dir, "ca.crt")
+		pem, err := os.ReadFile(file) //nolint:gosec // the service account's directory
+		if err != nil {
+			return err
+		}
+		roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("reading %q: no certificate in it", file)
+		}
+		for _, c := range s.PeerCertificates[1:] {
+			intermediates.AddCert(c)
+		}
+		_, err = s.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: intermediates})
+		return err
+	}
+	return t
+}
+
+func (t *serviceAccountTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	token, err := os.ReadFile(filepath.Join(t.dir, "token")) // requests are rare, so there is no cache
+	if err != nil {
+		return nil, fmt.Errorf("reading the service account's token: %w", err)
+	}
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
+	return t.base.RoundTrip(r)
+}
+
+// dialer keeps its open connections, so that close can close them all. An HTTP
+// transport closes only the connections that are idle at that moment.
+type dialer struct {
+	mu     sync.Mutex
+	closed bool
+	open   map[net.Conn]bool
+}
+
+func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: CallTimeout, KeepAlive: idleTimeout}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		c.Close()
+		return nil, net.ErrClosed
+	}
+	if d.open == nil {
+		d.open = map[net.Conn]bool{}
+	}
+	d.open[c] = true
+	return &trackedConn{c, d}, nil
+}
+
+func (d *dialer) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	for c := range d.open {
+		c.Close()
+	}
+	d.open = nil
+}
+
+// trackedConn removes itself from its dialer when it is closed.
+type trackedConn struct {
+	net.Conn
+	dialer *dialer
+}
+
+func (c *trackedConn) Close() error {
+	c.dialer.mu.Lock()
+	delete(c.dialer.open, c.Conn)
+	c.dialer.mu.Unlock()
+	return c.Conn.Close()
+}

@@ -1,0 +1,197 @@
+// Package kubetest gives tests a real Kubernetes API server.
+//
+// The API server and its etcd are built, where that has not happened yet, and
+// started when a test first calls NewNamespace. They run until the test process
+// ends, however it ends. A package's tests therefore start with
+//
+//	func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
+//
+// Tests that need no API server need no Kubernetes build either. There is no
+// kubelet and no scheduler: the tests write the status of their pods.
+package kubetest
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/launch"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientset "k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Server is a running API server as its administrator sees it.
+type Server struct {
+	Admin      clientset.Interface
+	Config     *rest.Config // of the administrator
+	Kubeconfig string       // path of the administrator's kubeconfig
+}
+
+var (
+	startOnce sync.Once
+	running   *Server
+	startErr  error
+	stop      = func() error { return nil }
+)
+
+// Main runs the tests, stops the API server if one was started, and returns the
+// exit code.
+func Main(m *testing.M) int {
+	code := m.Run()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping the API server:", err)
+		return 1
+	}
+	return code
+}
+
+// Start returns the API server, which the first call starts.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	startOnce.Do(func() { running, startErr = start() })
+	if startErr != nil {
+		t.Fatalf("starting an API server: %v", startErr)
+	}
+	return running
+}
+
+func start() (*Server, error) {
+	// The name of the test binary, such as pod.test: packages are tested in parallel.
+	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
+	kubeconfig, down, err := launch.Up(name, "-control-plane")
+	if err != nil {
+		return nil, err
+	}
+	stop = down
+	s := &Server{Kubeconfig: kubeconfig}
+	if s.Config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
+		return nil, err
+	}
+	tlsConfig, err := rest.TLSConfigFor(s.Config)
+	if err != nil {
+		return nil, err
+	}
+	// The administrator's client keeps no connection, which goleak would find.
+	s.Admin, err = clientset.NewForConfig(&rest.Config{Host: s.Config.Host, QPS: 1000, Burst: 1000,
+		Transport: &http.Transport{TLSClientConfig: tlsConfig, DisableKeepAlives: true}})
+	return s, err
+}
+
+// Address returns the API server's host and port.
+func (s *Server) Address() string { return strings.TrimPrefix(s.Config.Host, "https://") }
+
+// stateDir is the cluster's directory.
+func (s *Server) stateDir() string { return filepath.Dir(s.Kubeconfig) }
+
+// Kill kills the API server, which its supervisor then starts again.
+func (s *Server) Kill(t testing.TB) {
+	t.Helper()
+	if err := syscall.Kill(s.pid(t), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// KillAndWait kills the API server and waits until it serves again. It calls
+// meanwhile, which may be nil, again and again until then.
+func (s *Server) KillAndWait(t testing.TB, meanwhile func()) {
+	t.Helper()
+	s.Kill(t)
+	Eventually(t, 30*time.Second, "the API server serves again", func() error {
+		if meanwhile != nil {
+			meanwhile()
+		}
+		_, err := s.Admin.CoreV1().Namespaces().Get("default", metav1.GetOptions{})
+		return err
+	})
+}
+
+// Freeze stops the API server with SIGSTOP, so that it accepts connections and
+// never answers, until thaw or the end of the test. Calling thaw twice is no error.
+func (s *Server) Freeze(t testing.TB) (thaw func()) {
+	t.Helper()
+	pid := s.pid(t)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	thaw = sync.OnceFunc(func() {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// pid is the process id of kube-apiserver.
+func (s *Server) pid(t testing.TB) int {
+	t.Helper()
+	out, err := exec.Command("pgrep", "-f", "kube-apiserver .*"+s.stateDir()+"/pki").Output()
+	pid, err2 := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil || err2 != nil {
+		t.Fatalf("looking for kube-apiserver: %v %v %q", err, err2, out)
+	}
+	return pid
+}
+
+// Compact makes etcd forget every version but the current one, so that a watch
+// from an older version is refused with 410 Gone.
+func (s *Server) Compact(t testing.TB) {
+	t.Helper()
+	pki := filepath.Join(s.stateDir(), "pki")
+	out, err := exec.Command("pgrep", "-af", "kube etcd .*"+pki).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(out), "--listen-client-url=")
+	endpoint, _, _ := strings.Cut(rest, " ")
+	pair, err := tls.LoadX509KeyPair(filepath.Join(pki, "apiserver-etcd.crt"), filepath.Join(pki, "apiserver-etcd.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 5 * time.Second,
+		TLS: &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true}}) // loopback, only in tests
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	got, err := c.Get(ctx, "x")
+	if err == nil {
+		_, err = c.Compact(ctx, got.Header.Revision)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Eventually calls condition until it returns nil, for at most limit, and returns
+// how long that took. It fails the test, with what was expected, after limit.
+func Eventually(t testing.TB, limit time.Duration, expected string, condition func() error) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	for {
+		err := condition()
+		took := time.Since(begin)
+		if err == nil {
+			return took
+		}
+		if took > limit {
+			t.Fatalf("expected within %s: %s: %v", limit, expected, err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

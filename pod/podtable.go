@@ -1,0 +1,194 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"hash/maphash"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/micro/go-micro/v2/logger"
+	"github.com/micro/go-micro/v2/registry"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// podTable holds the instances that pods carry in their annotations, and whether
+// the pods can receive calls. Its owner locks it.
+type podTable struct {
+	service  string // only instances of this service; empty: of all
+	index    *instanceIndex
+	pods     map[string]*podEntry // by name
+	versions map[uint64]*sharedVersion
+}
+
+// podEntry is what a podTable knows of one pod.
+type podEntry struct {
+	uid             types.UID
+	created         time.Time
+	instances       []*instance
+	ready           bool
+	nodeUnreachable bool
+	terminating     bool
+
+	annotations map[string]uint64 // hashes of the annotations that the instances come from
+	malformed   map[string]uint64 // hashes of annotations that do not decode and are in the log
+}
+
+// sharedVersion is the part of the annotations that all instances of one version
+// have in common. It is in memory once.
+type sharedVersion struct {
+	service *registry.Service
+	uses    int
+}
+
+func newPodTable(service string, index *instanceIndex) podTable {
+	return podTable{service: service, index: index, pods: map[string]*podEntry{}, versions: map[uint64]*sharedVersion{}}
+}
+
+// update takes in a pod, whatever it was before, and reports whether that changes
+// the table.
+func (t *podTable) update(p *corev1.Pod) (changed bool) {
+	e := t.pods[p.Name]
+	if e != nil && e.uid != p.UID { // another pod under the same name
+		t.remove(p.Name)
+		e, changed = nil, true
+	}
+	if e == nil {
+		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time, annotations: map[string]uint64{}, malformed: map[string]uint64{}}
+		t.pods[p.Name] = e
+	}
+	annotations := map[string]uint64{}
+	for k, v := range p.Annotations {
+		name, ok := strings.CutPrefix(k, annotationPrefix)
+		if !ok || t.service != "" && name != labelName(t.service) || p.Labels[selectorPrefix+name] != typeValue {
+			continue // without the label GetService does not find the pod either
+		}
+		annotations[k] = maphash.String(seed, v)
+	}
+	if !maps.Equal(annotations, e.annotations) {
+		before := e.instances
+		e.instances, e.annotations = nil, annotations
+		for _, k := range slices.Sorted(maps.Keys(annotations)) {
+			s, err := decode([]byte(p.Annotations[k]))
+			if err != nil {
+				if e.malformed[k] != annotations[k] {
+					e.malformed[k] = annotations[k]
+					logger.Warnf("Registry [kubernetes] Skipping pod %q: decoding annotation %q: %v", p.Name, k, err)
+				}
+				continue
+			}
+			if t.service == "" || s.Name == t.service {
+				e.instances = append(e.instances, t.add(p.Name, k, s)...)
+			}
+		}
+		t.release(before)
+		changed = true
+	}
+	ready, unreachable, terminating := isReady(p), isNodeUnreachable(p), p.DeletionTimestamp != nil
+	if ready != e.ready || unreachable != e.nodeUnreachable || terminating != e.terminating {
+		e.ready, e.nodeUnreachable, e.terminating, changed = ready, unreachable, terminating, true
+	}
+	return changed
+}
+
+// removeExcept removes the pods that are not among these.
+func (t *podTable) removeExcept(pods []*corev1.Pod) {
+	exists := map[string]bool{}
+	for _, p := range pods {
+		exists[p.Name] = true
+	}
+	for name := range t.pods {
+		if !exists[name] {
+			t.remove(name)
+		}
+	}
+}
+
+// holds reports whether the table holds this very pod, not another of that name.
+func (t *podTable) holds(p *corev1.Pod) bool {
+	e := t.pods[p.Name]
+	return e != nil && e.uid == p.UID
+}
+
+func (t *podTable) remove(name string) {
+	t.release(t.pods[name].instances)
+	delete(t.pods, name)
+}
+
+// add makes the instances of one annotation.
+func (t *podTable) add(pod, annotation string, s *registry.Service) (all []*instance) {
+	nodes := s.Nodes
+	s.Nodes = nil
+	b, _ := json.Marshal(s)
+	key := maphash.Bytes(seed, b)
+	version := t.versions[key]
+	if version == nil && len(nodes) > 0 {
+		version = &sharedVersion{service: s}
+		t.versions[key] = version
+	}
+	for _, n := range nodes {
+		version.uses++
+		i := &instance{Node: *n, service: version.service, pod: pod, annotation: annotation}
+		t.index.add(i)
+		all = append(all, i)
+	}
+	return all
+}
+
+func (t *podTable) release(instances []*instance) {
+	for _, i := range instances {
+		t.index.remove(i)
+		for key, v := range t.versions {
+			if v.service == i.service {
+				if v.uses--; v.uses == 0 {
+					delete(t.versions, key)
+				}
+			}
+		}
+	}
+}
+
+var seed = maphash.MakeSeed()
+
+// decode reads a service as the plugin writes it. It accepts any input and never
+// panics.
+func decode(b []byte) (*registry.Service, error) {
+	var s registry.Service
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, err
+	}
+	if s.Name == "" {
+		return nil, errors.New("it names no service")
+	}
+	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
+	return &s, nil
+}
+
+// isReady reports whether a pod can receive calls: it is running, its probes
+// succeed, and it is not terminating.
+func isReady(p *corev1.Pod) bool { return isRunning(p) && hasCondition(p, corev1.PodReady) }
+
+// isNodeUnreachable reports whether a pod is not ready only because its Kubernetes
+// node stopped reporting. kube-controller-manager then sets Ready to false and
+// leaves ContainersReady as the kubelet reported it last; a kubelet changes both
+// together, except for readiness gates. It happens to every pod of a cluster when
+// the API server comes back after more than the node monitor's grace period of 50 s.
+func isNodeUnreachable(p *corev1.Pod) bool {
+	return isRunning(p) && !hasCondition(p, corev1.PodReady) && hasCondition(p, corev1.ContainersReady) && len(p.Spec.ReadinessGates) == 0
+}
+
+func isRunning(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil
+}
+
+func hasCondition(p *corev1.Pod, condition corev1.PodConditionType) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == condition {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}

@@ -1,0 +1,75 @@
+package pod
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/micro/go-micro/v2/logger"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// podWatch lists and watches pods in a goroutine of its own, from start to stop,
+// and logs when that begins to fail and when it works again.
+type podWatch struct {
+	cancel  context.CancelFunc // nil before start
+	stopped atomic.Bool
+	ended   sync.WaitGroup
+}
+
+// start begins to pass the selected pods, and the errors, on to h. The log calls
+// the pods by the given name.
+func (w *podWatch) start(conn *apiserver.Connection, selector apiserver.Selector, name string, h apiserver.Handler[*corev1.Pod]) {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel = cancel
+	w.ended.Go(func() { conn.ListWatchPods(ctx, selector, trimmed, loggingHandler{h, name}) })
+}
+
+func (w *podWatch) started() bool { return w.cancel != nil }
+
+func (w *podWatch) running() bool { return !w.stopped.Load() }
+
+// stop ends the goroutine and waits for it.
+func (w *podWatch) stop() {
+	w.stopped.Store(true)
+	if w.cancel != nil {
+		w.cancel()
+	}
+	w.ended.Wait()
+}
+
+type loggingHandler struct {
+	apiserver.Handler[*corev1.Pod]
+	name string
+}
+
+func (h loggingHandler) StateChanged(err error) {
+	if err != nil {
+		logger.Warnf("Registry [kubernetes] Watching %s: %v; retrying", h.name, err)
+	} else {
+		logger.Infof("Registry [kubernetes] Watching %s again", h.name)
+	}
+	h.Handler.StateChanged(err)
+}
+
+// trimmed returns a pod with only the fields that this package reads.
+func trimmed(p *corev1.Pod) *corev1.Pod {
+	t := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
+		CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp, DeletionGracePeriodSeconds: p.DeletionGracePeriodSeconds, Annotations: map[string]string{}, Labels: p.Labels}}
+	for k, v := range p.Annotations {
+		if strings.HasPrefix(k, annotationPrefix) {
+			t.Annotations[k] = v
+		}
+	}
+	t.Spec.ReadinessGates, t.Spec.TerminationGracePeriodSeconds = p.Spec.ReadinessGates, p.Spec.TerminationGracePeriodSeconds
+	t.Status.Phase = p.Status.Phase
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
+			t.Status.Conditions = append(t.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
+		}
+	}
+	return t
+}

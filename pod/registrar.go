@@ -1,0 +1,377 @@
+package pod
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/micro/go-micro/v2/logger"
+	"github.com/micro/go-micro/v2/registry"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. It
+// stands in while the own pod is not known.
+const defaultGracePeriod = 30 * time.Second
+
+// Attempts to patch the own pod that fail are minPatchDelay apart at first and
+// maxPatchDelay at most, less a random part.
+const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
+
+// registrar keeps the own pod's labels and annotations as they are desired. It
+// patches the pod when the observed metadata lack something, whoever removed it,
+// and not otherwise. One goroutine reconciles, from the first desired registration
+// until stop; a second one watches the own pod after the first successful patch.
+type registrar struct {
+	conn          *apiserver.Connection
+	plugin        Plugin
+	statusChanged func() // called when the result of registered, pending or lastError may have changed
+	reconciling   sync.WaitGroup
+	wake          chan struct{} // asks for a reconcile
+	watch         podWatch      // of the own pod
+
+	mu          sync.Mutex
+	cancel      context.CancelFunc // nil before the first desired registration
+	desired     map[string]*registration
+	observed    *podMetadata // the own pod's; nil while unknown
+	uid         types.UID    // the own pod's
+	version     uint64       // the resource version of observed
+	gracePeriod time.Duration
+	attempted   broadcast // an attempt to reconcile has ended
+}
+
+// registration is the desired state of one service.
+type registration struct {
+	service  *registry.Service // nil: the service is to be deregistered
+	json     string            // service as JSON
+	metadata podMetadata       // what the pod is to carry
+	err      error             // of the last attempt; nil after a success
+}
+
+func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
+	return &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
+		desired: map[string]*registration{}, gracePeriod: defaultGracePeriod}
+}
+
+// register makes the service's registration desired and waits for at most limit
+// until the API server has confirmed it; with a limit of 0 it does not wait. After
+// an error the registration stays desired and is retried, unless the API server
+// calls it invalid.
+func (r *registrar) register(s *registry.Service, limit time.Duration) error {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	d := r.desiredRegistration(s.Name)
+	if d == nil || d.json != string(text) {
+		d = &registration{json: string(text)}
+		if err = json.Unmarshal(text, &d.service); err != nil {
+			return err
+		}
+		d.metadata, err = capture(r.plugin, func(plugin registry.Registry) error { return plugin.Register(s) })
+		if err != nil {
+			return err
+		}
+	}
+	return r.setDesired(s.Name, d, limit)
+}
+
+// deregister makes the service's absence desired and waits as register does.
+func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
+	m, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
+	if err != nil {
+		return err
+	}
+	return r.setDesired(s.Name, &registration{metadata: m}, limit)
+}
+
+func (r *registrar) desiredRegistration(service string) *registration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.desired[service]
+}
+
+// setDesired replaces the service's desired state, which may be the same as before,
+// and waits for the API server's confirmation.
+func (r *registrar) setDesired(service string, d *registration, limit time.Duration) error {
+	r.mu.Lock()
+	if r.cancel == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		r.cancel = cancel
+		r.reconciling.Go(func() { r.run(ctx) })
+	}
+	if limit > 0 {
+		d.err = nil // the caller wants to know how a new attempt ends
+	} else if before := r.desired[service]; before != nil {
+		d.err = before.err // stands until a new attempt ends
+	}
+	r.desired[service] = d
+	r.forgetDeregistered()
+	satisfied, attempted := r.satisfied(d), r.attempted.wait()
+	r.mu.Unlock()
+	r.statusChanged()
+	if satisfied {
+		return nil
+	}
+	r.reconcileSoon()
+	if limit == 0 {
+		return nil
+	}
+
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
+		case <-attempted:
+		}
+		r.mu.Lock()
+		err, done := d.err, r.satisfied(d)
+		attempted = r.attempted.wait()
+		var status *apierrors.StatusError
+		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.desired[service] == d { // retrying cannot help
+			delete(r.desired, service)
+		}
+		r.mu.Unlock()
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+func (r *registrar) reconcileSoon() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run reconciles when it is woken, and again after a delay when that failed.
+func (r *registrar) run(ctx context.Context) {
+	delay := minPatchDelay
+	for {
+		err := r.reconcile(ctx)
+		var retry <-chan time.Time
+		if err != nil {
+			retry = time.After(delay/2 + rand.N(delay/2))
+			delay = min(2*delay, maxPatchDelay)
+		} else {
+			delay = minPatchDelay
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		case <-retry:
+		}
+	}
+}
+
+// reconcile patches the own pod once for each service with pending changes. It
+// returns one of the errors.
+func (r *registrar) reconcile(ctx context.Context) error {
+	r.mu.Lock()
+	pending, tried := r.pendingChanges(), maps.Clone(r.desired)
+	r.mu.Unlock()
+	errs := map[string]error{}
+	for service, changes := range pending {
+		errs[service] = r.patch(ctx, changes)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var failed error
+	for service, err := range errs {
+		if err == nil {
+			if pending[service].onlyRemoves() {
+				logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
+			} else {
+				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
+			}
+		} else {
+			failed = err
+		}
+		d := r.desired[service]
+		if d == nil || d != tried[service] { // confirmed, or no longer desired
+			continue
+		}
+		if err != nil && (d.err == nil || d.err.Error() != err.Error()) {
+			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
+		}
+		d.err = err
+	}
+	r.forgetDeregistered()
+	r.attempted.notify()
+	if failed == nil && len(r.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
+		r.watch.start(r.conn, apiserver.Selector{Fields: "metadata.name=" + r.conn.PodName}, "the own pod", ownPod{r})
+	}
+	return failed
+}
+
+// patch writes changes to the own pod.
+func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
+	var p podPatch
+	r.mu.Lock()
+	p.Metadata.UID, p.Metadata.podMetadata = r.uid, changes
+	r.mu.Unlock()
+	body, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	pod, err := r.conn.PatchPod(ctx, body)
+	if err == nil {
+		r.observe(pod)
+		return nil
+	}
+	if cause := errors.Unwrap(err); apierrors.IsConflict(cause) || apierrors.IsInvalid(cause) && strings.Contains(cause.Error(), "metadata.uid") {
+		return fmt.Errorf("%w: another pod has this name now", err)
+	}
+	return err
+}
+
+// satisfied reports whether the own pod is known to carry what d desires.
+func (r *registrar) satisfied(d *registration) bool {
+	return r.observed != nil && r.observed.diff(d.metadata).empty()
+}
+
+// pendingChanges returns, by service, what the own pod lacks. Everything is
+// pending while the pod is unknown.
+func (r *registrar) pendingChanges() map[string]podMetadata {
+	pending := map[string]podMetadata{}
+	for service, d := range r.desired {
+		changes := d.metadata
+		if r.observed != nil {
+			changes = r.observed.diff(d.metadata)
+		}
+		if !changes.empty() {
+			pending[service] = changes
+		}
+	}
+	return pending
+}
+
+// forgetDeregistered drops deregistrations that the API server has confirmed: what
+// another process writes under that name later is none of ours.
+func (r *registrar) forgetDeregistered() {
+	maps.DeleteFunc(r.desired, func(_ string, d *registration) bool { return d.service == nil && r.satisfied(d) })
+}
+
+// observe notes the own pod's metadata. The watch may deliver a version that is
+// older than the response to the last patch; resource versions of one object are
+// numbers that grow (KEP-5504).
+func (r *registrar) observe(p *corev1.Pod) {
+	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
+	r.mu.Lock()
+	if r.uid != "" && p.UID != r.uid || version < r.version {
+		r.mu.Unlock()
+		return
+	}
+	r.uid, r.version = p.UID, version
+	r.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
+		r.gracePeriod = time.Duration(*seconds) * time.Second
+	}
+	r.forgetDeregistered()
+	pending := len(r.pendingChanges()) > 0
+	r.mu.Unlock()
+	r.statusChanged()
+	if pending {
+		r.reconcileSoon()
+	}
+}
+
+func pointers(m map[string]string) map[string]*string {
+	all := make(map[string]*string, len(m))
+	for k, v := range m {
+		all[k] = &v
+	}
+	return all
+}
+
+// ownPod passes the watch of the own pod on to the registrar.
+type ownPod struct{ r *registrar }
+
+func (o ownPod) Update(p *corev1.Pod) { o.r.observe(p) }
+
+func (o ownPod) Replace(pods []*corev1.Pod) {
+	for _, p := range pods {
+		o.r.observe(p)
+	}
+}
+
+func (ownPod) Delete(*corev1.Pod) {} // a pod that is gone runs no process
+
+func (ownPod) StateChanged(error) {} // a patch that fails says what is wrong
+
+// registered reports whether the API server has confirmed everything desired.
+func (r *registrar) registered() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.observed != nil && len(r.desired) > 0 && len(r.pendingChanges()) == 0
+}
+
+// pending reports whether the API server has yet to confirm something.
+func (r *registrar) pending() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.observed == nil || len(r.pendingChanges()) > 0
+}
+
+// lastError returns why the last attempt to write failed, nil when none did.
+func (r *registrar) lastError() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, service := range slices.Sorted(maps.Keys(r.desired)) {
+		if err := r.desired[service].err; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// services returns the services that are desired.
+func (r *registrar) services() []*registry.Service {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []*registry.Service
+	for _, d := range r.desired {
+		if d.service != nil {
+			all = append(all, d.service)
+		}
+	}
+	return all
+}
+
+// podGracePeriod returns how long the own pod may take to stop.
+func (r *registrar) podGracePeriod() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.gracePeriod
+}
+
+// stop ends the goroutines and waits for them. The pod keeps its registrations.
+func (r *registrar) stop() {
+	r.mu.Lock()
+	cancel := r.cancel
+	r.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+	r.reconciling.Wait()
+	r.watch.stop()
+}

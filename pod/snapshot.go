@@ -1,0 +1,87 @@
+package pod
+
+import (
+	"maps"
+	"sync"
+
+	"github.com/micro/go-micro/v2/registry"
+)
+
+// instance is one instance of a service, on one pod. It lives for as long as the
+// pod's annotation stays the same, and so do the statistics of its calls.
+type instance struct {
+	registry.Node                   // what callers receive; nothing writes to it
+	service       *registry.Service // without its nodes; shared by all instances of one version
+	pod           string
+	annotation    string // key of the annotation that describes the instance
+
+	callStats
+}
+
+// snapshot is what an informer knows at one moment. It never changes.
+type snapshot struct{ instances []*instance }
+
+// services returns the snapshot in go-micro's form, merged by version as the
+// plugin does. Callers may write to the result, which is a copy.
+func (s *snapshot) services() []*registry.Service {
+	byVersion := map[string]*registry.Service{}
+	var all []*registry.Service
+	for _, i := range s.instances {
+		key := i.service.Name + "\x00" + i.service.Version
+		merged := byVersion[key]
+		if merged == nil {
+			merged = copyService(i.service)
+			byVersion[key] = merged
+			all = append(all, merged)
+		}
+		merged.Nodes = append(merged.Nodes, &registry.Node{Id: i.Id, Address: i.Address, Metadata: maps.Clone(i.Metadata)})
+	}
+	return all
+}
+
+func copyService(s *registry.Service) *registry.Service {
+	c := *s
+	c.Metadata, c.Nodes, c.Endpoints = maps.Clone(s.Metadata), nil, make([]*registry.Endpoint, len(s.Endpoints))
+	for i, e := range s.Endpoints {
+		if e != nil {
+			c.Endpoints[i] = &registry.Endpoint{Name: e.Name, Request: copyValue(e.Request), Response: copyValue(e.Response), Metadata: maps.Clone(e.Metadata)}
+		}
+	}
+	return &c
+}
+
+func copyValue(v *registry.Value) *registry.Value {
+	if v == nil {
+		return nil
+	}
+	c := &registry.Value{Name: v.Name, Type: v.Type}
+	for _, w := range v.Values {
+		c.Values = append(c.Values, copyValue(w))
+	}
+	return c
+}
+
+// instanceIndex finds the instance to which a node that a caller received belongs,
+// whatever its service is called. Its zero value is empty. A nil index takes
+// nothing in.
+type instanceIndex struct{ byNode sync.Map } // *registry.Node -> *instance
+
+func (x *instanceIndex) add(i *instance) {
+	if x != nil {
+		x.byNode.Store(&i.Node, i)
+	}
+}
+
+func (x *instanceIndex) remove(i *instance) {
+	if x != nil {
+		x.byNode.Delete(&i.Node)
+	}
+}
+
+// find returns nil for a node that is not, or no longer, in the index.
+func (x *instanceIndex) find(n *registry.Node) *instance {
+	if i, ok := x.byNode.Load(n); ok {
+		return i.(*instance)
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// This file holds the helpers that the tests share: commands, waiting, pods and
+// processes of the cluster.
+
+// restricted is the security context that a container needs in this namespace,
+// whose Pod Security level is set in k8s/namespace.yaml.
+const restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`
+
+// command runs a program in the project's root directory. Its output goes to out,
+// or into the error if out is nil.
+func command(limit time.Duration, out io.Writer, name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var output bytes.Buffer
+	cmd.Dir, cmd.Stdout, cmd.Stderr = root, &output, &output
+	if out != nil {
+		cmd.Stdout = out
+	}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("running %s %s: %w: %s", name, strings.Join(args, " "), err, output.String())
+	}
+	return nil
+}
+
+// kubectl returns the output of kubectl. An error of kubectl ends the test.
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := command(3*time.Minute, &out, "kubectl", args...); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// getJSON decodes the output of kubectl get.
+func getJSON(t *testing.T, into any, args ...string) error {
+	t.Helper()
+	return json.Unmarshal([]byte(kubectl(t, append(append([]string{"get", "-n", namespace}, args...), "-o", "json")...)), into)
+}
+
+// apply applies a manifest given as text.
+func apply(t *testing.T, manifest string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "manifest.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, "apply", "-f", file)
+}
+
+// eventually calls check every 250 ms until it returns nil. It ends the test if
+// that takes longer than limit. All waiting in this package goes through it.
+func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		}
+		time.Sleep(250 * time.Millisecond)
+	}
+}
+
+// pods returns the pods of an app that are running and not terminating.
+func pods(t *testing.T, app string) (running []corev1.Pod) {
+	t.Helper()
+	var list corev1.PodList
+	if err := getJSON(t, &list, "pods", "-l", "app="+app); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range list.Items {
+		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
+			running = append(running, p)
+		}
+	}
+	return running
+}
+
+// podNames returns the names of all pods of an app, whatever their state.
+func podNames(t *testing.T, app string) []string {
+	t.Helper()
+	return strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app="+app, "-o", "name"))
+}
+
+func isReady(p corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func restarts(p corev1.Pod) int32 { return p.Status.ContainerStatuses[0].RestartCount }
+
+// probeFailed returns an error unless the events of a pod report that the given
+// probe failed: "Readiness" or "Liveness".
+func probeFailed(t *testing.T, pod, kind string) error {
+	t.Helper()
+	events := kubectl(t, "get", "events", "-n", namespace, "--field-selector=involvedObject.name="+pod)
+	if !strings.Contains(events, kind+" probe failed") {
+		return fmt.Errorf("the events of pod %q do not report a failed %s probe:\n%s", pod, kind, events)
+	}
+	return nil
+}
+
+// runPod runs an image once. It returns the log, and an error if the exit status is not 0.
+func runPod(t *testing.T, name, serviceAccount, image string, args ...string) (log string, err error) {
+	t.Helper()
+	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
+	quoted := must(json.Marshal(append([]string{}, args...)))
+	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: %q,
+  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, restricted))
+	var pod corev1.Pod
+	eventually(t, time.Minute, "end of pod "+name, func() error {
+		if err := getJSON(t, &pod, "pod", name); err != nil {
+			return err
+		}
+		if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
+			return fmt.Errorf("phase %s", pod.Status.Phase)
+		}
+		return nil
+	})
+	log = kubectl(t, "logs", name, "-n", namespace)
+	kubectl(t, "delete", "pod", name, "-n", namespace, "--wait=false")
+	if end := pod.Status.ContainerStatuses[0].State.Terminated; end.ExitCode != 0 {
+		return log, fmt.Errorf("exit status %d", end.ExitCode)
+	}
+	return log, nil
+}
+
+// probe runs the probe in a pod and decodes its output.
+func probe(t *testing.T, into any, args ...string) {
+	t.Helper()
+	out, err := runPod(t, "probe", "micro-services", probeImage, args...)
+	if err != nil {
+		t.Fatalf("probe %q: %v: %s", args, err, out)
+	}
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		t.Fatalf("probe %q: %v: %s", args, err, out)
+	}
+}
+
+func scale(t *testing.T, n int) {
+	t.Helper()
+	kubectl(t, "scale", "-n", namespace, "deployment/go-micro-srv", fmt.Sprintf("--replicas=%d", n))
+}
+
+// rolledOut waits until the three deployments are available and the
+// configuration reader has ended.
+func rolledOut(t *testing.T) {
+	t.Helper()
+	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client"} {
+		kubectl(t, "rollout", "status", "-n", namespace, "deployment/"+s, "--timeout=2m")
+	}
+	kubectl(t, "wait", "-n", namespace, "pod/go-micro-config", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=2m")
+}
+
+// apiServerReady waits until the API server reports that it is ready.
+func apiServerReady(t *testing.T) {
+	t.Helper()
+	eventually(t, time.Minute, "readiness of the API server", func() error {
+		return command(10*time.Second, io.Discard, "kubectl", "get", "--raw", "/readyz")
+	})
+}
+
+// onNode runs a program in the namespaces of the node and returns its output.
+func onNode(t *testing.T, args ...string) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := command(time.Minute, &out, "go", append([]string{"run", "-C", "cluster", ".", "node", "-name", clusterName, "--"}, args...)...); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// nodeProcess returns the ID of the one process whose command line matches the pattern.
+func nodeProcess(t *testing.T, pattern string) string {
+	t.Helper()
+	return processID(t, pattern, `pgrep -f -- "$0"; true`)
+}
+
+// podProcess returns the process ID of a pod's only container. It finds the
+// process by the environment variable POD_NAME, which the manifest sets.
+func podProcess(t *testing.T, p corev1.Pod) string {
+	t.Helper()
+	return processID(t, "POD_NAME="+p.Name, `grep -lxzs "$0" /proc/[0-9]*/environ | cut -d/ -f3`)
+}
+
+func processID(t *testing.T, pattern, script string) string {
+	t.Helper()
+	var ids []string
+	eventually(t, 30*time.Second, "process "+pattern, func() error {
+		if ids = strings.Fields(onNode(t, "sh", "-c", script, pattern)); len(ids) != 1 {
+			return fmt.Errorf("processes %q, want one", ids)
+		}
+		return nil
+	})
+	return ids[0]
+}

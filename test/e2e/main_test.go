@@ -1,0 +1,85 @@
+//go:build e2e
+
+// Package e2e tests the whole project on a real cluster. The tests apply the
+// manifests, start the programs, break things, and then check the state that is
+// left: labels, annotations, logs and answers.
+//
+// The package starts its own cluster, named e2e, and removes it at the end, also
+// when the test process is killed. `make test` runs these tests. One test:
+//
+//	go test -tags e2e ./test/e2e -run TestWalkthrough
+package e2e
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/launch"
+)
+
+const (
+	namespace  = "go-micro"
+	probeImage = "k8s-micro/probe:e2e"
+)
+
+var (
+	root        = must(filepath.Abs("../.."))
+	clusterName = cmp.Or(os.Getenv("E2E_CLUSTER"), "e2e") // another name allows a second run at the same time
+
+	// The environment before TestMain points it to the test cluster.
+	originalEnviron, originalPath = os.Environ(), os.Getenv("PATH")
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func TestMain(m *testing.M) {
+	code, err := withCluster(m.Run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// withCluster starts a cluster, runs f and removes the cluster. The cluster also
+// ends when this process is killed.
+func withCluster(f func() int) (code int, err error) {
+	kubeconfig, down, err := launch.Up(clusterName)
+	if err != nil {
+		return 0, err
+	}
+	os.Setenv("KUBECONFIG", kubeconfig)
+	os.Setenv("PATH", filepath.Join(filepath.Dir(kubeconfig), "bin")+":"+os.Getenv("PATH")) // the cluster's own kubectl comes first
+	if err = loadImages(); err == nil {
+		code = f()
+	}
+	return code, errors.Join(err, down())
+}
+
+// loadImages builds the images of the four services and of the probe and loads
+// them into the cluster.
+func loadImages() error {
+	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
+		if err := command(2*time.Minute, nil, "make", "--no-print-directory", "-C", s, "load", "CLUSTER="+clusterName); err != nil {
+			return err
+		}
+	}
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "probe", ".")
+	build.Dir, build.Env = filepath.Join(root, "test/e2e/probe"), append(os.Environ(), "CGO_ENABLED=0")
+	defer os.Remove(filepath.Join(build.Dir, "probe"))
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the probe: %w: %s", err, out)
+	}
+	return command(time.Minute, nil, "go", "run", "-C", "cluster", ".", "load", "-name", clusterName, probeImage+"="+build.Dir)
+}

@@ -82,6 +82,7 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root := checkout(t)
 			provided(t)
+			t.Cleanup(func() { _, _ = cli(t, root, "down") }) // of a test that failed
 			before := host(t, root)
 			end(t, root)
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
@@ -132,10 +133,13 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 		fmt.Fprintln(&said, lines.Text())
 		if strings.Contains(lines.Text(), "starting cluster") {
 			time.AfterFunc(delay, func() {
-				children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
-				for _, pid := range strings.Fields(string(children)) {
-					n, _ := strconv.Atoi(pid)
-					_ = syscall.Kill(n, syscall.SIGKILL)
+				threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
+				for _, thread := range threads {
+					children, _ := os.ReadFile(thread)
+					for _, pid := range strings.Fields(string(children)) {
+						n, _ := strconv.Atoi(pid)
+						_ = syscall.Kill(n, syscall.SIGKILL)
+					}
 				}
 			})
 		}

@@ -210,10 +210,7 @@ func TestPaths(t *testing.T) {
 // copyOfCache copies the cache to dir/k8s-micro and returns dir.
 func copyOfCache(t *testing.T, dir string) string {
 	t.Helper()
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	cache := cacheOf(t)
 	if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -al "$1" "$2/" 2>/dev/null || cp -a "$1" "$2/"`, "sh", cache, dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -248,6 +245,8 @@ func TestClustersAreIndependent(t *testing.T) {
 	one, two := checkout(t), checkout(t)
 	home := t.TempDir()
 	t.Setenv("KUBECONFIG", filepath.Join(home, "mine"))
+	t.Setenv("XDG_CACHE_HOME", filepath.Dir(cacheOf(t)))
+	t.Setenv("HOME", home)
 	a, b := up(t, one), up(t, two)
 	runPod(t, one)
 	if out, err := cli(t, two, "kubectl", "--", "get", "pods", "-o", "name"); err != nil || out != "" && !strings.Contains(out, "No resources") {
@@ -263,6 +262,9 @@ func TestClustersAreIndependent(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the user's kubeconfig was touched: %v", err)
+	}
+	if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
+		t.Errorf("the user's home has %v, %v", left, err)
 	}
 	checkForward(t, one, two)
 }

@@ -123,6 +123,16 @@ func provided(t *testing.T) {
 	}
 }
 
+// cacheOf is the directory of what was built and downloaded.
+func cacheOf(t *testing.T) string {
+	t.Helper()
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cache
+}
+
 // nft is the program that lists the rules of the host's firewall.
 var nft string
 

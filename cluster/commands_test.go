@@ -224,7 +224,10 @@ func TestCheckoutWithoutRoom(t *testing.T) {
 		t.Skip("needs root to mount")
 	}
 	provided(t)
+	t.Setenv("K8S_MICRO_TEST_CACHE", t.TempDir())
 	for _, c := range []struct{ name, mount, want string }{
+		{"full cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; export XDG_CACHE_HOME="$K8S_MICRO_TEST_CACHE"`, " 0.0 GB free in "},
+		{"full build cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; mkdir "$K8S_MICRO_TEST_CACHE/go"; export XDG_CACHE_HOME="$PWD" GOCACHE="$K8S_MICRO_TEST_CACHE/go"`, ` 0.0 GB free in "`},
 		{"read-only", "mount --bind . . && mount -o remount,ro,bind .", "read-only file system; the checkout must be writable"},
 		{"full", "mkdir .cluster && mount -t tmpfs -o size=100k tmpfs .cluster", "no space left on device"},
 	} {

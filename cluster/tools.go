@@ -60,19 +60,26 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		}
 	}
 	removeIncomplete(cache)
+	ctx, cancel := context.WithCancelCause(ctx) // the first error stops the other work
+	defer cancel(nil)
 	fetched := make(chan error, 1)
 	if controlPlane {
 		fetched <- nil
 	} else {
 		go func() { // waits mostly for the network, the build mostly for the processor
 			var err error
-			t.Bin, t.CNI, err = provideNodeTools(ctx, cache)
+			if t.Bin, t.CNI, err = provideNodeTools(ctx, cache); err != nil {
+				cancel(err)
+			}
 			fetched <- err
 		}()
 	}
 	version, kube, err := c.provideKube(ctx, cache)
+	if err != nil {
+		cancel(err)
+	}
 	if err = errors.Join(err, <-fetched); err != nil {
-		if ctx.Err() != nil {
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) { // by a signal
 			err = errors.New("interrupted")
 		}
 		return t, err

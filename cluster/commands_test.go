@@ -207,6 +207,32 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// The hint names the cluster's kubectl when PATH has none that works with the cluster.
+func TestHintForKubectl(t *testing.T) {
+	c := demoOf("/home/you/it's mine")
+	for script, want := range map[string]bool{
+		"":                  true,
+		"exit 1":            true,
+		"echo Client v1.37": true,
+		`echo '{"clientVersion":{"gitVersion":"v1.10.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.39.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.36.5"}}'`:   false,
+		`echo '{"clientVersion":{"gitVersion":"v1.38.0+x"}}'`: false,
+	} {
+		dir := t.TempDir()
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Setenv("PATH", dir)
+		hint := c.hint(state{Version: "v1.37.2"})
+		if got := strings.Contains(hint, `export PATH='/home/you/it'\''s mine/.cluster/demo/bin':$PATH`); got != want {
+			t.Errorf("with a kubectl that does %q the hint is %s, want PATH in it: %v", script, hint, want)
+		}
+	}
+}
+
 // copyOfCache copies the cache to dir/k8s-micro and returns dir.
 func copyOfCache(t *testing.T, dir string) string {
 	t.Helper()

@@ -12,6 +12,9 @@
 //	go run -C cluster . down          stop the cluster and remove everything it made
 //	go run -C cluster . build         only build and fetch what up needs
 //
+// `make cluster-COMMAND ARGS="..."` runs the same with the Go flags of the Makefile, so
+// that nothing is compiled twice.
+//
 // Every command takes -name NAME. The default is the environment variable
 // CLUSTER, then "demo". Clusters with different names are independent. No
 // command reads or writes ~/.kube.

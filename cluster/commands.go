@@ -43,6 +43,11 @@ func (c *cluster) up(o upOptions) error {
 		return err
 	}
 	defer lock.Close()
+	// What a cluster left that ended with the machine. Its state would mislead other commands.
+	removeCgroups(c)
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
 	if err := preflight(o.controlPlane); err != nil {
 		return err
 	}
@@ -52,8 +57,7 @@ func (c *cluster) up(o upOptions) error {
 	if err != nil {
 		return err
 	}
-	removeCgroups(c) // of a cluster that ended with the machine
-	if err := errors.Join(os.RemoveAll(c.dir), makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
+	if err := errors.Join(makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
 	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, Tools: t}
@@ -142,15 +146,20 @@ func shellQuote(word string) string {
 // down stops the cluster and removes its directory. It succeeds when the cluster
 // is not running.
 func (c *cluster) down() error {
-	s, _ := c.state()
 	lock, err := c.lock()
 	if errors.Is(err, errRunning) {
 		progress("stopping cluster %q", c.name)
-		if s.Supervisor > 0 {
-			_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
-		}
 		// Every process of the cluster holds the lock, so a free lock means that all have ended.
+		stopped := 0
 		for end := time.Now().Add(30 * time.Second); errors.Is(err, errRunning); lock, err = c.lock() {
+			s, _ := c.state() // none while up still builds
+			if s.Supervisor > 0 && s.Supervisor != stopped {
+				stopped = s.Supervisor
+				_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
+			}
+			if time.Now().After(end) && s.Supervisor == 0 {
+				return fmt.Errorf("stopping cluster %q: another process is preparing to start it; interrupt that process", c.name)
+			}
 			if time.Now().After(end) {
 				return fmt.Errorf("stopping cluster %q: process %d or one of its children is still running; see %s", c.name, s.Supervisor, c.path("log", "supervisor.log"))
 			}

@@ -199,6 +199,13 @@ func TestPaths(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("down by way of a link: %v: %s", err, out)
 			}
+			if name == "odd" { // here the components see the path
+				for _, args := range [][]string{{"up", "-control-plane"}, {"kubectl", "--", "get", "namespaces"}, {"down"}} {
+					if out, err := cli(t, root, args...); err != nil {
+						t.Errorf("with a control plane only, %q: %v: %s", args, err, out)
+					}
+				}
+			}
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 			if after := host(t, root); after != before {
 				t.Errorf("the host has changed:\n%s", diff(before, after))

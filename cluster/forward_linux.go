@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -69,7 +70,8 @@ func (c *cluster) forward(args []string) error {
 // receiveForwards accepts the listeners that forward sends, each with its Service,
 // and answers with the address at which the Service is reached.
 func receiveForwards(socket *net.UnixListener) {
-	open := map[string]string{} // Service to address on the host
+	var mu sync.Mutex
+	open := map[string]string{} // Service to address on the host, while its forwarder runs
 	receive := func(conn *net.UnixConn) error {
 		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
@@ -89,6 +91,8 @@ func receiveForwards(socket *net.UnixListener) {
 		f := os.NewFile(uintptr(fds[0]), "listener")
 		defer f.Close()
 		service := string(text[:n])
+		mu.Lock()
+		defer mu.Unlock()
 		if open[service] == "" {
 			l, err := net.FileListener(f)
 			if err != nil {
@@ -97,7 +101,12 @@ func receiveForwards(socket *net.UnixListener) {
 			open[service] = l.Addr().String()
 			namespace, rest, _ := strings.Cut(service, "/")
 			name, port, _ := strings.Cut(rest, ":")
-			go forwardConnections(l, fmt.Sprintf("%s.%s.svc.cluster.local.:%s", name, namespace, port))
+			go func() {
+				newForwarder(fmt.Sprintf("%s.%s.svc.cluster.local.:%s", name, namespace, port)).run(l)
+				mu.Lock()
+				defer mu.Unlock()
+				delete(open, service)
+			}()
 		}
 		_, err = io.WriteString(conn, open[service])
 		return err
@@ -117,28 +126,3 @@ func receiveForwards(socket *net.UnixListener) {
 var nodeDialer = net.Dialer{Timeout: 5 * time.Second, Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, network, nodeIP+":53")
 }}}
-
-// forwardConnections carries each connection accepted by a listener of the host
-// to an address of the node.
-func forwardConnections(l net.Listener, address string) {
-	for {
-		client, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer client.Close()
-			server, err := nodeDialer.Dial("tcp", address)
-			if err != nil {
-				logLine("forwarding a connection to %q: %v", address, err)
-				return
-			}
-			defer server.Close()
-			go func() {
-				_, _ = io.Copy(server, client)
-				_ = server.(*net.TCPConn).CloseWrite()
-			}()
-			_, _ = io.Copy(client, server)
-		}()
-	}
-}

@@ -64,7 +64,7 @@ func nodeManager(args []string) (err error) {
 	if err := c.serveRegistry(); err != nil {
 		return fmt.Errorf("starting the image registry: %w", err)
 	}
-	go forwardConnections(apiListener, fmt.Sprintf("%s:%d", nodeIP, apiPort))
+	go newForwarder(fmt.Sprintf("%s:%d", nodeIP, apiPort)).run(apiListener)
 	forwards, err := c.listenUnix("forward.sock")
 	if err != nil {
 		return err

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"time"
+)
+
+// maxForwarded is the number of connections that one forwarder carries at a time.
+const maxForwarded = 1000
+
+// forwarder carries the connections that a listener accepts to a TCP address.
+type forwarder struct {
+	address string
+	dial    func(network, address string) (net.Conn, error)
+	slots   chan struct{} // holds one element for each open connection
+}
+
+func newForwarder(address string) *forwarder {
+	return &forwarder{address: address, dial: nodeDialer.Dial, slots: make(chan struct{}, maxForwarded)}
+}
+
+// run returns when the listener is closed. It retries after every other error, such
+// as too many open files: a listener that nobody accepts from would look like a
+// Service that does not answer. It closes connections beyond maxForwarded at once.
+func (f *forwarder) run(l net.Listener) {
+	failures := 0
+	for {
+		client, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			if failures++; failures == 1 {
+				logLine("accepting a connection to %q: %v; retrying", f.address, err)
+			}
+			time.Sleep(min(time.Duration(failures)*5*time.Millisecond, time.Second))
+			continue
+		}
+		failures = 0
+		select {
+		case f.slots <- struct{}{}:
+			go func() {
+				defer func() { <-f.slots }()
+				f.carry(client)
+			}()
+		default:
+			client.Close()
+		}
+	}
+}
+
+// carry copies in both directions until both sides have closed.
+func (f *forwarder) carry(client net.Conn) {
+	defer client.Close()
+	server, err := f.dial("tcp", f.address)
+	if err != nil {
+		logLine("forwarding a connection to %q: %v", f.address, err)
+		return
+	}
+	defer server.Close()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		copyBytes(server, client)
+		_ = server.(*net.TCPConn).CloseWrite()
+	}()
+	copyBytes(client, server)
+	client.Close() // ends the other direction, whose client may never close
+	<-sent
+}
+
+// copyBytes copies without the splice system call, which io.Copy would use between
+// TCP connections: it keeps a pipe for each direction open until the next garbage
+// collections.
+func copyBytes(to io.Writer, from io.Reader) {
+	_, _ = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 16<<10))
+}

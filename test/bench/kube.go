@@ -176,9 +176,9 @@ func (k *kube) fill(namespace, prefix string, n int, service, address string, ru
 	return names, <-failed // nil if no error occurred
 }
 
-// marks returns the labels and the annotation that the plugin would write on the
+// registrationMetadata returns the labels and the annotation that the plugin would write on the
 // pod of a service with the Greeter's method.
-func marks(pod, service, address string) object {
+func registrationMetadata(pod, service, address string) object {
 	value := func(name, field string) *registry.Value {
 		return &registry.Value{Name: name, Type: name, Values: []*registry.Value{{Name: field, Type: "string"}}}
 	}
@@ -194,7 +194,7 @@ func marks(pod, service, address string) object {
 func newPod(name, service, address string) object {
 	metadata := object{}
 	if service != "" {
-		metadata = marks(name, service, address)
+		metadata = registrationMetadata(name, service, address)
 	}
 	metadata["name"] = name
 	return object{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": object{

@@ -38,7 +38,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
 	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistry("a", registry.Addrs(f.URL))
+	r := ns.openRegistryIn(f.Through(ns.Environment("a")))
 	one, two := service("one", "v1", "a", "10.0.0.1:1"), service("two", "v1", "b", "10.0.0.1:2")
 	if err := errors.Join(r.Register(one), r.Register(two)); err != nil {
 		t.Fatal(err)

@@ -47,7 +47,7 @@ func (h *health) Check(_ context.Context, req *healthv1.HealthCheckRequest, rsp 
 }
 
 // Watch sends the status of a service, at once and after each change, until the
-// server stops.
+// server stops: the server waits for open streams.
 func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 	var req healthv1.HealthCheckRequest
 	if err := stream.Recv(&req); err != nil {
@@ -66,7 +66,7 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-h.lifecycle.stopped:
+		case <-h.lifecycle.drained:
 			return errors.New("grpc.health.v1", "the server stops", 503)
 		}
 	}

@@ -49,6 +49,7 @@ type registrar struct {
 	uid         types.UID    // the own pod's
 	version     uint64       // the resource version of observed
 	gracePeriod time.Duration
+	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
 }
 
@@ -286,6 +287,9 @@ func (r *registrar) observe(p *corev1.Pod) {
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second
 	}
+	if p.DeletionTimestamp != nil && r.terminating.IsZero() {
+		r.terminating = time.Now()
+	}
 	r.forgetDeregistered()
 	pending := len(r.pendingChanges()) > 0
 	r.mu.Unlock()
@@ -362,6 +366,13 @@ func (r *registrar) podGracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.gracePeriod
+}
+
+// podTerminatingSince returns when the registrar saw the own pod's deletion.
+func (r *registrar) podTerminatingSince() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.terminating
 }
 
 // stop ends the goroutines and waits for them. The pod keeps its registrations.

@@ -19,20 +19,32 @@ func newStaticRegistry(t testing.TB, n int) (*Registry, *informer) {
 	t.Helper()
 	r := newRegistry(apiserver.ProcessEnvironment, nil)
 	inf := newInformer("greeter", &r.instances)
-	var all []*corev1.Pod
+	var addresses []string
 	for i := range n {
-		all = append(all, readyPod(t, i))
+		addresses = append(addresses, fmt.Sprint("10.0.0.1:", i+1))
 	}
-	inf.Replace(all)
+	inf.Replace(readyPodsAt(t, addresses...))
 	r.conn, r.informers["greeter"] = &apiserver.Connection{}, inf
 	return r, inf
 }
 
-func readyPod(t testing.TB, i int) *corev1.Pod {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p-", i), Labels: map[string]string{selectorPrefix + "greeter": typeValue},
-		Annotations: map[string]string{annotationPrefix + "greeter": string(annotation(t, fmt.Sprint("p-", i), "greeter", fmt.Sprint("v", i%2), fmt.Sprint("10.0.0.1:", i+1)))}}}
+// readyPod returns a pod that is ready and carries the greeter's annotation, at an
+// address and in a version that depend on its number.
+func readyPod(t testing.TB, i int) *corev1.Pod { return readyPodAt(t, i, fmt.Sprint("10.0.0.1:", i+1)) }
+
+func readyPodAt(t testing.TB, i int, address string) *corev1.Pod {
+	name := fmt.Sprint("p-", i)
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{selectorPrefix + "greeter": typeValue},
+		Annotations: map[string]string{annotationPrefix + "greeter": string(annotation(t, name, "greeter", fmt.Sprint("v", i%2), address))}}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	return p
+}
+
+func readyPodsAt(t testing.TB, addresses ...string) (pods []*corev1.Pod) {
+	for i, a := range addresses {
+		pods = append(pods, readyPodAt(t, i, a))
+	}
+	return pods
 }
 
 func pickOne(t testing.TB, s *Selector, opts ...selector.SelectOption) *registry.Node {
@@ -48,7 +60,12 @@ func pickOne(t testing.TB, s *Selector, opts ...selector.SelectOption) *registry
 	return n
 }
 
-var timeout = errors.Timeout("go.micro.client", "too late")
+const refusedText = `connection error: desc = "transport: Error while dialing: dial tcp 10.0.0.1:1: connect: connection refused"`
+
+var (
+	timeout = errors.Timeout("go.micro.client", "context deadline exceeded")
+	refused = errors.InternalServerError("go.micro.client", refusedText)
+)
 
 func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 	r, _ := newStaticRegistry(t, 4)
@@ -79,7 +96,7 @@ func TestSelectorRetriesOnAnotherInstance(t *testing.T) {
 			t.Fatal(err)
 		}
 		first, _ := next()
-		s.Mark("greeter", first, errors.InternalServerError("go.micro.client", "connection refused"))
+		s.Mark("greeter", first, refused)
 		second, _ := next()
 		if second.Address == first.Address {
 			t.Fatal("the retry went to the instance that failed")

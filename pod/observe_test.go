@@ -182,9 +182,10 @@ func TestSlowObserverGetsLatestState(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:9100")
-	next, _ := observe(t, ns.openRegistry("observer"))
+	r := ns.openRegistry("observer")
+	next, _ := observe(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 ready")
-	fast, _ := observe(t, ns.openRegistry("observer"))
+	fast, _ := observe(t, r)
 	for i := range 100 {
 		ns.register("a", "greeter", "v1", fmt.Sprintf("10.0.1.%d:9100", i))
 	}

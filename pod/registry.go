@@ -456,6 +456,18 @@ func (r *Registry) instanceOf(n *registry.Node) *instance { return r.instances.f
 
 // ---- Observing ----
 
+// LastContact returns when the API server last sent anything. What the registry
+// returns is at most that old, plus the 15 s after which a silent connection is
+// given up. It is zero before the first time, and after Close.
+func (r *Registry) LastContact() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		return time.Time{}
+	}
+	return r.conn.LastContact()
+}
+
 // Observe yields all instances of all services in every state, at once and after
 // each change, by service and oldest pod first. It is for displays; callers use
 // GetService and Select. A slow reader misses intermediate states and receives the

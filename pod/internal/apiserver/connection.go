@@ -145,6 +145,16 @@ func (c *Connection) config(env Environment) (*rest.Config, error) {
 // way fail.
 func (c *Connection) Close() { c.dialer.close() }
 
+// LastContact returns when the API server last sent anything, such as an event or
+// the response to the ping that an idle connection sends every 10 s. It is zero
+// before the first time.
+func (c *Connection) LastContact() time.Time {
+	if n := c.dialer.lastRead.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
+
 // PatchPod applies a strategic merge patch to the process's own pod and returns
 // the pod as it is afterwards. It needs the verb patch on pods.
 func (c *Connection) PatchPod(ctx context.Context, patch []byte) (*corev1.Pod, error) {

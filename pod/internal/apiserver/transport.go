@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -74,6 +75,8 @@ func (t *serviceAccountTransport) RoundTrip(r *http.Request) (*http.Response, er
 // dialer keeps its open connections, so that close can close them all. An HTTP
 // transport closes only the connections that are idle at that moment.
 type dialer struct {
+	lastRead atomic.Int64 // Unix time in nanoseconds; 0: never
+
 	mu     sync.Mutex
 	closed bool
 	open   map[net.Conn]bool
@@ -107,10 +110,19 @@ func (d *dialer) close() {
 	d.open = nil
 }
 
-// trackedConn removes itself from its dialer when it is closed.
+// trackedConn tells its dialer when data arrives and when it is closed.
 type trackedConn struct {
 	net.Conn
 	dialer *dialer
+}
+
+// Read notes the time. The response to an HTTP/2 ping is data too.
+func (c *trackedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.dialer.lastRead.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 func (c *trackedConn) Close() error {

@@ -10,8 +10,8 @@ import (
 // Events are callbacks for whoever collects metrics; a field may be nil. Pass them to
 // NewRegistry with WithEvents: they then also receive what the selectors of that registry
 // do. The callbacks run in the goroutine of the call that they report, and must be fast
-// and safe for concurrent use. Registry.SnapshotAge has the age of what the selector
-// chooses from.
+// and safe for concurrent use. The age of the snapshot that the selector chooses from is the
+// time since Registry.LastContact.
 type Events struct {
 	// Picked reports that a call goes to an instance.
 	Picked func(service, pod, address string)
@@ -26,7 +26,8 @@ type Events struct {
 
 	// APIError reports that a request to the API server began to fail, or fails in
 	// another way than before, and with a nil error that it works again. The operation
-	// is the one in the log, such as `watching service "greeter"`.
+	// is as in the log: watching service "greeter", watching the own pod, or
+	// writing service "greeter" to the pod.
 	APIError func(operation string, err error)
 }
 
@@ -43,12 +44,11 @@ func WithEvents(e Events) registry.Option {
 	}
 }
 
-// events returns the callbacks that WithEvents has set.
-func (r *Registry) events() Events {
-	ctx := r.Options().Context
-	if ctx == nil {
+// eventsOf returns the callbacks that WithEvents has set.
+func eventsOf(o registry.Options) Events {
+	if o.Context == nil {
 		return Events{}
 	}
-	e, _ := ctx.Value(eventsKey{}).(Events)
+	e, _ := o.Context.Value(eventsKey{}).(Events)
 	return e
 }

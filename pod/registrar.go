@@ -194,6 +194,12 @@ func (r *registrar) reconcile(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	reports := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range reports {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var failed error
@@ -213,6 +219,9 @@ func (r *registrar) reconcile(ctx context.Context) error {
 		}
 		if err != nil && (d.err == nil || d.err.Error() != err.Error()) {
 			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
+			reports[service] = err
+		} else if err == nil && d.err != nil {
+			reports[service] = nil
 		}
 		d.err = err
 	}

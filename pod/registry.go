@@ -236,6 +236,7 @@ func (r *Registry) writableRegistrar() (*registrar, error) {
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
+		r.registrar.watch.apiError = eventsOf(r.options).APIError
 	}
 	return r.registrar, nil
 }
@@ -445,6 +446,7 @@ func (r *Registry) informer(service string) (*informer, error) {
 		return nil, err
 	}
 	i := newInformer(service, &r.instances)
+	i.apiError = eventsOf(r.options).APIError
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -526,6 +528,7 @@ func (r *Registry) join() (*observer, error) {
 	}
 	if r.observer == nil {
 		r.observer = newObserver()
+		r.observer.apiError = eventsOf(r.options).APIError
 		r.observer.start(conn)
 	}
 	r.observers++

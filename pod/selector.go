@@ -186,7 +186,7 @@ func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 	if p := state.pools[service]; p != nil && p.informer == inf {
 		return p, nil
 	}
-	p := &pool{informer: inf, events: r.events()}
+	p := &pool{informer: inf, events: eventsOf(r.Options())}
 	p.next = func() (*registry.Node, error) { return p.pick(inf.snapshot().instances) }
 	if state.options.Registry == registry.Registry(r) {
 		pools := maps.Clone(state.pools)

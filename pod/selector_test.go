@@ -1,7 +1,9 @@
 package pod
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -144,6 +146,54 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	}
 }
 
+// With MICRO_NETWORK, go-micro's client passes the network's name to Select, and the
+// service's to Mark.
+func TestSelectorMarksInstanceUnderAnyServiceName(t *testing.T) {
+	r, inf := newStaticRegistry(t, 2)
+	s := NewSelector(r)
+	for range 100 {
+		s.Mark("other", pickOne(t, s), nil)
+	}
+	for _, i := range inf.snapshot().instances {
+		if n := i.inFlight.Load(); n != 0 {
+			t.Errorf("%d calls in flight on %s, want 0", n, i.Address)
+		}
+	}
+	s.Mark("other", pickOne(t, s), refused)
+	if ejected := slices.ContainsFunc(s.Instances("greeter"), func(c InstanceCalls) bool { return c.EjectedFor > 0 }); !ejected {
+		t.Error("no instance is ejected")
+	}
+}
+
+// With server.Id, or MICRO_SERVER_ID in the Deployment, all instances have the same id.
+func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
+	r, inf := newStaticRegistry(t, 0)
+	var pods []*corev1.Pod
+	for i := range 4 {
+		p, address := readyPod(t, i), fmt.Sprint("10.0.0.1:", i+1)
+		text, err := json.Marshal(service("greeter", "v1", "greeter-fixed", address))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Annotations[annotationPrefix+"greeter"] = string(text)
+		pods = append(pods, p)
+	}
+	inf.Replace(pods)
+	s := NewSelector(r)
+	seen := map[string]int{}
+	for range 400 {
+		n := pickOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
+		seen[n.Address]++
+		if r.instanceOf(n) == nil {
+			t.Fatalf("the selector keeps no statistics for %v", n)
+		}
+		s.Mark("greeter", n, nil)
+	}
+	if len(seen) != 4 {
+		t.Errorf("picks by address: %v, want 4 addresses", seen)
+	}
+}
+
 func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 	m := memory.NewRegistry()
 	s := NewSelector(m)
@@ -172,18 +222,23 @@ func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 
 func TestSelectorPickAllocatesNothing(t *testing.T) {
 	for _, n := range []int{1, 10, 10000} {
-		r, _ := newStaticRegistry(t, n)
-		s := NewSelector(r)
-		pickOne(t, s)
-		if a := testing.AllocsPerRun(1000, func() {
-			next, err := s.Select("greeter")
-			if err != nil {
+		for name, events := range map[string]Events{"without events": {}, "with events": {Picked: func(string, string, string) {}}} {
+			r, _ := newStaticRegistry(t, n)
+			if err := r.Init(WithEvents(events)); err != nil {
 				t.Fatal(err)
 			}
-			k, _ := next()
-			s.Mark("greeter", k, nil)
-		}); a != 0 {
-			t.Errorf("%v allocations at %d instances", a, n)
+			s := NewSelector(r)
+			pickOne(t, s)
+			if a := testing.AllocsPerRun(1000, func() {
+				next, err := s.Select("greeter")
+				if err != nil {
+					t.Fatal(err)
+				}
+				k, _ := next()
+				s.Mark("greeter", k, nil)
+			}); a != 0 {
+				t.Errorf("%v allocations at %d instances, %s", a, n, name)
+			}
 		}
 	}
 }

@@ -47,7 +47,7 @@ func (h *health) Check(_ context.Context, req *healthv1.HealthCheckRequest, rsp 
 }
 
 // Watch sends the status of a service, at once and after each change, until the
-// server stops: the server waits for open streams.
+// server stops.
 func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 	var req healthv1.HealthCheckRequest
 	if err := stream.Recv(&req); err != nil {

@@ -123,11 +123,8 @@ func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
 
 // setUp adds to a gRPC server, before it starts, what Lifecycle promises.
 func (l *lifecycle) setUp(s server.Server) error {
-	l.name, l.otherRegistry = s.Options().Name, s.Options().Registry != registry.Registry(l.registry)
-	if !l.otherRegistry {
-		if err := l.registry.registerInBackground(l.name); err != nil {
-			return err
-		}
+	if err := l.useRegistry(s.Options().Name, s.Options().Registry); err != nil {
+		return err
 	}
 	if err := s.Handle(s.NewHandler(newHealth(l), server.InternalHandler(true))); err != nil {
 		return fmt.Errorf("adding the health service: %w", err)
@@ -140,6 +137,17 @@ func (l *lifecycle) setUp(s server.Server) error {
 		l.registry.retain()
 	}
 	return err
+}
+
+// useRegistry notes which registry the service uses. The error says why the service can
+// never register there.
+func (l *lifecycle) useRegistry(service string, used registry.Registry) error {
+	l.name, l.otherRegistry = service, used != registry.Registry(l.registry)
+	if l.otherRegistry {
+		logger.Infof("Service %q uses registry %q: it is ready whether or not it is registered", service, used)
+		return nil
+	}
+	return l.registry.registerInBackground(service)
 }
 
 // draining reports whether the process was told to stop.

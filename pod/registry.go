@@ -224,12 +224,12 @@ func (r *Registry) Registered() bool {
 func (r *Registry) writableRegistrar() (*registrar, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.env.Getenv("KUBERNETES_SERVICE_HOST") == "" { // setting KUBECONFIG would not help
+		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
+	}
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
-	}
-	if conn.OutsideCluster {
-		return nil, errors.New("not in a pod: a service is registered on the pod that serves it; with this kubeconfig the registry can be read, not written")
 	}
 	if conn.PodName == "" {
 		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")

@@ -82,7 +82,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 // setUp finds out which registry the service uses, as go-micro does, and whether it can
 // register there.
 func (w *webLifecycle) setUp(o *web.Options) error {
-	var r registry.Registry = w.registry
+	r := registry.Registry(w.registry)
 	used := o.Registry
 	if used == nil {
 		used = o.Service.Client().Options().Registry
@@ -94,10 +94,7 @@ func (w *webLifecycle) setUp(o *web.Options) error {
 		w.registry.registerWith(flag)
 		used = flag
 	}
-	if w.name, w.otherRegistry = o.Name, used != r; w.otherRegistry {
-		return nil
-	}
-	return w.registry.registerInBackground(o.Name)
+	return w.useRegistry(o.Name, used)
 }
 
 type webLifecycle struct {

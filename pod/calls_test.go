@@ -266,3 +266,41 @@ func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
 		t.Errorf("ejected: %q, want the instance that is gone, %s", got, a)
 	}
 }
+
+// A limit that the documentation of Selector names: go-micro's client calls Mark when a
+// stream is open.
+func TestSelectorCountsStreamOnlyWhileItOpens(t *testing.T) {
+	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
+	if err := s.Handle(s.NewHandler(new(Streams))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	r, inf := newStaticRegistry(t, 0)
+	gone := refusingAddress(t)
+	inf.Replace(readyPodsAt(t, s.Options().Address, gone))
+	c := grpcc.NewClient(client.Registry(r), client.Selector(NewSelector(r)))
+	opened, failed := 0, 0
+	for range 20 {
+		stream, err := c.Stream(t.Context(), c.NewRequest("greeter", "Streams.Endless", nil, client.StreamingRequest()))
+		if err != nil {
+			failed++
+			continue
+		}
+		defer stream.Close()
+		opened++
+	}
+	if opened == 0 || failed > 1 {
+		t.Errorf("%d streams opened, %d failed, want at most one until the instance that refuses is ejected", opened, failed)
+	}
+	for _, i := range inf.snapshot().instances {
+		if n := i.inFlight.Load(); n != 0 {
+			t.Errorf("%d calls in flight on %s", n, i.Address)
+		}
+		if got, want := i.ejected(clock()), i.Address == gone && failed > 0; got != want {
+			t.Errorf("%s is ejected: %v, want %v", i.Address, got, want)
+		}
+	}
+}

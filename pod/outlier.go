@@ -93,8 +93,11 @@ func (c *callStats) ended(now int64, o outcome) transition {
 		}
 		return unchanged
 	case answered:
-		usual := c.usualLatency.Load()
-		c.usualLatency.Store(usual + (min(now-c.lastAnswer.Swap(now), int64(time.Second))-usual)/8)
+		latency := min(now-c.lastAnswer.Swap(now), int64(time.Second))
+		if usual := c.usualLatency.Load(); usual != 0 {
+			latency = usual + (latency-usual)/8
+		}
+		c.usualLatency.Store(latency)
 		if c.failures.Load() == 0 {
 			return unchanged
 		}

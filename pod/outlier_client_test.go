@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -154,7 +155,7 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 
 func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
 	slow := func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 		return answer(ctx, req, rsp)
 	}
 	var addresses []string
@@ -163,7 +164,7 @@ func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
 		addresses = append(addresses, a)
 	}
 	c := newGreeterClient(t, addresses, client.Retries(1))
-	for range 40 {
+	for range 20 {
 		if err := c.call(5 * time.Second); err != nil {
 			t.Fatal(err)
 		}
@@ -240,15 +241,7 @@ func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
 }
 
 func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
-	var hanging atomic.Bool
-	hold := make(chan struct{})
-	defer close(hold)
-	a, stop := startServer(t, func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
-		if hanging.Load() {
-			<-hold
-		}
-		return answer(ctx, req, rsp)
-	})
+	a, stop := startServer(t, answer)
 	b, _ := startServer(t, answer)
 	c := newGreeterClient(t, []string{a, b}, client.Retries(1))
 	for range 20 {
@@ -264,6 +257,47 @@ func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
 	}
 	if got := c.ejected(); len(got) != 1 || got[0] != a {
 		t.Errorf("ejected: %q, want the instance that is gone, %s", got, a)
+	}
+}
+
+// The connection breaks while a call is in flight, as when a container is killed.
+func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
+	hanging, hold := make(chan bool, 1), make(chan struct{})
+	var hang atomic.Bool
+	a, _ := startServer(t, func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
+		if hang.CompareAndSwap(true, false) {
+			hanging <- true
+			<-hold
+		}
+		return answer(ctx, req, rsp)
+	})
+	defer close(hold)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay := kubetest.StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", a) })
+	b, _ := startServer(t, answer)
+	c := newGreeterClient(t, []string{l.Addr().String(), b}, client.Retries(1))
+	for range 20 {
+		if err := c.call(time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hang.Store(true)
+	results := make(chan error, 100)
+	for range 100 {
+		go func() { results <- c.call(5 * time.Second) }()
+	}
+	<-hanging
+	relay.Cut()
+	for range 100 {
+		if err := <-results; err != nil {
+			t.Errorf("with one retry a call fails: %v", err)
+		}
+	}
+	if got := c.ejected(); len(got) != 1 || got[0] != l.Addr().String() {
+		t.Errorf("ejected: %q, want the instance whose connection broke, %s", got, l.Addr())
 	}
 }
 

@@ -58,6 +58,7 @@ type registrar struct {
 	uid         types.UID    // the own pod's
 	version     uint64       // the resource version of observed
 	gracePeriod time.Duration
+	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
 }
 
@@ -262,12 +263,28 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	if ctx.Err() != nil {
 		return time.Time{}
 	}
+	reports := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range reports {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
+	changed := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range changed {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	written := false
 	for service, err := range errs {
 		written = written || err == nil
-		r.ended(service, tried[service], pending[service], err)
+		d := tried[service]
+		before := d.err
+		if r.ended(service, d, pending[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
+			changed[service] = d.err
+		}
 	}
 	r.forgetDeregistered()
 	if len(errs) > 0 {
@@ -392,6 +409,9 @@ func (r *registrar) observe(p *corev1.Pod) {
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second
 	}
+	if p.DeletionTimestamp != nil && r.terminating.IsZero() {
+		r.terminating = time.Now()
+	}
 	r.forgetDeregistered()
 	pending := len(r.pendingChanges()) > 0
 	r.mu.Unlock()
@@ -468,6 +488,13 @@ func (r *registrar) podGracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.gracePeriod
+}
+
+// podTerminatingSince returns when the registrar saw the own pod's deletion.
+func (r *registrar) podTerminatingSince() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.terminating
 }
 
 // stop ends the goroutines and waits for them. The pod keeps its registrations.

@@ -93,4 +93,9 @@
 // names that a client sends. All services are in the pod's own namespace, as with
 // the plugin. A call to a pod that vanishes without notice can fail; the retry,
 // which go-micro makes by default, goes to another instance.
+//
+// A registry does not trust what other pods register. It skips, with one line in
+// the log, a registration whose annotation has the key of another service, an
+// address that is not an IP of its pod (see AnyAddress), more than 16 nodes, 32 KiB
+// or 1024 JSON objects, and what exceeds 32 registrations or 64 KiB of one pod.
 package pod

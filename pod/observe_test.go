@@ -196,18 +196,6 @@ func TestSlowObserverGetsLatestState(t *testing.T) {
 	}
 }
 
-// Instances that a pod deregisters under ever new names must not accumulate.
-func TestDeregisteredInstancesAreBounded(t *testing.T) {
-	ns := newNamespace(t)
-	ns.CreateReadyPod("a")
-	next, _ := observe(t, ns.openRegistry("observer"))
-	next()
-	for i := range 50 { // the annotation names a service other than its key
-		ns.Register("a", "greeter", string(annotation(t, "a", fmt.Sprintf("other-%d", i), "v1", "10.0.0.1:9100")))
-	}
-	until(t, next, "other-49/a 10.0.0.1:9100 ready")
-}
-
 func TestObserveReportsWatchErrors(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")

@@ -41,8 +41,10 @@ type Registry struct {
 	served    map[string]bool      // names of services and handlers that were ever registered
 
 	// Set by a lifecycle:
-	background bool // Register and Deregister do not wait for the API server
-	stopping   bool // Register does nothing
+	background bool              // Register and Deregister do not wait for the API server
+	stopping   bool              // Register does nothing
+	lifecycles int               // that have started and not ended
+	other      registry.Registry // Register and Deregister pass calls on to it; nil: they do not
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -164,7 +166,10 @@ func (r *Registry) timeout() time.Duration {
 //
 // It needs the verb patch on pods, and the verbs list and watch to notice that
 // something else removed the registration.
-func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {
+func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
+	if other := r.otherRegistry(); other != nil {
+		return other.Register(s, opts...)
+	}
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: it has no node")
 	}
@@ -191,7 +196,10 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 
 // Deregister removes the service from the own pod and waits as Register does. It
 // needs the verb patch on pods.
-func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOption) error {
+func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOption) error {
+	if other := r.otherRegistry(); other != nil {
+		return other.Deregister(s, opts...)
+	}
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("deregistering a service: it has no node")
 	}
@@ -216,18 +224,19 @@ func (r *Registry) Registered() bool {
 func (r *Registry) writableRegistrar() (*registrar, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.env.Getenv("KUBERNETES_SERVICE_HOST") == "" { // setting KUBECONFIG would not help
+		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
+	}
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
-	}
-	if conn.OutsideCluster {
-		return nil, errors.New("not in a pod: a service is registered on the pod that serves it; with this kubeconfig the registry can be read, not written")
 	}
 	if conn.PodName == "" {
 		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
+		r.registrar.watch.apiError = eventsOf(r.options).APIError
 	}
 	return r.registrar, nil
 }
@@ -303,6 +312,47 @@ func (r *Registry) gracePeriod() time.Duration {
 		return registrar.podGracePeriod()
 	}
 	return defaultGracePeriod
+}
+
+// terminatingSince returns when the registry saw that the own pod is being deleted, the
+// zero time if it is not.
+func (r *Registry) terminatingSince() time.Time {
+	if registrar := r.currentRegistrar(); registrar != nil {
+		return registrar.podTerminatingSince()
+	}
+	return time.Time{}
+}
+
+// registerWith makes Register and Deregister use another registry.
+func (r *Registry) registerWith(other registry.Registry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.other = other
+}
+
+func (r *Registry) otherRegistry() registry.Registry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.other
+}
+
+// retain notes that a lifecycle uses the registry, until release.
+func (r *Registry) retain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lifecycles++
+}
+
+// release closes the registry if no other lifecycle uses it.
+func (r *Registry) release() error {
+	r.mu.Lock()
+	r.lifecycles--
+	last := r.lifecycles == 0
+	r.mu.Unlock()
+	if last {
+		return r.Close()
+	}
+	return nil
 }
 
 // serves reports whether a service or a handler of that name was ever registered.
@@ -396,6 +446,8 @@ func (r *Registry) informer(service string) (*informer, error) {
 		return nil, err
 	}
 	i := newInformer(service, &r.instances)
+	i.table.limits.anyAddress = anyAddress(r.options)
+	i.apiError = eventsOf(r.options).APIError
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -477,6 +529,8 @@ func (r *Registry) join() (*observer, error) {
 	}
 	if r.observer == nil {
 		r.observer = newObserver()
+		r.observer.table.limits.anyAddress = anyAddress(r.options)
+		r.observer.apiError = eventsOf(r.options).APIError
 		r.observer.start(conn)
 	}
 	r.observers++

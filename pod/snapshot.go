@@ -12,6 +12,7 @@ import (
 type instance struct {
 	registry.Node                   // what callers receive; nothing writes to it
 	service       *registry.Service // without its nodes; shared by all instances of one version
+	version       *sharedVersion    // of the table that counts its uses
 	pod           string
 	annotation    string // key of the annotation that describes the instance
 

@@ -208,7 +208,7 @@ func (n *Namespace) Environment(pod string) apiserver.Environment {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	variables := map[string]string{"POD_NAME": pod, "KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()}
+	variables := map[string]string{"POD_NAME": pod, "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()}
 	WriteVolumeFile(n.t, dir, "namespace", []byte(n.Name))
 	WriteVolumeFile(n.t, dir, "ca.crt", n.Config.CAData)
 	WriteVolumeFile(n.t, dir, "token", []byte(n.Token(nil)))

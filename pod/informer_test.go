@@ -37,7 +37,7 @@ func TestInformerListsAgainAfterExpiredWatch(t *testing.T) {
 	ns.Compact(t)
 	ns.KillAndWait(t, nil) // otherwise its watch cache still has the version
 	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistryIn(ns.Environment("reader"), registry.Addrs(f.URL))
+	r := ns.openRegistryIn(f.Through(ns.Environment("reader")))
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
 	f.ExpireNextWatch()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -22,6 +23,8 @@ func (c *Connection) explain(err error, verb, resource, object string) error {
 	var network net.Error
 	var dial *net.OpError
 	switch {
+	case (apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)) && strings.HasPrefix(c.Host, "http://"):
+		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
 	case apierrors.IsForbidden(err):
 		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grantingManifests[resource])
 	case apierrors.IsUnauthorized(err):

@@ -36,6 +36,19 @@
 //     label, the annotation and the readiness arrive.
 //   - A lost watch is retried at most one second apart.
 //
+// # Choice
+//
+// A Selector takes the less busy of two random instances, in constant time. It ejects an
+// instance whose connection fails or that does not answer in time, for a growing time,
+// and never more than half of the instances. An instance is blamed only for its own
+// faults. WithEvents passes what happens to a metrics library.
+//
+// # Stop
+//
+// On SIGTERM a service with Lifecycle or WebLifecycle becomes not ready, deregisters,
+// accepts calls for a short time while clients notice, and waits for everything in
+// flight, within the pod's grace period. Endless streams end by Draining.
+//
 // # API server
 //
 // Every call has a time limit of 5 s or registry.Timeout, except a running watch.

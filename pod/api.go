@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/micro/go-micro/v2/logger"
@@ -62,6 +63,7 @@ type api struct {
 	outside   bool   // reached with a kubeconfig, from outside the cluster
 	rest      rest.Interface
 	close     func()
+	lastRead  func() time.Time // when the API server last sent something; zero if never
 }
 
 var (
@@ -80,7 +82,7 @@ func init() { // of a scheme with one group: client-go's own holds them all
 func connect(env environment, address string) (*api, error) {
 	host, port := env.getenv("KUBERNETES_SERVICE_HOST"), env.getenv("KUBERNETES_SERVICE_PORT")
 	dialer := &dialer{open: map[net.Conn]bool{}}
-	a := &api{close: dialer.close}
+	a := &api{close: dialer.close, lastRead: dialer.lastContact}
 	var config *rest.Config
 	if host == "" || port == "" {
 		loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), &clientcmd.ConfigOverrides{})
@@ -330,9 +332,19 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // dialer remembers its connections, so that closing the registry closes them:
 // an HTTP transport only closes those that are idle at that moment.
 type dialer struct {
+	lastRead atomic.Int64 // Unix time in nanoseconds
+
 	mu     sync.Mutex
 	closed bool
 	open   map[net.Conn]bool
+}
+
+// lastContact returns when a connection last brought data; zero if none ever did.
+func (d *dialer) lastContact() time.Time {
+	if n := d.lastRead.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
 }
 
 func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -363,6 +375,15 @@ func (d *dialer) close() {
 type dialled struct {
 	net.Conn
 	d *dialer
+}
+
+// Read records the time of the data. The answer to an HTTP/2 ping is data too.
+func (c *dialled) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.d.lastRead.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 func (c *dialled) Close() error {

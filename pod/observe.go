@@ -83,6 +83,18 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	}
 }
 
+// LastContact returns when the API server last sent anything to this registry, with a
+// resolution of 10 s while nothing changes: then the answers to HTTP/2 pings count. It
+// is zero before the first answer.
+func (r *Registry) LastContact() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.api == nil {
+		return time.Time{}
+	}
+	return r.api.lastRead()
+}
+
 // join returns the follower that all who observe share, started for the first.
 func (r *Registry) join() (*follower, error) {
 	r.mu.Lock()

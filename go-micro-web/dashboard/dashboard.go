@@ -45,12 +45,14 @@ type dashboard struct {
 }
 
 // New returns the handler of all paths below /registry/. It observes the registry
-// only while somebody views the page. The first greeting starts an informer of
-// go-micro-srv, which runs until the registry is closed.
+// only while somebody views the page. The first viewer starts an informer of
+// go-micro-srv too, which runs until the registry is closed: so a greeting finds
+// the instances that the page shows, also when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
 	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
-	d := &dashboard{hub: newHub(registry.Observe, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName, namespace: ownNamespace()}
+	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
+	d := &dashboard{hub: newHub(registry, startInformer, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName, namespace: ownNamespace()}
 	return d.handler()
 }
 

@@ -27,6 +27,8 @@ type fakeCluster struct {
 	changed      chan struct{}
 	observers    int
 	observations int // since the start
+	lastContact  time.Time
+	prepared     bool // the informer of the Greeter has been started
 
 	calledAddresses []string // the tries of the next calls, in order
 	callError       error
@@ -40,7 +42,7 @@ func (c *fakeCluster) set(instances []pod.Instance, err error) {
 	c.changed = make(chan struct{})
 }
 
-func (c *fakeCluster) observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
+func (c *fakeCluster) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
 	return func(yield func([]pod.Instance, error) bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -63,6 +65,24 @@ func (c *fakeCluster) observe(ctx context.Context) iter.Seq2[[]pod.Instance, err
 			}
 		}
 	}
+}
+
+func (c *fakeCluster) LastContact() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lastContact
+}
+
+func (c *fakeCluster) setLastContact(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastContact = t
+}
+
+func (c *fakeCluster) prepare() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.prepared = true
 }
 
 func (c *fakeCluster) count() (observers, observations int) {
@@ -107,7 +127,7 @@ func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
-	d := &dashboard{hub: newHub(c.observe, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1", namespace: "go-micro"}
+	d := &dashboard{hub: newHub(c, c.prepare, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1", namespace: "go-micro"}
 	d.hub.linger = 50 * time.Millisecond
 	srv := httptest.NewServer(d.handler())
 	t.Cleanup(srv.Close)

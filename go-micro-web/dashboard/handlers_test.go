@@ -101,7 +101,7 @@ func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
 	s := openStream(t, srv)
 	s.next()
 	begin := time.Now()
-	for changes := 0; d.hub.streams.Load() == 2; changes++ {
+	for changes := 0; d.hub.streams.count() == 2; changes++ {
 		c.set(instances, nil)
 		s.next() // the other viewer gets every view
 		if time.Since(begin) > 30*time.Second {
@@ -114,9 +114,59 @@ func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
 
 func TestTooManyViewersAreRefused(t *testing.T) {
 	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
-	d.hub.streams.Store(maxStreams)
-	rsp, _ := get(t, srv.URL+root+"events")
-	if rsp.StatusCode != http.StatusServiceUnavailable || rsp.Header.Get("Retry-After") == "" || d.hub.streams.Load() != maxStreams {
-		t.Errorf("%s, Retry-After %q, %d open streams", rsp.Status, rsp.Header.Get("Retry-After"), d.hub.streams.Load())
+	for i := range maxStreams {
+		if _, status, _ := d.hub.streams.open(fmt.Sprintf("10.0.%d.1:80", i/10)); status != http.StatusOK {
+			t.Fatalf("stream %d is refused", i)
+		}
 	}
+	rsp, _ := get(t, srv.URL+root+"events")
+	if rsp.StatusCode != http.StatusServiceUnavailable || rsp.Header.Get("Retry-After") == "" || d.hub.streams.count() != maxStreams {
+		t.Errorf("%s, Retry-After %q, %d open streams", rsp.Status, rsp.Header.Get("Retry-After"), d.hub.streams.count())
+	}
+}
+
+// openStreamFrom opens an event stream from a local address. The status is not checked.
+func openStreamFrom(t *testing.T, srv *httptest.Server, local string) *http.Response {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	transport := &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}
+	req, err := http.NewRequest("GET", srv.URL+root+"events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rsp.Body.Close() })
+	return rsp
+}
+
+func TestOneAddressCannotHoldAllStreams(t *testing.T) {
+	_, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	var open []*http.Response
+	for range 300 {
+		rsp := openStreamFrom(t, srv, "127.0.0.1")
+		if rsp.StatusCode != http.StatusOK {
+			if rsp.StatusCode != http.StatusTooManyRequests || rsp.Header.Get("Retry-After") == "" {
+				t.Errorf("the refusal is %s, Retry-After %q", rsp.Status, rsp.Header.Get("Retry-After"))
+			}
+			break
+		}
+		open = append(open, rsp)
+	}
+	if len(open) != 100 {
+		t.Fatalf("one address holds %d streams, want 100", len(open))
+	}
+	if rsp := openStreamFrom(t, srv, "127.0.0.2"); rsp.StatusCode != http.StatusOK {
+		t.Errorf("a stream for another address: %s", rsp.Status)
+	}
+	if rsp, _ := get(t, srv.URL+root+"services.json"); rsp.StatusCode != http.StatusOK {
+		t.Errorf("services.json for the address that has too many streams: %s", rsp.Status)
+	}
+	open[0].Body.Close()
+	eventually(t, 5*time.Second, "a stream in place of one that ended", func() bool {
+		rsp := openStreamFrom(t, srv, "127.0.0.1")
+		return rsp.StatusCode == http.StatusOK
+	})
 }

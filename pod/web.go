@@ -26,9 +26,11 @@ const maxBody = 1 << 20 // of a request to a web service
 // requests that run. Hijacked connections, such as WebSockets, are not waited for;
 // a response without an end of its own is to end by Draining.
 //
-// Limits, where web.Server gives no server of its own: a request's header may take
-// 5 s and 16 KiB (431), its body 1 MiB (413); no limit in time for the body and
-// the answer, which would cut long downloads and event streams.
+// Limits, where web.Server gives no server of its own: the header of a request may
+// take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
+// response has no limit, because a limit would cut long downloads and event streams.
+// There may be 1,500 connections. For one more, the connection is closed that has
+// waited longest for its client to send a request.
 //
 // Run also returns the error with which serving ends, which go-micro drops.
 func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
@@ -36,6 +38,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		w := &webLife{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+			limitConnections(w.server, maxConnections)
 			w.bounded = true
 		}
 		// go-micro starts the server it is given, drops what Serve returns, and
@@ -135,7 +138,7 @@ func (w *webLife) handler(next http.Handler) http.Handler {
 				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxBody), http.StatusRequestEntityTooLarge)
 				return
 			}
-			r.Body = http.MaxBytesReader(rw, r.Body, maxBody)
+			limitBody(rw, r, bodyTimeout)
 		}
 		next.ServeHTTP(rw, r)
 	})

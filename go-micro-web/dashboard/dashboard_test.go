@@ -32,6 +32,7 @@ type fakeCluster struct {
 
 	calledAddresses []string // the tries of the next calls, in order
 	callError       error
+	delay           time.Duration // of the next calls
 }
 
 func (c *fakeCluster) set(instances []pod.Instance, err error) {
@@ -105,6 +106,11 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 			return nil, err
 		}
 	}
+	select {
+	case <-time.After(c.delay):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, c.callError
 }
 
@@ -127,7 +133,7 @@ func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
-	d := &dashboard{hub: newHub(c, c.prepare, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1", namespace: "go-micro"}
+	d := newDashboard(c, c.prepare, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond
 	srv := httptest.NewServer(d.handler())
 	t.Cleanup(srv.Close)

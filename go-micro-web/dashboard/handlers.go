@@ -10,9 +10,8 @@ import (
 )
 
 const (
-	pageTimeout  = 30 * time.Second // for the page or services.json
-	heartbeat    = 4 * time.Second  // between two heartbeats of an event stream; the script reconnects after 15 s of silence
-	writeTimeout = 5 * time.Second  // for one event; a viewer that does not read it is disconnected
+	heartbeat    = 4 * time.Second // between two heartbeats of an event stream; the script reconnects after 15 s of silence
+	writeTimeout = 5 * time.Second // for one event; a viewer that does not read it is disconnected
 )
 
 func (d *dashboard) servePage(w http.ResponseWriter, r *http.Request) {
@@ -27,11 +26,22 @@ func (d *dashboard) render(w http.ResponseWriter, r *http.Request, code int, p p
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pageTimeout))
+	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(code)
 	if err := pageTemplate.Execute(w, p); err != nil && r.Context().Err() == nil {
 		logger.Errorf("Rendering the page: %v", err)
+	}
+}
+
+// limitWrite bounds the time that a viewer may take to receive a response, until
+// done is called: the next request on the connection has a time of its own.
+func limitWrite(w http.ResponseWriter, timeout time.Duration) (done func()) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetWriteDeadline(time.Now().Add(timeout))
+	return func() {
+		_ = rc.Flush()
+		_ = rc.SetWriteDeadline(time.Time{})
 	}
 }
 
@@ -42,7 +52,7 @@ func (d *dashboard) serveJSON(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pageTimeout))
+	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(v.json) // a copy for each viewer would cost memory
 	_, _ = w.Write([]byte("\n"))

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -169,4 +170,50 @@ func TestOneAddressCannotHoldAllStreams(t *testing.T) {
 		rsp := openStreamFrom(t, srv, "127.0.0.1")
 		return rsp.StatusCode == http.StatusOK
 	})
+}
+
+func TestSlowViewerOfPageIsDisconnected(t *testing.T) {
+	var instances []pod.Instance
+	for i := range 5000 { // more than the buffers of a socket hold
+		i := greeterInstance(i, pod.Ready)
+		i.Version = strings.Repeat("v", maxText)
+		i.Service = fmt.Sprint("service-", len(instances)/1000)
+		instances = append(instances, i)
+	}
+	for _, path := range []string{"", "services.json"} {
+		_, d, srv := serve(t, instances...)
+		d.pageTimeout = 500 * time.Millisecond
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", root, path)
+		viewers := func() int { d.hub.mu.Lock(); defer d.hub.mu.Unlock(); return d.hub.viewers }
+		eventually(t, 5*time.Second, "the request", func() bool { return viewers() == 1 })
+		eventually(t, 5*time.Second, "the end of the response to "+root+path, func() bool { return viewers() == 0 })
+	}
+}
+
+func TestConnectionIsUsableAfterPageTimeout(t *testing.T) {
+	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.pageTimeout = 100 * time.Millisecond
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	for _, path := range []string{"", "services.json", "page.css", "services.json"} {
+		fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", root, path)
+		rsp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatalf("%s%s: %v", root, path, err)
+		}
+		if _, err := io.Copy(io.Discard, rsp.Body); err != nil {
+			t.Fatalf("%s%s: %v", root, path, err)
+		}
+		time.Sleep(150 * time.Millisecond)
+	}
 }

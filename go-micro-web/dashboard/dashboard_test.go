@@ -26,9 +26,9 @@ type fakeCluster struct {
 	err          error
 	changed      chan struct{}
 	observers    int
-	observations int // since the start
-	lastContact  time.Time
-	prepared     bool // the informer of the Greeter has been started
+	observations int       // since the start
+	lastContact  time.Time // now if zero
+	prepared     bool      // the informer of the Greeter has been started
 
 	calledAddresses []string // the tries of the next calls, in order
 	callError       error
@@ -71,6 +71,9 @@ func (c *fakeCluster) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, err
 func (c *fakeCluster) LastContact() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.lastContact.IsZero() {
+		return time.Now()
+	}
 	return c.lastContact
 }
 

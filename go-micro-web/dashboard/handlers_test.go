@@ -176,7 +176,7 @@ func TestSlowViewerOfPageIsDisconnected(t *testing.T) {
 	var instances []pod.Instance
 	for i := range 5000 { // more than the buffers of a socket hold
 		i := greeterInstance(i, pod.Ready)
-		i.Version = strings.Repeat("v", maxText)
+		i.Version, i.Address = strings.Repeat("界", maxText), fmt.Sprint(len(instances), strings.Repeat("界", maxText))
 		i.Service = fmt.Sprint("service-", len(instances)/1000)
 		instances = append(instances, i)
 	}
@@ -192,6 +192,10 @@ func TestSlowViewerOfPageIsDisconnected(t *testing.T) {
 		fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", root, path)
 		viewers := func() int { d.hub.mu.Lock(); defer d.hub.mu.Unlock(); return d.hub.viewers }
 		eventually(t, 5*time.Second, "the request", func() bool { return viewers() == 1 })
+		time.Sleep(d.pageTimeout / 2)
+		if viewers() != 1 {
+			t.Fatal("the response fits into the buffers of the socket: the test needs more instances")
+		}
 		eventually(t, 5*time.Second, "the end of the response to "+root+path, func() bool { return viewers() == 0 })
 	}
 }

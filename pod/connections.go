@@ -13,9 +13,9 @@ import (
 
 const (
 	// maxConnections bounds the memory of a web service. A connection takes about
-	// 20 KiB, and the garbage collector lets the heap grow to twice of what is in
-	// use, so that 1,500 connections take up to 60 MiB.
-	maxConnections = 1500
+	// 25 KiB, and the garbage collector lets the heap grow to twice of what is in
+	// use, so that 1,200 connections take up to 60 MiB.
+	maxConnections = 1200
 
 	// bodyTimeout is the time for a request body of at most maxBody bytes.
 	bodyTimeout = 30 * time.Second

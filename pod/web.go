@@ -29,7 +29,7 @@ const maxBody = 1 << 20 // of a request to a web service
 // Limits, where web.Server gives no server of its own: the header of a request may
 // take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
 // response has no limit, because a limit would cut long downloads and event streams.
-// There may be 1,500 connections. For one more, the connection is closed that has
+// There may be 1,200 connections. For one more, the connection is closed that has
 // waited longest for its client to send a request.
 //
 // Run also returns the error with which serving ends, which go-micro drops.

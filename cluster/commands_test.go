@@ -154,7 +154,7 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 // whatever path the checkout is reached.
 func TestPaths(t *testing.T) {
 	provided(t)
-	odd := filepath.Join("a b", "it's", `"q" $HOME \`, "ünï 文", "c:d", "{$PATH}%v", strings.Repeat("x", 100), strings.Repeat("y", 100))
+	odd := filepath.Join("a b", "it's", `"q" $HOME \`, "ünï \u6587", "c:d", "{$PATH}%v", strings.Repeat("x", 100), strings.Repeat("y", 100))
 	for name, base := range map[string]string{"odd": t.TempDir(), "below run": "/run", "on tmpfs": "/dev/shm"} {
 		t.Run(name, func(t *testing.T) {
 			dir, err := os.MkdirTemp(base, "k8s-micro-test-")

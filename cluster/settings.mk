@@ -15,7 +15,7 @@ IMAGE.example      := docker.io/you/go-micro-srv:v1.2
 CLUSTER.pattern    := [A-Za-z0-9][A-Za-z0-9_-]{0,62}
 CLUSTER.example    := demo
 COMPONENTS.pattern := ($(component)( +$(component))*)?
-COMPONENTS.example := network-policies
+COMPONENTS.example := network-policy
 define newline
 
 

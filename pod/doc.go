@@ -1,92 +1,124 @@
-// Package pod makes a Go-Micro process a good Kubernetes pod. It stands between
-// go-micro and its Kubernetes registry plugin:
+// Package pod makes a Go-Micro process a good Kubernetes pod: it finds services
+// from memory, chooses instances that can answer, answers probes, and stops
+// without losing a call.
 //
-//	registry := pod.NewRegistry(kubernetes.NewRegistry)
+// The package stands between go-micro and its Kubernetes registry plugin:
+//
+//	registry := pod.NewRegistry(kubernetes.NewRegistry) // the constructor, not a call of it
 //	service := micro.NewService(
 //		micro.Registry(registry),
 //		micro.Selector(pod.NewSelector(registry)),
-//		pod.Lifecycle(registry),  // a web service: pod.WebLifecycle
+//		pod.Lifecycle(registry),  // in a web service: pod.WebLifecycle
 //		pod.Reflection(registry), // for grpcurl
 //	)
 //
-// # Why
+// # Registration
 //
-// The plugin registers a service as labels and an annotation on the service's
-// own pod, and finds services by looking for such pods. That needs nothing but
-// the API server, and is kept: what stands on a pod is what the plugin writes,
-// to the byte, and services with and without this package find each other. But
-// its reads go to the API server and have no time limit, its watch does not
-// survive the API server's end of it, it knows nothing of readiness, and it
-// reads its token once; and go-micro itself answers no probe and cuts off what
-// runs when it stops. So with this package
+// The plugin registers a service as labels and an annotation on the service's own
+// pod, and finds services by looking for such pods. This package keeps that format
+// to the byte, so services with and without this package find each other.
 //
-//   - reads come from memory, which client-go keeps current: an API server that
-//     is down, slow or frozen costs running clients nothing;
-//   - only pods that can answer are found: phase Running, condition Ready, not
-//     being deleted, with an annotation that decodes;
-//   - a change is seen within milliseconds of its write, in whatever order the
-//     label, the address and the readiness arrive; a watch that is closed, cut,
-//     expired or refused is taken up again, at most a second apart;
-//   - registering is a declaration: the own pod is watched, and patched when it
-//     lacks what was declared, whoever took it away; never otherwise;
-//   - token and authority are read anew, so rotation needs no restart;
-//   - every call is bounded: 5 s, or what registry.Timeout says;
-//   - choosing a node costs the same at any number of them, and a node that
-//     fails is set aside;
-//   - probes are answered: ready is registered and not told to stop, live is
-//     answering, whatever the API server does;
-//   - stopping loses nothing: deregistered first, calls taken while others
-//     notice, what runs ends, all within the pod's grace period.
+// A registration is a desired state. The registry watches the own pod and patches
+// it when the pod lacks the registration, whatever removed it, and not otherwise.
+// There is no heartbeat. While something else keeps changing the registration, such
+// as another container with the same service name, the registry says so once and
+// makes at most 10 PATCH in the first minute and then 2 a minute.
 //
-// # Configuration
+// The registered address is the pod's IP. A loopback address is refused.
 //
-// A ConfigMap is a source of go-micro's configuration, and can be followed:
+// # Discovery
 //
-//	for cfg, err := range pod.NewConfigMap("", "go-micro-config").Follow(ctx, env.NewSource()) {
-//		if err != nil {
-//			return err
-//		}
-//		host := cfg.Get("DB_HOST").String("localhost")
-//		...
-//	}
+// An informer for each service that was ever asked for lists and watches the pods
+// and keeps them in memory.
 //
-// The configmap plugin's watcher does not see the ConfigMap created or deleted, never
-// ends, and has no time limit; and it cuts each value into pairs. Here values are
-// scalars, or the trees that JSON and YAML files hold; see ConfigMap.
+//   - GetService, Select and Watch read memory. An API server that is down, slow or
+//     frozen costs a running client nothing. Only the first call for a service waits
+//     for the API server, and returns an error as soon as the reason is known.
+//   - An instance is routable when its pod is running, ready and not terminating,
+//     and when its annotation decodes. Observe shows the other instances too. No
+//     annotation that another pod writes crashes a client.
+//   - Pods whose Kubernetes node stopped reporting stay routable while they outnumber
+//     the ready ones, as after a long outage of the API server.
+//   - A change is seen within milliseconds of its write, in whatever order the
+//     label, the annotation and the readiness arrive.
+//   - A lost watch is retried at most one second apart, and later only when the API
+//     server asks for it with Retry-After.
 //
-// # Rights
+// # Choice
 //
-// The service account needs these verbs on pods in its own namespace, which
+// A Selector takes the less busy of two random instances, in constant time. It ejects an
+// instance whose connection fails or that does not answer in time, for a growing time,
+// and never more than half of the instances. An instance is blamed only for its own
+// faults. WithEvents passes what happens to a metrics library.
+//
+// # Stop
+//
+// On SIGTERM a service with Lifecycle or WebLifecycle becomes not ready, deregisters,
+// accepts calls for a short time while clients notice, and waits for everything in
+// flight, within the pod's grace period. Endless streams end by Draining.
+//
+// # API server
+//
+// Every call has a time limit of 5 s or registry.Timeout, whatever the API server
+// answers, except a running watch. The token and the certificate authority are read
+// again for each use, so their rotation needs no restart. The token is sent to no
+// other server, and only over verified TLS. Errors name the verb, the object, the
+// cause and the remedy.
+//
+// The service account needs these verbs on the pods of its namespace, which
 // k8s/pod-rbac.yaml grants:
 //
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
-//	list, watch   Observe: the pods of all services, while somebody observes
-//	list, watch   Register: the own pod, to notice that a mark was taken away,
-//	              and how long the pod may take to stop
-//	patch         Register, Deregister: the own pod's labels and annotation,
-//	              to which k8s/pod-policy.yaml narrows it
-//
-// and these on the ConfigMap, which k8s/configmap-rbac.yaml grants:
-//
-//	get           Read, and the first one of Follow
-//	list, watch   Follow, Watch: every change afterwards
+//	list, watch   Observe: the pods of all services
+//	list, watch   Register: the own pod, for the registration and the grace period
+//	patch         Register, Deregister: the own pod's labels and annotations;
+//	              k8s/pod-policy.yaml allows no other change
 //
 // # Environment
 //
-//	POD_NAME                  the own pod's name; set it from metadata.name (downward API)
-//	HOSTNAME                  stands in for POD_NAME; wrong under hostNetwork
-//	KUBERNETES_SERVICE_HOST   with KUBERNETES_SERVICE_PORT where the API server is; every pod has them
-//	KUBECONFIG                outside a pod: how to reach a cluster whose services to read
+//	POD_NAME                  name of the own pod; set it from metadata.name (downward API)
+//	POD_IP                    address to register; set it from status.podIP (downward API)
+//	HOSTNAME                  used when POD_NAME is not set; wrong under hostNetwork
+//	KUBERNETES_SERVICE_HOST   with KUBERNETES_SERVICE_PORT, address of the API server; every pod has them
+//	KUBECONFIG                outside a pod: how to reach a cluster
 //
-// Outside a pod, on a laptop, the registry can be read through a kubeconfig but
-// not written, since there is no pod to write on; the addresses it returns are
-// the pods' own, to be forwarded with kubectl. A ConfigMap works as in a pod; no
-// namespace is then the kubeconfig's.
+// Outside a pod the registry can be read through a kubeconfig. It cannot be
+// written, since there is no pod to write to. It returns the addresses of the pods,
+// which a laptop reaches with kubectl port-forward.
+//
+// # From Register to a picked address
+//
+// An annotation takes these steps:
+//
+//	Registry.Register        (registry.go)    go-micro's server registers its address
+//	capture                  (plugin.go)      the plugin writes the annotation to a local listener
+//	registrar.reconcile      (registrar.go)   patches the own pod with it
+//	Connection.ListWatchPods (internal/apiserver) in the client: receives the pod from the watch
+//	informer.Update          (informer.go)    passes the pod to the table and publishes
+//	podTable.update          (podtable.go)    decodes the annotation into instances
+//	informer.publish         (informer.go)    stores the routable instances as a snapshot
+//	Selector.Select, pick    (selector.go)    takes one of the snapshot's instances
+//
+// # From a ConfigMap to a printed map
+//
+// An edit takes these steps; see package configwatch:
+//
+//	Connection.ListWatchConfigMap (internal/apiserver)        receives the ConfigMap from the watch
+//	watcher.Update                (configwatch/watcher.go)    keeps its data
+//	watcher.Next                  (configwatch/watcher.go)    returns the data as a change set
+//	newSnapshot                   (configwatch/snapshot.go)   merges it with the other sources
+//	ConfigMap.Follow              (configwatch/configmap.go)  yields the configuration
+//	printChanges                  (go-micro-config/follow.go) prints its map
 //
 // # Limits
 //
-// Each name ever asked for is followed until Close: ask for names that you know,
-// not for names a stranger sends. The namespace is the pod's own, as with the
-// plugin. The last call to a pod that vanishes without a word can fail: a
-// retry, which go-micro makes by default, goes to another.
+// An informer runs until Close: ask only for service names that you know, not for
+// names that a client sends. All services are in the pod's own namespace, as with
+// the plugin. A call to a pod that vanishes without notice can fail; the retry,
+// which go-micro makes by default, goes to another instance.
+//
+// A registry does not trust what other pods register. It skips, with one line in
+// the log, a registration whose annotation has the key of another service, an
+// address that is not an IP of its pod (see AnyAddress), more than 16 nodes, 32 KiB
+// or 1024 JSON objects, and what exceeds 32 registrations or 64 KiB of one pod.
 package pod

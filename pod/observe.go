@@ -122,6 +122,11 @@ func (o *observer) update(p *corev1.Pod) (changed bool) {
 		_, ok := registered[i.annotation]
 		return ok
 	})
+	others := -len(o.deregistered[p.Name])
+	for _, d := range o.deregistered {
+		others += len(d)
+	}
+	o.deregistered[p.Name] = boundDeregistered(o.deregistered[p.Name], others)
 	if len(o.deregistered[p.Name]) == 0 {
 		delete(o.deregistered, p.Name)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ import (
 // the pods can receive calls. Its owner locks it.
 type podTable struct {
 	service  string // only instances of this service; empty: of all
+	limits   limits
 	index    *instanceIndex
 	pods     map[string]*podEntry // by name
 	versions map[uint64]*sharedVersion
@@ -34,13 +36,15 @@ type podEntry struct {
 	terminating     bool
 
 	annotations map[string]uint64 // hashes of the annotations that the instances come from
-	malformed   map[string]uint64 // hashes of annotations that do not decode and are in the log
+	ips         []netip.Addr
+	reported    map[string]bool // annotations that were skipped and are in the log, at most maxWarningsPerPod
 }
 
 // sharedVersion is the part of the annotations that all instances of one version
 // have in common. It is in memory once.
 type sharedVersion struct {
 	service *registry.Service
+	key     uint64
 	uses    int
 }
 
@@ -57,7 +61,7 @@ func (t *podTable) update(p *corev1.Pod) (changed bool) {
 		e, changed = nil, true
 	}
 	if e == nil {
-		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time, annotations: map[string]uint64{}, malformed: map[string]uint64{}}
+		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time, annotations: map[string]uint64{}, reported: map[string]bool{}}
 		t.pods[p.Name] = e
 	}
 	annotations := map[string]uint64{}
@@ -68,18 +72,17 @@ func (t *podTable) update(p *corev1.Pod) (changed bool) {
 		}
 		annotations[k] = maphash.String(seed, v)
 	}
-	if !maps.Equal(annotations, e.annotations) {
+	if ips := podIPs(p); !maps.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
 		before := e.instances
-		e.instances, e.annotations = nil, annotations
+		e.instances, e.annotations, e.ips = nil, annotations, ips
+		var used podUsage
 		for _, k := range slices.Sorted(maps.Keys(annotations)) {
-			s, err := decode([]byte(p.Annotations[k]))
+			s, err := t.limits.decode(strings.TrimPrefix(k, annotationPrefix), p.Annotations[k], ips, &used)
 			if err != nil {
-				if e.malformed[k] != annotations[k] {
-					e.malformed[k] = annotations[k]
-					logger.Warnf("Registry [kubernetes] Skipping pod %q: decoding annotation %q: %v", p.Name, k, err)
-				}
+				e.reportSkipped(p.Name, k, err)
 				continue
 			}
+			delete(e.reported, k)
 			if t.service == "" || s.Name == t.service {
 				e.instances = append(e.instances, t.add(p.Name, k, s)...)
 			}
@@ -92,6 +95,15 @@ func (t *podTable) update(p *corev1.Pod) (changed bool) {
 		e.ready, e.nodeUnreachable, e.terminating, changed = ready, unreachable, terminating, true
 	}
 	return changed
+}
+
+// reportSkipped logs once that a registration is skipped.
+func (e *podEntry) reportSkipped(pod, annotation string, err error) {
+	if e.reported[annotation] || len(e.reported) == maxWarningsPerPod {
+		return
+	}
+	e.reported[annotation] = true
+	logger.Warnf("Registry [kubernetes] Skipping the registration in annotation %q of pod %q: %v", annotation, pod, err)
 }
 
 // removeExcept removes the pods that are not among these.
@@ -126,12 +138,12 @@ func (t *podTable) add(pod, annotation string, s *registry.Service) (all []*inst
 	key := maphash.Bytes(seed, b)
 	version := t.versions[key]
 	if version == nil && len(nodes) > 0 {
-		version = &sharedVersion{service: s}
+		version = &sharedVersion{service: s, key: key}
 		t.versions[key] = version
 	}
 	for _, n := range nodes {
 		version.uses++
-		i := &instance{Node: *n, service: version.service, pod: pod, annotation: annotation}
+		i := &instance{Node: *n, service: version.service, version: version, pod: pod, annotation: annotation}
 		t.index.add(i)
 		all = append(all, i)
 	}
@@ -141,12 +153,8 @@ func (t *podTable) add(pod, annotation string, s *registry.Service) (all []*inst
 func (t *podTable) release(instances []*instance) {
 	for _, i := range instances {
 		t.index.remove(i)
-		for key, v := range t.versions {
-			if v.service == i.service {
-				if v.uses--; v.uses == 0 {
-					delete(t.versions, key)
-				}
-			}
+		if i.version.uses--; i.version.uses == 0 {
+			delete(t.versions, i.version.key)
 		}
 	}
 }
@@ -154,7 +162,8 @@ func (t *podTable) release(instances []*instance) {
 var seed = maphash.MakeSeed()
 
 // decode reads a service as the plugin writes it. It accepts any input and never
-// panics.
+// panics, and nor does go-micro when it reads the result: a null among the nodes,
+// the endpoints or the values is left out.
 func decode(b []byte) (*registry.Service, error) {
 	var s registry.Service
 	if err := json.Unmarshal(b, &s); err != nil {
@@ -164,7 +173,22 @@ func decode(b []byte) (*registry.Service, error) {
 		return nil, errors.New("it names no service")
 	}
 	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
+	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e *registry.Endpoint) bool { return e == nil })
+	for _, e := range s.Endpoints {
+		dropNulls(e.Request)
+		dropNulls(e.Response)
+	}
 	return &s, nil
+}
+
+func dropNulls(v *registry.Value) {
+	if v == nil {
+		return
+	}
+	v.Values = slices.DeleteFunc(v.Values, func(w *registry.Value) bool { return w == nil })
+	for _, w := range v.Values {
+		dropNulls(w)
+	}
 }
 
 // isReady reports whether a pod can receive calls: it is running, its probes

@@ -30,8 +30,14 @@ const defaultGracePeriod = 30 * time.Second
 // maxPatchDelay at most, less a random part.
 const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
 
+// A registration that is lost is restored at once. While something else keeps
+// changing it, the delay doubles from minRestoreDelay to maxRestoreDelay, plus a
+// random part: that makes at most 10 PATCH in the first minute and then 2 a minute. A
+// registration that has stood for steadyTime starts anew.
+const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Second, time.Minute
+
 // registrar keeps the own pod's labels and annotations as they are desired. It
-// patches the pod when the observed metadata lack something, whoever removed it,
+// patches the pod when the observed metadata lack something, whatever removed it,
 // and not otherwise. One goroutine reconciles, from the first desired registration
 // until stop; a second one watches the own pod after the first successful patch.
 type registrar struct {
@@ -42,6 +48,9 @@ type registrar struct {
 	wake          chan struct{} // asks for a reconcile
 	watch         podWatch      // of the own pod
 
+	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn's; tests have their own
+	watchPod func()                                             // starts watch
+
 	mu          sync.Mutex
 	cancel      context.CancelFunc // nil before the first desired registration
 	desired     map[string]*registration
@@ -49,6 +58,7 @@ type registrar struct {
 	uid         types.UID    // the own pod's
 	version     uint64       // the resource version of observed
 	gracePeriod time.Duration
+	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
 }
 
@@ -57,12 +67,25 @@ type registration struct {
 	service  *registry.Service // nil: the service is to be deregistered
 	json     string            // service as JSON
 	metadata podMetadata       // what the pod is to carry
-	err      error             // of the last attempt; nil after a success
+	removal  podMetadata       // what deregistering writes
+
+	err       error     // why the pod does not carry it; nil when it does
+	failures  int       // attempts in a row that failed
+	written   time.Time // the last successful patch; zero before the first
+	restores  int       // patches in a row that restored it soon after the one before
+	notBefore time.Time // the next patch
 }
 
+// contested reports whether something else keeps changing the registration.
+func (d *registration) contested() bool { return d.restores > 1 }
+
 func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
-	return &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
-		desired: map[string]*registration{}, gracePeriod: defaultGracePeriod}
+	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
+		desired: map[string]*registration{}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
+	r.watchPod = func() {
+		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "the own pod", ownPod{r})
+	}
+	return r
 }
 
 // register makes the service's registration desired and waits for at most limit
@@ -74,33 +97,61 @@ func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
+	if other := r.sharesLabel(s.Name); other != "" {
+		return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, selectorPrefix+labelName(s.Name))
+	}
 	d := r.desiredRegistration(s.Name)
 	if d == nil || d.json != string(text) {
 		d = &registration{json: string(text)}
 		if err = json.Unmarshal(text, &d.service); err != nil {
 			return err
 		}
-		d.metadata, err = capture(r.plugin, func(plugin registry.Registry) error { return plugin.Register(s) })
+		// Deregister must work when the process has no file descriptor left, so what
+		// it writes is captured now.
+		captured, err := capture(r.plugin,
+			func(plugin registry.Registry) error { return plugin.Register(s) },
+			func(plugin registry.Registry) error { return plugin.Deregister(s) })
 		if err != nil {
 			return err
 		}
+		d.metadata, d.removal = captured[0], captured[1]
 	}
 	return r.setDesired(s.Name, d, limit)
 }
 
 // deregister makes the service's absence desired and waits as register does.
 func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
-	m, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
-	if err != nil {
-		return err
+	var removal podMetadata
+	if d := r.desiredRegistration(s.Name); d != nil {
+		removal = d.removal
 	}
-	return r.setDesired(s.Name, &registration{metadata: m}, limit)
+	if removal.empty() { // not registered by this process
+		captured, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
+		if err != nil {
+			return err
+		}
+		removal = captured[0]
+	}
+	return r.setDesired(s.Name, &registration{metadata: removal, removal: removal}, limit)
 }
 
 func (r *registrar) desiredRegistration(service string) *registration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.desired[service]
+}
+
+// sharesLabel returns another registered service whose label has the same key, or "".
+// The two would overwrite each other.
+func (r *registrar) sharesLabel(service string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for other, d := range r.desired {
+		if other != service && d.service != nil && labelName(other) == labelName(service) {
+			return other
+		}
+	}
+	return ""
 }
 
 // setDesired replaces the service's desired state, which may be the same as before,
@@ -112,14 +163,21 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		r.cancel = cancel
 		r.reconciling.Go(func() { r.run(ctx) })
 	}
-	if limit > 0 {
-		d.err = nil // the caller wants to know how a new attempt ends
-	} else if before := r.desired[service]; before != nil {
+	before := r.desired[service]
+	r.desired[service] = d
+	// A deregistration of the same label key that is pending would remove what d writes.
+	maps.DeleteFunc(r.desired, func(other string, o *registration) bool {
+		return o != d && o.service == nil && labelName(other) == labelName(service)
+	})
+	r.forgetDeregistered()
+	satisfied, contested, attempted := r.satisfied(d), d.contested(), r.attempted.wait()
+	switch {
+	case satisfied || d.contested(): // of a contested one the limit of patches stands
+	case limit > 0:
+		d.err, d.notBefore = nil, time.Time{} // the caller wants to know how a new attempt ends
+	case before != nil:
 		d.err = before.err // stands until a new attempt ends
 	}
-	r.desired[service] = d
-	r.forgetDeregistered()
-	satisfied, attempted := r.satisfied(d), r.attempted.wait()
 	r.mu.Unlock()
 	r.statusChanged()
 	if satisfied {
@@ -129,25 +187,36 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 	if limit == 0 {
 		return nil
 	}
+	if contested {
+		return r.contestedError()
+	}
 
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	for {
+		timeout := false
 		select {
 		case <-t.C:
-			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
+			timeout = true
 		case <-attempted:
 		}
 		r.mu.Lock()
-		err, done := d.err, r.satisfied(d)
+		err, done, written := d.err, r.satisfied(d), !d.written.IsZero()
 		attempted = r.attempted.wait()
 		var status *apierrors.StatusError
 		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.desired[service] == d { // retrying cannot help
 			delete(r.desired, service)
 		}
 		r.mu.Unlock()
-		if done || err != nil {
+		switch {
+		case done:
+			return nil
+		case err != nil:
 			return err
+		case timeout && written:
+			return r.contestedError()
+		case timeout:
+			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
 		}
 	}
 }
@@ -159,68 +228,122 @@ func (r *registrar) reconcileSoon() {
 	}
 }
 
-// run reconciles when it is woken, and again after a delay when that failed.
+// run reconciles when it is woken, and when a delayed patch is due.
 func (r *registrar) run(ctx context.Context) {
-	delay := minPatchDelay
 	for {
-		err := r.reconcile(ctx)
-		var retry <-chan time.Time
-		if err != nil {
-			retry = time.After(delay/2 + rand.N(delay/2))
-			delay = min(2*delay, maxPatchDelay)
-		} else {
-			delay = minPatchDelay
+		next := r.reconcile(ctx)
+		var due <-chan time.Time
+		if !next.IsZero() {
+			due = time.After(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
-		case <-retry:
+		case <-due:
 		}
 	}
 }
 
-// reconcile patches the own pod once for each service with pending changes. It
-// returns one of the errors.
-func (r *registrar) reconcile(ctx context.Context) error {
+// reconcile patches the own pod once for each service with pending changes, except
+// for those that must wait. It returns when the first of these is due, or zero.
+func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	r.mu.Lock()
 	pending, tried := r.pendingChanges(), maps.Clone(r.desired)
+	for service := range pending {
+		if time.Now().Before(tried[service].notBefore) {
+			delete(pending, service)
+		}
+	}
 	r.mu.Unlock()
 	errs := map[string]error{}
 	for service, changes := range pending {
 		errs[service] = r.patch(ctx, changes)
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return time.Time{}
 	}
+	reports := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range reports {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
+	changed := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range changed {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var failed error
+	written := false
 	for service, err := range errs {
-		if err == nil {
-			if pending[service].onlyRemoves() {
-				logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
-			} else {
-				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
-			}
-		} else {
-			failed = err
+		written = written || err == nil
+		d := tried[service]
+		before := d.err
+		if r.ended(service, d, pending[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
+			changed[service] = d.err
 		}
-		d := r.desired[service]
-		if d == nil || d != tried[service] { // confirmed, or no longer desired
-			continue
-		}
-		if err != nil && (d.err == nil || d.err.Error() != err.Error()) {
-			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
-		}
-		d.err = err
 	}
 	r.forgetDeregistered()
-	r.attempted.notify()
-	if failed == nil && len(r.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
-		r.watch.start(r.conn, apiserver.Selector{Fields: "metadata.name=" + r.conn.PodName}, "the own pod", ownPod{r})
+	if len(errs) > 0 {
+		r.attempted.notify()
 	}
-	return failed
+	if written && len(r.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
+		r.watchPod()
+	}
+	for service := range r.pendingChanges() {
+		if t := r.desired[service].notBefore; next.IsZero() || t.Before(next) {
+			next = t
+			if next.IsZero() {
+				next = time.Now()
+			}
+		}
+	}
+	return next
+}
+
+// ended notes how an attempt to write d ended, and when the next one may begin.
+func (r *registrar) ended(service string, d *registration, changes podMetadata, err error) {
+	now := time.Now()
+	if err != nil {
+		if d.err == nil || d.err.Error() != err.Error() {
+			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
+		}
+		delay := min(minPatchDelay<<min(d.failures, 10), maxPatchDelay)
+		d.err, d.failures = err, d.failures+1
+		d.notBefore = now.Add(max(delay/2+rand.N(delay/2), r.conn.RetryAfter()))
+		return
+	}
+	wasContested := d.contested()
+	switch {
+	case d.written.IsZero(): // the first
+	case now.Sub(d.written) < steadyTime:
+		d.restores++
+	default:
+		d.restores = 1
+	}
+	d.err, d.failures, d.written, d.notBefore = nil, 0, now, time.Time{}
+	if d.restores > 0 {
+		delay := min(minRestoreDelay<<min(d.restores-1, 10), maxRestoreDelay)
+		d.notBefore = now.Add(delay + rand.N(delay/10))
+	}
+	switch {
+	case d.contested():
+		d.err = r.contestedError()
+		if !wasContested {
+			logger.Errorf("Registry [kubernetes] Registering %q: %v", service, d.err)
+		}
+	case changes.onlyRemoves():
+		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
+	case r.satisfied(d):
+		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
+	}
+}
+
+func (r *registrar) contestedError() error {
+	return fmt.Errorf("something else changes or removes its labels or its annotation on pod %q, such as another container with the same service name or an admission webhook; the registry restores them at most every %s", r.conn.PodName, maxRestoreDelay)
 }
 
 // patch writes changes to the own pod.
@@ -233,7 +356,7 @@ func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	if err != nil {
 		return err
 	}
-	pod, err := r.conn.PatchPod(ctx, body)
+	pod, err := r.patchPod(ctx, body)
 	if err == nil {
 		r.observe(pod)
 		return nil
@@ -266,7 +389,7 @@ func (r *registrar) pendingChanges() map[string]podMetadata {
 }
 
 // forgetDeregistered drops deregistrations that the API server has confirmed: what
-// another process writes under that name later is none of ours.
+// another process writes under that name later is left alone.
 func (r *registrar) forgetDeregistered() {
 	maps.DeleteFunc(r.desired, func(_ string, d *registration) bool { return d.service == nil && r.satisfied(d) })
 }
@@ -285,6 +408,9 @@ func (r *registrar) observe(p *corev1.Pod) {
 	r.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second
+	}
+	if p.DeletionTimestamp != nil && r.terminating.IsZero() {
+		r.terminating = time.Now()
 	}
 	r.forgetDeregistered()
 	pending := len(r.pendingChanges()) > 0
@@ -332,13 +458,13 @@ func (r *registrar) pending() bool {
 	return r.observed == nil || len(r.pendingChanges()) > 0
 }
 
-// lastError returns why the last attempt to write failed, nil when none did.
+// lastError returns why the pod does not carry what is desired, nil while that is not known.
 func (r *registrar) lastError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, service := range slices.Sorted(maps.Keys(r.desired)) {
-		if err := r.desired[service].err; err != nil {
-			return err
+		if d := r.desired[service]; d.err != nil && !r.satisfied(d) {
+			return d.err
 		}
 	}
 	return nil
@@ -362,6 +488,13 @@ func (r *registrar) podGracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.gracePeriod
+}
+
+// podTerminatingSince returns when the registrar saw the own pod's deletion.
+func (r *registrar) podTerminatingSince() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.terminating
 }
 
 // stop ends the goroutines and waits for them. The pod keeps its registrations.

@@ -41,8 +41,10 @@ type Registry struct {
 	served    map[string]bool      // names of services and handlers that were ever registered
 
 	// Set by a lifecycle:
-	background bool // Register and Deregister do not wait for the API server
-	stopping   bool // Register does nothing
+	background bool              // Register and Deregister do not wait for the API server
+	stopping   bool              // Register does nothing
+	lifecycles int               // that have started and not ended
+	other      registry.Registry // Register and Deregister pass calls on to it; nil: they do not
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -162,9 +164,17 @@ func (r *Registry) timeout() time.Duration {
 // calls the registration invalid. Register makes no request when the pod already
 // carries the registration, as with go-micro's repeated Register.
 //
+// Register advertises the pod's IP, POD_IP, in place of an address of the pod's
+// interfaces. Without POD_IP it refuses an address that no other pod can reach, such
+// as a loopback address. It refuses a service whose name gives the same label key as
+// another's, such as a/b and a:b.
+//
 // It needs the verb patch on pods, and the verbs list and watch to notice that
 // something else removed the registration.
-func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {
+func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
+	if other := r.otherRegistry(); other != nil {
+		return other.Register(s, opts...)
+	}
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: it has no node")
 	}
@@ -181,7 +191,10 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 		if stopping {
 			return nil
 		}
-		err = registrar.register(s, r.confirmationTimeout())
+		var reachable *registry.Service
+		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
+			err = registrar.register(reachable, r.confirmationTimeout())
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("registering service %q: %w", s.Name, err)
@@ -191,7 +204,10 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 
 // Deregister removes the service from the own pod and waits as Register does. It
 // needs the verb patch on pods.
-func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOption) error {
+func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOption) error {
+	if other := r.otherRegistry(); other != nil {
+		return other.Deregister(s, opts...)
+	}
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("deregistering a service: it has no node")
 	}
@@ -216,18 +232,19 @@ func (r *Registry) Registered() bool {
 func (r *Registry) writableRegistrar() (*registrar, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.env.Getenv("KUBERNETES_SERVICE_HOST") == "" { // setting KUBECONFIG would not help
+		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
+	}
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
-	}
-	if conn.OutsideCluster {
-		return nil, errors.New("not in a pod: a service is registered on the pod that serves it; with this kubeconfig the registry can be read, not written")
 	}
 	if conn.PodName == "" {
 		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
+		r.registrar.watch.apiError = eventsOf(r.options).APIError
 	}
 	return r.registrar, nil
 }
@@ -303,6 +320,47 @@ func (r *Registry) gracePeriod() time.Duration {
 		return registrar.podGracePeriod()
 	}
 	return defaultGracePeriod
+}
+
+// terminatingSince returns when the registry saw that the own pod is being deleted, the
+// zero time if it is not.
+func (r *Registry) terminatingSince() time.Time {
+	if registrar := r.currentRegistrar(); registrar != nil {
+		return registrar.podTerminatingSince()
+	}
+	return time.Time{}
+}
+
+// registerWith makes Register and Deregister use another registry.
+func (r *Registry) registerWith(other registry.Registry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.other = other
+}
+
+func (r *Registry) otherRegistry() registry.Registry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.other
+}
+
+// retain notes that a lifecycle uses the registry, until release.
+func (r *Registry) retain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lifecycles++
+}
+
+// release closes the registry if no other lifecycle uses it.
+func (r *Registry) release() error {
+	r.mu.Lock()
+	r.lifecycles--
+	last := r.lifecycles == 0
+	r.mu.Unlock()
+	if last {
+		return r.Close()
+	}
+	return nil
 }
 
 // serves reports whether a service or a handler of that name was ever registered.
@@ -396,6 +454,8 @@ func (r *Registry) informer(service string) (*informer, error) {
 		return nil, err
 	}
 	i := newInformer(service, &r.instances)
+	i.table.limits.anyAddress = anyAddress(r.options)
+	i.apiError = eventsOf(r.options).APIError
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -406,6 +466,18 @@ func (r *Registry) informer(service string) (*informer, error) {
 func (r *Registry) instanceOf(n *registry.Node) *instance { return r.instances.find(n) }
 
 // ---- Observing ----
+
+// LastContact returns when the API server last sent anything. What the registry
+// returns is at most that old, plus the 15 s after which a silent connection is
+// given up. It is zero before the first time, and after Close.
+func (r *Registry) LastContact() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		return time.Time{}
+	}
+	return r.conn.LastContact()
+}
 
 // Observe yields all instances of all services in every state, at once and after
 // each change, by service and oldest pod first. It is for displays; callers use
@@ -465,6 +537,8 @@ func (r *Registry) join() (*observer, error) {
 	}
 	if r.observer == nil {
 		r.observer = newObserver()
+		r.observer.table.limits.anyAddress = anyAddress(r.options)
+		r.observer.apiError = eventsOf(r.options).APIError
 		r.observer.start(conn)
 	}
 	r.observers++

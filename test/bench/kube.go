@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -143,7 +144,7 @@ func pods(namespace string) string { return "/api/v1/namespaces/" + namespace + 
 
 // setStatus writes a pod's status as the kubelet does.
 func (k *kube) setStatus(namespace, pod string, ready bool) error {
-	return k.do("PATCH", pods(namespace)+pod+"/status", object{"status": running(ready)}, nil)
+	return k.do("PATCH", pods(namespace)+pod+"/status", object{"status": running(ready, "10.0.0.1")}, nil)
 }
 
 // fill creates n pods, 16 at a time, and returns their names. The pods are
@@ -156,7 +157,8 @@ func (k *kube) fill(namespace, prefix string, n int, service, address string, ru
 			for name := range work {
 				err := k.do("POST", pods(namespace), newPod(name, service, address), nil)
 				if err == nil && run {
-					err = k.setStatus(namespace, name, true)
+					ip, _, _ := strings.Cut(cmp.Or(address, "10.0.0.1"), ":")
+					err = k.do("PATCH", pods(namespace)+name+"/status", object{"status": running(true, ip)}, nil)
 				}
 				if err != nil {
 					failed <- err
@@ -174,9 +176,9 @@ func (k *kube) fill(namespace, prefix string, n int, service, address string, ru
 	return names, <-failed // nil if no error occurred
 }
 
-// marks returns the labels and the annotation that the plugin would write on the
+// registrationMetadata returns the labels and the annotation that the plugin would write on the
 // pod of a service with the Greeter's method.
-func marks(pod, service, address string) object {
+func registrationMetadata(pod, service, address string) object {
 	value := func(name, field string) *registry.Value {
 		return &registry.Value{Name: name, Type: name, Values: []*registry.Value{{Name: field, Type: "string"}}}
 	}
@@ -192,7 +194,7 @@ func marks(pod, service, address string) object {
 func newPod(name, service, address string) object {
 	metadata := object{}
 	if service != "" {
-		metadata = marks(name, service, address)
+		metadata = registrationMetadata(name, service, address)
 	}
 	metadata["name"] = name
 	return object{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": object{
@@ -204,14 +206,14 @@ func newPod(name, service, address string) object {
 const image = "846602483/go-micro-srv:kubernetes"
 
 // running returns the status that a kubelet writes for a pod whose container runs.
-func running(ready bool) object {
+func running(ready bool, ip string) object {
 	now, is := time.Now().UTC().Format(time.RFC3339), map[bool]string{true: "True", false: "False"}[ready]
 	var conditions []object
 	for _, c := range []string{"Initialized", "Ready", "ContainersReady", "PodScheduled"} {
 		conditions = append(conditions, object{"type": c, "status": is, "lastTransitionTime": now})
 	}
 	digest := strings.Repeat("0", 64)
-	return object{"phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.0.0.2", "startTime": now, "conditions": conditions, "containerStatuses": []object{{
+	return object{"phase": "Running", "podIP": ip, "hostIP": "10.0.0.2", "startTime": now, "conditions": conditions, "containerStatuses": []object{{
 		"name": "go-micro-srv", "ready": ready, "restartCount": 0, "image": image, "imageID": image + "@sha256:" + digest,
 		"containerID": "containerd://" + digest, "state": object{"running": object{"startedAt": now}}}}}
 }
@@ -222,8 +224,9 @@ func memoryAPI(service string, n int) *httptest.Server {
 	var items []object
 	for i := range n {
 		name := fmt.Sprintf("pod-%d", i)
-		p := newPod(name, service, fmt.Sprintf("10.%d.%d.%d:9100", i>>16, i>>8&255, i&255))
-		p["metadata"].(object)["uid"], p["status"] = name, running(true)
+		ip := fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
+		p := newPod(name, service, ip+":9100")
+		p["metadata"].(object)["uid"], p["status"] = name, running(true, ip)
 		items = append(items, p)
 	}
 	body, _ := json.Marshal(object{"apiVersion": "v1", "kind": "PodList", "metadata": object{"resourceVersion": "1"}, "items": items})

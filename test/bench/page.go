@@ -82,7 +82,7 @@ func page(k *kube, n sizes, t *table) error {
 	var took []time.Duration
 	for i, end := 1, time.Now().Add(n.Watched); time.Now().Before(end); i++ {
 		sent := time.Now()
-		if err := k.do("PATCH", pods("page")+"a-probe-0", object{"metadata": marks("a-probe-0", "a-probe", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
+		if err := k.do("PATCH", pods("page")+"a-probe-0", object{"metadata": registrationMetadata("a-probe-0", "a-probe", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
 			return err
 		}
 		last := counter.wait(i)

@@ -36,9 +36,9 @@ type load struct {
 func startLoad(t *testing.T, name string, args ...string) *load {
 	t.Helper()
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
-	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
-  terminationGracePeriodSeconds: 1, containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s,
-  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %s}]}}`, name, namespace, probeImage, must(json.Marshal(args)), restricted))
+	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
+  terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %[5]s}]}}`, name, namespace, probeImage, must(json.Marshal(args)), restricted))
 	kubectl(t, "wait", "-n", namespace, "pod/"+name, "--for=condition=Ready", "--timeout=1m")
 	return &load{pod: name}
 }

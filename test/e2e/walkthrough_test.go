@@ -232,7 +232,7 @@ func deletedPodLeavesRegistry(t *testing.T) {
 }
 
 func podWithoutRights(t *testing.T) {
-	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: no-rights, namespace: go-micro, labels: {app: no-rights}}, spec: {serviceAccountName: default,
+	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: no-rights, namespace: go-micro, labels: {app: no-rights}, annotations: {micro.mu/services: go-micro-srv}}, spec: {serviceAccountName: default,
   containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}, `+restricted+`}]}}`)
 	t.Cleanup(func() {
 		kubectl(t, "delete", "rolebinding", "no-rights", "-n", namespace, "--ignore-not-found")

@@ -9,6 +9,8 @@
 //	                         the same with HTTP requests to a URL
 //	probe greeter            serves as go-micro-srv, but takes 2 s to greet "slow"
 //	probe page               serves as go-micro-web, with a /download that takes 5 s
+//	probe attack [URL]       attacks the registry, and a web service at the URL, until the pod ends; one line
+//	                         per second
 //	probe never              runs and never becomes ready
 package main
 
@@ -46,6 +48,8 @@ func run(args []string) error {
 		return greeter()
 	case len(args) == 1 && args[0] == "page":
 		return page()
+	case len(args) > 0 && args[0] == "attack":
+		return attack(args[1:])
 	case len(args) == 1 && args[0] == "never":
 		select {}
 	}

@@ -1,0 +1,241 @@
+package pod
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/micro/go-micro/v2/logger"
+	"github.com/micro/go-micro/v2/registry"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// podRegistering returns a pod with two IPs that is running, ready and registers the
+// services to which the annotations belong.
+func podRegistering(name string, annotations map[string]string) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), Labels: map[string]string{typeLabel: typeValue}, Annotations: map[string]string{}}}
+	for service, value := range annotations {
+		p.Labels[selectorPrefix+labelName(service)] = typeValue
+		p.Annotations[annotationPrefix+labelName(service)] = value
+	}
+	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}},
+		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
+	return p
+}
+
+// registrationOf returns an annotation with one node for each address.
+func registrationOf(service string, addresses ...string) string {
+	s := registry.Service{Name: service, Version: "v1"}
+	for _, a := range addresses {
+		s.Nodes = append(s.Nodes, &registry.Node{Id: a, Address: a})
+	}
+	b, _ := json.Marshal(s)
+	return string(b)
+}
+
+// recorder is a logger that keeps what is logged.
+type recorder struct {
+	logger.Logger
+	lines []string
+}
+
+func (r *recorder) Logf(_ logger.Level, format string, args ...any) {
+	r.lines = append(r.lines, fmt.Sprintf(format, args...))
+}
+
+// captureLog returns the lines that f logs.
+func captureLog(f func()) []string {
+	r := &recorder{Logger: logger.DefaultLogger}
+	defer func() { logger.DefaultLogger = r.Logger }()
+	logger.DefaultLogger = r
+	f()
+	return r.lines
+}
+
+func repeat(n int, address string) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = address
+	}
+	return all
+}
+
+func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
+	const own = "10.0.0.1:1"
+	many := map[string]string{}
+	for i := range maxAnnotationsPerPod + 1 {
+		service := fmt.Sprintf("service-%02d", i)
+		many[service] = registrationOf(service, own)
+	}
+	large := func(service string, bytes int) string {
+		r := registrationOf(service, own)
+		return strings.Replace(r, `"v1"`, `"v1`+strings.Repeat("x", bytes-len(r))+`"`, 1)
+	}
+	for _, c := range []struct {
+		name        string
+		annotations map[string]string
+		want        int    // instances
+		log         string // "" for no line
+	}{
+		{"as many nodes as allowed", map[string]string{"a": registrationOf("a", repeat(maxNodesPerAnnotation, own)...)}, maxNodesPerAnnotation, ""},
+		{"one node too many", map[string]string{"a": registrationOf("a", repeat(maxNodesPerAnnotation+1, own)...), "b": registrationOf("b", own)}, 1, "17 nodes"},
+		{"as many bytes as allowed", map[string]string{"a": large("a", maxAnnotationBytes)}, 1, ""},
+		{"one byte too many", map[string]string{"a": large("a", maxAnnotationBytes+1), "b": registrationOf("b", own)}, 1, "32769 bytes"},
+		{"one annotation too many", many, maxAnnotationsPerPod, "32 registrations"},
+		{"too many bytes together", map[string]string{"a": large("a", maxAnnotationBytes), "b": large("b", maxAnnotationBytes), "c": registrationOf("c", own)}, 2, "65536 bytes"},
+		{"too many JSON objects", map[string]string{"a": `{"name":"a","endpoints":[` + strings.Repeat("{},", 1100) + `{}],"nodes":[{"id":"x","address":"10.0.0.1:1"}]}`}, 0, "1024"},
+		{"another service than the key's", map[string]string{"a": registrationOf("other", own)}, 0, `"other"`},
+		{"name that the plugin rewrites", map[string]string{"a b/c": registrationOf("a b/c", own)}, 1, ""},
+		{"second IP of the pod", map[string]string{"a": registrationOf("a", "[fd00:0::1]:1")}, 1, ""},
+		{"address without a port", map[string]string{"a": registrationOf("a", "10.0.0.1")}, 1, ""},
+		{"address of another pod", map[string]string{"a": registrationOf("a", own, "10.0.0.2:1")}, 0, `"10.0.0.2:1"`},
+		{"host name", map[string]string{"a": registrationOf("a", "go-micro-srv:1")}, 0, `"go-micro-srv:1"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			table := newPodTable("", nil)
+			var got int
+			log := captureLog(func() {
+				for range 3 {
+					table.update(podRegistering("p", c.annotations))
+				}
+				got = len(table.pods["p"].instances)
+			})
+			if got != c.want {
+				t.Errorf("%d instances, want %d; log: %q", got, c.want, log)
+			}
+			if c.log == "" && len(log) > 0 || c.log != "" && (len(log) != 1 || !strings.Contains(log[0], c.log) || !strings.Contains(log[0], `pod "p"`)) {
+				t.Errorf("the log is %q, want one line with %q", log, c.log)
+			}
+		})
+	}
+}
+
+func TestAnyAddress(t *testing.T) {
+	table := newPodTable("a", nil)
+	table.limits.anyAddress = true
+	table.update(podRegistering("p", map[string]string{"a": registrationOf("a", "gateway.example:443")}))
+	if got := len(table.pods["p"].instances); got != 1 {
+		t.Errorf("%d instances, want 1", got)
+	}
+	if r := NewRegistry(nil, AnyAddress()); !anyAddress(r.Options()) {
+		t.Error("the option is not set")
+	}
+}
+
+// TestAddressesFollowPodIP changes the IP of a pod, as a new sandbox does.
+func TestAddressesFollowPodIP(t *testing.T) {
+	table := newPodTable("a", nil)
+	p := podRegistering("p", map[string]string{"a": registrationOf("a", "10.0.0.2:1")})
+	table.update(p)
+	before := len(table.pods["p"].instances)
+	p.Status.PodIP, p.Status.PodIPs = "10.0.0.2", []corev1.PodIP{{IP: "10.0.0.2"}}
+	if changed := table.update(p); !changed || before != 0 || len(table.pods["p"].instances) != 1 {
+		t.Errorf("changed: %v, %d instances before and %d after, want 0 and 1", changed, before, len(table.pods["p"].instances))
+	}
+	if q := trimmed(p); len(q.Status.PodIPs) != 1 || q.Status.PodIP != "10.0.0.2" {
+		t.Errorf("trimmed has the IPs %q and %v", q.Status.PodIP, q.Status.PodIPs)
+	}
+}
+
+// TestHostilePodUsesLittleMemory registers and deregisters ever new services with
+// the largest annotations, which took 100 MB before there were limits.
+func TestHostilePodUsesLittleMemory(t *testing.T) {
+	o, i := newObserver(), newInformer("", nil)
+	o.Update(podRegistering("good", map[string]string{"good": registrationOf("good", "10.0.0.1:1")}))
+	log := captureLog(func() {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		for n := range 500 {
+			annotations := map[string]string{}
+			for k := range 8 {
+				service := fmt.Sprintf("s-%d-%d", n, k)
+				annotations[service] = registrationOf(service, repeat(maxNodesPerAnnotation, "10.0.0.1:1")...)
+			}
+			annotations["many"] = registrationOf("many", repeat(1000, "10.0.0.1:1")...)
+			annotations[fmt.Sprint("bad-", n)] = "{"
+			p := podRegistering("bad", annotations)
+			o.Update(p)
+			i.Update(p)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 1<<20 {
+			t.Errorf("the heap has grown by %d KiB, want at most 1 MiB", grown>>10)
+		}
+		runtime.KeepAlive(o)
+		runtime.KeepAlive(i)
+	})
+	all, _, _ := o.instances()
+	if want := 1 + 8*maxNodesPerAnnotation + maxDeregisteredPerPod; len(all) > want {
+		t.Errorf("%d instances, want at most %d", len(all), want)
+	}
+	if len(log) > 2*maxWarningsPerPod { // of the observer and of the informer
+		t.Errorf("%d lines in the log: %q", len(log), log)
+	}
+}
+
+func TestDeregisteredInstancesAreBoundedInAll(t *testing.T) {
+	o := newObserver()
+	pods := 2 * maxDeregistered / maxDeregisteredPerPod
+	for n := range pods {
+		name := fmt.Sprint("p-", n)
+		for _, services := range [][2]string{{"a", "b"}, {"c", "d"}, {"e", "f"}} {
+			o.Update(podRegistering(name, map[string]string{
+				services[0]: registrationOf(services[0], repeat(maxNodesPerAnnotation, "10.0.0.1:1")...),
+				services[1]: registrationOf(services[1], repeat(maxNodesPerAnnotation, "10.0.0.1:1")...)}))
+		}
+	}
+	all, _, _ := o.instances()
+	if registered := pods * 2 * maxNodesPerAnnotation; len(all) != registered+maxDeregistered {
+		t.Errorf("%d instances of which %d are registered, want %d deregistered ones", len(all), registered, maxDeregistered)
+	}
+}
+
+// registerTwice registers 10 pods of each service, and then each pod again with
+// another version. Every pod has a version of its own, which is the worst case.
+func registerTwice(table *podTable, services int) {
+	for _, round := range []string{"v1", "v2"} {
+		for s := range services {
+			for p := range 10 {
+				service := fmt.Sprintf("service-%d", s)
+				r := strings.Replace(registrationOf(service, "10.0.0.1:1"), "v1", fmt.Sprintf("%s-%d", round, p), 1)
+				table.update(podRegistering(fmt.Sprintf("%s-%d", service, p), map[string]string{service: r}))
+			}
+		}
+	}
+}
+
+// TestDecodingIsLinear checks that the time for each registration does not depend
+// on the number of services.
+func TestDecodingIsLinear(t *testing.T) {
+	perRegistration := func(services int) time.Duration {
+		best := time.Hour
+		for range 3 {
+			table := newPodTable("", nil)
+			start := time.Now()
+			registerTwice(&table, services)
+			best = min(best, time.Since(start)/time.Duration(20*services))
+		}
+		return best
+	}
+	few, many := perRegistration(50), perRegistration(2000)
+	t.Logf("each registration takes %s with 50 services, %s with 2000", few, many)
+	if many > 4*few {
+		t.Errorf("each registration takes %s with 2000 services and %s with 50, want at most 4 times as long", many, few)
+	}
+}
+
+// BenchmarkRegister measures 500 services of 10 pods each.
+func BenchmarkRegister(b *testing.B) {
+	for b.Loop() {
+		table := newPodTable("", nil)
+		registerTwice(&table, 500)
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/10000, "µs/registration")
+}

@@ -38,6 +38,7 @@
 // cannot enter them. Two kinds of listeners on the host's loopback are open to every
 // user of the machine: that of the API server, which requires a client certificate or
 // a token, and those of forwarded Services, which require what the Service requires.
+// Each carries 1000 connections at a time, which another user can use up.
 //
 // # Processes
 //

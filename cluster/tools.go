@@ -53,11 +53,8 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		return t, err
 	}
 	defer lock.Close()
-	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		progress("waiting for another process that is building in %s", cache)
-		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-			return t, fmt.Errorf("locking %q: %w", lock.Name(), err)
-		}
+	if err := lockCache(ctx, lock); err != nil {
+		return t, err
 	}
 	removeIncomplete(cache)
 	ctx, cancel := context.WithCancelCause(ctx) // the first error stops the other work
@@ -94,6 +91,28 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		}
 	}
 	return t, err
+}
+
+// lockCache waits for the lock until the end of ctx.
+func lockCache(ctx context.Context, lock *os.File) error {
+	for waiting := false; ; {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("locking %q: %w", lock.Name(), err)
+		}
+		if !waiting {
+			progress("waiting for another process that is building in %s", filepath.Dir(lock.Name()))
+			waiting = true
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("interrupted")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // removeIncomplete removes what processes left in the cache that were killed while

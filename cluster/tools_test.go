@@ -86,6 +86,27 @@ func TestInterruptedBuild(t *testing.T) {
 		}
 	}
 	cmd, _ := startBuild(t, root)
+	other := launch(checkout(t), "up", "-control-plane") // waits for that build
+	out, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.Contains(lines.Text(), "waiting for another process") {
+			_ = other.Process.Signal(syscall.SIGINT)
+			timeout := time.AfterFunc(5*time.Second, func() {
+				t.Error("an up that waits for another one's build does not end with SIGINT")
+				_ = other.Process.Kill()
+			})
+			defer timeout.Stop()
+		}
+	}
+	if err := other.Wait(); err == nil {
+		t.Error("an up that was interrupted succeeded")
+	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	pid, err := os.ReadFile(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))

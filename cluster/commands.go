@@ -196,7 +196,16 @@ func (c *cluster) kubectl(args []string) error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
-	os.Setenv("KUBECACHEDIR", c.path("kubectl-cache")) // not ~/.kube/cache
+	cache := c.path("kubectl-cache") // not ~/.kube/cache
+	if info, err := os.Stat(c.dir); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() { // root: the owner could not remove root's files
+			if cache, err = os.MkdirTemp("", "kubectl-cache-"); err != nil {
+				return err
+			}
+			defer os.RemoveAll(cache)
+		}
+	}
+	os.Setenv("KUBECACHEDIR", cache)
 	// Not the variable KUBECONFIG: a colon in it separates two paths.
 	return runInTerminal(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
 }

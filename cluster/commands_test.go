@@ -155,16 +155,20 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 func TestPaths(t *testing.T) {
 	provided(t)
 	odd := filepath.Join("a b", "it's", `"q" $HOME \`, "ünï \u6587", "c:d", "{$PATH}%v", strings.Repeat("x", 100), strings.Repeat("y", 100))
-	for name, base := range map[string]string{"odd": t.TempDir(), "below run": "/run", "on tmpfs": "/dev/shm"} {
+	tmp := t.TempDir()
+	for name, bases := range map[string][2]string{"odd": {tmp, tmp}, "below run and on tmpfs": {"/run", "/dev/shm"}} {
 		t.Run(name, func(t *testing.T) {
-			dir, err := os.MkdirTemp(base, "k8s-micro-test-")
-			if err != nil {
-				t.Skipf("%v: run as root", err)
+			var dirs [2]string // of the checkout and of the cache
+			for i, base := range bases {
+				var err error
+				if dirs[i], err = os.MkdirTemp(base, "k8s-micro-test-"); err != nil {
+					t.Skipf("%v: run as root", err)
+				}
+				t.Cleanup(func() { os.RemoveAll(dirs[i]) })
 			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			root := filepath.Join(dir, odd)
+			dir, root := dirs[0], filepath.Join(dirs[0], odd)
 			checkoutIn(t, root)
-			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dir, "cache: of 'me'")))
+			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dirs[1], "cache: of 'me'")))
 			link := filepath.Join(dir, "link")
 			if err := os.Symlink(root, link); err != nil {
 				t.Fatal(err)

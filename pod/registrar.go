@@ -269,6 +269,12 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
 		}
 	}()
+	changed := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range changed {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	written := false
@@ -276,9 +282,8 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 		written = written || err == nil
 		d := tried[service]
 		before := d.err
-		r.ended(service, d, pending[service], err)
-		if fmt.Sprint(before) != fmt.Sprint(d.err) {
-			reports[service] = d.err
+		if r.ended(service, d, pending[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
+			changed[service] = d.err
 		}
 	}
 	r.forgetDeregistered()

@@ -167,6 +167,7 @@ func (c *cluster) kubectl(args []string) error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
+	os.Setenv("KUBECACHEDIR", c.path("kubectl-cache")) // not ~/.kube/cache
 	// Not the variable KUBECONFIG: a colon in it separates two paths.
 	return runInTerminal(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
 }

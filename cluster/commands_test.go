@@ -82,6 +82,7 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root := checkout(t)
 			provided(t)
+			t.Cleanup(func() { _, _ = cli(t, root, "down") }) // of a test that failed
 			before := host(t, root)
 			end(t, root)
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
@@ -132,10 +133,13 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 		fmt.Fprintln(&said, lines.Text())
 		if strings.Contains(lines.Text(), "starting cluster") {
 			time.AfterFunc(delay, func() {
-				children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
-				for _, pid := range strings.Fields(string(children)) {
-					n, _ := strconv.Atoi(pid)
-					_ = syscall.Kill(n, syscall.SIGKILL)
+				threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
+				for _, thread := range threads {
+					children, _ := os.ReadFile(thread)
+					for _, pid := range strings.Fields(string(children)) {
+						n, _ := strconv.Atoi(pid)
+						_ = syscall.Kill(n, syscall.SIGKILL)
+					}
 				}
 			})
 		}
@@ -206,10 +210,7 @@ func TestPaths(t *testing.T) {
 // copyOfCache copies the cache to dir/k8s-micro and returns dir.
 func copyOfCache(t *testing.T, dir string) string {
 	t.Helper()
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	cache := cacheOf(t)
 	if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -al "$1" "$2/" 2>/dev/null || cp -a "$1" "$2/"`, "sh", cache, dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -244,6 +245,8 @@ func TestClustersAreIndependent(t *testing.T) {
 	one, two := checkout(t), checkout(t)
 	home := t.TempDir()
 	t.Setenv("KUBECONFIG", filepath.Join(home, "mine"))
+	t.Setenv("XDG_CACHE_HOME", filepath.Dir(cacheOf(t)))
+	t.Setenv("HOME", home)
 	a, b := up(t, one), up(t, two)
 	runPod(t, one)
 	if out, err := cli(t, two, "kubectl", "--", "get", "pods", "-o", "name"); err != nil || out != "" && !strings.Contains(out, "No resources") {
@@ -259,6 +262,9 @@ func TestClustersAreIndependent(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the user's kubeconfig was touched: %v", err)
+	}
+	if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
+		t.Errorf("the user's home has %v, %v", left, err)
 	}
 	checkForward(t, one, two)
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"time"
 )
 
@@ -20,15 +19,17 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
 	fmt.Fprintln(sum, gcflags)
-	files, _ := filepath.Glob(filepath.Join(src, "*"))
-	slices.Sort(files)
+	files, err := os.ReadDir(src) // sorted
+	if err != nil {
+		return "", "", err
+	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
+		b, err := os.ReadFile(filepath.Join(src, f.Name()))
 		if err != nil {
 			return "", "", err
 		}
-		fmt.Fprintf(sum, "%s %d\n%s", filepath.Base(f), len(b), b)
-		if m := regexp.MustCompile(`k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(b); m != nil && filepath.Base(f) == "go.mod" {
+		fmt.Fprintf(sum, "%s %d\n%s", f.Name(), len(b), b)
+		if m := regexp.MustCompile(`k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(b); m != nil && f.Name() == "go.mod" {
 			version = string(m[1])
 		}
 	}

@@ -23,11 +23,18 @@
 // upstream's etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 // kubelet, kube-proxy, CoreDNS, containerd and runc. It keeps its data in memory
 // and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
-// sysctls are private to its namespaces and disappear with them.
+// sysctls are private to its namespaces and disappear with them. It sees the host's
+// files, but can write only to .cluster/NAME.
 //
-// The host reaches the node through listeners on the host's loopback: one for the
-// API server, one for the image registry, and one for each forwarded Service. The
-// image registry answers containerd for every image name, docker.io's included.
+// The node has an image registry from which containerd pulls every image, whatever
+// registry its name contains. Images get there only with the command load.
+//
+// # Access
+//
+// .cluster and the cache belong to the user who started the cluster; other users
+// cannot enter them. Two kinds of listeners on the host's loopback are open to every
+// user of the machine: that of the API server, which requires a client certificate or
+// a token, and those of forwarded Services, which require what the Service requires.
 //
 // # Processes
 //

@@ -114,10 +114,27 @@ func provided(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false); err != nil {
+	tools, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false)
+	if err != nil {
 		t.Fatal(err)
 	}
+	if nft == "" {
+		nft = filepath.Join(tools.Bin, "nft")
+	}
 }
+
+// cacheOf is the directory of what was built and downloaded.
+func cacheOf(t *testing.T) string {
+	t.Helper()
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cache
+}
+
+// nft is the program that lists the rules of the host's firewall.
+var nft string
 
 // host describes everything on the host that the checkout's cluster could leave behind.
 func host(t *testing.T, root string) string {
@@ -148,15 +165,7 @@ func host(t *testing.T, root string) string {
 		return nil
 	})
 	if os.Getuid() == 0 {
-		cache, err := cacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		bin, _, err := provideNodeTools(t.Context(), cache)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules, err := exec.Command(filepath.Join(bin, "nft"), "list", "ruleset").CombinedOutput()
+		rules, err := exec.Command(nft, "list", "ruleset").CombinedOutput()
 		if err != nil {
 			t.Fatalf("nft: %v: %s", err, rules)
 		}

@@ -207,7 +207,7 @@ func unpackDebs(ctx context.Context, dir string, debs []string) error {
 	if err := apt(append([]string{"install", "-y", "--no-install-recommends", "--download-only"}, debs...)...); err != nil {
 		return err
 	}
-	files, _ := filepath.Glob(filepath.Join(dir, "cache", "archives", "*.deb"))
+	files, _ := filepath.Glob(filepath.Join(escapeGlob(dir), "cache", "archives", "*.deb"))
 	for _, f := range files {
 		if out, err := interruptible(ctx, "dpkg-deb", "-x", f, filepath.Join(dir, "root")).CombinedOutput(); err != nil {
 			return fmt.Errorf("unpacking %q: %w: %s", filepath.Base(f), err, lastLine(out))

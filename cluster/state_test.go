@@ -142,7 +142,7 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		t.Errorf("pushing from the node: %v: %q, want status 405", err, out)
 	}
 	// And the node cannot write to the host's file systems.
-	for _, path := range []string{"/x", "/dev/shm/x", cache + "/x", nodeCacheDir + "/x"} {
+	for _, path := range []string{"/x", "/dev/shm/x", cache + "/x", "/run/k8s-micro/cache/x"} {
 		if out, err := cli(t, root, "node", "--", "touch", path); err == nil {
 			t.Errorf("the node can write %q: %s", path, out)
 		}

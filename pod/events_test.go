@@ -46,7 +46,7 @@ func TestEventsReportAPIErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	relay.Cut()
-	kubetest.Eventually(t, 5*time.Second, "the lost watch is reported", expect(`watching service "greeter"`, "is the API server"))
+	kubetest.Eventually(t, 5*time.Second, "the lost watch is reported", expect(`watching service "greeter"`, "pods in namespace"))
 	relay.Restore()
 	for _, operation := range []string{`watching service "greeter"`, "watching the own pod"} {
 		kubetest.Eventually(t, 5*time.Second, "the new watch is reported", expect(operation, "<nil>"))

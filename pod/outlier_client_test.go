@@ -127,6 +127,7 @@ func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) 
 func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			addresses := []string{dead}
 			for range 3 {
 				a, _ := startServer(t, answer)
@@ -136,7 +137,7 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 			for range 40 { // connect to the healthy ones
 				_ = c.call(time.Second)
 			}
-			for range 5 {
+			for range 3 {
 				c.selector.Reset("greeter")
 				for begin := time.Now(); len(c.ejected()) == 0; {
 					_ = c.call(80 * time.Millisecond)
@@ -191,13 +192,14 @@ func TestSelectorDoesNotBlameHandlersErrors(t *testing.T) {
 		"a wrapped context error": fmt.Errorf("asking the database: %w", context.DeadlineExceeded),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var addresses []string
 			for range 4 {
 				a, _ := startServer(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error { return err })
 				addresses = append(addresses, a)
 			}
 			c := newGreeterClient(t, addresses, client.Retries(1))
-			for range 20 {
+			for range 8 {
 				if err := c.call(5 * time.Second); err == nil {
 					t.Fatal("no error")
 				}
@@ -217,6 +219,7 @@ func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
 		deadline time.Duration
 	}{"refused": {refusingAddress(t), time.Second}, "timed out": {startFrozen(t), 150 * time.Millisecond}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			other := newGreeterClient(t, []string{downstream.address})
 			var addresses []string
 			for range 4 {

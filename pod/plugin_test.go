@@ -84,7 +84,7 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 }
 
 func TestLabelNameIsThePlugins(t *testing.T) {
-	for _, name := range []string{"greeter", "go.micro.srv.greeter", "a/b", "a:b", "grüße", "日本", "a b", "\xff", "😀-1"} {
+	for _, name := range []string{"greeter", "go.micro.srv.greeter", "a/b", "a:b", "grüße", "\u65e5\u672c", "a b", "\xff", "😀-1"} {
 		captured, err := capture(kubernetes.NewRegistry, func(plugin registry.Registry) error { return plugin.Register(service(name, "v1", "a", "10.0.0.1:1")) })
 		if err != nil {
 			t.Fatal(err)

@@ -164,6 +164,11 @@ func (r *Registry) timeout() time.Duration {
 // calls the registration invalid. Register makes no request when the pod already
 // carries the registration, as with go-micro's repeated Register.
 //
+// Register advertises the pod's IP, POD_IP, in place of an address of the pod's
+// interfaces. Without POD_IP it refuses an address that no other pod can reach, such
+// as a loopback address. It refuses a service whose name gives the same label key as
+// another's, such as a/b and a:b.
+//
 // It needs the verb patch on pods, and the verbs list and watch to notice that
 // something else removed the registration.
 func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
@@ -186,7 +191,10 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 		if stopping {
 			return nil
 		}
-		err = registrar.register(s, r.confirmationTimeout())
+		var reachable *registry.Service
+		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
+			err = registrar.register(reachable, r.confirmationTimeout())
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("registering service %q: %w", s.Name, err)

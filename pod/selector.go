@@ -31,10 +31,11 @@ import (
 // its end; see also Instances and Events.
 //
 // An instance is not blamed for what its handler returns, and not for a call that its
-// caller cancels or that began too late to be answered. go-micro's client hides the gRPC
-// status from a selector. So one case is left: a handler that returns the error of its
-// own go-micro client, with the id go.micro.client, is blamed for the service that it
-// called, unless it is a service with Lifecycle, which gives such errors its own id.
+// caller cancels or that began too late to be answered. go-micro's gRPC client hides the
+// gRPC status from a selector, which therefore goes by the text of the error. So one case
+// is left: a handler that returns the error of its own go-micro client, with the id
+// go.micro.client, is blamed for the service that it called, unless it is a service with
+// Lifecycle, which gives such errors its own id.
 //
 // # Streams
 //

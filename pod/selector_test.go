@@ -279,7 +279,7 @@ func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
 		want int
 	}{
 		{"one unreachable", func() int { return update(0, no, yes) }, 2},
-		{"two unreachable", func() int { return update(1, no, yes) }, 1},
+		{"two unreachable, more than ready", func() int { return update(1, no, yes) }, 3},
 		{"all unreachable", func() int { return update(2, no, yes) }, 3},
 		{"one with a failing probe", func() int { return update(2, no, no) }, 2},
 		{"one with a readiness gate", func() int { return update(1, no, yes, gated) }, 1},

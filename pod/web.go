@@ -31,9 +31,11 @@ const maxRequestBody = 1 << 20
 // as WebSockets; a response without an end of its own should end when Draining is
 // closed.
 //
-// Limits, if web.Server gives no server: the header of a request may take 5 s and
-// 16 KiB (431), its body 1 MiB (413). The time for the body and the response has no
-// limit, because a limit would cut long downloads and event streams.
+// Limits, if web.Server gives no server: the header of a request may
+// take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
+// response has no limit, because a limit would cut long downloads and event streams.
+// There may be 1,200 connections. For one more, the connection is closed that has
+// waited longest for its client to send a request.
 //
 // Run also returns the error with which serving ends, which go-micro drops. The flag
 // --registry works with web.Registry, which go-micro alone does not allow.
@@ -42,6 +44,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		w := &webLifecycle{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+			limitConnections(w.server, maxConnections)
 			w.limitBody = true
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and
@@ -156,7 +159,7 @@ func (w *webLifecycle) handler(next http.Handler) http.Handler {
 				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxRequestBody), http.StatusRequestEntityTooLarge)
 				return
 			}
-			r.Body = http.MaxBytesReader(rw, r.Body, maxRequestBody)
+			limitBody(rw, r, bodyTimeout)
 		}
 		next.ServeHTTP(rw, r)
 	})

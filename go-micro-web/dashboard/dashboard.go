@@ -21,6 +21,7 @@ import (
 	"html/template"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
@@ -42,16 +43,25 @@ type dashboard struct {
 	greeter   proto.GreeterService
 	podName   string // the pod that serves the page
 	namespace string // of the pod; "" if unknown
+
+	formTimeout time.Duration // to receive the form
+	pageTimeout time.Duration // to send the page or services.json
 }
 
 // New returns the handler of all paths below /registry/. It observes the registry
-// only while somebody views the page. The first greeting starts an informer of
-// go-micro-srv, which runs until the registry is closed.
+// only while somebody views the page. The first viewer starts an informer of
+// go-micro-srv too, which runs until the registry is closed: so a greeting finds
+// the instances that the page shows, also when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
 	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
-	d := &dashboard{hub: newHub(registry.Observe, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName, namespace: ownNamespace()}
-	return d.handler()
+	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
+	return newDashboard(registry, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
+}
+
+func newDashboard(s source, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
+	return &dashboard{hub: newHub(s, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
+		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second}
 }
 
 func (d *dashboard) handler() http.Handler {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"iter"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
@@ -14,18 +13,24 @@ import (
 const (
 	minInterval = 100 * time.Millisecond // between two views
 	maxRate     = 50 << 20               // bytes per second to all event streams together; large views come less often
-	maxStreams  = 1000                   // open event streams
 	linger      = 10 * time.Second       // observation after the last viewer, so that a reload does not LIST all pods again
 )
+
+// source is what the hub needs of a pod.Registry.
+type source interface {
+	Observe(context.Context) iter.Seq2[[]pod.Instance, error]
+	LastContact() time.Time
+}
 
 // hub observes the registry while somebody views it and broadcasts the latest
 // view. All viewers share one observation. A slow viewer misses views but never
 // delays others. It is safe for concurrent use.
 type hub struct {
-	observe func(context.Context) iter.Seq2[[]pod.Instance, error]
+	source  source
+	onStart func() // called in a goroutine when an observation starts
 	podName string
 	linger  time.Duration
-	streams atomic.Int64 // open event streams
+	streams streams
 
 	mu      sync.Mutex
 	viewers int
@@ -34,8 +39,8 @@ type hub struct {
 	changed chan struct{}      // closed when latest is replaced
 }
 
-func newHub(observe func(context.Context) iter.Seq2[[]pod.Instance, error], podName string) *hub {
-	return &hub{observe: observe, podName: podName, linger: linger, changed: make(chan struct{})}
+func newHub(s source, onStart func(), podName string) *hub {
+	return &hub{source: s, onStart: onStart, podName: podName, linger: linger, changed: make(chan struct{})}
 }
 
 // join adds a viewer until leave is called. The first viewer starts the observation.
@@ -47,6 +52,7 @@ func (h *hub) join() (leave func()) {
 		ctx, cancel := context.WithCancel(context.Background())
 		h.cancel = cancel
 		go h.run(ctx)
+		go h.onStart()
 	}
 	return func() {
 		h.mu.Lock()
@@ -76,10 +82,10 @@ func (h *hub) run(ctx context.Context) {
 		}
 	}
 	for ; ctx.Err() == nil; sleep(time.Second) { // the sequence ends early if the registry cannot be used
-		for instances, err := range h.observe(ctx) {
-			v := newView(h.podName, instances, err)
+		for instances, err := range h.source.Observe(ctx) {
+			v := newView(h.podName, instances, err, h.source.LastContact())
 			h.publish(ctx, v)
-			sleep(max(minInterval, time.Duration(h.streams.Load()*int64(len(v.json))*1000/maxRate)*time.Millisecond))
+			sleep(max(minInterval, time.Duration(h.streams.count()*len(v.json)*1000/maxRate)*time.Millisecond))
 		}
 	}
 }

@@ -54,7 +54,7 @@ func TestObservationRunsOnlyWhileViewed(t *testing.T) {
 	for _, s := range streams {
 		s.rsp.Body.Close()
 	}
-	eventually(t, 5*time.Second, "the end of the observation", func() bool { n, _ := c.count(); return n == 0 && d.hub.streams.Load() == 0 })
+	eventually(t, 5*time.Second, "the end of the observation", func() bool { n, _ := c.count(); return n == 0 && d.hub.streams.count() == 0 })
 	if v, _ := d.hub.current(); v != nil {
 		t.Error("the hub keeps the view after the observation")
 	}

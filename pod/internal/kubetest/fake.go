@@ -29,7 +29,7 @@ func StartFake(t testing.TB, h http.Handler) (*httptest.Server, apiserver.Enviro
 	WriteVolumeFile(t, dir, "namespace", []byte("test"))
 	WriteVolumeFile(t, dir, "ca.crt", Certificate(server))
 	WriteVolumeFile(t, dir, "token", []byte("secret"))
-	variables := map[string]string{"POD_NAME": "a", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+	variables := map[string]string{"POD_NAME": "a", "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
 	return server, apiserver.Environment{Getenv: func(k string) string { return variables[k] }, ServiceAccountDir: dir}
 }
 

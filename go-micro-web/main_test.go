@@ -131,6 +131,9 @@ func residentMiB(t *testing.T, p *os.Process) int {
 // The manifest limits the memory to 128 MiB. The test leaves 16 MiB of it
 // to the kernel, which counts socket buffers too.
 func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("holds 5,000 connections for half a minute")
+	}
 	const held, limit = 5000, 112
 	for _, request := range []struct{ name, head string }{
 		{"the form of the dashboard", "POST /registry/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nn"},

@@ -17,28 +17,42 @@ const (
 	// use, so that 1,200 connections take up to 60 MiB.
 	maxConnections = 1200
 
+	// maxClientWaiting bounds the connections of one client address that wait for
+	// their client. Behind a proxy many clients share an address.
+	maxClientWaiting = 300
+
 	// bodyTimeout is the time for a request body of at most maxBody bytes.
 	bodyTimeout = 30 * time.Second
 )
 
-// connections bounds the connections of a web server. When there are too many, it
-// closes the one that has waited longest for its client: for the header or the body
-// of a request, or for the next request. So a client that holds connections open
-// loses them to clients that use theirs, and probes are answered. A connection
-// whose request is being handled stays open; if all are, a new one is closed.
+// connections bounds the connections of a web server. A connection waits for its
+// client until the client has sent the header and the body of a request. When there
+// are too many connections, the one that has waited longest is closed; when too many
+// of one client address wait, the one of that address. So a client that holds
+// connections open loses them to clients that use theirs, and probes are answered. A
+// connection whose request is being handled stays open; if all are, a new one is
+// closed.
 type connections struct {
-	max int
+	max, maxClientWaiting int
 
 	mu      sync.Mutex
-	open    map[net.Conn]*list.Element // nil while the request is handled
-	waiting list.List                  // of net.Conn; the one that has waited longest comes first
+	open    map[net.Conn]*connection
+	waiting list.List             // of *connection, as are the next; the one that has waited longest comes first
+	clients map[string]*list.List // those that wait, by client address
+}
+
+type connection struct {
+	net.Conn
+	client   string        // address without port
+	inAll    *list.Element // of connections.waiting; nil while the request is handled
+	inClient *list.Element
 }
 
 type connectionKey struct{}
 
 // limitConnections bounds the connections of a server, which must not run yet.
-func limitConnections(s *http.Server, max int) {
-	c := &connections{max: max, open: map[net.Conn]*list.Element{}}
+func limitConnections(s *http.Server, max, maxClientWaiting int) {
+	c := &connections{max: max, maxClientWaiting: maxClientWaiting, open: map[net.Conn]*connection{}, clients: map[string]*list.List{}}
 	s.ConnState = c.changed
 	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return context.WithValue(ctx, connectionKey{}, func() { c.handling(conn) })
@@ -51,17 +65,19 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateNew:
-		c.open[conn] = c.waiting.PushBack(conn)
-		if len(c.open) > c.max {
-			longest := c.waiting.Front().Value.(net.Conn)
-			c.remove(longest)
-			_ = longest.Close()
+		client, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		opened := &connection{Conn: conn, client: client}
+		c.open[conn] = opened
+		c.wait(opened)
+		if own := c.clients[client]; own.Len() > c.maxClientWaiting {
+			c.close(own.Front())
+		} else if len(c.open) > c.max {
+			c.close(c.waiting.Front())
 		}
 	case http.StateIdle:
-		if e, ok := c.open[conn]; ok && e == nil {
-			c.open[conn] = c.waiting.PushBack(conn)
-		} else if ok {
-			c.waiting.MoveToBack(e)
+		if idle := c.open[conn]; idle != nil {
+			c.stopWaiting(idle)
+			c.wait(idle)
 		}
 	case http.StateClosed, http.StateHijacked:
 		c.remove(conn)
@@ -72,17 +88,44 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 func (c *connections) handling(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.open[conn]; e != nil {
-		c.waiting.Remove(e)
-		c.open[conn] = nil
+	if handled := c.open[conn]; handled != nil {
+		c.stopWaiting(handled)
 	}
 }
 
+func (c *connections) close(e *list.Element) {
+	conn := e.Value.(*connection).Conn
+	c.remove(conn)
+	_ = conn.Close()
+}
+
 func (c *connections) remove(conn net.Conn) {
-	if e := c.open[conn]; e != nil {
-		c.waiting.Remove(e)
+	if removed := c.open[conn]; removed != nil {
+		c.stopWaiting(removed)
+		delete(c.open, conn)
 	}
-	delete(c.open, conn)
+}
+
+func (c *connections) wait(conn *connection) {
+	own := c.clients[conn.client]
+	if own == nil {
+		own = list.New()
+		c.clients[conn.client] = own
+	}
+	conn.inAll, conn.inClient = c.waiting.PushBack(conn), own.PushBack(conn)
+}
+
+func (c *connections) stopWaiting(conn *connection) {
+	if conn.inAll == nil {
+		return
+	}
+	own := c.clients[conn.client]
+	c.waiting.Remove(conn.inAll)
+	own.Remove(conn.inClient)
+	if own.Len() == 0 {
+		delete(c.clients, conn.client)
+	}
+	conn.inAll, conn.inClient = nil, nil
 }
 
 // limitBody bounds the size of a request's body and the time for it. The time for

@@ -17,9 +17,10 @@ const (
 	// use, so that 1,200 connections take up to 60 MiB.
 	maxConnections = 1200
 
-	// maxClientWaiting bounds the connections of one client address that wait for
-	// their client. Behind a proxy many clients share an address.
-	maxClientWaiting = 300
+	// maxClientConnections bounds the connections of one client address, so that a
+	// single client leaves half of them to others. Behind a proxy many clients share
+	// an address.
+	maxClientConnections = 600
 
 	// bodyTimeout is the time for a request body of at most maxBody bytes.
 	bodyTimeout = 30 * time.Second
@@ -27,23 +28,27 @@ const (
 
 // connections bounds the connections of a web server. A connection waits for its
 // client until the client has sent the header and the body of a request. When there
-// are too many connections, the one that has waited longest is closed; when too many
-// of one client address wait, the one of that address. So a client that holds
-// connections open loses them to clients that use theirs, and probes are answered. A
-// connection whose request is being handled stays open; if all are, a new one is
-// closed.
+// are too many connections, in all or of one client address, the one of them that
+// has waited longest is closed. So a client that holds connections open loses them
+// to clients that use theirs, and probes are answered. A connection whose request is
+// being handled stays open; if all are, the new one is closed.
 type connections struct {
-	max, maxClientWaiting int
+	max, maxClient int
 
 	mu      sync.Mutex
 	open    map[net.Conn]*connection
-	waiting list.List             // of *connection, as are the next; the one that has waited longest comes first
-	clients map[string]*list.List // those that wait, by client address
+	waiting list.List                    // of *connection; the one that has waited longest comes first
+	clients map[string]*connectionClient // by address without port
+}
+
+type connectionClient struct {
+	open    int
+	waiting list.List // as connections.waiting
 }
 
 type connection struct {
 	net.Conn
-	client   string        // address without port
+	client   string
 	inAll    *list.Element // of connections.waiting; nil while the request is handled
 	inClient *list.Element
 }
@@ -51,8 +56,8 @@ type connection struct {
 type connectionKey struct{}
 
 // limitConnections bounds the connections of a server, which must not run yet.
-func limitConnections(s *http.Server, max, maxClientWaiting int) {
-	c := &connections{max: max, maxClientWaiting: maxClientWaiting, open: map[net.Conn]*connection{}, clients: map[string]*list.List{}}
+func limitConnections(s *http.Server, max, maxClient int) {
+	c := &connections{max: max, maxClient: maxClient, open: map[net.Conn]*connection{}, clients: map[string]*connectionClient{}}
 	s.ConnState = c.changed
 	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return context.WithValue(ctx, connectionKey{}, func() { c.handling(conn) })
@@ -65,12 +70,9 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateNew:
-		client, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-		opened := &connection{Conn: conn, client: client}
-		c.open[conn] = opened
-		c.wait(opened)
-		if own := c.clients[client]; own.Len() > c.maxClientWaiting {
-			c.close(own.Front())
+		client := c.add(conn)
+		if client.open > c.maxClient {
+			c.close(client.waiting.Front())
 		} else if len(c.open) > c.max {
 			c.close(c.waiting.Front())
 		}
@@ -93,38 +95,49 @@ func (c *connections) handling(conn net.Conn) {
 	}
 }
 
+func (c *connections) add(conn net.Conn) *connectionClient {
+	address, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+	client := c.clients[address]
+	if client == nil {
+		client = &connectionClient{}
+		c.clients[address] = client
+	}
+	client.open++
+	added := &connection{Conn: conn, client: address}
+	c.open[conn] = added
+	c.wait(added)
+	return client
+}
+
+func (c *connections) remove(conn net.Conn) {
+	removed := c.open[conn]
+	if removed == nil {
+		return
+	}
+	c.stopWaiting(removed)
+	delete(c.open, conn)
+	client := c.clients[removed.client]
+	if client.open--; client.open == 0 {
+		delete(c.clients, removed.client)
+	}
+}
+
 func (c *connections) close(e *list.Element) {
 	conn := e.Value.(*connection).Conn
 	c.remove(conn)
 	_ = conn.Close()
 }
 
-func (c *connections) remove(conn net.Conn) {
-	if removed := c.open[conn]; removed != nil {
-		c.stopWaiting(removed)
-		delete(c.open, conn)
-	}
-}
-
 func (c *connections) wait(conn *connection) {
-	own := c.clients[conn.client]
-	if own == nil {
-		own = list.New()
-		c.clients[conn.client] = own
-	}
-	conn.inAll, conn.inClient = c.waiting.PushBack(conn), own.PushBack(conn)
+	conn.inAll, conn.inClient = c.waiting.PushBack(conn), c.clients[conn.client].waiting.PushBack(conn)
 }
 
 func (c *connections) stopWaiting(conn *connection) {
 	if conn.inAll == nil {
 		return
 	}
-	own := c.clients[conn.client]
 	c.waiting.Remove(conn.inAll)
-	own.Remove(conn.inClient)
-	if own.Len() == 0 {
-		delete(c.clients, conn.client)
-	}
+	c.clients[conn.client].waiting.Remove(conn.inClient)
 	conn.inAll, conn.inClient = nil, nil
 }
 

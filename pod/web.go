@@ -29,8 +29,8 @@ const maxBody = 1 << 20 // of a request to a web service
 // Limits, where web.Server gives no server of its own: the header of a request may
 // take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
 // response has no limit, because a limit would cut long downloads and event streams.
-// There may be 1,200 connections, and of one client address 300 that wait for a
-// request; for one more, the connection is closed that has waited longest.
+// There may be 1,200 connections, 600 of them of one client address; for one more,
+// the connection is closed that has waited longest for its client to send a request.
 //
 // Run also returns the error with which serving ends, which go-micro drops.
 func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
@@ -38,7 +38,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		w := &webLife{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-			limitConnections(w.server, maxConnections, maxClientWaiting)
+			limitConnections(w.server, maxConnections, maxClientConnections)
 			w.bounded = true
 		}
 		// go-micro starts the server it is given, drops what Serve returns, and

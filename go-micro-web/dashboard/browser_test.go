@@ -64,7 +64,7 @@ func TestBrowserAcceptsTheNamesThatTheServerAccepts(t *testing.T) {
 	c.calledAddresses = []string{"10.244.0.1:9100"}
 	b := openPage(t, srv)
 	for _, name := range []string{
-		"you", " you ", "", "   ", "张伟", "O'Brien-Smith <3", "Zoe\u0308", "👋🏽",
+		"you", " you ", "", "   ", "\u5f20\u4f1f", "O'Brien-Smith <3", "Zoe\u0308", "👋🏽",
 		strings.Repeat("x", 64), strings.Repeat("x", 65), strings.Repeat("👋", 64), strings.Repeat("👋", 65), strings.Repeat("x", 32) + " " + strings.Repeat("x", 32),
 		"  " + strings.Repeat("x", 64) + "  ", "you\x00", "\x1b[31myou", "you\ttoo", "\tyou", "you\u202egnp.exe", "\u2066you\u2069", "you\u200btoo", "\u200d", "\ufeff", "\ufeffyou",
 		"you\u00adtoo", "\u00a0you\u00a0", "a\u00a0b", "a\u3000b", "you\u2028too", "\u2028you", "\u0085you", "\u3164", "you\U000e0041", "you\ufe01", "you\ue000", "you\U0001fffe",

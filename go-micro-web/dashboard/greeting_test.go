@@ -77,27 +77,27 @@ func TestForm(t *testing.T) {
 
 func TestNameCharacters(t *testing.T) {
 	for name, want := range map[string]int{
-		"张伟":               200,
-		"张\u3000伟":         200,
-		"O'Brien-Smith <3": 200,
-		"Zoe\u0308":        200, // a combining mark
-		"👋🏽":               200,
-		"\t you \n":        200, // spaces around the name are ignored
-		"you\x00":          400,
-		"\x1b[31myou":      400,
-		"you\ttoo":         400,
-		"you\u202egnp.exe": 400, // right-to-left override
-		"\u2066you\u2069":  400, // directional isolate
-		"you\u200btoo":     400, // zero width space
-		"\u200d":           400,
-		"\ufeff":           400,
-		"you\u00adtoo":     400, // soft hyphen
-		"you\u2028too":     400, // line separator
-		"\u3164":           400, // Hangul filler, a letter that has no glyph
-		"you\U000e0041":    400, // tag characters
-		"you\ufe01\ufe02":  400, // variation selectors
-		"you\ue000":        400, // private use
-		"you\U0001fffe":    400, // noncharacter
+		"\u5f20\u4f1f":       200,
+		"\u5f20\u3000\u4f1f": 200,
+		"O'Brien-Smith <3":   200,
+		"Zoe\u0308":          200, // a combining mark
+		"👋🏽":                 200,
+		"\t you \n":          200, // spaces around the name are ignored
+		"you\x00":            400,
+		"\x1b[31myou":        400,
+		"you\ttoo":           400,
+		"you\u202egnp.exe":   400, // right-to-left override
+		"\u2066you\u2069":    400, // directional isolate
+		"you\u200btoo":       400, // zero width space
+		"\u200d":             400,
+		"\ufeff":             400,
+		"you\u00adtoo":       400, // soft hyphen
+		"you\u2028too":       400, // line separator
+		"\u3164":             400, // Hangul filler, a letter that has no glyph
+		"you\U000e0041":      400, // tag characters
+		"you\ufe01\ufe02":    400, // variation selectors
+		"you\ue000":          400, // private use
+		"you\U0001fffe":      400, // noncharacter
 	} {
 		c, _, srv := serve(t, greeterInstance(1, pod.Ready))
 		c.calledAddresses = []string{"10.244.0.1:9100"}

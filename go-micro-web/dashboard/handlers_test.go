@@ -176,7 +176,7 @@ func TestSlowViewerOfPageIsDisconnected(t *testing.T) {
 	var instances []pod.Instance
 	for i := range 5000 { // more than the buffers of a socket hold
 		i := greeterInstance(i, pod.Ready)
-		i.Version, i.Address = strings.Repeat("界", maxText), fmt.Sprint(len(instances), strings.Repeat("界", maxText))
+		i.Version, i.Address = strings.Repeat("\u754c", maxText), fmt.Sprint(len(instances), strings.Repeat("\u754c", maxText))
 		i.Service = fmt.Sprint("service-", len(instances)/1000)
 		instances = append(instances, i)
 	}

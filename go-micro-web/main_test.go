@@ -78,7 +78,7 @@ func start(t *testing.T) (web *os.Process, address string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}, GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}
 	_, port, _ := net.SplitHostPort(apiServer.Addr().String())
-	cmd.Env = append(os.Environ(), "POD_NAME=web-0", "HOSTNAME=web-0", "MICRO_SERVER_ADDRESS="+address, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT="+port)
+	cmd.Env = append(os.Environ(), "POD_NAME=web-0", "POD_IP=192.0.2.1", "HOSTNAME=web-0", "MICRO_SERVER_ADDRESS="+address, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT="+port)
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -120,7 +120,10 @@ func residentMiB(t *testing.T, p *os.Process) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(b), "VmRSS:")
+	_, rest, ok := strings.Cut(string(b), "VmRSS:")
+	if !ok {
+		t.Fatal("go-micro-web has ended")
+	}
 	kib, err := strconv.Atoi(strings.Fields(rest)[0])
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +135,7 @@ func residentMiB(t *testing.T, p *os.Process) int {
 // to the kernel, which counts socket buffers too.
 func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 	if testing.Short() {
-		t.Skip("holds 5,000 connections for half a minute")
+		t.Skip("holds 5,000 connections for half a minute: run without -short")
 	}
 	const held, limit = 5000, 112
 	for _, request := range []struct {

@@ -22,7 +22,7 @@ const (
 	// an address.
 	maxClientConnections = 600
 
-	// bodyTimeout is the time for a request body of at most maxBody bytes.
+	// bodyTimeout is the time for a request body of at most maxRequestBody bytes.
 	bodyTimeout = 30 * time.Second
 )
 
@@ -151,7 +151,7 @@ func limitBody(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
 	}
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(timeout))
-	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, maxBody), func() {
+	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, maxRequestBody), func() {
 		// Without a deadline the server notices when the client closes the connection.
 		_ = rc.SetReadDeadline(time.Time{})
 		handling()

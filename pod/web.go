@@ -12,7 +12,7 @@ import (
 	"github.com/micro/go-micro/v2/web"
 )
 
-const maxBody = 1 << 20 // of a request to a web service
+const maxRequestBody = 1 << 20 // of a request to a web service
 
 // WebLifecycle gives a web service what Lifecycle gives a gRPC service; see there
 // for start and stop. It must come after web.Server, where that is given.
@@ -39,7 +39,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 			limitConnections(w.server, maxConnections, maxClientConnections)
-			w.bounded = true
+			w.limitBody = true
 		}
 		// go-micro starts the server it is given, drops what Serve returns, and
 		// closes the listener without a thought of the requests that run. So the
@@ -74,11 +74,11 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 
 type webLife struct {
 	*lifecycle
-	server  *http.Server
-	bounded bool // bodies of requests are
-	cancel  context.CancelFunc
-	served  chan struct{} // closed when serving has ended
-	failed  error         // why, when nobody asked for it
+	server    *http.Server
+	limitBody bool // the bodies of requests are limited
+	cancel    context.CancelFunc
+	served    chan struct{} // closed when serving has ended
+	failed    error         // why, when nobody asked for it
 }
 
 // serve takes connections until go-micro closes the listener.
@@ -133,9 +133,9 @@ func (w *webLife) handler(next http.Handler) http.Handler {
 		if w.draining() {
 			rw.Header().Set("Connection", "close")
 		}
-		if w.bounded {
-			if r.ContentLength > maxBody { // before the handler sees it; of one that does not say it sees the first MiB, and an error
-				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxBody), http.StatusRequestEntityTooLarge)
+		if w.limitBody {
+			if r.ContentLength > maxRequestBody { // before the handler sees it; of one that does not say it sees the first MiB, and an error
+				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxRequestBody), http.StatusRequestEntityTooLarge)
 				return
 			}
 			limitBody(rw, r, bodyTimeout)

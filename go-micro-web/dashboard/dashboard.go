@@ -71,14 +71,28 @@ type dashboard struct {
 // the instances that the page shows, also when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
-	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
+	selector := pod.NewSelector(registry)
+	c := grpcc.NewClient(client.Registry(registry), client.Selector(selector))
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	return newDashboard(registry, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
+	return newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
 }
 
-func newDashboard(s source, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
-	return &dashboard{hub: newHub(s, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
+func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
+	return &dashboard{hub: newHub(s, calls, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
 		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second}
+}
+
+// callsOf returns what the selector knows of the calls to go-micro-srv.
+func callsOf(s *pod.Selector) map[callTarget]calls {
+	byTarget := map[callTarget]calls{}
+	for _, i := range s.Instances(greeterName) {
+		c := calls{InFlight: i.InFlight}
+		if i.EjectedFor > 0 {
+			c.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
+		}
+		byTarget[callTarget{i.Pod, i.Address}] = c
+	}
+	return byTarget
 }
 
 func (d *dashboard) handler() http.Handler {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -28,7 +29,8 @@ type fakeCluster struct {
 	observers    int
 	observations int       // since the start
 	lastContact  time.Time // now if zero
-	prepared     bool      // the informer of the Greeter has been started
+	calls        map[callTarget]calls
+	prepared     bool // the informer of the Greeter has been started
 
 	calledAddresses []string // the tries of the next calls, in order
 	callError       error
@@ -81,6 +83,18 @@ func (c *fakeCluster) setLastContact(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lastContact = t
+}
+
+func (c *fakeCluster) callsNow() map[callTarget]calls {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.calls)
+}
+
+func (c *fakeCluster) setCalls(byTarget map[callTarget]calls) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = byTarget
 }
 
 func (c *fakeCluster) prepare() {
@@ -136,7 +150,7 @@ func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
-	d := newDashboard(c, c.prepare, c, "go-micro-web-1", "go-micro")
+	d := newDashboard(c, c.callsNow, c.prepare, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond
 	srv := httptest.NewServer(d.handler())
 	t.Cleanup(srv.Close)

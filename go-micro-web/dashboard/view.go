@@ -51,7 +51,8 @@ type view struct {
 	Services []service `json:"services"`
 	Omitted  int       `json:"omitted,omitempty"` // instances, in all services
 
-	json []byte // the fields above, encoded once for all viewers
+	json  []byte               // the fields above, encoded once for all viewers
+	calls map[callTarget]calls // of this pod, as the instances show them
 }
 
 type service struct {
@@ -75,14 +76,37 @@ type instance struct {
 	Version string    `json:"version"`
 	State   pod.State `json:"state"`
 	Created time.Time `json:"created"`
-	Age     string    `json:"-"` // when the view was built
+	Age     string    `json:"-"`               // when the view was built
+	Calls   *calls    `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
+}
+
+// calls is what the pod that serves the page knows of its own calls to an instance.
+type calls struct {
+	InFlight     int       `json:"inFlight"`
+	EjectedUntil time.Time `json:"ejectedUntil,omitzero"` // to the second; absent if the instance is not ejected
+}
+
+// callTarget is an instance of go-micro-srv, the only service that the page calls.
+type callTarget struct{ pod, address string }
+
+// Text describes the calls if there is something to say. The script writes the same text.
+func (c *calls) Text() string {
+	switch {
+	case c == nil:
+		return ""
+	case !c.EjectedUntil.IsZero():
+		return "ejected until " + c.EjectedUntil.Format("15:04:05") + " UTC"
+	case c.InFlight > 0:
+		return count(c.InFlight, "call") + " in flight"
+	}
+	return ""
 }
 
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
-// by service, and the error that says why they may be out of date. The cost is
-// linear in the number of instances.
-func newView(podName string, instances []pod.Instance, err error, lastContact time.Time) *view {
-	v := &view{Pod: podName, times: times{now(), milliseconds(lastContact)}, Services: []service{}}
+// by service, and the error that says why they may be out of date. byTarget has the
+// calls of this pod. The cost is linear in the number of instances.
+func newView(podName string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]calls) *view {
+	v := &view{Pod: podName, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
 	if err != nil { // package pod has logged the error
 		v.Problem = "The registry cannot be read; the page shows its last known state. The log of " + cmp.Or(podName, "this pod") + " says why."
 	}
@@ -106,7 +130,11 @@ func newView(podName string, instances []pod.Instance, err error, lastContact ti
 		}
 		rows++
 		podRows[i.Pod]++
-		s.Instances = append(s.Instances, instance{clip(i.Pod), clip(i.Address), clip(i.Version), i.State, i.Created.UTC(), age(v.Time.Sub(i.Created))})
+		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Created: i.Created.UTC(), Age: age(v.Time.Sub(i.Created))}
+		if c, ok := byTarget[callTarget{i.Pod, i.Address}]; ok && i.Service == greeterName {
+			shown.Calls = &c
+		}
+		s.Instances = append(s.Instances, shown)
 		s.addEndpoints(i.Endpoints)
 	}
 	v.json, err = json.Marshal(v)

@@ -61,6 +61,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	at, _ := url.Parse(proxy.URL)
 	os.Setenv("KUBERNETES_SERVICE_HOST", at.Hostname())
 	os.Setenv("KUBERNETES_SERVICE_PORT", at.Port())
+	os.Setenv("POD_IP", "10.0.0.1")                                   // registries replace loopback addresses by it
 	const directory = "/var/run/secrets/kubernetes.io/serviceaccount" // the path that both registries read
 	if err := syscall.Mount("tmpfs", "/var/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return nil, fmt.Errorf("mounting over /var/run: %w", err)

@@ -27,6 +27,7 @@ let problem = ''
 
 function connect() {
   disconnect()
+  if (connection === 'open') setConnection('reconnecting')
   stream = new EventSource('events')
   stream.onmessage = event => { onAlive(); show(JSON.parse(event.data)) }
   stream.addEventListener('heartbeat', event => { onAlive(); showTimes(JSON.parse(event.data)) })
@@ -137,8 +138,15 @@ function updateInstance(row, instance) {
   const state = byClass(row, 'state')
   state.dataset.state = instance.state
   setText(state.firstElementChild, instance.state)
+  setText(byClass(row, 'calls'), callsText(instance.calls))
   row.created = Date.parse(instance.created)
   setText(byClass(row, 'age'), age(row.created))
+}
+
+// callsText describes the calls of the pod that serves the page, if there is something to say.
+function callsText(calls) {
+  if (calls?.ejectedUntil) return `ejected until ${new Date(calls.ejectedUntil).toISOString().slice(11, 19)} UTC`
+  return calls?.inFlight ? `${count(calls.inFlight, 'call')} in flight` : ''
 }
 
 const endpointText = e => e.name + (e.request ? `(${e.request})` : '') + (e.response ? ` → ${e.response}` : '')

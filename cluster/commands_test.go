@@ -199,11 +199,44 @@ func TestPaths(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("down by way of a link: %v: %s", err, out)
 			}
+			if name == "odd" { // here the components see the path
+				for _, args := range [][]string{{"up", "-control-plane"}, {"kubectl", "--", "get", "namespaces"}, {"down"}} {
+					if out, err := cli(t, root, args...); err != nil {
+						t.Errorf("with a control plane only, %q: %v: %s", args, err, out)
+					}
+				}
+			}
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 			if after := host(t, root); after != before {
 				t.Errorf("the host has changed:\n%s", diff(before, after))
 			}
 		})
+	}
+}
+
+// The hint names the cluster's kubectl when PATH has none that works with the cluster.
+func TestHintForKubectl(t *testing.T) {
+	c := demoOf("/home/you/it's mine")
+	for script, want := range map[string]bool{
+		"":                  true,
+		"exit 1":            true,
+		"echo Client v1.37": true,
+		`echo '{"clientVersion":{"gitVersion":"v1.10.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.39.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.36.5"}}'`:   false,
+		`echo '{"clientVersion":{"gitVersion":"v1.38.0+x"}}'`: false,
+	} {
+		dir := t.TempDir()
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Setenv("PATH", dir)
+		hint := c.hint(state{Version: "v1.37.2"})
+		if got := strings.Contains(hint, `export PATH='/home/you/it'\''s mine/.cluster/demo/bin':$PATH`); got != want {
+			t.Errorf("with a kubectl that does %q the hint is %s, want PATH in it: %v", script, hint, want)
+		}
 	}
 }
 
@@ -224,7 +257,10 @@ func TestCheckoutWithoutRoom(t *testing.T) {
 		t.Skip("needs root to mount")
 	}
 	provided(t)
+	t.Setenv("K8S_MICRO_TEST_CACHE", t.TempDir())
 	for _, c := range []struct{ name, mount, want string }{
+		{"full cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; export XDG_CACHE_HOME="$K8S_MICRO_TEST_CACHE"`, " 0.0 GB free in "},
+		{"full build cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; mkdir "$K8S_MICRO_TEST_CACHE/go"; export XDG_CACHE_HOME="$PWD" GOCACHE="$K8S_MICRO_TEST_CACHE/go"`, ` 0.0 GB free in "`},
 		{"read-only", "mount --bind . . && mount -o remount,ro,bind .", "read-only file system; the checkout must be writable"},
 		{"full", "mkdir .cluster && mount -t tmpfs -o size=100k tmpfs .cluster", "no space left on device"},
 	} {

@@ -12,6 +12,9 @@
 //	go run -C cluster . down          stop the cluster and remove everything it made
 //	go run -C cluster . build         only build and fetch what up needs
 //
+// `make cluster-COMMAND ARGS="..."` runs the same with the Go flags of the Makefile, so
+// that nothing is compiled twice.
+//
 // Every command takes -name NAME. The default is the environment variable
 // CLUSTER, then "demo". Clusters with different names are independent. No
 // command reads or writes ~/.kube.
@@ -35,6 +38,7 @@
 // cannot enter them. Two kinds of listeners on the host's loopback are open to every
 // user of the machine: that of the API server, which requires a client certificate or
 // a token, and those of forwarded Services, which require what the Service requires.
+// Each carries 1000 connections at a time, which another user can use up.
 //
 // # Processes
 //

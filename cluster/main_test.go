@@ -177,15 +177,24 @@ func host(t *testing.T, root string) string {
 // leftProcesses lists the processes of a checkout: those with its directory in their
 // command line or as their working directory.
 func leftProcesses(root string) (left []string) {
+	for _, pid := range checkoutProcesses(root) {
+		line, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+	}
+	return left
+}
+
+// checkoutProcesses are the ids of the same processes.
+func checkoutProcesses(root string) (pids []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
 		cwd, _ := os.Readlink(filepath.Join(d, "cwd"))
 		if d != fmt.Sprint("/proc/", os.Getpid()) && (strings.Contains(string(line), root) || strings.HasPrefix(cwd, root)) {
-			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+			pids = append(pids, filepath.Base(d))
 		}
 	}
-	return left
+	return pids
 }
 
 // eventually waits until ok returns true and fails the test after limit.

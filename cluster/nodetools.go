@@ -67,7 +67,7 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 	var why []string
 	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
 		m := missing()
-		if len(m) == 0 {
+		if len(m) == 0 || ctx.Err() != nil {
 			break
 		}
 		got, err := source(ctx, cache, m)

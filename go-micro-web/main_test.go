@@ -138,10 +138,14 @@ func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 		t.Skip("holds 5,000 connections for half a minute: run without -short")
 	}
 	const held, limit = 5000, 112
-	for _, request := range []struct{ name, head string }{
-		{"the form of the dashboard", "POST /registry/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nn"},
-		{"a path that ignores its body", "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nn"},
-		{"a header without an end", "GET / HTTP/1.1\r\nHost: localhost\r\n"},
+	for _, request := range []struct {
+		name, head string
+		clients    int // addresses
+	}{
+		{"one client, the form of the dashboard", "POST /registry/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nn", 1},
+		{"the form of the dashboard", "POST /registry/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nn", held},
+		{"a path that ignores its body", "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nn", held},
+		{"a header without an end", "GET / HTTP/1.1\r\nHost: localhost\r\n", held},
 	} {
 		t.Run(request.name, func(t *testing.T) {
 			web, address := start(t)
@@ -151,7 +155,8 @@ func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 			stop := make(chan struct{})
 			for i := range held {
 				attackers.Go(func() {
-					dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(i/250), byte(1+i%250))}}
+					client := i % request.clients
+					dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(client/250), byte(1+client%250))}}
 					for {
 						conn, err := dialer.Dial("tcp", address)
 						if err == nil {

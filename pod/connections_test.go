@@ -28,7 +28,7 @@ func startLimited(t *testing.T, max int) *httptest.Server {
 		b, err := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%d bytes, %v", len(b), err)
 	}))
-	limitConnections(srv.Config, max)
+	limitConnections(srv.Config, max, max)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
@@ -157,13 +157,48 @@ func TestLimitsEndWithTheirRequest(t *testing.T) {
 	}
 }
 
+// One client loses its own connections before anybody else loses one.
+func TestClientHoldsFewConnections(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+	limitConnections(srv.Config, 20, 5)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	dial := func(local string) net.Conn {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}).Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	other := dial("127.0.0.2") // waits longest
+	var own []net.Conn
+	for range 50 {
+		own = append(own, dial("127.0.0.1"))
+	}
+	open := 0
+	for i, conn := range own {
+		if staysOpen(conn) {
+			if open++; i < 45 {
+				t.Errorf("connection %d of 50 is open", i)
+			}
+		}
+	}
+	if open != 5 {
+		t.Errorf("the client holds %d connections, want 5", open)
+	}
+	if !staysOpen(other) {
+		t.Error("another client lost its connection")
+	}
+}
+
 func TestSlowBodyIsCutOff(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		limitBody(w, r, 100*time.Millisecond)
 		_, err := io.ReadAll(r.Body)
 		fmt.Fprint(w, err)
 	}))
-	limitConnections(srv.Config, 10)
+	limitConnections(srv.Config, 10, 10)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -85,7 +85,7 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 		o.BeforeStop = append(o.BeforeStop, func() error {
 			defer close(l.drained)
 			l.deregister()
-			return l.drain("calls", &l.calls, &l.messages)
+			return l.drain("calls", &l.messages, &l.calls) // calls last: they may still arrive
 		})
 		o.AfterStop = append(o.AfterStop, func() error { // the server has ended its subscriptions
 			defer signal.Stop(l.signals)
@@ -257,8 +257,8 @@ func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFu
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		select {
-		case s := <-l.signals:
-			cancel(fmt.Errorf("a second signal: %s", s))
+		case l.secondSignal = <-l.signals:
+			cancel(fmt.Errorf("a second signal: %s", l.secondSignal))
 		case <-ctx.Done():
 		}
 	})

@@ -95,7 +95,7 @@ func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *
 	r, inf := newStaticRegistry(t, 0)
 	inf.Replace(readyPodsAt(t, addresses...))
 	s := NewSelector(r)
-	c := grpcc.NewClient(append([]client.Option{client.Registry(r), client.Selector(s)}, opts...)...)
+	c := grpcc.NewClient(append([]client.Option{client.Selector(s), client.Registry(r)}, opts...)...)
 	return &greeterClient{proto.NewGreeterService("greeter", c), inf, s}
 }
 
@@ -318,7 +318,7 @@ func TestSelectorCountsStreamOnlyWhileItOpens(t *testing.T) {
 	r, inf := newStaticRegistry(t, 0)
 	gone := refusingAddress(t)
 	inf.Replace(readyPodsAt(t, s.Options().Address, gone))
-	c := grpcc.NewClient(client.Registry(r), client.Selector(NewSelector(r)))
+	c := grpcc.NewClient(client.Selector(NewSelector(r)), client.Registry(r))
 	opened, failed := 0, 0
 	for range 20 {
 		stream, err := c.Stream(t.Context(), c.NewRequest("greeter", "Streams.Endless", nil, client.StreamingRequest()))

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,16 +23,6 @@ import (
 // defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. It
 // stands in while the own pod is not known.
 const defaultGracePeriod = 30 * time.Second
-
-// Attempts to patch the own pod that fail are minPatchDelay apart at first and
-// maxPatchDelay at most, less a random part.
-const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
-
-// A registration that is lost is restored at once. While something else keeps
-// changing it, the delay doubles from minRestoreDelay to maxRestoreDelay, plus a
-// random part: that makes at most 10 PATCH in the first minute and then 2 a minute. A
-// registration that has stood for steadyTime starts anew.
-const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Second, time.Minute
 
 // registrar keeps the own pod's labels and annotations as they are desired. It
 // patches the pod when the observed metadata lack something, whatever removed it,
@@ -53,35 +41,17 @@ type registrar struct {
 
 	mu          sync.Mutex
 	cancel      context.CancelFunc // nil before the first desired registration
-	desired     map[string]*registration
-	observed    *podMetadata // the own pod's; nil while unknown
-	uid         types.UID    // the own pod's
-	version     uint64       // the resource version of observed
+	state       registrations
+	uid         types.UID // the own pod's
+	version     uint64    // resource version of the pod that was observed last
 	gracePeriod time.Duration
 	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
 }
 
-// registration is the desired state of one service.
-type registration struct {
-	service  *registry.Service // nil: the service is to be deregistered
-	json     string            // service as JSON
-	metadata podMetadata       // what the pod is to carry
-	removal  podMetadata       // what deregistering writes
-
-	err       error     // why the pod does not carry it; nil when it does
-	failures  int       // attempts in a row that failed
-	written   time.Time // the last successful patch; zero before the first
-	restores  int       // patches in a row that restored it soon after the one before
-	notBefore time.Time // the next patch
-}
-
-// contested reports whether something else keeps changing the registration.
-func (d *registration) contested() bool { return d.restores > 1 }
-
 func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
 	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
-		desired: map[string]*registration{}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
+		state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
 	r.watchPod = func() {
 		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "the own pod", ownPod{r})
 	}
@@ -96,9 +66,6 @@ func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
-	}
-	if other := r.sharesLabel(s.Name); other != "" {
-		return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, selectorPrefix+labelName(s.Name))
 	}
 	d := r.desiredRegistration(s.Name)
 	if d == nil || d.json != string(text) {
@@ -138,20 +105,7 @@ func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
 func (r *registrar) desiredRegistration(service string) *registration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.desired[service]
-}
-
-// sharesLabel returns another registered service whose label has the same key, or "".
-// The two would overwrite each other.
-func (r *registrar) sharesLabel(service string) string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for other, d := range r.desired {
-		if other != service && d.service != nil && labelName(other) == labelName(service) {
-			return other
-		}
-	}
-	return ""
+	return r.state.desired[service]
 }
 
 // setDesired replaces the service's desired state, which may be the same as before,
@@ -163,14 +117,12 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		r.cancel = cancel
 		r.reconciling.Go(func() { r.run(ctx) })
 	}
-	before := r.desired[service]
-	r.desired[service] = d
-	// A deregistration of the same label key that is pending would remove what d writes.
-	maps.DeleteFunc(r.desired, func(other string, o *registration) bool {
-		return o != d && o.service == nil && labelName(other) == labelName(service)
-	})
-	r.forgetDeregistered()
-	satisfied, contested, attempted := r.satisfied(d), d.contested(), r.attempted.wait()
+	before := r.state.desired[service]
+	if err := r.state.set(service, d); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.wait()
 	switch {
 	case satisfied || d.contested(): // of a contested one the limit of patches stands
 	case limit > 0:
@@ -188,7 +140,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		return nil
 	}
 	if contested {
-		return r.contestedError()
+		return contestedError(r.conn.PodName)
 	}
 
 	t := time.NewTimer(limit)
@@ -201,11 +153,11 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		case <-attempted:
 		}
 		r.mu.Lock()
-		err, done, written := d.err, r.satisfied(d), !d.written.IsZero()
+		err, done, written := d.err, r.state.satisfied(d), !d.written.IsZero()
 		attempted = r.attempted.wait()
 		var status *apierrors.StatusError
-		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.desired[service] == d { // retrying cannot help
-			delete(r.desired, service)
+		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.state.desired[service] == d { // retrying cannot help
+			delete(r.state.desired, service)
 		}
 		r.mu.Unlock()
 		switch {
@@ -214,7 +166,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		case err != nil:
 			return err
 		case timeout && written:
-			return r.contestedError()
+			return contestedError(r.conn.PodName)
 		case timeout:
 			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
 		}
@@ -249,26 +201,15 @@ func (r *registrar) run(ctx context.Context) {
 // for those that must wait. It returns when the first of these is due, or zero.
 func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	r.mu.Lock()
-	pending, tried := r.pendingChanges(), maps.Clone(r.desired)
-	for service := range pending {
-		if time.Now().Before(tried[service].notBefore) {
-			delete(pending, service)
-		}
-	}
+	due, tried := r.state.due(time.Now()), maps.Clone(r.state.desired)
 	r.mu.Unlock()
 	errs := map[string]error{}
-	for service, changes := range pending {
+	for service, changes := range due {
 		errs[service] = r.patch(ctx, changes)
 	}
 	if ctx.Err() != nil {
 		return time.Time{}
 	}
-	reports := map[string]error{}
-	defer func() { // without the lock
-		for service, err := range reports {
-			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
-		}
-	}()
 	changed := map[string]error{}
 	defer func() { // without the lock
 		for service, err := range changed {
@@ -282,68 +223,40 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 		written = written || err == nil
 		d := tried[service]
 		before := d.err
-		if r.ended(service, d, pending[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
+		if r.ended(service, d, due[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
 			changed[service] = d.err
 		}
 	}
-	r.forgetDeregistered()
+	r.state.forgetDeregistered()
 	if len(errs) > 0 {
 		r.attempted.notify()
 	}
-	if written && len(r.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
+	if written && len(r.state.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
 		r.watchPod()
 	}
-	for service := range r.pendingChanges() {
-		if t := r.desired[service].notBefore; next.IsZero() || t.Before(next) {
-			next = t
-			if next.IsZero() {
-				next = time.Now()
-			}
-		}
-	}
-	return next
+	return r.state.nextDue(time.Now())
 }
 
-// ended notes how an attempt to write d ended, and when the next one may begin.
+// ended notes how an attempt to write d ended, and logs it when that is new.
 func (r *registrar) ended(service string, d *registration, changes podMetadata, err error) {
-	now := time.Now()
+	before, wasContested := d.err, d.contested()
 	if err != nil {
-		if d.err == nil || d.err.Error() != err.Error() {
+		if d.failed(err, r.conn.RetryAfter()); before == nil || before.Error() != err.Error() {
 			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
 		}
-		delay := min(minPatchDelay<<min(d.failures, 10), maxPatchDelay)
-		d.err, d.failures = err, d.failures+1
-		d.notBefore = now.Add(max(delay/2+rand.N(delay/2), r.conn.RetryAfter()))
 		return
 	}
-	wasContested := d.contested()
-	switch {
-	case d.written.IsZero(): // the first
-	case now.Sub(d.written) < steadyTime:
-		d.restores++
-	default:
-		d.restores = 1
-	}
-	d.err, d.failures, d.written, d.notBefore = nil, 0, now, time.Time{}
-	if d.restores > 0 {
-		delay := min(minRestoreDelay<<min(d.restores-1, 10), maxRestoreDelay)
-		d.notBefore = now.Add(delay + rand.N(delay/10))
-	}
+	d.succeeded(r.conn.PodName)
 	switch {
 	case d.contested():
-		d.err = r.contestedError()
 		if !wasContested {
 			logger.Errorf("Registry [kubernetes] Registering %q: %v", service, d.err)
 		}
 	case changes.onlyRemoves():
 		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
-	case r.satisfied(d):
+	case r.state.satisfied(d):
 		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
 	}
-}
-
-func (r *registrar) contestedError() error {
-	return fmt.Errorf("something else changes or removes its labels or its annotation on pod %q, such as another container with the same service name or an admission webhook; the registry restores them at most every %s", r.conn.PodName, maxRestoreDelay)
 }
 
 // patch writes changes to the own pod.
@@ -367,33 +280,6 @@ func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	return err
 }
 
-// satisfied reports whether the own pod is known to carry what d desires.
-func (r *registrar) satisfied(d *registration) bool {
-	return r.observed != nil && r.observed.diff(d.metadata).empty()
-}
-
-// pendingChanges returns, by service, what the own pod lacks. Everything is
-// pending while the pod is unknown.
-func (r *registrar) pendingChanges() map[string]podMetadata {
-	pending := map[string]podMetadata{}
-	for service, d := range r.desired {
-		changes := d.metadata
-		if r.observed != nil {
-			changes = r.observed.diff(d.metadata)
-		}
-		if !changes.empty() {
-			pending[service] = changes
-		}
-	}
-	return pending
-}
-
-// forgetDeregistered drops deregistrations that the API server has confirmed: what
-// another process writes under that name later is left alone.
-func (r *registrar) forgetDeregistered() {
-	maps.DeleteFunc(r.desired, func(_ string, d *registration) bool { return d.service == nil && r.satisfied(d) })
-}
-
 // observe notes the own pod's metadata. The watch may deliver a version that is
 // older than the response to the last patch; resource versions of one object are
 // numbers that grow (KEP-5504).
@@ -405,28 +291,19 @@ func (r *registrar) observe(p *corev1.Pod) {
 		return
 	}
 	r.uid, r.version = p.UID, version
-	r.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	r.state.observe(p)
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second
 	}
 	if p.DeletionTimestamp != nil && r.terminating.IsZero() {
 		r.terminating = time.Now()
 	}
-	r.forgetDeregistered()
-	pending := len(r.pendingChanges()) > 0
+	pending := len(r.state.pendingChanges()) > 0
 	r.mu.Unlock()
 	r.statusChanged()
 	if pending {
 		r.reconcileSoon()
 	}
-}
-
-func pointers(m map[string]string) map[string]*string {
-	all := make(map[string]*string, len(m))
-	for k, v := range m {
-		all[k] = &v
-	}
-	return all
 }
 
 // ownPod passes the watch of the own pod on to the registrar.
@@ -448,26 +325,21 @@ func (ownPod) StateChanged(error) {} // a patch that fails says what is wrong
 func (r *registrar) registered() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.observed != nil && len(r.desired) > 0 && len(r.pendingChanges()) == 0
+	return len(r.state.desired) > 0 && r.state.complete()
 }
 
 // pending reports whether the API server has yet to confirm something.
 func (r *registrar) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.observed == nil || len(r.pendingChanges()) > 0
+	return !r.state.complete()
 }
 
 // lastError returns why the pod does not carry what is desired, nil while that is not known.
 func (r *registrar) lastError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, service := range slices.Sorted(maps.Keys(r.desired)) {
-		if d := r.desired[service]; d.err != nil && !r.satisfied(d) {
-			return d.err
-		}
-	}
-	return nil
+	return r.state.firstError()
 }
 
 // services returns the services that are desired.
@@ -475,7 +347,7 @@ func (r *registrar) services() []*registry.Service {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []*registry.Service
-	for _, d := range r.desired {
+	for _, d := range r.state.desired {
 		if d.service != nil {
 			all = append(all, d.service)
 		}

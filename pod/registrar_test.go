@@ -349,6 +349,9 @@ func TestServiceWithLabelKeyOfAnotherIsRefused(t *testing.T) {
 	if err := r.Register(service("a:b", "v1", "a", "10.0.0.1:1")); err == nil || !strings.Contains(err.Error(), `"a/b"`) {
 		t.Errorf("Register of a name with the same label key: %v", err)
 	}
+	if err := r.Deregister(service("a:b", "v1", "a", "10.0.0.1:1")); err == nil { // as go-micro's server does when it stops
+		t.Error("deregistered a name that was refused")
+	}
 	time.Sleep(2 * time.Second)
 	if n := api.count(); n != 1 || !r.Registered() {
 		t.Errorf("%d PATCH, want 1; Registered is %v", n, r.Registered())

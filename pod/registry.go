@@ -33,10 +33,9 @@ type Registry struct {
 	mu        sync.Mutex
 	options   registry.Options
 	closed    bool
-	conn      *apiserver.Connection // nil before the first use, as are the next two
-	registrar *registrar
-	observer  *observer // nil while nobody observes
-	observers int
+	conn      *apiserver.Connection // nil before the first use
+	registrar *registrar            // nil before the first use
+	observers observers
 	informers map[string]*informer // by service; "" for all services
 	served    map[string]bool      // names of services and handlers that were ever registered
 
@@ -106,8 +105,8 @@ func (r *Registry) Close() error {
 // detach drops the connection and everything that uses it, and returns a function
 // that ends their goroutines. r.mu is held.
 func (r *Registry) detach() (disconnect func()) {
-	conn, registrar, observer, informers := r.conn, r.registrar, r.observer, slices.Collect(maps.Values(r.informers))
-	r.conn, r.registrar, r.observer, r.observers = nil, nil, nil, 0
+	conn, registrar, observer, informers := r.conn, r.registrar, r.observers.drop(), slices.Collect(maps.Values(r.informers))
+	r.conn, r.registrar = nil, nil
 	clear(r.informers)
 	return func() {
 		if registrar != nil {
@@ -496,12 +495,12 @@ func (r *Registry) LastContact() time.Time {
 // observer and end with the last. Observe needs the verbs list and watch on pods.
 func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
-		o, err := r.join()
+		o, err := r.observer()
 		if err != nil {
 			yield(nil, fmt.Errorf("observing services: %w", err))
 			return
 		}
-		defer r.leave(o)
+		defer r.observers.leave(o)
 		for {
 			changed := o.changed.wait()
 			if ctx.Err() != nil {
@@ -527,35 +526,13 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	}
 }
 
-// join returns the observer that all who observe share. The first starts it.
-func (r *Registry) join() (*observer, error) {
+// observer returns the observer that all calls of Observe share.
+func (r *Registry) observer() (*observer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
 	}
-	if r.observer == nil {
-		r.observer = newObserver()
-		r.observer.table.limits.anyAddress = anyAddress(r.options)
-		r.observer.apiError = eventsOf(r.options).APIError
-		r.observer.start(conn)
-	}
-	r.observers++
-	return r.observer, nil
-}
-
-// leave stops the observer when the last one leaves.
-func (r *Registry) leave(o *observer) {
-	r.mu.Lock()
-	last := false
-	if r.observer == o { // otherwise detach has stopped it
-		if r.observers--; r.observers == 0 {
-			r.observer, last = nil, true
-		}
-	}
-	r.mu.Unlock()
-	if last {
-		o.stop()
-	}
+	return r.observers.join(conn, limits{anyAddress(r.options)}, eventsOf(r.options).APIError), nil
 }

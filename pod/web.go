@@ -34,8 +34,8 @@ const maxRequestBody = 1 << 20
 // Limits, if web.Server gives no server: the header of a request may
 // take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
 // response has no limit, because a limit would cut long downloads and event streams.
-// There may be 1,200 connections. For one more, the connection is closed that has
-// waited longest for its client to send a request.
+// There may be 1,200 connections, 600 of them of one client address; for one more,
+// the connection is closed that has waited longest for its client to send a request.
 //
 // Run also returns the error with which serving ends, which go-micro drops. The flag
 // --registry works with web.Registry, which go-micro alone does not allow.
@@ -44,7 +44,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		w := &webLifecycle{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-			limitConnections(w.server, maxConnections)
+			limitConnections(w.server, maxConnections, maxClientConnections)
 			w.limitBody = true
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and

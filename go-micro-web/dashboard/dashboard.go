@@ -14,6 +14,23 @@
 // A change passes through three types: hub observes the registry while the page
 // has viewers and builds a view, the JSON of a view is encoded once for all
 // viewers, and each handler writes the latest view to its own viewer.
+//
+// # Hosts
+//
+// Requests are answered if their Host header is an IP address, localhost, a name of
+// the Service go-micro-web in the namespace of the pod, or one of the names that
+// the environment variable DASHBOARD_HOSTS lists, separated by commas: list the
+// host of an Ingress, and that of the API server if it is a name and the page is
+// viewed through its proxy. All others get 421 Misdirected Request.
+//
+// # Limits
+//
+// A pod serves 1,000 event streams, 100 of them to one client address. A page whose
+// stream is refused polls services.json every 10 s. A view has 5,000 instances,
+// 1,000 of a service and 32 of a pod, and says how many it omits. A viewer has 5 s
+// to receive an event or to send the form, and 30 s to receive the page.
+//
+// There is no authentication: everybody who reaches the port sees the registry.
 package dashboard
 
 import (

@@ -57,9 +57,10 @@ func page(k *kube, n sizes, t *table) error {
 	defer running.Wait()
 	var counter probeCounter
 	failed := make(chan error, viewers+1)
-	for range viewers {
+	for i := range viewers {
 		running.Go(func() {
-			if err := counter.view(ctx, "http://"+address+"/registry/events"); ctx.Err() == nil {
+			client := net.IPv4(127, 0, 1, byte(1+i/50)) // an address has at most 100 streams
+			if err := counter.view(ctx, client, "http://"+address+"/registry/events"); ctx.Err() == nil {
 				failed <- fmt.Errorf("reading events: %w", err)
 			}
 		})
@@ -172,13 +173,14 @@ func (m *probeCounter) wait(probe int) <-chan time.Time {
 	return m.last
 }
 
-// view reads an event stream until ctx ends.
-func (m *probeCounter) view(ctx context.Context, url string) error {
+// view reads an event stream from a local address until ctx ends.
+func (m *probeCounter) view(ctx context.Context, client net.IP, url string) error {
 	r, err := http.NewRequestWithContext(ctx, "GET", url, nil)
 	if err != nil {
 		return err
 	}
-	rsp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: client}}
+	rsp, err := (&http.Transport{DisableKeepAlives: true, DialContext: dialer.DialContext}).RoundTrip(r)
 	if err != nil {
 		return err
 	}

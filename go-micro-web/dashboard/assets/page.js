@@ -27,6 +27,7 @@ let problem = ''
 
 function connect() {
   disconnect()
+  if (connection === 'open') setConnection('reconnecting')
   stream = new EventSource('events')
   stream.onmessage = event => { onAlive(); show(JSON.parse(event.data)) }
   stream.addEventListener('heartbeat', event => { onAlive(); showTimes(JSON.parse(event.data)) })

@@ -27,9 +27,9 @@ func (c *Connection) explain(err error, verb, resource, object string) error {
 	var network net.Error
 	var dial *net.OpError
 	switch {
-	case (apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)) && strings.HasPrefix(c.Host, "http://"):
+	case (apierrors.IsUnauthorized(err) || strings.Contains(err.Error(), `"system:anonymous"`)) && strings.HasPrefix(c.Host, "http://"):
 		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
-	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
+	case apierrors.IsForbidden(err) && !c.OutsideCluster && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
 		remedy = fmt.Sprintf(": the pod runs as the service account \"default\": set serviceAccountName: %s in its manifest, to which %s grants the verb %q on %s", grants[resource].serviceAccount, grants[resource].manifest, verb, resource)
 	case apierrors.IsForbidden(err):
 		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grants[resource].manifest)

@@ -52,9 +52,8 @@ func page(k *kube, n sizes, t *table) error {
 	memory := []string{resident(web.Process.Pid)}
 
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	var running sync.WaitGroup
-	defer running.Wait()
+	defer func() { cancel(); running.Wait() }()
 	var counter probeCounter
 	failed := make(chan error, viewers+1)
 	for i := range viewers {

@@ -138,6 +138,7 @@ func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 		t.Skip("holds 5,000 connections for half a minute: run without -short")
 	}
 	const held, limit = 5000, 112
+	const probePeriod = 2 * time.Second // of the readiness probe in the manifest, which may fail once
 	for _, request := range []struct {
 		name, head string
 		clients    int // addresses
@@ -188,6 +189,10 @@ func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 				if err := probe(address); err != nil {
 					failures++
 					t.Logf("probe: %v", err)
+					time.Sleep(probePeriod)
+					if err := probe(address); err != nil {
+						t.Errorf("two probes in a row fail, which takes the pod out of service: %v", err)
+					}
 				}
 			}
 			close(stop)
@@ -198,9 +203,6 @@ func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 			}
 			if most >= limit {
 				t.Errorf("go-micro-web takes up to %d MiB, want less than %d", most, limit)
-			}
-			if failures > 1 { // two in a row would take the pod out of service
-				t.Errorf("%d probes failed", failures)
 			}
 		})
 	}

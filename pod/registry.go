@@ -177,19 +177,19 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: it has no node")
 	}
+	r.mu.Lock()
+	stopping := r.stopping // go-micro may register once more after it has deregistered
+	r.served[s.Name] = true
+	for _, e := range s.Endpoints {
+		handler, _, _ := strings.Cut(e.Name, ".")
+		r.served[handler] = true
+	}
+	r.mu.Unlock()
+	if stopping {
+		return nil
+	}
 	registrar, err := r.writableRegistrar()
 	if err == nil {
-		r.mu.Lock()
-		stopping := r.stopping
-		r.served[s.Name] = true
-		for _, e := range s.Endpoints {
-			handler, _, _ := strings.Cut(e.Name, ".")
-			r.served[handler] = true
-		}
-		r.mu.Unlock()
-		if stopping {
-			return nil
-		}
 		var reachable *registry.Service
 		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
 			err = registrar.register(reachable, r.confirmationTimeout())

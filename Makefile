@@ -40,6 +40,9 @@ cluster-up: ## start only the Kubernetes, without the services
 cluster-down: ## stop it and remove everything it created
 	@$(KUBE) down -name '$(CLUSTER)'
 
+cluster-%: # any other command of the launcher: make cluster-status, make cluster-node ARGS='ps ax'
+	@$(KUBE) $* -name '$(CLUSTER)' $(ARGS)
+
 build: ## build the four programs, static, for Linux
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s build || exit; done
 

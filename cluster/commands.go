@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,12 +37,17 @@ func (c *cluster) up(o upOptions) error {
 			return fmt.Errorf("starting cluster %q: it is already running, %s; stop it with `down` or use another -name", c.name, s.kind())
 		}
 		progress("cluster %q is already running: Kubernetes %s, %s", c.name, s.Version, s.kind())
-		c.printHint()
+		fmt.Print(c.hint(s))
 		return nil
 	} else if err != nil {
 		return err
 	}
 	defer lock.Close()
+	// What a cluster left that ended with the machine. Its state would mislead other commands.
+	removeCgroups(c)
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
 	if err := preflight(o.controlPlane); err != nil {
 		return err
 	}
@@ -51,8 +57,7 @@ func (c *cluster) up(o upOptions) error {
 	if err != nil {
 		return err
 	}
-	removeCgroups(c) // of a cluster that ended with the machine
-	if err := errors.Join(os.RemoveAll(c.dir), makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
+	if err := errors.Join(makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
 	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, Tools: t}
@@ -67,7 +72,7 @@ func (c *cluster) up(o upOptions) error {
 	}
 	defer process.stop()
 	progress("cluster %q is ready", c.name)
-	c.printHint()
+	fmt.Print(c.hint(s))
 	if !o.foreground {
 		return process.detach()
 	}
@@ -96,19 +101,38 @@ func (c *cluster) lockOrReady() (*os.File, error) {
 	}
 }
 
-// printHint prints the commands that point kubectl to the cluster.
-func (c *cluster) printHint() {
+// hint is the commands that point kubectl to the cluster.
+func (c *cluster) hint(s state) string {
+	var b strings.Builder
 	dir := c.dir
-	fmt.Println()
+	b.WriteString("\n")
 	if strings.Contains(dir, ":") { // it separates the elements of KUBECONFIG and PATH
-		fmt.Printf("  cd %s\n", shellQuote(c.root))
+		fmt.Fprintf(&b, "  cd %s\n", shellQuote(c.root))
 		dir = filepath.Join(".cluster", c.name)
 	}
-	fmt.Printf("  export KUBECONFIG=%s\n", shellQuote(filepath.Join(dir, "kubeconfig")))
-	if _, err := exec.LookPath("kubectl"); err != nil {
-		fmt.Printf("  export PATH=%s:$PATH   # kubectl\n", shellQuote(filepath.Join(dir, "bin")))
+	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", shellQuote(filepath.Join(dir, "kubeconfig")))
+	if !kubectlFits(s.Version) {
+		fmt.Fprintf(&b, "  export PATH=%s:$PATH   # kubectl\n", shellQuote(filepath.Join(dir, "bin")))
 	}
-	fmt.Println()
+	b.WriteString("\n")
+	return b.String()
+}
+
+// kubectlFits reports whether PATH has a kubectl that may be used with this version of
+// Kubernetes: it may be one minor version older or newer
+// (https://kubernetes.io/releases/version-skew-policy/).
+func kubectlFits(version string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "kubectl", "version", "--client", "--output=json").Output()
+	var kubectl struct{ ClientVersion struct{ GitVersion string } }
+	if err != nil || json.Unmarshal(out, &kubectl) != nil {
+		return false
+	}
+	var major, minor, wantMajor, wantMinor int
+	_, err = fmt.Sscanf(kubectl.ClientVersion.GitVersion, "v%d.%d.", &major, &minor)
+	_, err2 := fmt.Sscanf(version, "v%d.%d.", &wantMajor, &wantMinor)
+	return err == nil && err2 == nil && major == wantMajor && minor >= wantMinor-1 && minor <= wantMinor+1
 }
 
 // shellQuote quotes a word for a POSIX shell if it needs quotes.
@@ -122,15 +146,20 @@ func shellQuote(word string) string {
 // down stops the cluster and removes its directory. It succeeds when the cluster
 // is not running.
 func (c *cluster) down() error {
-	s, _ := c.state()
 	lock, err := c.lock()
 	if errors.Is(err, errRunning) {
 		progress("stopping cluster %q", c.name)
-		if s.Supervisor > 0 {
-			_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
-		}
 		// Every process of the cluster holds the lock, so a free lock means that all have ended.
+		stopped := 0
 		for end := time.Now().Add(30 * time.Second); errors.Is(err, errRunning); lock, err = c.lock() {
+			s, _ := c.state() // none while up still builds
+			if s.Supervisor > 0 && s.Supervisor != stopped {
+				stopped = s.Supervisor
+				_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
+			}
+			if time.Now().After(end) && s.Supervisor == 0 {
+				return fmt.Errorf("stopping cluster %q: another process is preparing to start it; interrupt that process", c.name)
+			}
 			if time.Now().After(end) {
 				return fmt.Errorf("stopping cluster %q: process %d or one of its children is still running; see %s", c.name, s.Supervisor, c.path("log", "supervisor.log"))
 			}
@@ -158,7 +187,7 @@ func (c *cluster) status() error {
 	fmt.Printf("cluster     %s, %s, Kubernetes %s, up since %s\n", c.name, s.kind(), s.Version, s.Started.Format(time.DateTime))
 	fmt.Printf("API server  https://%s\n", s.API)
 	fmt.Printf("logs        %s\n", c.path("log"))
-	c.printHint()
+	fmt.Print(c.hint(s))
 	return nil
 }
 
@@ -167,6 +196,16 @@ func (c *cluster) kubectl(args []string) error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
+	cache := c.path("kubectl-cache") // not ~/.kube/cache
+	if info, err := os.Stat(c.dir); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() { // root: the owner could not remove root's files
+			if cache, err = os.MkdirTemp("", "kubectl-cache-"); err != nil {
+				return err
+			}
+			defer os.RemoveAll(cache)
+		}
+	}
+	os.Setenv("KUBECACHEDIR", cache)
 	// Not the variable KUBECONFIG: a colon in it separates two paths.
 	return runInTerminal(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
 }

@@ -82,6 +82,7 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			root := checkout(t)
 			provided(t)
+			t.Cleanup(func() { _, _ = cli(t, root, "down") }) // of a test that failed
 			before := host(t, root)
 			end(t, root)
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
@@ -132,10 +133,13 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 		fmt.Fprintln(&said, lines.Text())
 		if strings.Contains(lines.Text(), "starting cluster") {
 			time.AfterFunc(delay, func() {
-				children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
-				for _, pid := range strings.Fields(string(children)) {
-					n, _ := strconv.Atoi(pid)
-					_ = syscall.Kill(n, syscall.SIGKILL)
+				threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
+				for _, thread := range threads {
+					children, _ := os.ReadFile(thread)
+					for _, pid := range strings.Fields(string(children)) {
+						n, _ := strconv.Atoi(pid)
+						_ = syscall.Kill(n, syscall.SIGKILL)
+					}
 				}
 			})
 		}
@@ -151,16 +155,20 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 func TestPaths(t *testing.T) {
 	provided(t)
 	odd := filepath.Join("a b", "it's", `"q" $HOME \`, "ünï \u6587", "c:d", "{$PATH}%v", strings.Repeat("x", 100), strings.Repeat("y", 100))
-	for name, base := range map[string]string{"odd": t.TempDir(), "below run": "/run", "on tmpfs": "/dev/shm"} {
+	tmp := t.TempDir()
+	for name, bases := range map[string][2]string{"odd": {tmp, tmp}, "below run and on tmpfs": {"/run", "/dev/shm"}} {
 		t.Run(name, func(t *testing.T) {
-			dir, err := os.MkdirTemp(base, "k8s-micro-test-")
-			if err != nil {
-				t.Skipf("%v: run as root", err)
+			var dirs [2]string // of the checkout and of the cache
+			for i, base := range bases {
+				var err error
+				if dirs[i], err = os.MkdirTemp(base, "k8s-micro-test-"); err != nil {
+					t.Skipf("%v: run as root", err)
+				}
+				t.Cleanup(func() { os.RemoveAll(dirs[i]) })
 			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			root := filepath.Join(dir, odd)
+			dir, root := dirs[0], filepath.Join(dirs[0], odd)
 			checkoutIn(t, root)
-			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dir, "cache: of 'me'")))
+			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dirs[1], "cache: of 'me'")))
 			link := filepath.Join(dir, "link")
 			if err := os.Symlink(root, link); err != nil {
 				t.Fatal(err)
@@ -195,6 +203,13 @@ func TestPaths(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("down by way of a link: %v: %s", err, out)
 			}
+			if name == "odd" { // here the components see the path
+				for _, args := range [][]string{{"up", "-control-plane"}, {"kubectl", "--", "get", "namespaces"}, {"down"}} {
+					if out, err := cli(t, root, args...); err != nil {
+						t.Errorf("with a control plane only, %q: %v: %s", args, err, out)
+					}
+				}
+			}
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 			if after := host(t, root); after != before {
 				t.Errorf("the host has changed:\n%s", diff(before, after))
@@ -203,13 +218,36 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// The hint names the cluster's kubectl when PATH has none that works with the cluster.
+func TestHintForKubectl(t *testing.T) {
+	c := demoOf("/home/you/it's mine")
+	for script, want := range map[string]bool{
+		"":                  true,
+		"exit 1":            true,
+		"echo Client v1.37": true,
+		`echo '{"clientVersion":{"gitVersion":"v1.10.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.39.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.36.5"}}'`:   false,
+		`echo '{"clientVersion":{"gitVersion":"v1.38.0+x"}}'`: false,
+	} {
+		dir := t.TempDir()
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Setenv("PATH", dir)
+		hint := c.hint(state{Version: "v1.37.2"})
+		if got := strings.Contains(hint, `export PATH='/home/you/it'\''s mine/.cluster/demo/bin':$PATH`); got != want {
+			t.Errorf("with a kubectl that does %q the hint is %s, want PATH in it: %v", script, hint, want)
+		}
+	}
+}
+
 // copyOfCache copies the cache to dir/k8s-micro and returns dir.
 func copyOfCache(t *testing.T, dir string) string {
 	t.Helper()
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	cache := cacheOf(t)
 	if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -al "$1" "$2/" 2>/dev/null || cp -a "$1" "$2/"`, "sh", cache, dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -223,7 +261,10 @@ func TestCheckoutWithoutRoom(t *testing.T) {
 		t.Skip("needs root to mount")
 	}
 	provided(t)
+	t.Setenv("K8S_MICRO_TEST_CACHE", t.TempDir())
 	for _, c := range []struct{ name, mount, want string }{
+		{"full cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; export XDG_CACHE_HOME="$K8S_MICRO_TEST_CACHE"`, " 0.0 GB free in "},
+		{"full build cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; mkdir "$K8S_MICRO_TEST_CACHE/go"; export XDG_CACHE_HOME="$PWD" GOCACHE="$K8S_MICRO_TEST_CACHE/go"`, ` 0.0 GB free in "`},
 		{"read-only", "mount --bind . . && mount -o remount,ro,bind .", "read-only file system; the checkout must be writable"},
 		{"full", "mkdir .cluster && mount -t tmpfs -o size=100k tmpfs .cluster", "no space left on device"},
 	} {
@@ -244,6 +285,8 @@ func TestClustersAreIndependent(t *testing.T) {
 	one, two := checkout(t), checkout(t)
 	home := t.TempDir()
 	t.Setenv("KUBECONFIG", filepath.Join(home, "mine"))
+	t.Setenv("XDG_CACHE_HOME", filepath.Dir(cacheOf(t)))
+	t.Setenv("HOME", home)
 	a, b := up(t, one), up(t, two)
 	runPod(t, one)
 	if out, err := cli(t, two, "kubectl", "--", "get", "pods", "-o", "name"); err != nil || out != "" && !strings.Contains(out, "No resources") {
@@ -259,6 +302,9 @@ func TestClustersAreIndependent(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the user's kubeconfig was touched: %v", err)
+	}
+	if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
+		t.Errorf("the user's home has %v, %v", left, err)
 	}
 	checkForward(t, one, two)
 }

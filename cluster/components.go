@@ -65,8 +65,8 @@ func (p *components) start(name, program string, args ...string) {
 	})
 }
 
-// run starts a process once and waits for its end. The error has the path of its
-// log and the last line in it.
+// run starts a process once and waits for its end. The error has the name of its log
+// and the last line in it.
 func (p *components) run(name, program string, args []string) error {
 	path := filepath.Join(p.logs, name+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o644)
@@ -96,7 +96,7 @@ func (p *components) run(name, program string, args []string) error {
 		n, _ := log.ReadAt(tail, max(0, end-int64(len(tail))))
 		tail = bytes.ToValidUTF8(tail[:n], nil)
 	}
-	return fmt.Errorf("%s ended (%w), see %s: %s", name, err, path, lastLine(tail))
+	return fmt.Errorf("%s ended (%w), see %s: %s", name, err, filepath.Base(path), lastLine(tail))
 }
 
 // await waits until ok returns true. It returns an error after a minute, when ctx
@@ -109,7 +109,7 @@ func (p *components) await(ctx context.Context, what string, ok func() bool) err
 		case err := <-p.broken:
 			return err
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w; see %s", what, ctx.Err(), p.logs)
+			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

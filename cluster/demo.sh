@@ -33,7 +33,7 @@ WELCOME
 
 title 'A cluster'
 launcher up
-export KUBECONFIG="$dir/kubeconfig"
+export KUBECONFIG="$dir/kubeconfig" KUBECACHEDIR="$dir/kubectl-cache" # relative: a path in KUBECONFIG cannot contain a colon
 
 title 'Four programs, four images'
 changed=

@@ -16,7 +16,7 @@ const ordinary = 4242 // an unused user id
 
 // asOrdinaryUser returns a command that runs cmd as an ordinary user, "micro". The
 // user exists only in the command's mount namespace, which has its own /etc/passwd,
-// /etc/subuid and /etc/subgid. When the test is not run by root it returns cmd.
+// /etc/subuid and /etc/subgid, shares no file with others and may open 1024. When the test is not run by root it returns cmd.
 func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -33,6 +33,7 @@ func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
 	}
 	script := fmt.Sprintf(`set -e
 for f in passwd subuid subgid; do [ -e /etc/$f ] || : > /etc/$f; mount -n --bind %[1]s/$f /etc/$f; done
+umask 077; ulimit -n 1024
 exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinary)
 	args := append([]string{"-m", "--propagation", "private", "sh", "-c", script, "sh", cmd.Path}, cmd.Args[1:]...)
 	user := exec.Command("unshare", args...)
@@ -75,7 +76,7 @@ func uidmap(t *testing.T) {
 func TestOrdinaryUser(t *testing.T) {
 	uidmap(t)
 	provided(t)
-	root := checkout(t)
+	root := checkoutIn(t, filepath.Join(checkout(t), "it's a checkout"))
 	cache, err := cacheDir()
 	if err != nil {
 		t.Fatal(err)

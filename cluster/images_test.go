@@ -245,6 +245,12 @@ func sbomModules(t *testing.T, sbom []byte) []string {
 func copyOfCheckout(t *testing.T, umask os.FileMode) string {
 	t.Helper()
 	root := t.TempDir()
+	copyCheckoutTo(t, root, umask)
+	return root
+}
+
+func copyCheckoutTo(t *testing.T, root string, umask os.FileMode) {
+	t.Helper()
 	names := inShell(t, "..", "git ls-files -coz --exclude-standard")
 	for _, f := range strings.Split(strings.Trim(names, "\x00"), "\x00") {
 		from, to := filepath.Join("..", f), filepath.Join(root, f)
@@ -263,7 +269,6 @@ func copyOfCheckout(t *testing.T, umask os.FileMode) string {
 			t.Fatal(err)
 		}
 	}
-	return root
 }
 
 // inShell runs a script in dir and returns its output.

@@ -6,11 +6,14 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
+	"strings"
+	"syscall"
 	"time"
 )
 
@@ -20,15 +23,17 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
 	fmt.Fprintln(sum, gcflags)
-	files, _ := filepath.Glob(filepath.Join(src, "*"))
-	slices.Sort(files)
+	files, err := os.ReadDir(src) // sorted
+	if err != nil {
+		return "", "", err
+	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
+		b, err := os.ReadFile(filepath.Join(src, f.Name()))
 		if err != nil {
 			return "", "", err
 		}
-		fmt.Fprintf(sum, "%s %d\n%s", filepath.Base(f), len(b), b)
-		if m := regexp.MustCompile(`k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(b); m != nil && filepath.Base(f) == "go.mod" {
+		fmt.Fprintf(sum, "%s %d\n%s", f.Name(), len(b), b)
+		if m := regexp.MustCompile(`k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(b); m != nil && f.Name() == "go.mod" {
 			version = string(m[1])
 		}
 	}
@@ -44,7 +49,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
 	}
-	if err := checkSpace(cache); err != nil {
+	if err := checkSpace(ctx, cache); err != nil {
 		return "", "", err
 	}
 	logPath := filepath.Join(dir, "build.log")
@@ -74,12 +79,51 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 }
 
 // checkSpace refuses to start a build that would end in "no space left on device".
-func checkSpace(cache string) error {
-	const need = 6 << 30 // modules 1 GB, build cache 3.5 GB, the binary and the files of the linker
-	if free := freeBytes(cache); free > 0 && free < need {
-		return fmt.Errorf("building Kubernetes in %q: %.1f GB free, %d GB needed; free space, set XDG_CACHE_HOME and GOCACHE elsewhere, %s", cache, float64(free)/(1<<30), need>>30, elsewhere)
+func checkSpace(ctx context.Context, cache string) error {
+	out, err := goCommand(ctx, cache, "env", "GOCACHE", "GOMODCACHE").Output()
+	if err != nil {
+		return fmt.Errorf("asking go for its caches: %w", err)
+	}
+	dirs := append([]string{cache}, strings.Split(strings.TrimSpace(string(out)), "\n")...)
+	needed := map[string]int64{}                 // by the first directory on a file system
+	for i, gigabytes := range []int64{1, 4, 1} { // the binary and the files of the linker; the build cache; the modules
+		if i < len(dirs) {
+			first := slices.IndexFunc(dirs, func(d string) bool { return sameFileSystem(d, dirs[i]) })
+			needed[dirs[max(first, 0)]] += gigabytes << 30
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(needed)) {
+		if free := freeBytes(existing(dir)); free >= 0 && free < needed[dir] {
+			return fmt.Errorf("building Kubernetes: %.1f GB free in %q, %d GB needed; free space, set XDG_CACHE_HOME, GOCACHE or GOMODCACHE elsewhere, %s",
+				float64(free)/(1<<30), dir, needed[dir]>>30, elsewhere)
+		}
 	}
 	return nil
+}
+
+// existing is the directory, or the parent of it that exists.
+func existing(dir string) string {
+	for !exists(dir) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+	}
+	return dir
+}
+
+// sameFileSystem reports whether two directories share the same free space.
+func sameFileSystem(a, b string) bool {
+	var device [2]any
+	for i, dir := range []string{a, b} {
+		info, err := os.Stat(existing(dir))
+		if err != nil {
+			return false
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return false
+		}
+		device[i] = stat.Dev
+	}
+	return device[0] == device[1]
 }
 
 // countPackages downloads the modules of a build and counts its packages.

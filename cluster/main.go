@@ -12,6 +12,9 @@
 //	go run -C cluster . down          stop the cluster and remove everything it made
 //	go run -C cluster . build         only build and fetch what up needs
 //
+// `make cluster-COMMAND ARGS="..."` runs the same with the Go flags of the Makefile, so
+// that nothing is compiled twice.
+//
 // Every command takes -name NAME. The default is the environment variable
 // CLUSTER, then "demo". Clusters with different names are independent. No
 // command reads or writes ~/.kube.
@@ -23,11 +26,19 @@
 // upstream's etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 // kubelet, kube-proxy, CoreDNS, containerd and runc. It keeps its data in memory
 // and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
-// sysctls are private to its namespaces and disappear with them.
+// sysctls are private to its namespaces and disappear with them. It sees the host's
+// files, but can write only to .cluster/NAME.
 //
-// The host reaches the node through listeners on the host's loopback: one for the
-// API server, one for the image registry, and one for each forwarded Service. The
-// image registry answers containerd for every image name, docker.io's included.
+// The node has an image registry from which containerd pulls every image, whatever
+// registry its name contains. Images get there only with the command load.
+//
+// # Access
+//
+// .cluster and the cache belong to the user who started the cluster; other users
+// cannot enter them. Two kinds of listeners on the host's loopback are open to every
+// user of the machine: that of the API server, which requires a client certificate or
+// a token, and those of forwarded Services, which require what the Service requires.
+// Each carries 1000 connections at a time, which another user can use up.
 //
 // # Processes
 //

@@ -114,10 +114,27 @@ func provided(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false); err != nil {
+	tools, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false)
+	if err != nil {
 		t.Fatal(err)
 	}
+	if nft == "" {
+		nft = filepath.Join(tools.Bin, "nft")
+	}
 }
+
+// cacheOf is the directory of what was built and downloaded.
+func cacheOf(t *testing.T) string {
+	t.Helper()
+	cache, err := cacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cache
+}
+
+// nft is the program that lists the rules of the host's firewall.
+var nft string
 
 // host describes everything on the host that the checkout's cluster could leave behind.
 func host(t *testing.T, root string) string {
@@ -148,15 +165,7 @@ func host(t *testing.T, root string) string {
 		return nil
 	})
 	if os.Getuid() == 0 {
-		cache, err := cacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		bin, _, err := provideNodeTools(t.Context(), cache)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rules, err := exec.Command(filepath.Join(bin, "nft"), "list", "ruleset").CombinedOutput()
+		rules, err := exec.Command(nft, "list", "ruleset").CombinedOutput()
 		if err != nil {
 			t.Fatalf("nft: %v: %s", err, rules)
 		}
@@ -168,15 +177,24 @@ func host(t *testing.T, root string) string {
 // leftProcesses lists the processes of a checkout: those with its directory in their
 // command line or as their working directory.
 func leftProcesses(root string) (left []string) {
+	for _, pid := range checkoutProcesses(root) {
+		line, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+	}
+	return left
+}
+
+// checkoutProcesses are the ids of the same processes.
+func checkoutProcesses(root string) (pids []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
 		cwd, _ := os.Readlink(filepath.Join(d, "cwd"))
 		if d != fmt.Sprint("/proc/", os.Getpid()) && (strings.Contains(string(line), root) || strings.HasPrefix(cwd, root)) {
-			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+			pids = append(pids, filepath.Base(d))
 		}
 	}
-	return left
+	return pids
 }
 
 // eventually waits until ok returns true and fails the test after limit.

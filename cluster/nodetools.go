@@ -67,7 +67,7 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 	var why []string
 	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
 		m := missing()
-		if len(m) == 0 {
+		if len(m) == 0 || ctx.Err() != nil {
 			break
 		}
 		got, err := source(ctx, cache, m)
@@ -207,7 +207,7 @@ func unpackDebs(ctx context.Context, dir string, debs []string) error {
 	if err := apt(append([]string{"install", "-y", "--no-install-recommends", "--download-only"}, debs...)...); err != nil {
 		return err
 	}
-	files, _ := filepath.Glob(filepath.Join(dir, "cache", "archives", "*.deb"))
+	files, _ := filepath.Glob(filepath.Join(escapeGlob(dir), "cache", "archives", "*.deb"))
 	for _, f := range files {
 		if out, err := interruptible(ctx, "dpkg-deb", "-x", f, filepath.Join(dir, "root")).CombinedOutput(); err != nil {
 			return fmt.Errorf("unpacking %q: %w: %s", filepath.Base(f), err, lastLine(out))

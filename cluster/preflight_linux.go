@@ -23,6 +23,15 @@ func preflight(controlPlane bool) error {
 	if free := procNumber("/proc/meminfo", "MemAvailable:", 10); free > 0 && free < 3<<19 {
 		return fail(fmt.Sprintf("%d MB of memory available, 1.5 GB needed", free>>10), "close other programs")
 	}
+	const files = 1024
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Max < files {
+		return fail(fmt.Sprintf("a process here may open %d files, %d needed", limit.Max, files), fmt.Sprintf("raise the limit with `ulimit -Hn %d`, as root", files))
+	}
+	const watchers = 24 // the components have 19
+	if n := inotifyInstances(watchers); n < watchers {
+		return fail(fmt.Sprintf("%d inotify instances left to this user, %d needed", n, watchers), "raise the limit with `sudo sysctl fs.inotify.max_user_instances=512`")
+	}
 	if os.Getuid() == 0 {
 		const sysAdmin = 1 << 21
 		if procNumber("/proc/self/status", "CapEff:", 16)&sysAdmin == 0 {
@@ -40,6 +49,19 @@ func preflight(controlPlane bool) error {
 		return fmt.Errorf("preparing a node as an ordinary user: %w; or run as root, %s", err, elsewhere)
 	}
 	return nil
+}
+
+// inotifyInstances returns how many inotify instances this user can still make, at
+// most limit.
+func inotifyInstances(limit int) int {
+	for n := range limit {
+		fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC)
+		if err != nil {
+			return n
+		}
+		defer syscall.Close(fd)
+	}
+	return limit
 }
 
 func kernelRelease() string {

@@ -142,7 +142,7 @@ func supervisor(args []string) (err error) {
 		return err
 	}
 	s.Supervisor = os.Getpid()
-	if err := c.linkKubectl(s.Tools); err != nil {
+	if err := errors.Join(c.save(s), c.linkKubectl(s.Tools)); err != nil {
 		return err
 	}
 	if s.ControlPlane {

@@ -53,26 +53,30 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		return t, err
 	}
 	defer lock.Close()
-	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		progress("waiting for another process that is building in %s", cache)
-		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-			return t, fmt.Errorf("locking %q: %w", lock.Name(), err)
-		}
+	if err := lockCache(ctx, lock); err != nil {
+		return t, err
 	}
 	removeIncomplete(cache)
+	ctx, cancel := context.WithCancelCause(ctx) // the first error stops the other work
+	defer cancel(nil)
 	fetched := make(chan error, 1)
 	if controlPlane {
 		fetched <- nil
 	} else {
 		go func() { // waits mostly for the network, the build mostly for the processor
 			var err error
-			t.Bin, t.CNI, err = provideNodeTools(ctx, cache)
+			if t.Bin, t.CNI, err = provideNodeTools(ctx, cache); err != nil {
+				cancel(err)
+			}
 			fetched <- err
 		}()
 	}
 	version, kube, err := c.provideKube(ctx, cache)
+	if err != nil {
+		cancel(err)
+	}
 	if err = errors.Join(err, <-fetched); err != nil {
-		if ctx.Err() != nil {
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) { // by a signal
 			err = errors.New("interrupted")
 		}
 		return t, err
@@ -87,6 +91,28 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		}
 	}
 	return t, err
+}
+
+// lockCache waits for the lock until the end of ctx.
+func lockCache(ctx context.Context, lock *os.File) error {
+	for waiting := false; ; {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("locking %q: %w", lock.Name(), err)
+		}
+		if !waiting {
+			progress("waiting for another process that is building in %s", filepath.Dir(lock.Name()))
+			waiting = true
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("interrupted")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // removeIncomplete removes what processes left in the cache that were killed while

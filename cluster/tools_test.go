@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,6 +86,27 @@ func TestInterruptedBuild(t *testing.T) {
 		}
 	}
 	cmd, _ := startBuild(t, root)
+	other := launch(checkout(t), "up", "-control-plane") // waits for that build
+	out, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.Contains(lines.Text(), "waiting for another process") {
+			_ = other.Process.Signal(syscall.SIGINT)
+			timeout := time.AfterFunc(5*time.Second, func() {
+				t.Error("an up that waits for another one's build does not end with SIGINT")
+				_ = other.Process.Kill()
+			})
+			defer timeout.Stop()
+		}
+	}
+	if err := other.Wait(); err == nil {
+		t.Error("an up that was interrupted succeeded")
+	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	pid, err := os.ReadFile(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
@@ -105,6 +128,42 @@ func TestInterruptedBuild(t *testing.T) {
 	}
 	_ = cmd.Process.Signal(syscall.SIGINT)
 	_ = cmd.Wait()
+}
+
+// While up builds, what a cluster left that ended with the machine misleads nobody: no
+// command takes it for a running cluster, and down stops no process by its id.
+func TestStaleState(t *testing.T) {
+	root := checkout(t)
+	innocent := exec.Command("sleep", "100")
+	if err := innocent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = innocent.Process.Kill(); _ = innocent.Wait() }()
+	c := demoOf(root)
+	if err := errors.Join(os.MkdirAll(c.dir, 0o700), c.save(state{Version: "v1.0.0", Supervisor: innocent.Process.Pid, Node: innocent.Process.Pid}), c.markReady()); err != nil {
+		t.Fatal(err)
+	}
+	fakeGo(t, `echo $$ >"$XDG_CACHE_HOME/pid"; exec sleep 100`)
+	cmd, _ := startBuild(t, root)
+	if out, err := cli(t, root, "status"); err == nil || !strings.Contains(out, "starting or stopping") {
+		t.Errorf("status: %v: %s", err, out)
+	}
+	down := launch(root, "down")
+	if err := down.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if err := syscall.Kill(innocent.Process.Pid, 0); err != nil {
+		t.Errorf("the innocent process: %v", err)
+	}
+	if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", innocent.Process.Pid)); strings.Contains(string(line), ") Z ") {
+		t.Error("down has stopped a process that is not the cluster's")
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Wait()
+	if err := down.Wait(); err != nil {
+		t.Errorf("down after the interrupted build: %v", err)
+	}
 }
 
 // A build that fails says why.

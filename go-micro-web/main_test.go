@@ -1,10 +1,21 @@
 package main
 
 import (
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func TestAnswersWithPodName(t *testing.T) {
@@ -33,6 +44,165 @@ func TestAnswersWithPodName(t *testing.T) {
 			}
 			if rsp.StatusCode != http.StatusOK || string(body) != "go-micro-web-56b457b9f7-f7lds" {
 				t.Errorf("answer is %s %q, want the name of the pod", rsp.Status, body)
+			}
+		})
+	}
+}
+
+// start builds go-micro-web and starts it as the only pod of a cluster whose API
+// server accepts connections and never answers.
+func start(t *testing.T) (web *os.Process, address string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "web")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building go-micro-web: %v\n%s", err, out)
+	}
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	apiServer, free := listen(), listen()
+	address = free.Addr().String()
+	free.Close()
+
+	// The service account is at a fixed path: a mount namespace of its own has it.
+	account := "/run/secrets/kubernetes.io/serviceaccount"
+	cmd := exec.Command("sh", "-ec", "mount -t tmpfs none /run; mkdir -p "+account+"; cd "+account+
+		`; echo -n token >token; : >ca.crt; echo -n go-micro >namespace; exec "$0"`, program)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}, GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}
+	_, port, _ := net.SplitHostPort(apiServer.Addr().String())
+	cmd.Env = append(os.Environ(), "POD_NAME=web-0", "POD_IP=192.0.2.1", "HOSTNAME=web-0", "MICRO_SERVER_ADDRESS="+address, "KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT="+port)
+	var log strings.Builder
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting go-micro-web: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("its log:\n%s", log.String())
+		}
+	})
+	for end := time.Now().Add(10 * time.Second); probe(address) != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waiting for go-micro-web: %v", probe(address))
+		}
+	}
+	return cmd.Process, address
+}
+
+// probe asks for the health as a kubelet does, which allows 1 s by default.
+func probe(address string) error {
+	c := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	rsp, err := c.Get("http://" + address + "/healthz")
+	if err != nil {
+		return err
+	}
+	rsp.Body.Close()
+	if rsp.StatusCode != http.StatusOK {
+		return fmt.Errorf("/healthz answers %s", rsp.Status)
+	}
+	return nil
+}
+
+// residentMiB returns the resident memory of a process.
+func residentMiB(t *testing.T, p *os.Process) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(b), "VmRSS:")
+	if !ok {
+		t.Fatal("go-micro-web has ended")
+	}
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib / 1024
+}
+
+// The manifest limits the memory to 128 MiB. The test leaves 16 MiB of it
+// to the kernel, which counts socket buffers too.
+func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("holds 5,000 connections for half a minute: run without -short")
+	}
+	const held, limit = 5000, 112
+	const probePeriod = 2 * time.Second // of the readiness probe in the manifest, which may fail once
+	for _, request := range []struct {
+		name, head string
+		clients    int // addresses
+	}{
+		{"one client, the form of the dashboard", "POST /registry/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nn", 1},
+		{"the form of the dashboard", "POST /registry/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 1000\r\n\r\nn", held},
+		{"a path that ignores its body", "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nn", held},
+		{"a header without an end", "GET / HTTP/1.1\r\nHost: localhost\r\n", held},
+	} {
+		t.Run(request.name, func(t *testing.T) {
+			web, address := start(t)
+			before := residentMiB(t, web)
+			var attackers sync.WaitGroup
+			var opened atomic.Int64
+			stop := make(chan struct{})
+			for i := range held {
+				attackers.Go(func() {
+					client := i % request.clients
+					dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(client/250), byte(1+client%250))}}
+					for {
+						conn, err := dialer.Dial("tcp", address)
+						if err == nil {
+							opened.Add(1)
+							_, _ = io.WriteString(conn, request.head)
+							over := make(chan struct{})
+							go func() { defer close(over); _, _ = io.Copy(io.Discard, conn) }() // until the server closes it
+							select {
+							case <-over:
+							case <-stop:
+							}
+							conn.Close()
+							<-over
+						}
+						select {
+						case <-stop:
+							return
+						case <-time.After(time.Second): // 5,000 new connections a second at most
+						}
+					}
+				})
+			}
+			most, failures := 0, 0
+			for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+				most = max(most, residentMiB(t, web))
+				if opened.Load() < held/2 {
+					continue // the attack is starting
+				}
+				if err := probe(address); err != nil {
+					failures++
+					t.Logf("probe: %v", err)
+					time.Sleep(probePeriod)
+					if err := probe(address); err != nil {
+						t.Errorf("two probes in a row fail, which takes the pod out of service: %v", err)
+					}
+				}
+			}
+			close(stop)
+			attackers.Wait()
+			t.Logf("%d connections of %d attackers; memory before %d MiB, at most %d MiB; %d probes failed", opened.Load(), held, before, most, failures)
+			if opened.Load() < held {
+				t.Errorf("the attack opened %d connections, want at least %d", opened.Load(), held)
+			}
+			if most >= limit {
+				t.Errorf("go-micro-web takes up to %d MiB, want less than %d", most, limit)
 			}
 		})
 	}

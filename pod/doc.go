@@ -20,7 +20,11 @@
 //
 // A registration is a desired state. The registry watches the own pod and patches
 // it when the pod lacks the registration, whatever removed it, and not otherwise.
-// There is no heartbeat.
+// There is no heartbeat. While something else keeps changing the registration, such
+// as another container with the same service name, the registry says so once and
+// makes at most 10 PATCH in the first minute and then 2 a minute.
+//
+// The registered address is the pod's IP. A loopback address is refused.
 //
 // # Discovery
 //
@@ -29,19 +33,37 @@
 //
 //   - GetService, Select and Watch read memory. An API server that is down, slow or
 //     frozen costs a running client nothing. Only the first call for a service waits
-//     for the API server.
+//     for the API server, and returns an error as soon as the reason is known.
 //   - An instance is routable when its pod is running, ready and not terminating,
-//     and when its annotation decodes. Observe shows the other instances too.
+//     and when its annotation decodes. Observe shows the other instances too. No
+//     annotation that another pod writes crashes a client.
+//   - Pods whose Kubernetes node stopped reporting stay routable while they outnumber
+//     the ready ones, as after a long outage of the API server.
 //   - A change is seen within milliseconds of its write, in whatever order the
 //     label, the annotation and the readiness arrive.
-//   - A lost watch is retried at most one second apart.
+//   - A lost watch is retried at most one second apart, and later only when the API
+//     server asks for it with Retry-After.
+//
+// # Choice
+//
+// A Selector takes the less busy of two random instances, in constant time. It ejects an
+// instance whose connection fails or that does not answer in time, for a growing time,
+// and never more than half of the instances. An instance is blamed only for its own
+// faults. WithEvents passes what happens to a metrics library.
+//
+// # Stop
+//
+// On SIGTERM a service with Lifecycle or WebLifecycle becomes not ready, deregisters,
+// accepts calls for a short time while clients notice, and waits for everything in
+// flight, within the pod's grace period. Endless streams end by Draining.
 //
 // # API server
 //
-// Every call has a time limit of 5 s or registry.Timeout, except a running watch.
-// The token and the certificate authority are read again for each use, so their
-// rotation needs no restart. Errors name the verb, the object, the cause and the
-// remedy.
+// Every call has a time limit of 5 s or registry.Timeout, whatever the API server
+// answers, except a running watch. The token and the certificate authority are read
+// again for each use, so their rotation needs no restart. The token is sent to no
+// other server, and only over verified TLS. Errors name the verb, the object, the
+// cause and the remedy.
 //
 // The service account needs these verbs on the pods of its namespace, which
 // k8s/pod-rbac.yaml grants:
@@ -55,6 +77,7 @@
 // # Environment
 //
 //	POD_NAME                  name of the own pod; set it from metadata.name (downward API)
+//	POD_IP                    address to register; set it from status.podIP (downward API)
 //	HOSTNAME                  used when POD_NAME is not set; wrong under hostNetwork
 //	KUBERNETES_SERVICE_HOST   with KUBERNETES_SERVICE_PORT, address of the API server; every pod has them
 //	KUBECONFIG                outside a pod: how to reach a cluster

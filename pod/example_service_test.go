@@ -2,6 +2,7 @@ package pod_test
 
 import (
 	"context"
+	"expvar"
 	"fmt"
 	"net/http"
 	"os"
@@ -68,6 +69,67 @@ func ExampleWebLifecycle() {
 func ExampleDrainWait() {
 	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	web.NewService(web.Registry(registry), pod.WebLifecycle(registry, pod.DrainWait(10*time.Second)))
+}
+
+// Ticker streams a tick each second until its service drains.
+type Ticker struct{}
+
+func (Ticker) Ticks(ctx context.Context, stream server.Stream) error {
+	for {
+		select {
+		case <-pod.Draining(ctx): // the client sees the end of the stream and opens it on another pod
+			return nil
+		case <-ctx.Done(): // the client is gone
+			return ctx.Err()
+		case now := <-time.After(time.Second):
+			if err := stream.Send(&proto.HelloResponse{Greeting: now.String()}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// A stream that does not look at Draining uses up the pod's grace period, and is cut off.
+func ExampleDraining() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	service := micro.NewService(micro.Server(grpcs.NewServer()), micro.Registry(registry), pod.Lifecycle(registry))
+	if err := service.Server().Handle(service.Server().NewHandler(new(Ticker))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// Server-sent events end in the same way.
+func ExampleDraining_web() {
+	http.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) {
+		for {
+			select {
+			case <-pod.Draining(r.Context()):
+				return
+			case <-r.Context().Done():
+				return
+			case now := <-time.After(time.Second):
+				fmt.Fprintf(w, "data: %s\n\n", now)
+				w.(http.Flusher).Flush()
+			}
+		}
+	})
+}
+
+// Counters for a metrics library.
+func ExampleWithEvents() {
+	var picks, ejections, apiErrors expvar.Map
+	registry := pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(pod.Events{
+		Picked:  func(service, pod, _ string) { picks.Add(service+"/"+pod, 1) },
+		Ejected: func(service, pod, _ string, _ time.Duration, _ error) { ejections.Add(service+"/"+pod, 1) },
+		APIError: func(operation string, err error) {
+			if err != nil {
+				apiErrors.Add(operation, 1)
+			}
+		},
+	}))
+	defer registry.Close()
+	expvar.Publish("snapshot_age_seconds", expvar.Func(func() any { return time.Since(registry.LastContact()).Seconds() }))
 }
 
 // grpcurl -plaintext localhost:9100 list

@@ -66,7 +66,7 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-h.lifecycle.stopped:
+		case <-h.lifecycle.drained:
 			return errors.New("grpc.health.v1", "the server stops", 503)
 		}
 	}

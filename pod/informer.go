@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,7 @@ type informer struct {
 	podWatch
 	conn    *apiserver.Connection
 	current atomic.Pointer[snapshot]
-	changed broadcast     // there is a new snapshot, or the informer has stopped
+	changed broadcast     // there is a new snapshot or error, or the informer has stopped
 	synced  chan struct{} // closed after the first LIST
 
 	mu    sync.Mutex
@@ -55,7 +56,8 @@ func (i *informer) stop() {
 // snapshot returns what is known now.
 func (i *informer) snapshot() *snapshot { return i.current.Load() }
 
-// wait waits for the first LIST, for at most limit. Afterwards it returns at once.
+// wait waits for the first LIST, for at most limit. It returns an error as soon as
+// the reason is known why there is none yet. Afterwards it returns at once.
 func (i *informer) wait(limit time.Duration) error {
 	select {
 	case <-i.synced:
@@ -64,16 +66,33 @@ func (i *informer) wait(limit time.Duration) error {
 	}
 	t := time.NewTimer(limit)
 	defer t.Stop()
+	for {
+		changed := i.changed.wait()
+		if err := i.lastError(); err != nil {
+			return err
+		}
+		if !i.running() {
+			return errors.New("using the registry: it is closed")
+		}
+		select {
+		case <-i.synced:
+			return nil
+		case <-changed:
+		case <-t.C:
+			return fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", i.conn.Namespace, i.conn.Host, limit)
+		}
+	}
+}
+
+// lastError returns why there was no LIST yet.
+func (i *informer) lastError() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	select {
 	case <-i.synced:
 		return nil
-	case <-t.C:
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		if i.err != nil {
-			return i.err
-		}
-		return fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", i.conn.Namespace, i.conn.Host, limit)
+	default:
+		return i.err
 	}
 }
 
@@ -117,23 +136,36 @@ func (i *informer) StateChanged(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.err = err
+	i.changed.notify()
 }
 
-// publish makes the table's routable instances the snapshot. When no pod is ready,
-// the instances whose Kubernetes node is unreachable count as routable: it is more
-// likely that the cluster has lost sight of its nodes than that all are lost, and a
-// call finds out.
+// publish makes the table's routable instances the snapshot.
+//
+// An instance whose Kubernetes node is unreachable counts as routable while these
+// outnumber the ready instances of its service. It is then more likely that the
+// cluster has lost sight of its nodes, as after a long outage of the API server, than
+// that most of them are lost; a call finds out. Otherwise all calls would go to the
+// few pods whose node reports first.
 func (i *informer) publish() {
-	s := &snapshot{instances: make([]*instance, 0, len(i.table.pods))}
+	type count struct{ ready, unreachable int }
+	counts := map[string]count{} // by service
 	for _, e := range i.table.pods {
-		if e.ready {
-			s.instances = append(s.instances, e.instances...)
+		for _, instance := range e.instances {
+			c := counts[instance.service.Name]
+			if e.ready {
+				c.ready++
+			} else if e.nodeUnreachable {
+				c.unreachable++
+			}
+			counts[instance.service.Name] = c
 		}
 	}
-	if len(s.instances) == 0 {
-		for _, e := range i.table.pods {
-			if e.nodeUnreachable {
-				s.instances = append(s.instances, e.instances...)
+	s := &snapshot{instances: make([]*instance, 0, len(i.table.pods))}
+	for _, e := range i.table.pods {
+		for _, instance := range e.instances {
+			c := counts[instance.service.Name]
+			if e.ready || e.nodeUnreachable && c.unreachable > c.ready {
+				s.instances = append(s.instances, instance)
 			}
 		}
 	}

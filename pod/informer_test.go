@@ -2,10 +2,13 @@ package pod
 
 import (
 	"fmt"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -37,7 +40,7 @@ func TestInformerListsAgainAfterExpiredWatch(t *testing.T) {
 	ns.Compact(t)
 	ns.KillAndWait(t, nil) // otherwise its watch cache still has the version
 	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistryIn(ns.Environment("reader"), registry.Addrs(f.URL))
+	r := ns.openRegistryIn(f.Through(ns.Environment("reader")))
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
 	f.ExpireNextWatch()
@@ -130,4 +133,86 @@ func TestInformerWithTwoThousandPods(t *testing.T) {
 func (x *instanceIndex) length() (n int) {
 	x.byNode.Range(func(any, any) bool { n++; return true })
 	return n
+}
+
+func TestFirstReadFailsAtOnceWithTheReason(t *testing.T) {
+	status := func(code int, reason, message string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(code)
+			fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d,"message":%q}`, reason, code, message)
+		})
+	}
+	_, forbidden := kubetest.StartFake(t, status(http.StatusForbidden, "Forbidden", "pods is forbidden"))
+	_, invalid := kubetest.StartFake(t, status(http.StatusBadRequest, "BadRequest", "unable to parse requirement"))
+	server, down := kubetest.StartFake(t, http.NotFoundHandler())
+	server.Close()
+	for _, c := range []struct {
+		name, want string
+		env        apiserver.Environment
+	}{
+		{"the verb list is missing", "k8s/pod-rbac.yaml grants it", forbidden},
+		{"the name is invalid", "unable to parse requirement", invalid},
+		{"the API server is down", "is the API server at", down},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRegistry(c.env, nil)
+			defer r.Close()
+			s := NewSelector(r)
+			for call := range 3 {
+				begin := time.Now()
+				_, err := s.Select("greeter")
+				if took := time.Since(begin); err == nil || !strings.Contains(err.Error(), c.want) || took > time.Second {
+					t.Errorf("call %d: %v after %s, want %q at once", call, err, took, c.want)
+				}
+			}
+		})
+	}
+}
+
+func TestUnreachableInstancesAreUsedWhileTheyOutnumberReadyOnes(t *testing.T) {
+	const ready, unreachable, notReady = "ready", "unreachable", "not ready"
+	states := func(counts map[string]int) (pods []*corev1.Pod) {
+		conditions := map[string][2]corev1.ConditionStatus{ready: {"True", "True"}, unreachable: {"False", "True"}, notReady: {"False", "False"}}
+		for state, n := range counts {
+			for range n {
+				p := readyPod(t, len(pods))
+				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: conditions[state][0]}, {Type: corev1.ContainersReady, Status: conditions[state][1]}}
+				pods = append(pods, p)
+			}
+		}
+		return pods
+	}
+	for _, c := range []struct {
+		what   string
+		counts map[string]int
+		want   int
+	}{
+		{"before", map[string]int{ready: 12}, 12},
+		{"after a long API outage", map[string]int{unreachable: 12}, 12},
+		{"the first node reports again", map[string]int{ready: 3, unreachable: 9}, 12},
+		{"the second node reports again", map[string]int{ready: 6, unreachable: 6}, 6},
+		{"the third node reports again", map[string]int{ready: 9, unreachable: 3}, 9},
+		{"one node of four is lost", map[string]int{ready: 9, unreachable: 3}, 9},
+		{"pods with failing probes do not count", map[string]int{ready: 2, unreachable: 1, notReady: 9}, 2},
+	} {
+		i := newInformer("greeter", nil)
+		i.Replace(states(c.counts))
+		if got := len(i.snapshot().instances); got != c.want {
+			t.Errorf("%s: %d instances, want %d", c.what, got, c.want)
+		}
+	}
+}
+
+func TestUnreachableInstancesAreCountedForEachService(t *testing.T) {
+	i := newInformer("", nil)
+	lost := readyPod(t, 0) // of greeter
+	lost.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: "False"}, {Type: corev1.ContainersReady, Status: "True"}}
+	other := readyPod(t, 1)
+	other.Labels = map[string]string{selectorPrefix + "adder": typeValue}
+	other.Annotations = map[string]string{annotationPrefix + "adder": string(annotation(t, "p-1", "adder", "v1", "10.0.0.2:1"))}
+	i.Replace([]*corev1.Pod{lost, other})
+	if got := len(i.snapshot().instances); got != 2 {
+		t.Errorf("%d instances, want the unreachable one of a service that has no other, and the ready one", got)
+	}
 }

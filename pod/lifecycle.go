@@ -60,14 +60,21 @@ func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.
 //
 // Stop: on SIGTERM, SIGINT or SIGQUIT, or at the end of micro.Context, the service
 // becomes not ready and deregisters, accepts calls for DrainWait while clients
-// notice, and then waits for the calls in flight. All of this ends 3 s before the
-// pod's grace period, which the service reads from its pod. A second signal ends
-// the wait at once. Run returns an error if calls in flight were cut off. At the
-// end the registry is closed.
+// notice, and then waits for the calls in flight: for handlers with all wrappers of
+// micro.WrapHandler, for streams, which should end when Draining is closed, and for
+// subscribers. All of this ends 3 s before the pod's grace period, which the service
+// reads from its pod; like the kubelet it counts from the deletion of the pod, so that
+// the time of a preStop hook is not counted twice. A second signal ends the wait at
+// once. Run returns an error if calls in flight were cut off. At the end the registry
+// is closed, by the last lifecycle that uses it.
 //
 // Panics: a panic in a handler fails its call with the text "internal error" and is
 // logged. Without this, go-micro sends the text of the panic to the caller, and a
 // panic in the handler of a stream ends the process.
+//
+// Errors: an error that a handler got from go-micro's client, with the id
+// go.micro.client, and returns, gets the service's name as its id, so that callers can
+// tell it from an error of their own client. Its code and text stay.
 //
 // If the service uses another registry, as with --registry=mdns, readiness does not
 // depend on the registration.
@@ -76,11 +83,14 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 		l := newLifecycle(r, opts)
 		o.BeforeStart = append(o.BeforeStart, func() error { return l.setUp(o.Server) })
 		o.BeforeStop = append(o.BeforeStop, func() error {
-			defer l.finish()
+			defer close(l.drained)
 			l.deregister()
-			return l.drain()
+			return l.drain("calls", &l.messages, &l.calls) // calls last: they may still arrive
 		})
-		o.AfterStop = append(o.AfterStop, r.Close)
+		o.AfterStop = append(o.AfterStop, func() error { // the server has ended its subscriptions
+			defer signal.Stop(l.signals)
+			return errors.Join(l.drain("messages", &l.lateMessages), r.release())
+		})
 	}
 }
 
@@ -91,20 +101,20 @@ type lifecycle struct {
 	name          string        // of the service
 	otherRegistry bool          // the service uses another registry
 	stopping      chan struct{} // closed when the process is told to stop
-	stopped       chan struct{} // closed when the drain has ended
+	drained       chan struct{} // closed when the calls in flight have ended, or were given up
 
 	// Only the functions of the stop use these, one after the other.
 	deadline     time.Time      // end of the drain
 	signals      chan os.Signal // signals that arrive during the stop
 	secondSignal os.Signal      // nil until one has arrived
 
-	mu       sync.Mutex
-	inFlight int           // calls whose handler has not returned
-	idle     chan struct{} // closed when inFlight becomes 0; nil while nobody waits for that
+	calls        inFlight // of handlers
+	messages     inFlight // of subscribers, arrived before the drain
+	lateMessages inFlight // of subscribers, arrived during the drain
 }
 
 func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
-	l := &lifecycle{registry: r, drainWait: defaultDrainWait, stopping: make(chan struct{}), stopped: make(chan struct{})}
+	l := &lifecycle{registry: r, drainWait: defaultDrainWait, stopping: make(chan struct{}), drained: make(chan struct{})}
 	for _, o := range opts {
 		o(l)
 	}
@@ -113,16 +123,31 @@ func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
 
 // setUp adds to a gRPC server, before it starts, what Lifecycle promises.
 func (l *lifecycle) setUp(s server.Server) error {
-	l.name, l.otherRegistry = s.Options().Name, s.Options().Registry != registry.Registry(l.registry)
-	if !l.otherRegistry {
-		if err := l.registry.registerInBackground(l.name); err != nil {
-			return err
-		}
+	if err := l.useRegistry(s.Options().Name, s.Options().Registry); err != nil {
+		return err
 	}
 	if err := s.Handle(s.NewHandler(newHealth(l), server.InternalHandler(true))); err != nil {
 		return fmt.Errorf("adding the health service: %w", err)
 	}
-	return s.Init(server.WrapHandler(l.countInFlight), server.WrapHandler(recoverPanics))
+	err := s.Init(server.WrapHandler(recoverPanics), func(o *server.Options) { // the first wrapper is the outermost
+		o.HdlrWrappers = append([]server.HandlerWrapper{l.countCalls, l.ownErrors}, o.HdlrWrappers...)
+		o.SubWrappers = append([]server.SubscriberWrapper{l.countMessages}, o.SubWrappers...)
+	})
+	if err == nil {
+		l.registry.retain()
+	}
+	return err
+}
+
+// useRegistry notes which registry the service uses. The error says why the service can
+// never register there.
+func (l *lifecycle) useRegistry(service string, used registry.Registry) error {
+	l.name, l.otherRegistry = service, used != registry.Registry(l.registry)
+	if l.otherRegistry {
+		logger.Infof("Service %q uses registry %q: it is ready whether or not it is registered", service, used)
+		return nil
+	}
+	return l.registry.registerInBackground(service)
 }
 
 // draining reports whether the process was told to stop.
@@ -189,37 +214,41 @@ func (l *lifecycle) deregister() {
 }
 
 // setDeadline sets the end of the drain from what is known of the pod's grace period.
+// The kubelet counts it from when it sees the deletion of the pod; it runs a preStop
+// hook within that time, before it sends SIGTERM.
 func (l *lifecycle) setDeadline(begin time.Time) {
+	if deletion := l.registry.terminatingSince(); !deletion.IsZero() && deletion.Before(begin) {
+		begin = deletion
+	}
 	l.deadline = begin.Add(max(0, l.registry.gracePeriod()-stopMargin))
 }
 
-// drain waits until no call is in flight.
-func (l *lifecycle) drain() error {
-	l.mu.Lock()
-	idle := make(chan struct{})
-	if l.inFlight == 0 {
-		l.mu.Unlock()
+// drain waits until nothing of the given kinds is in flight.
+func (l *lifecycle) drain(what string, kinds ...*inFlight) error {
+	busy := false
+	for _, k := range kinds {
+		busy = busy || k.count() > 0
+	}
+	if !busy {
 		return nil
 	}
-	l.idle = idle
-	l.mu.Unlock()
-	ctx, cancel := l.drainContext()
+	ctx, cancel := l.drainContext(what)
 	defer cancel()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
+	cutOff := 0
+	for _, k := range kinds {
+		cutOff += k.wait(ctx)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return fmt.Errorf("waiting for calls in flight: %d cut off: %w", l.inFlight, context.Cause(ctx))
+	if cutOff == 0 {
+		return nil
+	}
+	return fmt.Errorf("waiting for %s in flight: %d cut off: %w", what, cutOff, context.Cause(ctx))
 }
 
 // drainContext returns a context that ends, with its cause, at the deadline or with
 // a second signal.
-func (l *lifecycle) drainContext() (context.Context, context.CancelFunc) {
+func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFunc) {
 	left := max(0, time.Until(l.deadline))
-	logger.Infof("Waiting for calls in flight, for %s at most", left.Round(time.Millisecond))
+	logger.Infof("Waiting for %s in flight, for %s at most", what, left.Round(time.Millisecond))
 	timed, stop := context.WithTimeoutCause(context.Background(), left, errors.New("the pod's grace period ends"))
 	ctx, cancel := context.WithCancelCause(timed)
 	if l.secondSignal != nil {
@@ -228,38 +257,49 @@ func (l *lifecycle) drainContext() (context.Context, context.CancelFunc) {
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		select {
-		case s := <-l.signals:
-			cancel(fmt.Errorf("a second signal: %s", s))
+		case l.secondSignal = <-l.signals:
+			cancel(fmt.Errorf("a second signal: %s", l.secondSignal))
 		case <-ctx.Done():
 		}
 	})
 	return ctx, func() { stop(); watcher.Wait() }
 }
 
-// finish ends the goroutines and channels that outlive the handlers.
-func (l *lifecycle) finish() {
-	signal.Stop(l.signals)
-	close(l.stopped)
-}
-
-// countInFlight counts the calls in flight, except those of the server's own services.
-func (l *lifecycle) countInFlight(h server.HandlerFunc) server.HandlerFunc {
+// countCalls counts the calls in flight, except those of the server's own services, and
+// gives handlers the channel that Draining returns.
+func (l *lifecycle) countCalls(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
 		if handler, _, _ := strings.Cut(req.Method(), "."); slices.Contains(internalHandlers, handler) {
 			return h(ctx, req, rsp)
 		}
-		l.mu.Lock()
-		l.inFlight++
-		l.mu.Unlock()
-		defer func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if l.inFlight--; l.inFlight == 0 && l.idle != nil {
-				close(l.idle)
-				l.idle = nil
-			}
-		}()
-		return h(ctx, req, rsp)
+		defer l.calls.begin()()
+		return h(context.WithValue(ctx, drainingKey{}, l.stopping), req, rsp)
+	}
+}
+
+// countMessages does for subscribers what countCalls does for handlers. Messages arrive
+// until the server has ended its subscriptions, which it does after the drain; waiting
+// for them with the others might never end.
+func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc {
+	return func(ctx context.Context, msg server.Message) error {
+		messages := &l.messages
+		if l.draining() {
+			messages = &l.lateMessages
+		}
+		defer messages.begin()()
+		return h(context.WithValue(ctx, drainingKey{}, l.stopping), msg)
+	}
+}
+
+// ownErrors gives an error of go-micro's client that a handler returns the id of the
+// service. The caller's selector would take it for a failure of this instance.
+func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
+	return func(ctx context.Context, req server.Request, rsp interface{}) error {
+		err := h(ctx, req, rsp)
+		if e, ok := err.(*microerrors.Error); ok && e.Id == "go.micro.client" { //nolint:errorlint // go-micro's server sends the id of no wrapped error
+			return microerrors.New(l.name, e.Detail, e.Code)
+		}
+		return err
 	}
 }
 
@@ -282,4 +322,61 @@ func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 		}
 		return err
 	}
+}
+
+// inFlight counts what is in flight. Safe for concurrent use.
+type inFlight struct {
+	mu   sync.Mutex
+	n    int
+	idle broadcast // n has become 0
+}
+
+// begin counts one more and returns the function that ends it.
+func (f *inFlight) begin() (end func()) {
+	f.mu.Lock()
+	f.n++
+	f.mu.Unlock()
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.n--; f.n == 0 {
+			f.idle.notify()
+		}
+	}
+}
+
+func (f *inFlight) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.n
+}
+
+// wait waits until nothing is in flight or ctx ends, and returns what is left.
+func (f *inFlight) wait(ctx context.Context) (left int) {
+	for {
+		idle := f.idle.wait()
+		n := f.count()
+		if n == 0 {
+			return 0
+		}
+		select {
+		case <-idle:
+		case <-ctx.Done():
+			return n
+		}
+	}
+}
+
+// drainingKey is the key of a context's value that Draining returns.
+type drainingKey struct{}
+
+// Draining returns a channel that is closed when the service is told to stop. ctx is the
+// context that a service with Lifecycle or WebLifecycle gives to a handler, a stream's
+// handler included, or to a subscriber; for any other context the channel is nil, and a
+// receive from it blocks for ever. A handler that sends without end, such as a stream or
+// server-sent events, should return when the channel is closed: the stop waits for it as
+// long as the pod's grace period allows, and then cuts it off.
+func Draining(ctx context.Context) <-chan struct{} {
+	stopping, _ := ctx.Value(drainingKey{}).(chan struct{})
+	return stopping
 }

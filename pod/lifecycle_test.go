@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/signal"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -17,7 +19,11 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
+	"github.com/micro/go-micro/v2/auth"
+	memorybroker "github.com/micro/go-micro/v2/broker/memory"
+	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	microerrors "github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
@@ -54,13 +60,19 @@ func (g *Greeter) Hello(_ context.Context, req *proto.HelloRequest, rsp *proto.H
 		g.service.slow()
 	case "panic":
 		panic("only for the log")
+	case "client error":
+		return microerrors.InternalServerError("go.micro.client", "connection error")
 	}
 	rsp.Greeting = "Hello " + req.Name + "!"
 	return nil
 }
 
 func newTestService(t *testing.T, env apiserver.Environment) (*testService, context.Context) {
-	svc := &testService{t: t, registry: newRegistry(env, kubernetes.NewRegistry), runErr: make(chan error, 1), hold: make(chan struct{}), started: make(chan struct{}, 1)}
+	return newTestServiceOn(t, newRegistry(env, kubernetes.NewRegistry))
+}
+
+func newTestServiceOn(t *testing.T, registry *Registry) (*testService, context.Context) {
+	svc := &testService{t: t, registry: registry, runErr: make(chan error, 1), hold: make(chan struct{}), started: make(chan struct{}, 1)}
 	ctx, stop := context.WithCancel(context.Background())
 	svc.stop, svc.release = stop, sync.OnceFunc(func() { close(svc.hold) })
 	return svc, ctx
@@ -90,7 +102,11 @@ func (svc *testService) start(run func() error, started chan struct{}) *testServ
 }
 
 func startGreeter(t *testing.T, env apiserver.Environment, wait time.Duration, opts ...micro.Option) *testService {
-	svc, ctx := newTestService(t, env)
+	return startGreeterOn(t, newRegistry(env, kubernetes.NewRegistry), wait, opts...)
+}
+
+func startGreeterOn(t *testing.T, registry *Registry, wait time.Duration, opts ...micro.Option) *testService {
+	svc, ctx := newTestServiceOn(t, registry)
 	started := make(chan struct{})
 	service := micro.NewService(append([]micro.Option{
 		micro.Name("greeter"), micro.HandleSignal(false), micro.Context(ctx),
@@ -407,5 +423,265 @@ func TestTooLargeMessageFailsOnlyItsCall(t *testing.T) {
 	}
 	if got, err := sayHello(contextWithTimeout(t, 5*time.Second), c, "you"); got != "Hello you!" {
 		t.Errorf("afterwards: %q, %v", got, err)
+	}
+}
+
+// startGreeterOutside starts a greeter that needs no Kubernetes, because it registers
+// with a registry in memory.
+func startGreeterOutside(t *testing.T, wait time.Duration, opts ...micro.Option) *testService {
+	t.Helper()
+	return startGreeter(t, outsideCluster(t), wait, append([]micro.Option{micro.Registry(memory.NewRegistry())}, opts...)...)
+}
+
+func outsideCluster(t *testing.T) apiserver.Environment {
+	t.Helper()
+	t.Setenv("KUBECONFIG", "/nonexistent")
+	return apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()}
+}
+
+// expectRunning fails the test if Run returns within d.
+func (svc *testService) expectRunning(d time.Duration, while string) {
+	svc.t.Helper()
+	select {
+	case err := <-svc.runErr:
+		svc.runErr <- err
+		svc.t.Fatalf("Run returned %v while %s", err, while)
+	case <-time.After(d):
+	}
+}
+
+// A wrapper of the user may work before and after the handler, such as a transaction.
+func TestDrainWaitsForUsersWrappers(t *testing.T) {
+	var svc *testService
+	svc = startGreeterOutside(t, 50*time.Millisecond, micro.WrapHandler(func(h server.HandlerFunc) server.HandlerFunc {
+		return func(ctx context.Context, req server.Request, rsp interface{}) error {
+			err := h(ctx, req, rsp)
+			if req.Method() == "Greeter.Hello" {
+				svc.slow()
+			}
+			return err
+		}
+	}))
+	answer := make(chan error, 1)
+	go func() {
+		_, err := sayHello(contextWithTimeout(t, 30*time.Second), svc.dial(), "you")
+		answer <- err
+	}()
+	<-svc.started
+	svc.stop()
+	svc.expectRunning(2*time.Second, "a wrapper works") // go-micro alone gives a handler 1 s
+	svc.release()
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+	if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second {
+		t.Errorf("Run returned %v after %s", err, took)
+	}
+}
+
+func TestDrainWaitsForSubscribers(t *testing.T) {
+	for name, publishAfterStop := range map[string]bool{"of a message before the stop": false, "of a message during the stop": true} {
+		t.Run(name, func(t *testing.T) {
+			b := memorybroker.NewBroker()
+			const wait = 500 * time.Millisecond
+			var svc *testService
+			handled := make(chan bool, 1)
+			var handledInTime atomic.Bool
+			svc = startGreeterOutside(t, wait, micro.Broker(b), func(o *micro.Options) {
+				o.BeforeStart = append(o.BeforeStart, func() error {
+					return micro.RegisterSubscriber("greetings", o.Server, func(ctx context.Context, _ *proto.HelloRequest) error {
+						if Draining(ctx) == nil {
+							t.Error("a subscriber cannot learn of the drain")
+						}
+						svc.slow()
+						handledInTime.Store(true)
+						handled <- true
+						return nil
+					})
+				})
+			})
+			publish := func() {
+				c := grpcc.NewClient(client.Broker(b))
+				if err := c.Publish(t.Context(), c.NewMessage("greetings", &proto.HelloRequest{Name: "x"})); err != nil {
+					t.Error(err)
+				}
+			}
+			if publishAfterStop {
+				svc.stop()
+				go publish()
+				<-svc.started
+			} else {
+				go publish()
+				<-svc.started
+				svc.stop()
+			}
+			svc.expectRunning(wait+1500*time.Millisecond, "a subscriber works")
+			svc.release()
+			if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second || !handledInTime.Load() {
+				t.Errorf("Run returned %v after %s, before the subscriber: %v", err, took, !handledInTime.Load())
+			}
+			<-handled
+		})
+	}
+}
+
+// Endless streams until the service drains.
+func (*Streams) Endless(ctx context.Context, stream server.Stream) error {
+	if err := stream.Send(&emptypb.Empty{}); err != nil {
+		return err
+	}
+	select {
+	case <-Draining(ctx):
+		return nil
+	case <-time.After(20 * time.Second):
+		return errors.New("the stream does not learn of the drain")
+	}
+}
+
+func TestDrainEndsEndlessStream(t *testing.T) {
+	svc := startGreeterOutside(t, 500*time.Millisecond, func(o *micro.Options) {
+		o.BeforeStart = append(o.BeforeStart, func() error { return o.Server.Handle(o.Server.NewHandler(new(Streams))) })
+	})
+	stream, err := svc.dial().NewStream(contextWithTimeout(t, 30*time.Second), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Streams/Endless")
+	if err == nil {
+		err = stream.RecvMsg(new(emptypb.Empty))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	svc.stop()
+	if err := stream.RecvMsg(new(emptypb.Empty)); err != io.EOF || time.Since(begin) > 400*time.Millisecond {
+		t.Errorf("the stream ends after %s with %v", time.Since(begin), err)
+	}
+	if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 3*time.Second {
+		t.Errorf("Run returned %v after %s", err, took)
+	}
+}
+
+// The handler calls another service with go-micro's client and returns that client's error.
+func TestHandlersClientErrorGetsIDOfService(t *testing.T) {
+	svc := startGreeterOutside(t, 0)
+	_, err := sayHello(contextWithTimeout(t, 5*time.Second), svc.dial(), "client error")
+	if e := microerrors.Parse(status.Convert(err).Message()); e.Id != "greeter" || e.Code != 500 || e.Detail != "connection error" || status.Code(err) != codes.Internal {
+		t.Errorf("the caller gets %v", err)
+	}
+}
+
+// One process has a gRPC and a web service, on one registry.
+func TestLastLifecycleClosesRegistry(t *testing.T) {
+	registry := newRegistry(outsideCluster(t), kubernetes.NewRegistry)
+	t.Cleanup(func() { registry.Close() })
+	var services []*testService
+	for range 2 {
+		services = append(services, startGreeterOn(t, registry, 0, micro.Registry(memory.NewRegistry())))
+	}
+	services = append(services, startWebOn(t, registry, 0, web.Registry(memory.NewRegistry())))
+	for i, svc := range services {
+		if _, err := registry.GetService("x"); err == nil || strings.Contains(err.Error(), "closed") {
+			t.Errorf("with %d of %d services stopped: %v", i, len(services), err)
+		}
+		svc.stop()
+		if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := registry.GetService("x"); err == nil || !strings.Contains(err.Error(), "closed") {
+		t.Errorf("with all services stopped: %v", err)
+	}
+}
+
+// The kubelet counts the grace period from when it sees the deletion, and runs the
+// preStop hook before it sends SIGTERM.
+func TestGracePeriodBeginsWithDeletion(t *testing.T) {
+	n := kubetest.NewNamespace(t)
+	period := int64(6)
+	n.CreateReadyPod("a", func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = &period })
+	svc := startGreeter(t, n.Environment("a"), 100*time.Millisecond)
+	c := svc.dial()
+	kubetest.Eventually(t, 5*time.Second, "ready", equals(func() string { return svc.healthStatus(c, "") }, "SERVING"))
+	go func() { _, _ = sayHello(context.Background(), c, "slow") }()
+	<-svc.started
+	n.TerminatePod("a")
+	begin := time.Now()
+	time.Sleep(2 * time.Second) // the preStop hook
+	svc.stop()
+	kubetest.Eventually(t, 5*time.Second, "the drain ends", func() error {
+		if countLogLines(t, begin, "Waiting for calls in flight") == 0 {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	time.Sleep(time.Until(begin.Add(3500 * time.Millisecond)))
+	svc.release()
+	err, _ := svc.waitForRun(2 * time.Second)
+	if err == nil || !strings.Contains(err.Error(), "cut off: the pod's grace period ends") {
+		t.Errorf("3.5 s after the deletion with a grace period of 6 s, of which 3 are kept, Run returned %v", err)
+	}
+}
+
+// constantAuth never changes. go-micro's own is changed every 15 s by a goroutine of
+// web.Service.Init and one of web.Service.Run, which race.
+type constantAuth struct{ auth.Auth }
+
+func (constantAuth) Init(...auth.Option) {}
+
+func (constantAuth) Options() auth.Options {
+	return auth.Options{Token: &auth.Token{Expiry: time.Now().Add(time.Hour)}}
+}
+
+// The error of a service that cannot register names the flag --registry.
+func TestFlagChoosesAnotherRegistry(t *testing.T) {
+	before := os.Args
+	defer func() { os.Args = before }()
+	os.Args = []string{before[0], "--registry=memory"}
+	t.Run("grpc", func(t *testing.T) {
+		svc, ctx := newTestService(t, outsideCluster(t))
+		started := make(chan struct{})
+		service := micro.NewService(micro.Name("greeter"), micro.HandleSignal(false), micro.Context(ctx), micro.Auth(constantAuth{auth.NewAuth()}),
+			micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"))), micro.Registry(svc.registry),
+			Lifecycle(svc.registry, DrainWait(0)), micro.AfterStart(func() error { close(started); return nil }))
+		service.Init()
+		svc.start(service.Run, started)
+		svc.address = service.Server().Options().Address
+		if got := svc.healthStatus(svc.dial(), ""); got != "SERVING" {
+			t.Errorf("its health is %s", got)
+		}
+		if all, err := service.Options().Registry.GetService("greeter"); err != nil || len(all) != 1 {
+			t.Errorf("the chosen registry has %v, %v", all, err)
+		}
+	})
+	t.Run("web", func(t *testing.T) {
+		svc, ctx := newTestService(t, outsideCluster(t))
+		started := make(chan struct{})
+		inner := micro.NewService(micro.Auth(constantAuth{auth.NewAuth()}))
+		service := web.NewService(web.Name("page"), web.HandleSignal(false), web.Context(ctx), web.Address("127.0.0.1:0"), web.MicroService(inner),
+			web.Registry(svc.registry), WebLifecycle(svc.registry, DrainWait(0)), web.AfterStart(func() error { close(started); return nil }))
+		if err := service.Init(); err != nil {
+			t.Fatal(err)
+		}
+		svc.start(service.Run, started)
+		svc.address = service.Options().Address
+		if got, err := getPage(newHTTPClient(t), svc.address, "/readyz"); got != "200 ok\n" {
+			t.Errorf("/readyz answers %q, %v", got, err)
+		}
+		kubetest.Eventually(t, 5*time.Second, "registered in the chosen registry", func() error {
+			_, err := inner.Options().Registry.GetService("page")
+			return err
+		})
+		svc.stop()
+		if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+			t.Error(err)
+		}
+		if _, err := inner.Options().Registry.GetService("page"); err == nil {
+			t.Error("it is not deregistered")
+		}
+	})
+}
+
+func TestWebServiceWithAnotherRegistryIsReady(t *testing.T) {
+	svc := startWeb(t, outsideCluster(t), 0, web.Registry(memory.NewRegistry()))
+	if got, err := getPage(newHTTPClient(t), svc.address, "/readyz"); got != "200 ok\n" {
+		t.Errorf("/readyz answers %q, %v", got, err)
 	}
 }

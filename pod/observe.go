@@ -168,3 +168,45 @@ func (o *observer) StateChanged(err error) {
 	o.err = err
 	o.changed.notify()
 }
+
+// observers share one observer. The first starts it, and the last stops it.
+type observers struct {
+	mu     sync.Mutex
+	shared *observer // nil while nobody observes
+	count  int
+}
+
+func (s *observers) join(conn *apiserver.Connection, limits limits, apiError func(string, error)) *observer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shared == nil {
+		s.shared = newObserver()
+		s.shared.table.limits, s.shared.apiError = limits, apiError
+		s.shared.start(conn)
+	}
+	s.count++
+	return s.shared
+}
+
+func (s *observers) leave(o *observer) {
+	s.mu.Lock()
+	last := false
+	if s.shared == o { // otherwise drop has taken it
+		if s.count--; s.count == 0 {
+			s.shared, last = nil, true
+		}
+	}
+	s.mu.Unlock()
+	if last {
+		o.stop()
+	}
+}
+
+// drop returns the observer, or nil, for its new owner to stop.
+func (s *observers) drop() *observer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.shared
+	s.shared, s.count = nil, 0
+	return o
+}

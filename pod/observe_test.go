@@ -167,11 +167,9 @@ func TestObserversShareOneWatch(t *testing.T) {
 	for _, end := range ends {
 		end()
 	}
-	r.mu.Lock()
-	if r.observer != nil || r.observers != 0 {
-		t.Errorf("%d observers are left", r.observers)
+	if r.observers.shared != nil || r.observers.count != 0 {
+		t.Errorf("%d observers are left", r.observers.count)
 	}
-	r.mu.Unlock()
 	ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse)
 	next, _ := observe(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 not ready")

@@ -3,24 +3,34 @@ package pod
 import (
 	"context"
 	stderrors "errors"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/micro/go-micro/v2/errors"
+	"github.com/micro/go-micro/v2/logger"
+	"google.golang.org/grpc/status"
 )
 
 const (
 	// An instance that fails is ejected for baseEjectionTime, and four times as long
-	// for each further failure in a row, up to maxEjectionTime; then one call tries
+	// for each further ejection in a row, up to maxEjectionTime; then one call tries
 	// it. The names are those of outlier detection in Envoy and in gRPC (gRFC A50).
 	// Calls that fail together, within baseEjectionTime, are one failure.
 	baseEjectionTime = 5 * time.Second
 	maxEjectionTime  = 80 * time.Second
 
-	// maxRefusedEjectionTime is the longest ejection after a refused call. Such a
-	// call costs a retry, not a timeout; and the error may be that of an old
-	// connection to an instance that is back.
+	// maxRefusedEjectionTime is the longest ejection after a call that failed in
+	// transport. Such a call costs a retry, not a timeout; and the error may be that
+	// of an old connection to an instance that is back.
 	maxRefusedEjectionTime = 10 * time.Second
+
+	// At most one instance in minInstancesPerEjection is ejected: half of them. It is
+	// better to call an instance that may fail than to overload those that work.
+	// Envoy ignores ejections when fewer than 50 % of the hosts are left (its panic
+	// threshold); gRFC A50 has max_ejection_percent.
+	minInstancesPerEjection = 2
 
 	// An instance with calls in flight is stalled when its last answer is older than
 	// stallTime and older than stallFactor times its usual latency. A stalled
@@ -28,6 +38,13 @@ const (
 	// one or two calls until they time out, not one of each caller.
 	stallTime   = 10 * time.Millisecond
 	stallFactor = 8
+
+	// A timeout is the instance's fault only if the instance had time to answer: if
+	// it had calls in flight and answered none of them for stallTime and for
+	// answerFactor times its usual latency. An instance that has never answered gets
+	// firstAnswerTime, because the connection to it may be new.
+	answerFactor    = 2
+	firstAnswerTime = 50 * time.Millisecond
 )
 
 // callStats is what the selector knows about the calls to one instance. All times are
@@ -38,7 +55,10 @@ type callStats struct {
 	usualLatency atomic.Int64 // time between two answers while busy, a moving average
 	failures     atomic.Int64 // in a row
 	lastFailure  atomic.Int64
-	ejectedUntil atomic.Int64 // 0 if the instance has not failed
+	ejections    atomic.Int64 // in a row
+	ejectedSince atomic.Int64 // start of the first ejection in a row
+	ejectedUntil atomic.Int64 // 0 if the instance is not ejected
+	trial        atomic.Bool  // the one call that tries the instance after its ejection is in flight
 }
 
 // started notes that a call to the instance begins.
@@ -48,39 +68,79 @@ func (c *callStats) started(now int64) {
 	}
 }
 
+// transition is what the end of a call means for the instance.
+type transition int
+
+const (
+	unchanged transition = iota
+	failed               // the instance should be ejected
+	recovered            // the instance has answered after failures
+)
+
 // ended notes how a call to the instance has ended.
-func (c *callStats) ended(now int64, err error) {
+func (c *callStats) ended(now int64, o outcome) transition {
+	if o == timedOut && !c.hadTimeToAnswer(now) {
+		o = inconclusive
+	}
 	if c.inFlight.Add(-1) < 0 { // Mark without Next
 		c.inFlight.Add(1)
 	}
-	switch {
-	case isCanceled(err):
-	case !isInstanceFault(err):
-		usual := c.usualLatency.Load()
-		c.usualLatency.Store(usual + (min(now-c.lastAnswer.Swap(now), int64(time.Second))-usual)/8)
-		if c.failures.Load() != 0 {
-			c.readmit()
+	wasTrial := c.trial.Load() && c.trial.CompareAndSwap(true, false)
+	switch o {
+	case inconclusive:
+		if wasTrial && c.ejectedUntil.Load() != 0 {
+			c.ejectedUntil.Store(now) // the next call is the trial
 		}
+		return unchanged
+	case answered:
+		latency := min(now-c.lastAnswer.Swap(now), int64(time.Second))
+		if usual := c.usualLatency.Load(); usual != 0 {
+			latency = usual + (latency-usual)/8
+		}
+		c.usualLatency.Store(latency)
+		if c.failures.Load() == 0 {
+			return unchanged
+		}
+		return recovered
 	default:
-		if last := c.lastFailure.Load(); now-last >= int64(baseEjectionTime) && c.lastFailure.CompareAndSwap(last, now) {
-			c.eject(now, err)
+		if last := c.lastFailure.Load(); now-last < int64(baseEjectionTime) || !c.lastFailure.CompareAndSwap(last, now) {
+			return unchanged
 		}
+		c.failures.Add(1)
+		return failed
 	}
 }
 
-func (c *callStats) eject(now int64, err error) {
-	duration, longest := baseEjectionTime<<(2*min(c.failures.Add(1)-1, 2)), maxRefusedEjectionTime
-	if isTimeout(err) {
+// hadTimeToAnswer reports whether the instance could have answered one of the calls in
+// flight. It is called before the call that timed out is taken from them.
+func (c *callStats) hadTimeToAnswer(now int64) bool {
+	needed := int64(firstAnswerTime)
+	if usual := c.usualLatency.Load(); usual != 0 {
+		needed = max(int64(stallTime), answerFactor*usual)
+	}
+	return now-c.lastAnswer.Load() >= needed
+}
+
+// eject begins an ejection and returns its duration.
+func (c *callStats) eject(now int64, o outcome) time.Duration {
+	longest := maxRefusedEjectionTime
+	if o == timedOut {
 		longest = maxEjectionTime
 	}
-	c.ejectedUntil.Store(now + int64(min(duration, longest)))
+	duration := min(baseEjectionTime<<(2*min(c.ejections.Add(1)-1, 2)), longest)
+	c.ejectedSince.CompareAndSwap(0, now)
+	c.ejectedUntil.Store(now + int64(duration))
+	return duration
 }
 
-// readmit ends an ejection and forgets the failures.
-func (c *callStats) readmit() {
+// readmit ends an ejection, forgets the failures, and returns when the first ejection
+// in a row began, 0 if there was none.
+func (c *callStats) readmit() (ejectedSince int64) {
 	c.failures.Store(0)
 	c.lastFailure.Store(0)
+	c.ejections.Store(0)
 	c.ejectedUntil.Store(0)
+	return c.ejectedSince.Swap(0)
 }
 
 func (c *callStats) ejected(now int64) bool { return c.ejectedUntil.Load() > now }
@@ -89,7 +149,14 @@ func (c *callStats) ejected(now int64) bool { return c.ejectedUntil.Load() > now
 // ejection over, one is admitted: it tries the instance.
 func (c *callStats) admit(now int64) bool {
 	until := c.ejectedUntil.Load()
-	return until == 0 || until > now || c.ejectedUntil.CompareAndSwap(until, now+2*int64(baseEjectionTime))
+	if until == 0 || until > now {
+		return true
+	}
+	if !c.ejectedUntil.CompareAndSwap(until, now+2*int64(baseEjectionTime)) {
+		return false
+	}
+	c.trial.Store(true)
+	return true
 }
 
 // stalled reports whether the instance has let its calls wait for much longer than
@@ -103,34 +170,110 @@ func (c *callStats) stalled(now int64) bool {
 	return quiet > max(int64(stallTime), stallFactor*c.usualLatency.Load()) && quiet < int64(maxEjectionTime)
 }
 
-// isCanceled reports whether the caller cancelled the call.
-func isCanceled(err error) bool { return isContextError(err, context.Canceled) }
+// ejecting keeps two ejections from passing the cap together. Only a call that failed
+// takes it.
+var ejecting sync.Mutex
 
-// isTimeout reports whether the call ran out of time.
-func isTimeout(err error) bool { return isContextError(err, context.DeadlineExceeded) }
-
-// isContextError reports whether an error is that of a context. go-micro's client
-// turns the error of a context into an error of its own, with the same text.
-func isContextError(err, contextErr error) bool {
-	if err == nil { // allocates nothing
-		return false
+// eject ejects an instance whose call has failed, unless too many are ejected already.
+func (p *pool) eject(i *instance, now int64, o outcome, cause error) {
+	ejecting.Lock()
+	defer ejecting.Unlock()
+	instances := p.informer.snapshot().instances
+	ejected := 1 // the instance itself
+	for _, other := range instances {
+		if other != i && other.ejected(now) {
+			ejected++
+		}
 	}
-	var e *errors.Error
-	return stderrors.Is(err, contextErr) || stderrors.As(err, &e) && e.Id == "go.micro.client" &&
-		(e.Detail == contextErr.Error() || e.Code == 408 && stderrors.Is(contextErr, context.DeadlineExceeded))
+	if ejected*minInstancesPerEjection > len(instances) {
+		return
+	}
+	duration := i.eject(now, o)
+	logger.Warnf("Selector [pod] Ejecting instance %s of service %q on pod %q for %s: %v", i.Address, i.service.Name, i.pod, duration, cause)
+	if p.events.Ejected != nil {
+		p.events.Ejected(i.service.Name, i.pod, i.Address, duration, cause)
+	}
 }
 
-// isInstanceFault reports whether the instance, or the connection to it, caused an
-// error.
-func isInstanceFault(err error) bool {
-	if err == nil {
-		return false
+// readmit ends the ejection of an instance, if it is ejected.
+func (p *pool) readmit(i *instance, now int64) {
+	since := i.readmit()
+	if since == 0 {
+		return
 	}
-	if stderrors.Is(err, context.DeadlineExceeded) {
-		return true
+	after := time.Duration(now - since).Round(time.Millisecond)
+	logger.Infof("Selector [pod] Instance %s of service %q on pod %q is back, %s after its ejection", i.Address, i.service.Name, i.pod, after)
+	if p.events.Readmitted != nil {
+		p.events.Readmitted(i.service.Name, i.pod, i.Address, after)
 	}
+}
+
+// outcome is what the error of a call says about the instance.
+type outcome int
+
+const (
+	answered       outcome = iota // the instance answered, be it with an error of its handler
+	timedOut                      // no answer came in time
+	lostConnection                // there is no connection to the instance, or it broke
+	inconclusive                  // the caller cancelled the call, or the client failed by itself
+)
+
+// outcomeOf classifies the error with which go-micro's client, or grpc-go, ended a call.
+//
+// go-micro's client hides the gRPC status. It gives the id go.micro.client and the code
+// 500 to everything that is not an error of go-micro: to a lost connection, and also to a
+// plain Go error of a handler. The text tells them apart, since grpc-go's own texts are
+// known.
+func outcomeOf(err error) outcome {
+	if err == nil { // the usual case allocates nothing
+		return answered
+	}
+	var text string
 	var e *errors.Error
-	// go-micro's client gives its own id to an error that did not come from a handler,
-	// and 408 to a call that ran out of time; but also 500 to a handler's plain error.
-	return stderrors.As(err, &e) && (e.Code == 408 || e.Code == 500 && e.Id == "go.micro.client")
+	switch {
+	case stderrors.Is(err, context.Canceled):
+		return inconclusive
+	case stderrors.Is(err, context.DeadlineExceeded):
+		return timedOut
+	case !stderrors.As(err, &e):
+		s, _ := status.FromError(err)
+		text = s.Message()
+	case e.Id != "go.micro.client":
+		return answered
+	default:
+		text = e.Detail
+		if rest, ok := strings.CutPrefix(text, "Error creating stream: rpc error: code = "); ok {
+			_, text, _ = strings.Cut(rest, " desc = ")
+		} else if rest, ok := strings.CutPrefix(text, "Error sending request: "); ok {
+			text = rest
+		}
+	}
+	switch {
+	case strings.HasPrefix(text, context.Canceled.Error()):
+		return inconclusive
+	case strings.HasPrefix(text, context.DeadlineExceeded.Error()) || e != nil && e.Code == 408:
+		return timedOut
+	case strings.HasPrefix(text, "grpc: "): // grpc-go's own errors, such as a message that is too large or a connection that go-micro has closed
+		return inconclusive
+	}
+	for _, prefix := range lostConnectionTexts {
+		if strings.HasPrefix(text, prefix) {
+			return lostConnection
+		}
+	}
+	return answered
+}
+
+// lostConnectionTexts begin the messages of grpc-go's transport and picker with the
+// status UNAVAILABLE.
+var lostConnectionTexts = []string{
+	`connection error: desc = "transport: `,
+	`connection error: desc = "error reading`,
+	`connection error: desc = "keepalive ping failed`,
+	"error reading from server: ",
+	"closing transport due to: ",
+	"transport is closing",
+	"the connection is draining",
+	"the stream is rejected because server is draining the connection",
+	"unexpected HTTP status code received from server: ",
 }

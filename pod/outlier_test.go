@@ -3,12 +3,19 @@ package pod
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	dlog "github.com/micro/go-micro/v2/debug/log"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 )
 
 func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
@@ -22,6 +29,7 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 			for range 100 {
 				n := pickOne(t, s)
 				if n.Address == bad {
+					time.Sleep(firstAnswerTime)
 					s.Mark("greeter", n, timeout)
 					return true
 				}
@@ -90,6 +98,7 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 		r, inf := newStaticRegistry(t, 3)
 		s := NewSelector(r)
 		bad := pickOne(t, s)
+		time.Sleep(firstAnswerTime)
 		for range 8 { // calls that fail together
 			s.Mark("greeter", bad, timeout)
 		}
@@ -122,36 +131,224 @@ func TestSelectorIgnoresCanceledCalls(t *testing.T) {
 	}
 }
 
+func TestSelectorEjectsAtMostHalf(t *testing.T) {
+	for n := 1; n < 9; n++ {
+		r, inf := newStaticRegistry(t, n)
+		s := NewSelector(r)
+		for range 100 * n {
+			s.Mark("greeter", pickOne(t, s), refused)
+		}
+		now, ejected := clock(), 0
+		for _, i := range inf.snapshot().instances {
+			if i.failures.Load() == 0 {
+				t.Errorf("of %d instances, all failing, one got no call", n)
+			}
+			if i.ejected(now) {
+				ejected++
+			}
+		}
+		if ejected != n/2 {
+			t.Errorf("of %d instances, all failing, %d are ejected", n, ejected)
+		}
+	}
+}
+
 func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
-	r, _ := newStaticRegistry(t, 3)
+	r, inf := newStaticRegistry(t, 4)
 	s := NewSelector(r)
+	for range 200 {
+		s.Mark("greeter", pickOne(t, s), refused)
+	}
+	var left []*corev1.Pod // only the ejected ones stay
+	for i := range 4 {
+		for _, c := range s.Instances("greeter") {
+			if p := readyPod(t, i); p.Name == c.Pod && c.EjectedFor > 0 {
+				left = append(left, p)
+			}
+		}
+	}
+	inf.Replace(left)
 	seen := map[string]bool{}
 	for range 200 {
 		n := pickOne(t, s)
 		seen[n.Address] = true
-		s.Mark("greeter", n, timeout)
+		s.Mark("greeter", n, refused)
 	}
-	if len(seen) != 3 {
-		t.Errorf("tried %v, want all three", seen)
+	if len(left) != 2 || len(seen) != 2 {
+		t.Errorf("of %d instances, all ejected, %v got calls", len(left), seen)
 	}
 }
 
-func TestSelectorClassifiesErrors(t *testing.T) {
+func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, inf := newStaticRegistry(t, 2)
+		s := NewSelector(r)
+		call := func(latency time.Duration, err error) {
+			n := pickOne(t, s)
+			time.Sleep(latency)
+			s.Mark("greeter", n, err)
+		}
+		failures := func() (sum int64) {
+			for _, i := range inf.snapshot().instances {
+				sum += i.failures.Load()
+			}
+			return sum
+		}
+		call(firstAnswerTime-time.Millisecond, timeout)
+		if n := failures(); n != 0 {
+			t.Errorf("%d failures of an instance that has not answered yet, and had little time", n)
+		}
+		for range 20 {
+			call(100*time.Millisecond, nil)
+		}
+		call(150*time.Millisecond, timeout)
+		if n := failures(); n != 0 {
+			t.Errorf("%d failures after 1.5 times the usual latency", n)
+		}
+		call(250*time.Millisecond, timeout)
+		if n := failures(); n != 1 {
+			t.Errorf("%d failures after 2.5 times the usual latency, want 1", n)
+		}
+	})
+}
+
+// An instance that answers other calls is not at fault for one that takes too long.
+func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, inf := newStaticRegistry(t, 1)
+		s := NewSelector(r)
+		slow := pickOne(t, s)
+		for range 100 {
+			n := pickOne(t, s)
+			time.Sleep(10 * time.Millisecond)
+			s.Mark("greeter", n, nil)
+		}
+		s.Mark("greeter", slow, timeout)
+		if n := inf.snapshot().instances[0].failures.Load(); n != 0 {
+			t.Errorf("%d failures", n)
+		}
+	})
+}
+
+// The trial after an ejection says nothing if its caller cancels it: the next call is
+// the trial.
+func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newStaticRegistry(t, 2)
+		s := NewSelector(r)
+		bad := pickOne(t, s)
+		s.Mark("greeter", bad, refused)
+		time.Sleep(baseEjectionTime + time.Millisecond)
+		for trial := range 3 {
+			tried := false
+			for range 100 {
+				n := pickOne(t, s)
+				if n == bad {
+					tried = true
+					s.Mark("greeter", n, context.Canceled)
+					break
+				}
+				s.Mark("greeter", n, nil)
+			}
+			if !tried {
+				t.Fatalf("no trial after %d that were cancelled", trial)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
+func TestSelectorReportsEjections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var events []string
+		picked := map[string]int{}
+		r, inf := newStaticRegistry(t, 0)
+		prefix := fmt.Sprint("10.", rand.Uint64()) // the log keeps the lines of earlier runs
+		inf.Replace(readyPodsAt(t, prefix+".1:1", prefix+".2:1"))
+		if err := r.Init(WithEvents(Events{
+			Picked: func(service, pod, address string) { picked[service+" "+pod+" "+address]++ },
+			Ejected: func(service, pod, address string, d time.Duration, cause error) {
+				events = append(events, fmt.Sprintf("%s %s %s ejected for %s: %v", service, pod, address, d, errors.FromError(cause).Detail))
+			},
+			Readmitted: func(service, pod, address string, after time.Duration) {
+				events = append(events, fmt.Sprintf("%s %s %s back after %s", service, pod, address, after))
+			},
+		})); err != nil {
+			t.Fatal(err)
+		}
+		s := NewSelector(r)
+		if got := s.Instances("greeter"); got != nil {
+			t.Errorf("before the first Select: %v", got)
+		}
+		begin := time.Now()
+		bad := pickOne(t, s)
+		pod := r.instanceOf(bad).pod
+		for range 3 {
+			s.Mark("greeter", bad, refused)
+		}
+		time.Sleep(time.Second)
+		good := pickOne(t, s)
+		for _, c := range s.Instances("greeter") {
+			want := InstanceCalls{Pod: pod, Address: bad.Address, Failures: 1, EjectedFor: 4 * time.Second}
+			if c.Address == good.Address {
+				want = InstanceCalls{Pod: r.instanceOf(good).pod, Address: good.Address, InFlight: 1}
+			}
+			if c != want {
+				t.Errorf("Instances has %+v, want %+v", c, want)
+			}
+		}
+		s.Mark("greeter", good, nil)
+		time.Sleep(4*time.Second + time.Millisecond)
+		calls := 2
+		for tried := false; !tried; calls++ {
+			n := pickOne(t, s)
+			tried = n == bad
+			s.Mark("greeter", n, nil)
+		}
+		name := "greeter " + pod + " " + bad.Address
+		want := []string{name + " ejected for 5s: " + refusedText, name + " back after 5.001s"}
+		if !slices.Equal(events, want) {
+			t.Errorf("events:\n%q\nwant\n%q", events, want)
+		}
+		if sum := picked[name] + picked["greeter "+r.instanceOf(good).pod+" "+good.Address]; sum != calls {
+			t.Errorf("picks: %v, want %d", picked, calls)
+		}
+		for _, text := range []string{"Ejecting instance " + bad.Address + ` of service "greeter" on pod "` + pod + `" for 5s: `,
+			"Instance " + bad.Address + ` of service "greeter" on pod "` + pod + `" is back, 5.001s after its ejection`} {
+			if n := countLogLines(t, begin, text); n != 1 {
+				t.Errorf("%d lines in the log with %q, want 1", n, text)
+			}
+		}
+	})
+}
+
+func TestOutcomeOf(t *testing.T) {
 	for _, c := range []struct {
 		err  error
-		want bool
+		want outcome
 	}{
-		{nil, false},
-		{timeout, true},
-		{errors.InternalServerError("go.micro.client", "connection refused"), true},
-		{context.DeadlineExceeded, true},
-		{context.Canceled, false},
-		{errors.InternalServerError("go.micro.srv.greeter", "no such row"), false},
-		{errors.NotFound("go.micro.client", "no such method"), false},
-		{fmt.Errorf("wrapped: %w", context.DeadlineExceeded), true},
+		{nil, answered},
+		{timeout, timedOut},
+		{refused, lostConnection},
+		{context.DeadlineExceeded, timedOut},
+		{fmt.Errorf("wrapped: %w", context.DeadlineExceeded), timedOut},
+		{status.Error(codes.DeadlineExceeded, "context deadline exceeded"), timedOut},
+		{errors.InternalServerError("go.micro.client", "context deadline exceeded while waiting for connections to become ready"), timedOut},
+		{context.Canceled, inconclusive},
+		{errors.Timeout("go.micro.client", "%v", context.Canceled), inconclusive},
+		{errors.InternalServerError("go.micro.client", "context canceled"), inconclusive},
+		{errors.InternalServerError("go.micro.client", "grpc: the client connection is closing"), inconclusive},
+		{errors.InternalServerError("go.micro.client", "Error creating stream: rpc error: code = Unavailable desc = "+refusedText), lostConnection},
+		{errors.InternalServerError("go.micro.client", "Error creating stream: rpc error: code = DeadlineExceeded desc = context deadline exceeded"), timedOut},
+		{status.Error(codes.Unavailable, refusedText), lostConnection},
+		{status.Error(codes.Unavailable, "quota used up"), answered},
+		{errors.InternalServerError("go.micro.srv.greeter", "no such row"), answered},
+		{errors.InternalServerError("go.micro.srv.greeter", refusedText), answered},
+		{errors.InternalServerError("go.micro.client", "rpc error: code = Unavailable desc = "+refusedText), answered}, // of a handler's own client of grpc-go
+		{errors.NotFound("go.micro.client", "no such method"), answered},
 	} {
-		if got := isInstanceFault(c.err); got != c.want {
-			t.Errorf("isInstanceFault(%v) = %v", c.err, got)
+		if got := outcomeOf(c.err); got != c.want {
+			t.Errorf("outcomeOf(%v) = %v, want %v", c.err, got, c.want)
 		}
 	}
 }
@@ -160,7 +357,7 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := NewSelector(r)
 	n := pickOne(t, s)
-	s.Mark("greeter", n, timeout)
+	s.Mark("greeter", n, refused)
 	if inf.snapshot().instances[0].failures.Load() != 1 {
 		t.Fatal("the failure was not noted")
 	}
@@ -168,7 +365,7 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 || k.ejectedUntil.Load() != 0 || k.inFlight.Load() != 0 {
 		t.Errorf("after a success: %d failures, %d inFlight", k.failures.Load(), k.inFlight.Load())
 	}
-	s.Mark("greeter", pickOne(t, s), timeout)
+	s.Mark("greeter", pickOne(t, s), refused)
 	p := readyPod(t, 0)
 	p.Annotations[annotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
 	inf.Update(p)
@@ -176,7 +373,7 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 		t.Error("the new process has the old one's failures")
 	}
 	// A status update that changes nothing keeps the failures.
-	s.Mark("greeter", pickOne(t, s), timeout)
+	s.Mark("greeter", pickOne(t, s), refused)
 	inf.Update(p)
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 1 {
 		t.Error("a status update ended the ejection")
@@ -184,4 +381,23 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	s.Mark("greeter", n, nil)                                     // a process that has ended
 	s.Mark("greeter", &registry.Node{Id: "x", Address: "y"}, nil) // an address of the caller's own
 	s.Mark("nobody", n, nil)
+}
+
+// countLogLines returns the number of log lines since a time that contain all texts.
+func countLogLines(t *testing.T, since time.Time, texts ...string) (n int) {
+	t.Helper()
+	records, err := dlog.DefaultLog.Read(dlog.Since(since))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		all := true
+		for _, text := range texts {
+			all = all && strings.Contains(fmt.Sprint(r.Message), text)
+		}
+		if all {
+			n++
+		}
+	}
+	return n
 }

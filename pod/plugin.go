@@ -24,14 +24,16 @@ const (
 	annotationPrefix = "micro.mu/service-"
 )
 
-// labelName makes a service's name fit for a label's key, as the plugin does.
+// labelName makes a service's name fit for a label's key, byte by byte as the plugin
+// does.
 func labelName(service string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '-' || r == '_' || r == '.' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' {
-			return r
+	name := []byte(service)
+	for i, c := range name {
+		if c != '-' && c != '_' && c != '.' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			name[i] = '_'
 		}
-		return '_'
-	}, service)
+	}
+	return string(name)
 }
 
 // podMetadata are labels and annotations of a pod. A nil value means that the key
@@ -82,16 +84,16 @@ func (m podMetadata) onlyRemoves() bool {
 	return true
 }
 
-// capture lets the plugin write and returns what it wrote.
+// capture lets the plugin write, and returns what it wrote each time.
 //
 // The plugin's HTTP client has no time limit and reads the service account only
 // once. So capture makes the plugin write to a listener of this process, under a
 // path that no other process knows. The registrar then sends the same to the API
 // server, with a time limit and with the current token.
-func capture(plugin Plugin, write func(registry.Registry) error) (podMetadata, error) {
+func capture(plugin Plugin, writes ...func(registry.Registry) error) ([]podMetadata, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return podMetadata{}, fmt.Errorf("listening for the registry plugin: %w", err)
+		return nil, fmt.Errorf("listening for the registry plugin: %w", err)
 	}
 	secret, written := rand.Text(), make(chan []byte, 1)
 	server := &http.Server{ReadHeaderTimeout: apiserver.CallTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -112,17 +114,22 @@ func capture(plugin Plugin, write func(registry.Registry) error) (podMetadata, e
 	defer served.Wait()
 	defer server.Close()
 
-	if err := write(plugin(registry.Addrs("http://" + l.Addr().String() + "/" + secret))); err != nil {
-		return podMetadata{}, err
-	}
-	select {
-	case body := <-written:
-		var p podPatch
-		if err := json.Unmarshal(body, &p); err != nil {
-			return podMetadata{}, fmt.Errorf("reading what the registry plugin writes: %w", err)
+	p := plugin(registry.Addrs("http://" + l.Addr().String() + "/" + secret))
+	var captured []podMetadata
+	for _, write := range writes {
+		if err := write(p); err != nil {
+			return nil, err
 		}
-		return p.Metadata.podMetadata, nil
-	default:
-		return podMetadata{}, errors.New("the registry plugin has written nothing: use the plugin github.com/micro/go-plugins/registry/kubernetes/v2")
+		var patch podPatch
+		select {
+		case body := <-written:
+			if err := json.Unmarshal(body, &patch); err != nil {
+				return nil, fmt.Errorf("reading what the registry plugin writes: %w", err)
+			}
+		default:
+			return nil, errors.New("the registry plugin has written nothing: use the plugin github.com/micro/go-plugins/registry/kubernetes/v2")
+		}
+		captured = append(captured, patch.Metadata.podMetadata)
 	}
+	return captured, nil
 }

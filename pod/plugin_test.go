@@ -3,6 +3,7 @@ package pod
 import (
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -79,5 +80,17 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 		t.Errorf("go-micro's selector: %v", err)
 	} else if n, err := next(); err != nil || !strings.HasPrefix(n.Address, "10.0.0.") {
 		t.Errorf("go-micro's selector: %v %v", err, n)
+	}
+}
+
+func TestLabelNameIsThePlugins(t *testing.T) {
+	for _, name := range []string{"greeter", "go.micro.srv.greeter", "a/b", "a:b", "grüße", "\u65e5\u672c", "a b", "\xff", "😀-1"} {
+		captured, err := capture(kubernetes.NewRegistry, func(plugin registry.Registry) error { return plugin.Register(service(name, "v1", "a", "10.0.0.1:1")) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := captured[0].Labels[selectorPrefix+labelName(name)]; !ok {
+			t.Errorf("the plugin's labels of %q are %v, ours ends in %q", name, slices.Collect(maps.Keys(captured[0].Labels)), labelName(name))
+		}
 	}
 }

@@ -162,7 +162,8 @@ func (t *podTable) release(instances []*instance) {
 var seed = maphash.MakeSeed()
 
 // decode reads a service as the plugin writes it. It accepts any input and never
-// panics.
+// panics, and nor does go-micro when it reads the result: a null among the nodes,
+// the endpoints or the values is left out.
 func decode(b []byte) (*registry.Service, error) {
 	var s registry.Service
 	if err := json.Unmarshal(b, &s); err != nil {
@@ -172,7 +173,22 @@ func decode(b []byte) (*registry.Service, error) {
 		return nil, errors.New("it names no service")
 	}
 	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
+	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e *registry.Endpoint) bool { return e == nil })
+	for _, e := range s.Endpoints {
+		dropNulls(e.Request)
+		dropNulls(e.Response)
+	}
 	return &s, nil
+}
+
+func dropNulls(v *registry.Value) {
+	if v == nil {
+		return
+	}
+	v.Values = slices.DeleteFunc(v.Values, func(w *registry.Value) bool { return w == nil })
+	for _, w := range v.Values {
+		dropNulls(w)
+	}
 }
 
 // isReady reports whether a pod can receive calls: it is running, its probes

@@ -15,6 +15,8 @@ import (
 // podWatch lists and watches pods in a goroutine of its own, from start to stop,
 // and logs when that begins to fail and when it works again.
 type podWatch struct {
+	apiError func(operation string, err error) // Events.APIError; may be nil
+
 	cancel  context.CancelFunc // nil before start
 	stopped atomic.Bool
 	ended   sync.WaitGroup
@@ -25,7 +27,7 @@ type podWatch struct {
 func (w *podWatch) start(conn *apiserver.Connection, selector apiserver.Selector, name string, h apiserver.Handler[*corev1.Pod]) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
-	w.ended.Go(func() { conn.ListWatchPods(ctx, selector, trimmed, loggingHandler{h, name}) })
+	w.ended.Go(func() { conn.ListWatchPods(ctx, selector, trimmed, loggingHandler{h, name, w}) })
 }
 
 func (w *podWatch) started() bool { return w.cancel != nil }
@@ -43,7 +45,8 @@ func (w *podWatch) stop() {
 
 type loggingHandler struct {
 	apiserver.Handler[*corev1.Pod]
-	name string
+	name  string
+	watch *podWatch
 }
 
 func (h loggingHandler) StateChanged(err error) {
@@ -52,7 +55,14 @@ func (h loggingHandler) StateChanged(err error) {
 	} else {
 		logger.Infof("Registry [kubernetes] Watching %s again", h.name)
 	}
+	h.watch.reportAPIError("watching "+h.name, err)
 	h.Handler.StateChanged(err)
+}
+
+func (w *podWatch) reportAPIError(operation string, err error) {
+	if w.apiError != nil {
+		w.apiError(operation, err)
+	}
 }
 
 // trimmed returns a pod with only the fields that this package reads.

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,12 +24,8 @@ import (
 // stands in while the own pod is not known.
 const defaultGracePeriod = 30 * time.Second
 
-// Attempts to patch the own pod that fail are minPatchDelay apart at first and
-// maxPatchDelay at most, less a random part.
-const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
-
 // registrar keeps the own pod's labels and annotations as they are desired. It
-// patches the pod when the observed metadata lack something, whoever removed it,
+// patches the pod when the observed metadata lack something, whatever removed it,
 // and not otherwise. One goroutine reconciles, from the first desired registration
 // until stop; a second one watches the own pod after the first successful patch.
 type registrar struct {
@@ -42,27 +36,26 @@ type registrar struct {
 	wake          chan struct{} // asks for a reconcile
 	watch         podWatch      // of the own pod
 
+	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn's; tests have their own
+	watchPod func()                                             // starts watch
+
 	mu          sync.Mutex
 	cancel      context.CancelFunc // nil before the first desired registration
-	desired     map[string]*registration
-	observed    *podMetadata // the own pod's; nil while unknown
-	uid         types.UID    // the own pod's
-	version     uint64       // the resource version of observed
+	state       registrations
+	uid         types.UID // the own pod's
+	version     uint64    // resource version of the pod that was observed last
 	gracePeriod time.Duration
+	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
 }
 
-// registration is the desired state of one service.
-type registration struct {
-	service  *registry.Service // nil: the service is to be deregistered
-	json     string            // service as JSON
-	metadata podMetadata       // what the pod is to carry
-	err      error             // of the last attempt; nil after a success
-}
-
 func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
-	return &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
-		desired: map[string]*registration{}, gracePeriod: defaultGracePeriod}
+	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
+		state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
+	r.watchPod = func() {
+		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "the own pod", ownPod{r})
+	}
+	return r
 }
 
 // register makes the service's registration desired and waits for at most limit
@@ -80,27 +73,39 @@ func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 		if err = json.Unmarshal(text, &d.service); err != nil {
 			return err
 		}
-		d.metadata, err = capture(r.plugin, func(plugin registry.Registry) error { return plugin.Register(s) })
+		// Deregister must work when the process has no file descriptor left, so what
+		// it writes is captured now.
+		captured, err := capture(r.plugin,
+			func(plugin registry.Registry) error { return plugin.Register(s) },
+			func(plugin registry.Registry) error { return plugin.Deregister(s) })
 		if err != nil {
 			return err
 		}
+		d.metadata, d.removal = captured[0], captured[1]
 	}
 	return r.setDesired(s.Name, d, limit)
 }
 
 // deregister makes the service's absence desired and waits as register does.
 func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
-	m, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
-	if err != nil {
-		return err
+	var removal podMetadata
+	if d := r.desiredRegistration(s.Name); d != nil {
+		removal = d.removal
 	}
-	return r.setDesired(s.Name, &registration{metadata: m}, limit)
+	if removal.empty() { // not registered by this process
+		captured, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
+		if err != nil {
+			return err
+		}
+		removal = captured[0]
+	}
+	return r.setDesired(s.Name, &registration{metadata: removal, removal: removal}, limit)
 }
 
 func (r *registrar) desiredRegistration(service string) *registration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.desired[service]
+	return r.state.desired[service]
 }
 
 // setDesired replaces the service's desired state, which may be the same as before,
@@ -112,14 +117,19 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		r.cancel = cancel
 		r.reconciling.Go(func() { r.run(ctx) })
 	}
-	if limit > 0 {
-		d.err = nil // the caller wants to know how a new attempt ends
-	} else if before := r.desired[service]; before != nil {
+	before := r.state.desired[service]
+	if err := r.state.set(service, d); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.wait()
+	switch {
+	case satisfied || d.contested(): // of a contested one the limit of patches stands
+	case limit > 0:
+		d.err, d.notBefore = nil, time.Time{} // the caller wants to know how a new attempt ends
+	case before != nil:
 		d.err = before.err // stands until a new attempt ends
 	}
-	r.desired[service] = d
-	r.forgetDeregistered()
-	satisfied, attempted := r.satisfied(d), r.attempted.wait()
 	r.mu.Unlock()
 	r.statusChanged()
 	if satisfied {
@@ -129,25 +139,36 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 	if limit == 0 {
 		return nil
 	}
+	if contested {
+		return contestedError(r.conn.PodName)
+	}
 
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	for {
+		timeout := false
 		select {
 		case <-t.C:
-			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
+			timeout = true
 		case <-attempted:
 		}
 		r.mu.Lock()
-		err, done := d.err, r.satisfied(d)
+		err, done, written := d.err, r.state.satisfied(d), !d.written.IsZero()
 		attempted = r.attempted.wait()
 		var status *apierrors.StatusError
-		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.desired[service] == d { // retrying cannot help
-			delete(r.desired, service)
+		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.state.desired[service] == d { // retrying cannot help
+			delete(r.state.desired, service)
 		}
 		r.mu.Unlock()
-		if done || err != nil {
+		switch {
+		case done:
+			return nil
+		case err != nil:
 			return err
+		case timeout && written:
+			return contestedError(r.conn.PodName)
+		case timeout:
+			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
 		}
 	}
 }
@@ -159,68 +180,83 @@ func (r *registrar) reconcileSoon() {
 	}
 }
 
-// run reconciles when it is woken, and again after a delay when that failed.
+// run reconciles when it is woken, and when a delayed patch is due.
 func (r *registrar) run(ctx context.Context) {
-	delay := minPatchDelay
 	for {
-		err := r.reconcile(ctx)
-		var retry <-chan time.Time
-		if err != nil {
-			retry = time.After(delay/2 + rand.N(delay/2))
-			delay = min(2*delay, maxPatchDelay)
-		} else {
-			delay = minPatchDelay
+		next := r.reconcile(ctx)
+		var due <-chan time.Time
+		if !next.IsZero() {
+			due = time.After(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
-		case <-retry:
+		case <-due:
 		}
 	}
 }
 
-// reconcile patches the own pod once for each service with pending changes. It
-// returns one of the errors.
-func (r *registrar) reconcile(ctx context.Context) error {
+// reconcile patches the own pod once for each service with pending changes, except
+// for those that must wait. It returns when the first of these is due, or zero.
+func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	r.mu.Lock()
-	pending, tried := r.pendingChanges(), maps.Clone(r.desired)
+	due, tried := r.state.due(time.Now()), maps.Clone(r.state.desired)
 	r.mu.Unlock()
 	errs := map[string]error{}
-	for service, changes := range pending {
+	for service, changes := range due {
 		errs[service] = r.patch(ctx, changes)
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return time.Time{}
 	}
+	changed := map[string]error{}
+	defer func() { // without the lock
+		for service, err := range changed {
+			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var failed error
+	written := false
 	for service, err := range errs {
-		if err == nil {
-			if pending[service].onlyRemoves() {
-				logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
-			} else {
-				logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
-			}
-		} else {
-			failed = err
+		written = written || err == nil
+		d := tried[service]
+		before := d.err
+		if r.ended(service, d, due[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
+			changed[service] = d.err
 		}
-		d := r.desired[service]
-		if d == nil || d != tried[service] { // confirmed, or no longer desired
-			continue
-		}
-		if err != nil && (d.err == nil || d.err.Error() != err.Error()) {
+	}
+	r.state.forgetDeregistered()
+	if len(errs) > 0 {
+		r.attempted.notify()
+	}
+	if written && len(r.state.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
+		r.watchPod()
+	}
+	return r.state.nextDue(time.Now())
+}
+
+// ended notes how an attempt to write d ended, and logs it when that is new.
+func (r *registrar) ended(service string, d *registration, changes podMetadata, err error) {
+	before, wasContested := d.err, d.contested()
+	if err != nil {
+		if d.failed(err, r.conn.RetryAfter()); before == nil || before.Error() != err.Error() {
 			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
 		}
-		d.err = err
+		return
 	}
-	r.forgetDeregistered()
-	r.attempted.notify()
-	if failed == nil && len(r.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
-		r.watch.start(r.conn, apiserver.Selector{Fields: "metadata.name=" + r.conn.PodName}, "the own pod", ownPod{r})
+	d.succeeded(r.conn.PodName)
+	switch {
+	case d.contested():
+		if !wasContested {
+			logger.Errorf("Registry [kubernetes] Registering %q: %v", service, d.err)
+		}
+	case changes.onlyRemoves():
+		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
+	case r.state.satisfied(d):
+		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
 	}
-	return failed
 }
 
 // patch writes changes to the own pod.
@@ -233,7 +269,7 @@ func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	if err != nil {
 		return err
 	}
-	pod, err := r.conn.PatchPod(ctx, body)
+	pod, err := r.patchPod(ctx, body)
 	if err == nil {
 		r.observe(pod)
 		return nil
@@ -242,33 +278,6 @@ func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 		return fmt.Errorf("%w: another pod has this name now", err)
 	}
 	return err
-}
-
-// satisfied reports whether the own pod is known to carry what d desires.
-func (r *registrar) satisfied(d *registration) bool {
-	return r.observed != nil && r.observed.diff(d.metadata).empty()
-}
-
-// pendingChanges returns, by service, what the own pod lacks. Everything is
-// pending while the pod is unknown.
-func (r *registrar) pendingChanges() map[string]podMetadata {
-	pending := map[string]podMetadata{}
-	for service, d := range r.desired {
-		changes := d.metadata
-		if r.observed != nil {
-			changes = r.observed.diff(d.metadata)
-		}
-		if !changes.empty() {
-			pending[service] = changes
-		}
-	}
-	return pending
-}
-
-// forgetDeregistered drops deregistrations that the API server has confirmed: what
-// another process writes under that name later is none of ours.
-func (r *registrar) forgetDeregistered() {
-	maps.DeleteFunc(r.desired, func(_ string, d *registration) bool { return d.service == nil && r.satisfied(d) })
 }
 
 // observe notes the own pod's metadata. The watch may deliver a version that is
@@ -282,25 +291,19 @@ func (r *registrar) observe(p *corev1.Pod) {
 		return
 	}
 	r.uid, r.version = p.UID, version
-	r.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	r.state.observe(p)
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second
 	}
-	r.forgetDeregistered()
-	pending := len(r.pendingChanges()) > 0
+	if p.DeletionTimestamp != nil && r.terminating.IsZero() {
+		r.terminating = time.Now()
+	}
+	pending := len(r.state.pendingChanges()) > 0
 	r.mu.Unlock()
 	r.statusChanged()
 	if pending {
 		r.reconcileSoon()
 	}
-}
-
-func pointers(m map[string]string) map[string]*string {
-	all := make(map[string]*string, len(m))
-	for k, v := range m {
-		all[k] = &v
-	}
-	return all
 }
 
 // ownPod passes the watch of the own pod on to the registrar.
@@ -322,26 +325,21 @@ func (ownPod) StateChanged(error) {} // a patch that fails says what is wrong
 func (r *registrar) registered() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.observed != nil && len(r.desired) > 0 && len(r.pendingChanges()) == 0
+	return len(r.state.desired) > 0 && r.state.complete()
 }
 
 // pending reports whether the API server has yet to confirm something.
 func (r *registrar) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.observed == nil || len(r.pendingChanges()) > 0
+	return !r.state.complete()
 }
 
-// lastError returns why the last attempt to write failed, nil when none did.
+// lastError returns why the pod does not carry what is desired, nil while that is not known.
 func (r *registrar) lastError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, service := range slices.Sorted(maps.Keys(r.desired)) {
-		if err := r.desired[service].err; err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.state.firstError()
 }
 
 // services returns the services that are desired.
@@ -349,7 +347,7 @@ func (r *registrar) services() []*registry.Service {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []*registry.Service
-	for _, d := range r.desired {
+	for _, d := range r.state.desired {
 		if d.service != nil {
 			all = append(all, d.service)
 		}
@@ -362,6 +360,13 @@ func (r *registrar) podGracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.gracePeriod
+}
+
+// podTerminatingSince returns when the registrar saw the own pod's deletion.
+func (r *registrar) podTerminatingSince() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.terminating
 }
 
 // stop ends the goroutines and waits for them. The pod keeps its registrations.

@@ -1,15 +1,28 @@
 package pod
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2/registry"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestPodReplacedUnderSameName(t *testing.T) {
@@ -38,7 +51,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
 	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistry("a", registry.Addrs(f.URL))
+	r := ns.openRegistryIn(f.Through(ns.Environment("a")))
 	one, two := service("one", "v1", "a", "10.0.0.1:1"), service("two", "v1", "b", "10.0.0.1:2")
 	if err := errors.Join(r.Register(one), r.Register(two)); err != nil {
 		t.Fatal(err)
@@ -126,4 +139,274 @@ func TestRegistrationIsRetriedUntilRightsAreGranted(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// podServer is a fake API server that holds one pod. After a patch of the pod's
+// labels and annotations, change may alter them.
+type podServer struct {
+	mu      sync.Mutex
+	pod     corev1.Pod
+	patches int
+	change  func(*corev1.Pod)
+	updated broadcast
+}
+
+func newPodServer(change func(*corev1.Pod)) *podServer {
+	s := &podServer{change: change}
+	s.pod = corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "1", ResourceVersion: "1",
+		Labels: map[string]string{}, Annotations: map[string]string{}}}
+	return s
+}
+
+func (s *podServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case r.Method == http.MethodPatch:
+		body, _ := io.ReadAll(r.Body)
+		_ = json.NewEncoder(w).Encode(s.patch(body))
+	case r.URL.Query().Get("watch") != "":
+		for {
+			updated := s.updated.wait()
+			s.mu.Lock()
+			_ = json.NewEncoder(w).Encode(map[string]any{"type": "MODIFIED", "object": &s.pod})
+			s.mu.Unlock()
+			w.(http.Flusher).Flush()
+			select {
+			case <-updated:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	default:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_ = json.NewEncoder(w).Encode(corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"},
+			ListMeta: metav1.ListMeta{ResourceVersion: s.pod.ResourceVersion}, Items: []corev1.Pod{s.pod}})
+	}
+}
+
+func (s *podServer) patch(body []byte) *corev1.Pod {
+	var p podPatch
+	if err := json.Unmarshal(body, &p); err != nil {
+		panic(err)
+	}
+	return s.edit(func(pod *corev1.Pod) {
+		s.patches++
+		apply(pod.Labels, p.Metadata.Labels)
+		apply(pod.Annotations, p.Metadata.Annotations)
+		s.change(pod)
+	})
+}
+
+// edit changes the pod, as another process may, and returns its new version.
+func (s *podServer) edit(change func(*corev1.Pod)) *corev1.Pod {
+	s.mu.Lock()
+	change(&s.pod)
+	version, _ := strconv.Atoi(s.pod.ResourceVersion)
+	s.pod.ResourceVersion = strconv.Itoa(version + 1)
+	pod := s.pod.DeepCopy()
+	s.mu.Unlock()
+	s.updated.notify()
+	return pod
+}
+
+func apply(values map[string]string, changes map[string]*string) {
+	for k, v := range changes {
+		if v == nil {
+			delete(values, k)
+		} else {
+			values[k] = *v
+		}
+	}
+}
+
+func (s *podServer) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.patches
+}
+
+// An admission webhook drops the label from each patch.
+func dropLabel(p *corev1.Pod) { delete(p.Labels, selectorPrefix+"greeter") }
+
+func TestPatchesAreLimitedWhileRegistrationIsDropped(t *testing.T) {
+	api := newPodServer(dropLabel)
+	_, env := kubetest.StartFake(t, api)
+	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+	defer r.Close()
+	begin := time.Now()
+	err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1"))
+	if err == nil || !strings.Contains(err.Error(), "something else") {
+		t.Errorf("Register: %v, want what is wrong", err)
+	}
+	time.Sleep(time.Until(begin.Add(5 * time.Second)))
+	if n := api.count(); n > 6 {
+		t.Errorf("%d PATCH in 5 s, want at most 6", n)
+	}
+	if r.Registered() || r.registrationError() == nil {
+		t.Errorf("Registered is %v, the error %v", r.Registered(), r.registrationError())
+	}
+}
+
+func TestPatchesAreLimitedWhileTwoProcessesShareAServiceName(t *testing.T) {
+	api := newPodServer(func(*corev1.Pod) {})
+	_, env := kubetest.StartFake(t, api)
+	var both []*Registry
+	for _, id := range []string{"first", "second"} {
+		r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+		defer r.Close()
+		if err := r.Register(service("greeter", "v1", id, "10.0.0.1:1")); err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, r)
+	}
+	time.Sleep(5 * time.Second)
+	if n := api.count(); n > 12 {
+		t.Errorf("%d PATCH in 5 s by two processes, want at most 12", n)
+	}
+	if err := both[0].registrationError(); err == nil || !strings.Contains(err.Error(), "something else") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// newTestRegistrar returns a registrar that writes to api without a network.
+func newTestRegistrar(api *podServer) *registrar {
+	r := newRegistrar(&apiserver.Connection{PodName: "a"}, nil, func() {})
+	r.patchPod = func(_ context.Context, body []byte) (*corev1.Pod, error) { return api.patch(body), nil }
+	r.watchPod = func() {}
+	return r
+}
+
+func TestFightOverRegistrationIsLimited(t *testing.T) {
+	text, label := `{"name":"greeter"}`, typeValue
+	greeter := podMetadata{Labels: map[string]*string{selectorPrefix + "greeter": &label}, Annotations: map[string]*string{annotationPrefix + "greeter": &text}}
+	for name, start := range map[string]func(*testing.T) (count func() int, stop func()){
+		"an admission webhook drops the label": func(*testing.T) (func() int, func()) {
+			api := newPodServer(dropLabel)
+			r := newTestRegistrar(api)
+			_ = r.setDesired("greeter", &registration{service: &registry.Service{}, metadata: greeter}, 0)
+			return api.count, r.stop
+		},
+		"another process overwrites it at once": func(*testing.T) (func() int, func()) {
+			api := newPodServer(func(*corev1.Pod) {})
+			r := newTestRegistrar(api)
+			r.patchPod = func(_ context.Context, body []byte) (*corev1.Pod, error) {
+				written := api.patch(body)
+				r.observe(api.edit(func(p *corev1.Pod) { p.Annotations[annotationPrefix+"greeter"] = "other" })) // the watch is faster than the response
+				return written, nil
+			}
+			_ = r.setDesired("greeter", &registration{service: &registry.Service{}, metadata: greeter}, 0)
+			return api.count, r.stop
+		},
+		"another process removes it a second later": func(*testing.T) (func() int, func()) {
+			api := newPodServer(func(*corev1.Pod) {})
+			r := newTestRegistrar(api)
+			_ = r.setDesired("greeter", &registration{service: &registry.Service{}, metadata: greeter}, 0)
+			ended := make(chan struct{})
+			var stopped sync.WaitGroup
+			stopped.Go(func() {
+				for {
+					select {
+					case <-ended:
+						return
+					case <-time.After(time.Second):
+						r.observe(api.edit(dropLabel))
+					}
+				}
+			})
+			return api.count, func() { close(ended); stopped.Wait(); r.stop() }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				count, stop := start(t)
+				defer stop()
+				time.Sleep(time.Minute)
+				first := count()
+				if first < 3 || first > 10 {
+					t.Errorf("%d PATCH in the first minute, want 3 to 10", first)
+				}
+				for minute := 2; minute <= 10; minute++ {
+					before := count()
+					time.Sleep(time.Minute)
+					if n := count() - before; n > 2 {
+						t.Errorf("%d PATCH in minute %d, want at most 2", n, minute)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestServiceWithLabelKeyOfAnotherIsRefused(t *testing.T) {
+	api := newPodServer(func(*corev1.Pod) {})
+	_, env := kubetest.StartFake(t, api)
+	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+	defer r.Close()
+	if err := r.Register(service("a/b", "v1", "a", "10.0.0.1:1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Register(service("a:b", "v1", "a", "10.0.0.1:1")); err == nil || !strings.Contains(err.Error(), `"a/b"`) {
+		t.Errorf("Register of a name with the same label key: %v", err)
+	}
+	if err := r.Deregister(service("a:b", "v1", "a", "10.0.0.1:1")); err == nil { // as go-micro's server does when it stops
+		t.Error("deregistered a name that was refused")
+	}
+	time.Sleep(2 * time.Second)
+	if n := api.count(); n != 1 || !r.Registered() {
+		t.Errorf("%d PATCH, want 1; Registered is %v", n, r.Registered())
+	}
+	if err := errors.Join(r.Deregister(service("a/b", "v1", "a", "10.0.0.1:1")), r.Register(service("a:b", "v1", "a", "10.0.0.1:1"))); err != nil || !r.Registered() {
+		t.Errorf("after the first has deregistered: %v", err)
+	}
+}
+
+func TestInvalidRegistrationIsRefusedEachTime(t *testing.T) {
+	valid := newPodServer(func(*corev1.Pod) {})
+	_, env := kubetest.StartFake(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if body, _ := io.ReadAll(r.Body); bytes.Contains(body, []byte("invalid")) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = io.WriteString(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Invalid","code":422,"message":"name part must be no more than 63 bytes"}`)
+		} else {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			valid.ServeHTTP(w, r)
+		}
+	}))
+	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+	defer r.Close()
+	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := r.Register(service("invalid", "v1", "a", "10.0.0.1:1")); err == nil || !strings.Contains(err.Error(), "63 bytes") {
+			t.Errorf("Register: %v", err)
+		}
+	}
+}
+
+func TestDeregisterNeedsNoPlugin(t *testing.T) {
+	api := newPodServer(func(*corev1.Pod) {})
+	_, env := kubetest.StartFake(t, api)
+	var broken atomic.Bool
+	r := newRegistry(env, func(opts ...registry.Option) registry.Registry {
+		if broken.Load() { // no file descriptor is left for a listener, say
+			opts = []registry.Option{registry.Addrs("http://127.0.0.1:1")}
+		}
+		return kubernetes.NewRegistry(opts...)
+	}, registry.Timeout(time.Second))
+	defer r.Close()
+	s := service("greeter", "v1", "a", "10.0.0.1:1")
+	if err := r.Register(s); err != nil {
+		t.Fatal(err)
+	}
+	broken.Store(true)
+	if err := r.Deregister(s); err != nil {
+		t.Error(err)
+	}
+	api.mu.Lock()
+	defer api.mu.Unlock()
+	if len(api.pod.Annotations) != 0 || api.pod.Labels[selectorPrefix+"greeter"] != "" {
+		t.Errorf("the pod still carries %v %v", api.pod.Labels, api.pod.Annotations)
+	}
 }

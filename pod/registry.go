@@ -33,16 +33,17 @@ type Registry struct {
 	mu        sync.Mutex
 	options   registry.Options
 	closed    bool
-	conn      *apiserver.Connection // nil before the first use, as are the next two
-	registrar *registrar
-	observer  *observer // nil while nobody observes
-	observers int
+	conn      *apiserver.Connection // nil before the first use
+	registrar *registrar            // nil before the first use
+	observers observers
 	informers map[string]*informer // by service; "" for all services
 	served    map[string]bool      // names of services and handlers that were ever registered
 
 	// Set by a lifecycle:
-	background bool // Register and Deregister do not wait for the API server
-	stopping   bool // Register does nothing
+	background bool              // Register and Deregister do not wait for the API server
+	stopping   bool              // Register does nothing
+	lifecycles int               // that have started and not ended
+	other      registry.Registry // Register and Deregister pass calls on to it; nil: they do not
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -104,8 +105,8 @@ func (r *Registry) Close() error {
 // detach drops the connection and everything that uses it, and returns a function
 // that ends their goroutines. r.mu is held.
 func (r *Registry) detach() (disconnect func()) {
-	conn, registrar, observer, informers := r.conn, r.registrar, r.observer, slices.Collect(maps.Values(r.informers))
-	r.conn, r.registrar, r.observer, r.observers = nil, nil, nil, 0
+	conn, registrar, observer, informers := r.conn, r.registrar, r.observers.drop(), slices.Collect(maps.Values(r.informers))
+	r.conn, r.registrar = nil, nil
 	clear(r.informers)
 	return func() {
 		if registrar != nil {
@@ -162,26 +163,37 @@ func (r *Registry) timeout() time.Duration {
 // calls the registration invalid. Register makes no request when the pod already
 // carries the registration, as with go-micro's repeated Register.
 //
+// Register advertises the pod's IP, POD_IP, in place of an address of the pod's
+// interfaces. Without POD_IP it refuses an address that no other pod can reach, such
+// as a loopback address. It refuses a service whose name gives the same label key as
+// another's, such as a/b and a:b.
+//
 // It needs the verb patch on pods, and the verbs list and watch to notice that
 // something else removed the registration.
-func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) error {
+func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
+	if other := r.otherRegistry(); other != nil {
+		return other.Register(s, opts...)
+	}
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: it has no node")
 	}
+	r.mu.Lock()
+	stopping := r.stopping // go-micro may register once more after it has deregistered
+	r.served[s.Name] = true
+	for _, e := range s.Endpoints {
+		handler, _, _ := strings.Cut(e.Name, ".")
+		r.served[handler] = true
+	}
+	r.mu.Unlock()
+	if stopping {
+		return nil
+	}
 	registrar, err := r.writableRegistrar()
 	if err == nil {
-		r.mu.Lock()
-		stopping := r.stopping
-		r.served[s.Name] = true
-		for _, e := range s.Endpoints {
-			handler, _, _ := strings.Cut(e.Name, ".")
-			r.served[handler] = true
+		var reachable *registry.Service
+		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
+			err = registrar.register(reachable, r.confirmationTimeout())
 		}
-		r.mu.Unlock()
-		if stopping {
-			return nil
-		}
-		err = registrar.register(s, r.confirmationTimeout())
 	}
 	if err != nil {
 		return fmt.Errorf("registering service %q: %w", s.Name, err)
@@ -191,7 +203,10 @@ func (r *Registry) Register(s *registry.Service, _ ...registry.RegisterOption) e
 
 // Deregister removes the service from the own pod and waits as Register does. It
 // needs the verb patch on pods.
-func (r *Registry) Deregister(s *registry.Service, _ ...registry.DeregisterOption) error {
+func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOption) error {
+	if other := r.otherRegistry(); other != nil {
+		return other.Deregister(s, opts...)
+	}
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("deregistering a service: it has no node")
 	}
@@ -216,18 +231,19 @@ func (r *Registry) Registered() bool {
 func (r *Registry) writableRegistrar() (*registrar, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.env.Getenv("KUBERNETES_SERVICE_HOST") == "" { // setting KUBECONFIG would not help
+		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
+	}
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
-	}
-	if conn.OutsideCluster {
-		return nil, errors.New("not in a pod: a service is registered on the pod that serves it; with this kubeconfig the registry can be read, not written")
 	}
 	if conn.PodName == "" {
 		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
+		r.registrar.watch.apiError = eventsOf(r.options).APIError
 	}
 	return r.registrar, nil
 }
@@ -303,6 +319,47 @@ func (r *Registry) gracePeriod() time.Duration {
 		return registrar.podGracePeriod()
 	}
 	return defaultGracePeriod
+}
+
+// terminatingSince returns when the registry saw that the own pod is being deleted, the
+// zero time if it is not.
+func (r *Registry) terminatingSince() time.Time {
+	if registrar := r.currentRegistrar(); registrar != nil {
+		return registrar.podTerminatingSince()
+	}
+	return time.Time{}
+}
+
+// registerWith makes Register and Deregister use another registry.
+func (r *Registry) registerWith(other registry.Registry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.other = other
+}
+
+func (r *Registry) otherRegistry() registry.Registry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.other
+}
+
+// retain notes that a lifecycle uses the registry, until release.
+func (r *Registry) retain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lifecycles++
+}
+
+// release closes the registry if no other lifecycle uses it.
+func (r *Registry) release() error {
+	r.mu.Lock()
+	r.lifecycles--
+	last := r.lifecycles == 0
+	r.mu.Unlock()
+	if last {
+		return r.Close()
+	}
+	return nil
 }
 
 // serves reports whether a service or a handler of that name was ever registered.
@@ -397,6 +454,7 @@ func (r *Registry) informer(service string) (*informer, error) {
 	}
 	i := newInformer(service, &r.instances)
 	i.table.limits.anyAddress = anyAddress(r.options)
+	i.apiError = eventsOf(r.options).APIError
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -437,12 +495,12 @@ func (r *Registry) LastContact() time.Time {
 // observer and end with the last. Observe needs the verbs list and watch on pods.
 func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
-		o, err := r.join()
+		o, err := r.observer()
 		if err != nil {
 			yield(nil, fmt.Errorf("observing services: %w", err))
 			return
 		}
-		defer r.leave(o)
+		defer r.observers.leave(o)
 		for {
 			changed := o.changed.wait()
 			if ctx.Err() != nil {
@@ -468,34 +526,13 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	}
 }
 
-// join returns the observer that all who observe share. The first starts it.
-func (r *Registry) join() (*observer, error) {
+// observer returns the observer that all calls of Observe share.
+func (r *Registry) observer() (*observer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
 	}
-	if r.observer == nil {
-		r.observer = newObserver()
-		r.observer.table.limits.anyAddress = anyAddress(r.options)
-		r.observer.start(conn)
-	}
-	r.observers++
-	return r.observer, nil
-}
-
-// leave stops the observer when the last one leaves.
-func (r *Registry) leave(o *observer) {
-	r.mu.Lock()
-	last := false
-	if r.observer == o { // otherwise detach has stopped it
-		if r.observers--; r.observers == 0 {
-			r.observer, last = nil, true
-		}
-	}
-	r.mu.Unlock()
-	if last {
-		o.stop()
-	}
+	return r.observers.join(conn, limits{anyAddress(r.options)}, eventsOf(r.options).APIError), nil
 }

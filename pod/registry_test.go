@@ -287,7 +287,8 @@ func TestErrorsNameMissingVerb(t *testing.T) {
 func TestInitAndCloseTwice(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
-	r := ns.openRegistry("a")
+	f := ns.StartProxyWithoutCredentials()
+	r := ns.openRegistryIn(f.Trust(ns.Environment("a")))
 	for range 2 {
 		if err := r.Init(registry.Timeout(3 * time.Second)); err != nil {
 			t.Fatal(err)
@@ -299,7 +300,6 @@ func TestInitAndCloseTwice(t *testing.T) {
 	if r.conn != nil || r.registrar != nil || len(r.informers) > 0 {
 		t.Error("the registry has started something before its first use")
 	}
-	f := ns.StartProxyWithoutCredentials()
 	for _, address := range []string{"", f.URL, f.URL} { // the first use, another address, the same address again
 		if address != "" {
 			if err := r.Init(registry.Addrs(address)); err != nil {

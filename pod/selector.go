@@ -17,14 +17,34 @@ import (
 // choice reads the informer's snapshot and copies nothing: it takes the same time
 // and allocates nothing at any number of instances.
 //
-// An instance whose call fails in transport or times out is ejected, for longer each
-// time it fails again; a retry therefore goes to another instance. A stalled instance,
-// which leaves its calls without an answer, is passed over before they time out. An
-// answered call, or a new process in the pod, ends the ejection. If all instances are
-// ejected, all of them are tried. An error that a handler returns with the id of a
-// service is an answer; a call that its caller cancels says nothing about the
-// instance. A plain Go error from a handler looks like a failure in transport: handlers
-// should return go-micro's errors.
+// # Ejection
+//
+// An instance is ejected for 5 s when the connection to it fails, or when a call times
+// out although the instance had time to answer: it answered no call for twice its usual
+// latency. A retry therefore goes to another instance. If the instance fails again, the
+// ejection is longer: 20 s, then 80 s, at most 10 s after a failed connection. After the
+// ejection one call tries the instance. An answered call, or a new process in the pod,
+// ends the ejection. At most half of a service's instances are ejected, so that the
+// others are not overloaded: Envoy's panic threshold is 50 % too, and gRFC A50 has
+// max_ejection_percent. A stalled instance, which leaves its calls without an answer, is
+// passed over before they time out. The log has one line for each ejection and one for
+// its end; see also Instances and Events.
+//
+// An instance is not blamed for what its handler returns, and not for a call that its
+// caller cancels or that began too late to be answered. go-micro's gRPC client hides the
+// gRPC status from a selector, which therefore goes by the text of the error. So one case
+// is left: a handler that returns the error of its own go-micro client, with the id
+// go.micro.client, is blamed for the service that it called, unless it is a service with
+// Lifecycle, which gives such errors its own id.
+//
+// # Streams
+//
+// go-micro's client calls Mark when a stream is open, not when it ends. So a stream does
+// not count as in flight, and its failures after the start do not count either: open
+// streams are spread by the calls in flight at their start, which for long-lived streams
+// is close to random.
+//
+// # Filters and strategies
 //
 // Filters and strategies given by selector.SelectOption or selector.SetStrategy are
 // honoured; a filter sees copies, as with go-micro's own selector. A call is in flight
@@ -60,6 +80,7 @@ func NewSelector(r registry.Registry, opts ...selector.Option) *Selector {
 // pool is the informer of one service and the function that picks from its snapshot.
 type pool struct {
 	informer *informer
+	events   Events
 	next     selector.Next // made once, so that Select allocates nothing
 }
 
@@ -104,16 +125,17 @@ func (s *Selector) selectSlow(service string, options selector.Options, opts []s
 	for _, opt := range opts {
 		opt(&o)
 	}
-	var instances []*instance // those with statistics
+	p := &pool{} // of a registry of another package: no instance has statistics
+	var known []*instance
 	if r, ok := options.Registry.(*Registry); ok {
-		p, err := s.pool(service, r)
-		if err != nil {
+		var err error
+		if p, err = s.pool(service, r); err != nil {
 			return nil, err
 		}
 		if len(o.Filters) == 0 && o.Strategy == nil {
 			return p.selectNext()
 		}
-		instances = p.informer.snapshot().instances
+		known = p.informer.snapshot().instances
 	}
 	services, err := options.Registry.GetService(service)
 	if stderrors.Is(err, registry.ErrNotFound) {
@@ -131,21 +153,22 @@ func (s *Selector) selectSlow(service string, options selector.Options, opts []s
 	if o.Strategy != nil {
 		return o.Strategy(services), nil
 	}
-	byID := map[string]*instance{}
-	for _, n := range instances {
-		byID[n.Id] = n
+	type key struct{ id, address string } // a fixed server.Id is that of every instance
+	byKey := map[key]*instance{}
+	for _, i := range known {
+		byKey[key{i.Id, i.Address}] = i
 	}
 	var filtered []*instance
 	for _, v := range services {
 		for _, n := range v.Nodes {
-			if i := byID[n.Id]; i != nil {
+			if i := byKey[key{n.Id, n.Address}]; i != nil {
 				filtered = append(filtered, i)
 			} else {
-				filtered = append(filtered, &instance{Node: *n})
+				filtered = append(filtered, &instance{Node: *n, service: v})
 			}
 		}
 	}
-	return func() (*registry.Node, error) { return pick(filtered) }, nil
+	return func() (*registry.Node, error) { return p.pick(filtered) }, nil
 }
 
 // pool returns the pool of a service, made on first use, when it waits for the first
@@ -164,7 +187,8 @@ func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 	if p := state.pools[service]; p != nil && p.informer == inf {
 		return p, nil
 	}
-	p := &pool{informer: inf, next: func() (*registry.Node, error) { return pick(inf.snapshot().instances) }}
+	p := &pool{informer: inf, events: eventsOf(r.Options())}
+	p.next = func() (*registry.Node, error) { return p.pick(inf.snapshot().instances) }
 	if state.options.Registry == registry.Registry(r) {
 		pools := maps.Clone(state.pools)
 		pools[service] = p
@@ -175,7 +199,7 @@ func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 
 // pick chooses the less busy of two instances taken at random. It passes over ejected
 // and stalled instances while there are others.
-func pick(instances []*instance) (*registry.Node, error) {
+func (p *pool) pick(instances []*instance) (*registry.Node, error) {
 	if len(instances) == 0 {
 		return nil, selector.ErrNoneAvailable
 	}
@@ -190,6 +214,9 @@ func pick(instances []*instance) (*registry.Node, error) {
 		a = b
 	}
 	a.started(now)
+	if p.events.Picked != nil {
+		p.events.Picked(a.service.Name, a.pod, a.Address)
+	}
 	return &a.Node, nil
 }
 
@@ -233,26 +260,67 @@ func clock() int64 { return int64(time.Since(epoch)) + 1<<62 }
 
 var epoch = time.Now()
 
-// Mark notes how a call to an instance that Next returned has ended. It ignores an
-// instance that the registry does not know (any more), such as an address of the
-// caller's own.
+// Mark notes how a call to an instance that Next returned has ended. The instance
+// alone counts: go-micro's client passes another service name to Mark than to Select if
+// MICRO_PROXY or MICRO_NETWORK is set. Mark ignores an instance that the registry does
+// not know, or no longer knows, such as an address of the caller's own.
 func (s *Selector) Mark(_ string, n *registry.Node, err error) {
-	r, ok := s.state.Load().options.Registry.(*Registry)
+	state := s.state.Load()
+	r, ok := state.options.Registry.(*Registry)
 	if !ok {
 		return
 	}
-	if i := r.instanceOf(n); i != nil {
-		i.ended(clock(), err)
+	i := r.instanceOf(n)
+	if i == nil {
+		return
+	}
+	now, o := clock(), outcomeOf(err)
+	change := i.ended(now, o)
+	if change == unchanged {
+		return
+	}
+	switch p := state.pools[i.service.Name]; {
+	case change == failed && p != nil:
+		p.eject(i, now, o, err)
+	case change == recovered && p != nil:
+		p.readmit(i, now)
+	case change == recovered: // another selector of the registry picked the instance
+		i.readmit()
 	}
 }
 
-// Reset forgets the failures of a service's instances.
+// Reset ends the ejections of a service's instances and forgets their failures.
 func (s *Selector) Reset(service string) {
 	if p := s.state.Load().pools[service]; p != nil {
 		for _, i := range p.informer.snapshot().instances {
-			i.readmit()
+			p.readmit(i, clock())
 		}
 	}
+}
+
+// InstanceCalls is what a selector knows about the calls to one instance.
+type InstanceCalls struct {
+	Pod, Address string
+	InFlight     int           // calls that have not ended
+	Failures     int           // calls in a row that failed by the instance's fault; those within 5 s count once
+	EjectedFor   time.Duration // how long the ejection still lasts; 0 if the instance is not ejected
+}
+
+// Instances returns what the selector knows about the routable instances of a service, in
+// no particular order; nothing for a service that was never selected. Other processes may
+// see the same instances differently.
+func (s *Selector) Instances(service string) []InstanceCalls {
+	p := s.state.Load().pools[service]
+	if p == nil {
+		return nil
+	}
+	now := clock()
+	var all []InstanceCalls
+	for _, i := range p.informer.snapshot().instances {
+		all = append(all, InstanceCalls{Pod: i.pod, Address: i.Address, InFlight: int(i.inFlight.Load()), Failures: int(i.failures.Load()),
+			EjectedFor: max(0, time.Duration(i.ejectedUntil.Load()-now))})
+	}
+	return all
 }
 
 // Close does nothing: the registry owns the goroutines.

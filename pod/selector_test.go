@@ -1,7 +1,9 @@
 package pod
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,20 +21,32 @@ func newStaticRegistry(t testing.TB, n int) (*Registry, *informer) {
 	t.Helper()
 	r := newRegistry(apiserver.ProcessEnvironment, nil)
 	inf := newInformer("greeter", &r.instances)
-	var all []*corev1.Pod
+	var addresses []string
 	for i := range n {
-		all = append(all, readyPod(t, i))
+		addresses = append(addresses, fmt.Sprint("10.0.0.1:", i+1))
 	}
-	inf.Replace(all)
+	inf.Replace(readyPodsAt(t, addresses...))
 	r.conn, r.informers["greeter"] = &apiserver.Connection{}, inf
 	return r, inf
 }
 
-func readyPod(t testing.TB, i int) *corev1.Pod {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("p-", i), Labels: map[string]string{selectorPrefix + "greeter": typeValue},
-		Annotations: map[string]string{annotationPrefix + "greeter": string(annotation(t, fmt.Sprint("p-", i), "greeter", fmt.Sprint("v", i%2), fmt.Sprint("10.0.0.1:", i+1)))}}}
+// readyPod returns a pod that is ready and carries the greeter's annotation, at an
+// address and in a version that depend on its number.
+func readyPod(t testing.TB, i int) *corev1.Pod { return readyPodAt(t, i, fmt.Sprint("10.0.0.1:", i+1)) }
+
+func readyPodAt(t testing.TB, i int, address string) *corev1.Pod {
+	name := fmt.Sprint("p-", i)
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{selectorPrefix + "greeter": typeValue},
+		Annotations: map[string]string{annotationPrefix + "greeter": string(annotation(t, name, "greeter", fmt.Sprint("v", i%2), address))}}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	return p
+}
+
+func readyPodsAt(t testing.TB, addresses ...string) (pods []*corev1.Pod) {
+	for i, a := range addresses {
+		pods = append(pods, readyPodAt(t, i, a))
+	}
+	return pods
 }
 
 func pickOne(t testing.TB, s *Selector, opts ...selector.SelectOption) *registry.Node {
@@ -48,7 +62,12 @@ func pickOne(t testing.TB, s *Selector, opts ...selector.SelectOption) *registry
 	return n
 }
 
-var timeout = errors.Timeout("go.micro.client", "too late")
+const refusedText = `connection error: desc = "transport: Error while dialing: dial tcp 10.0.0.1:1: connect: connection refused"`
+
+var (
+	timeout = errors.Timeout("go.micro.client", "context deadline exceeded")
+	refused = errors.InternalServerError("go.micro.client", refusedText)
+)
 
 func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 	r, _ := newStaticRegistry(t, 4)
@@ -79,7 +98,7 @@ func TestSelectorRetriesOnAnotherInstance(t *testing.T) {
 			t.Fatal(err)
 		}
 		first, _ := next()
-		s.Mark("greeter", first, errors.InternalServerError("go.micro.client", "connection refused"))
+		s.Mark("greeter", first, refused)
 		second, _ := next()
 		if second.Address == first.Address {
 			t.Fatal("the retry went to the instance that failed")
@@ -127,6 +146,54 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	}
 }
 
+// With MICRO_NETWORK, go-micro's client passes the network's name to Select, and the
+// service's to Mark.
+func TestSelectorMarksInstanceUnderAnyServiceName(t *testing.T) {
+	r, inf := newStaticRegistry(t, 2)
+	s := NewSelector(r)
+	for range 100 {
+		s.Mark("other", pickOne(t, s), nil)
+	}
+	for _, i := range inf.snapshot().instances {
+		if n := i.inFlight.Load(); n != 0 {
+			t.Errorf("%d calls in flight on %s, want 0", n, i.Address)
+		}
+	}
+	s.Mark("other", pickOne(t, s), refused)
+	if ejected := slices.ContainsFunc(s.Instances("greeter"), func(c InstanceCalls) bool { return c.EjectedFor > 0 }); !ejected {
+		t.Error("no instance is ejected")
+	}
+}
+
+// With server.Id, or MICRO_SERVER_ID in the Deployment, all instances have the same id.
+func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
+	r, inf := newStaticRegistry(t, 0)
+	var pods []*corev1.Pod
+	for i := range 4 {
+		p, address := readyPod(t, i), fmt.Sprint("10.0.0.1:", i+1)
+		text, err := json.Marshal(service("greeter", "v1", "greeter-fixed", address))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Annotations[annotationPrefix+"greeter"] = string(text)
+		pods = append(pods, p)
+	}
+	inf.Replace(pods)
+	s := NewSelector(r)
+	seen := map[string]int{}
+	for range 400 {
+		n := pickOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
+		seen[n.Address]++
+		if r.instanceOf(n) == nil {
+			t.Fatalf("the selector keeps no statistics for %v", n)
+		}
+		s.Mark("greeter", n, nil)
+	}
+	if len(seen) != 4 {
+		t.Errorf("picks by address: %v, want 4 addresses", seen)
+	}
+}
+
 func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 	m := memory.NewRegistry()
 	s := NewSelector(m)
@@ -155,18 +222,23 @@ func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 
 func TestSelectorPickAllocatesNothing(t *testing.T) {
 	for _, n := range []int{1, 10, 10000} {
-		r, _ := newStaticRegistry(t, n)
-		s := NewSelector(r)
-		pickOne(t, s)
-		if a := testing.AllocsPerRun(1000, func() {
-			next, err := s.Select("greeter")
-			if err != nil {
+		for name, events := range map[string]Events{"without events": {}, "with events": {Picked: func(string, string, string) {}}} {
+			r, _ := newStaticRegistry(t, n)
+			if err := r.Init(WithEvents(events)); err != nil {
 				t.Fatal(err)
 			}
-			k, _ := next()
-			s.Mark("greeter", k, nil)
-		}); a != 0 {
-			t.Errorf("%v allocations at %d instances", a, n)
+			s := NewSelector(r)
+			pickOne(t, s)
+			if a := testing.AllocsPerRun(1000, func() {
+				next, err := s.Select("greeter")
+				if err != nil {
+					t.Fatal(err)
+				}
+				k, _ := next()
+				s.Mark("greeter", k, nil)
+			}); a != 0 {
+				t.Errorf("%v allocations at %d instances, %s", a, n, name)
+			}
 		}
 	}
 }
@@ -207,7 +279,7 @@ func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
 		want int
 	}{
 		{"one unreachable", func() int { return update(0, no, yes) }, 2},
-		{"two unreachable", func() int { return update(1, no, yes) }, 1},
+		{"two unreachable, more than ready", func() int { return update(1, no, yes) }, 3},
 		{"all unreachable", func() int { return update(2, no, yes) }, 3},
 		{"one with a failing probe", func() int { return update(2, no, no) }, 2},
 		{"one with a readiness gate", func() int { return update(1, no, yes, gated) }, 1},

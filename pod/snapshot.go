@@ -35,20 +35,25 @@ func (s *snapshot) services() []*registry.Service {
 			byVersion[key] = merged
 			all = append(all, merged)
 		}
-		merged.Nodes = append(merged.Nodes, &registry.Node{Id: i.Id, Address: i.Address, Metadata: maps.Clone(i.Metadata)})
+		merged.Nodes = append(merged.Nodes, &registry.Node{Id: i.Id, Address: i.Address, Metadata: copyMetadata(i.Metadata)})
 	}
 	return all
 }
 
 func copyService(s *registry.Service) *registry.Service {
 	c := *s
-	c.Metadata, c.Nodes, c.Endpoints = maps.Clone(s.Metadata), nil, make([]*registry.Endpoint, len(s.Endpoints))
+	c.Metadata, c.Nodes, c.Endpoints = copyMetadata(s.Metadata), nil, make([]*registry.Endpoint, len(s.Endpoints))
 	for i, e := range s.Endpoints {
-		if e != nil {
-			c.Endpoints[i] = &registry.Endpoint{Name: e.Name, Request: copyValue(e.Request), Response: copyValue(e.Response), Metadata: maps.Clone(e.Metadata)}
-		}
+		c.Endpoints[i] = &registry.Endpoint{Name: e.Name, Request: copyValue(e.Request), Response: copyValue(e.Response), Metadata: copyMetadata(e.Metadata)}
 	}
 	return &c
+}
+
+// copyMetadata returns a copy that is never nil, since callers may write to it.
+func copyMetadata(m map[string]string) map[string]string {
+	c := make(map[string]string, len(m))
+	maps.Copy(c, m)
+	return c
 }
 
 func copyValue(v *registry.Value) *registry.Value {

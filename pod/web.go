@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os/signal"
+	"sync"
 	"time"
 
+	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/web"
 )
 
@@ -28,16 +31,20 @@ const maxRequestBody = 1 << 20
 // as WebSockets; a response without an end of its own should end when Draining is
 // closed.
 //
-// Limits, if web.Server gives no server: the header of a request may take 5 s and
-// 16 KiB (431), its body 1 MiB (413). The time for the body and the response has no
-// limit, because a limit would cut long downloads and event streams.
+// Limits, if web.Server gives no server: the header of a request may
+// take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
+// response has no limit, because a limit would cut long downloads and event streams.
+// There may be 1,200 connections, 600 of them of one client address; for one more,
+// the connection is closed that has waited longest for its client to send a request.
 //
-// Run also returns the error with which serving ends, which go-micro drops.
+// Run also returns the error with which serving ends, which go-micro drops. The flag
+// --registry works with web.Registry, which go-micro alone does not allow.
 func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 	return func(o *web.Options) {
 		w := &webLifecycle{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+			limitConnections(w.server, maxConnections, maxClientConnections)
 			w.limitBody = true
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and
@@ -55,20 +62,42 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 			if o.Server != handover {
 				return errors.New("starting the web service: pod.WebLifecycle must come after web.Server")
 			}
-			return r.registerInBackground(o.Name)
+			if err := w.setUp(o); err != nil {
+				return err
+			}
+			r.retain()
+			return nil
 		})
 		o.BeforeStop = append(o.BeforeStop, func() error {
 			w.mu.Lock()
 			serveErr := w.serveErr
 			w.mu.Unlock()
 			if serveErr != nil {
-				return errors.Join(serveErr, r.Close())
+				return errors.Join(serveErr, r.release())
 			}
 			w.deregister()
 			return nil
 		})
-		o.AfterStop = append(o.AfterStop, func() error { return errors.Join(w.shutDown(), r.Close()) })
+		o.AfterStop = append(o.AfterStop, func() error { return errors.Join(w.shutDown(), r.release()) })
 	}
+}
+
+// setUp finds out which registry the service uses, as go-micro does, and whether it can
+// register there.
+func (w *webLifecycle) setUp(o *web.Options) error {
+	r := registry.Registry(w.registry)
+	used := o.Registry
+	if used == nil {
+		used = o.Service.Client().Options().Registry
+	}
+	// The flag --registry, and MICRO_REGISTRY, change the registry of the inner service;
+	// go-micro ignores that if web.Registry is given. Without web.Service.Init, which
+	// reads the flags, the inner service has the default registry.
+	if flag := o.Service.Options().Registry; used == r && flag != r && flag != registry.DefaultRegistry {
+		w.registry.registerWith(flag)
+		used = flag
+	}
+	return w.useRegistry(o.Name, used)
 }
 
 type webLifecycle struct {
@@ -77,7 +106,9 @@ type webLifecycle struct {
 	limitBody   bool               // the bodies of requests are limited
 	stopService context.CancelFunc // makes Run stop
 	served      chan struct{}      // closed when serving has ended
-	serveErr    error              // why serving ended before the stop
+
+	mu       sync.Mutex
+	serveErr error // why serving ended before the stop
 }
 
 // serve accepts connections until go-micro closes the listener.
@@ -99,18 +130,6 @@ func (w *webLifecycle) serve(l net.Listener, h http.Handler) {
 		w.serveErr = fmt.Errorf("serving on %s: %w", l.Addr(), err)
 		w.stopService() // Run returns serveErr
 	}
-}
-
-type drainingKey struct{}
-
-// Draining returns a channel that is closed when the service is told to stop. ctx
-// is the context of a request to a service with WebLifecycle; for any other context
-// the channel is nil, and a receive from it blocks for ever. A handler that sends
-// without end, such as server-sent events, should return when the channel is closed:
-// the stop waits for requests in flight as long as the pod's grace period allows.
-func Draining(ctx context.Context) <-chan struct{} {
-	stopping, _ := ctx.Value(drainingKey{}).(chan struct{})
-	return stopping
 }
 
 // handler answers the probes and passes every other request to next.
@@ -140,7 +159,7 @@ func (w *webLifecycle) handler(next http.Handler) http.Handler {
 				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxRequestBody), http.StatusRequestEntityTooLarge)
 				return
 			}
-			r.Body = http.MaxBytesReader(rw, r.Body, maxRequestBody)
+			limitBody(rw, r, bodyTimeout)
 		}
 		next.ServeHTTP(rw, r)
 	})
@@ -149,9 +168,9 @@ func (w *webLifecycle) handler(next http.Handler) http.Handler {
 // shutDown waits for the requests in flight. go-micro closes the listener, which
 // ends serving; Shutdown does not close it a second time.
 func (w *webLifecycle) shutDown() error {
-	defer w.finish()
+	defer signal.Stop(w.signals)
 	<-w.served
-	ctx, cancel := w.drainContext()
+	ctx, cancel := w.drainContext("requests")
 	defer cancel()
 	switch err := w.server.Shutdown(ctx); {
 	case err == nil, errors.Is(err, net.ErrClosed):

@@ -17,10 +17,15 @@ import (
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/auth"
 	"github.com/micro/go-micro/v2/web"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
 func startWeb(t *testing.T, env apiserver.Environment, wait time.Duration, opts ...web.Option) *testService {
-	svc, ctx := newTestService(t, env)
+	return startWebOn(t, newRegistry(env, kubernetes.NewRegistry), wait, opts...)
+}
+
+func startWebOn(t *testing.T, registry *Registry, wait time.Duration, opts ...web.Option) *testService {
+	svc, ctx := newTestServiceOn(t, registry)
 	started := make(chan struct{})
 	service := web.NewService(append([]web.Option{
 		web.Name("page"), web.HandleSignal(false), web.Context(ctx), web.Address("127.0.0.1:0"),

@@ -37,6 +37,19 @@ lint() {
 	make --no-print-directory lint
 }
 
+scripts() {
+	step 'Scripts: shellcheck' '1 s, the first time 20 s to install it'
+	if ! command -v shellcheck; then
+		if ((EUID)) || ! command -v apt-get >/dev/null; then
+			echo 'looking for shellcheck: it is not in PATH; install it, on Debian with: apt-get install shellcheck' >&2
+			exit 1
+		fi
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends shellcheck
+	fi
+	git ls-files -z --cached --others --exclude-standard '*.sh' .ci/run | xargs -0 shellcheck
+}
+
 generated() {
 	step 'Generated code: proto/*.go is what proto/greeter.proto generates' '1 s'
 	go run -C proto/gen . -verify
@@ -46,6 +59,7 @@ if [[ ${1:-} == check ]]; then
 	format
 	vet
 	lint
+	scripts
 	generated
 	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
 	log=$(mktemp)
@@ -57,7 +71,7 @@ if [[ ${1:-} == check ]]; then
 		fi
 	done
 	grep -E '^ok ' "$log"
-	printf '\nNot run, %d tests that need an API server or a cluster, and the end-to-end tests: `make test` runs them.\n' "$(grep -c '^ *--- SKIP' "$log" || true)"
+	printf '\nNot run, %d tests that need an API server or a cluster, and the end-to-end tests; run all with: make test\n' "$(grep -c '^ *--- SKIP' "$log" || true)"
 	printf '\n== Passed after %d s\n' "$SECONDS"
 	exit
 fi
@@ -65,7 +79,7 @@ fi
 step 'A browser for the tests of the page of go-micro-web' '1 s, the first time 1 minute to install it'
 if ! command -v chromium google-chrome chromium-browser; then
 	if ((EUID)) || ! command -v apt-get >/dev/null; then
-		echo 'looking for a browser: neither chromium nor google-chrome is in PATH; install one, on Debian `apt-get install chromium`' >&2
+		echo 'looking for a browser: neither chromium nor google-chrome is in PATH; install one, on Debian with: apt-get install chromium' >&2
 		exit 1
 	fi
 	apt-get update -qq
@@ -82,6 +96,7 @@ trap 'kill "$build" 2>/dev/null || true; rm -f "$build_log"' EXIT
 
 vet
 lint
+scripts
 generated
 
 step 'Modules: the downloaded modules match go.sum' '10 s'

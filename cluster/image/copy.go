@@ -167,7 +167,7 @@ func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, un
 		}
 		return b.putFile(name, info, dst, own, mode)
 	}
-	if err := b.mkdirs(dst, own); err != nil {
+	if err := b.mkdirs(dst, own, mode); err != nil {
 		return err
 	}
 	dir, err := fs.Sub(b.root.FS(), name)
@@ -228,22 +228,25 @@ func (b *builder) putFile(from string, info fs.FileInfo, to string, own owner, m
 	if mode >= 0 && link == "" {
 		h.Mode = mode
 	}
-	if err := b.mkdirs(path.Dir(to), own); err != nil {
+	if err := b.mkdirs(path.Dir(to), own, mode); err != nil {
 		return err
 	}
 	return b.put(to, h.Typeflag, h.Mode, own, link, from)
 }
 
-// mkdirs adds missing directories as Docker does: with mode 0755 and with the owner
-// of the files in them.
-func (b *builder) mkdirs(dir string, own owner) error {
+// mkdirs adds missing directories as Docker does: with the owner and the mode that the
+// instruction sets for the files in them. Without a mode, -1, it is 0755.
+func (b *builder) mkdirs(dir string, own owner, mode int64) error {
 	if b.tree[dir] == tar.TypeDir {
 		return nil
 	}
-	if err := b.mkdirs(path.Dir(dir), own); err != nil {
+	if err := b.mkdirs(path.Dir(dir), own, mode); err != nil {
 		return err
 	}
-	return b.put(dir, tar.TypeDir, 0o755, own, "", "")
+	if mode < 0 {
+		mode = 0o755
+	}
+	return b.put(dir, tar.TypeDir, mode, own, "", "")
 }
 
 func (b *builder) put(name string, typ byte, mode int64, own owner, link, from string) error {

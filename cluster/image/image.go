@@ -28,8 +28,9 @@
 // --chmod sets the modes. Another Go release may compress differently and give
 // another digest.
 //
-// There are two differences from Docker: a wildcard without a match is an error, and
-// --chmod does not change the mode of parent directories, which is 0755.
+// What is supported gives the same image as BuildKit, except that a wildcard without a
+// match is an error. TestSameAsBuildKit compares the two. Like BuildKit, and unlike
+// Docker's reference, an ARG below an ENV of the same name replaces its value.
 package image
 
 import (
@@ -278,7 +279,7 @@ func (b *builder) apply(cmd any) error {
 			return fmt.Errorf("making %q for USER: %w", c.Path, err)
 		}
 		config.WorkingDir = b.absolute(c.Path)
-		return b.mkdirs(config.WorkingDir, own)
+		return b.mkdirs(config.WorkingDir, own, -1)
 	case *instructions.ExposeCommand:
 		for _, spec := range c.Ports {
 			words, err := b.lex.ProcessWords(spec, shell.EnvsFromSlice(b.env))
@@ -302,10 +303,10 @@ func (b *builder) apply(cmd any) error {
 		}
 		config.StopSignal = c.Signal
 	case *instructions.CmdCommand:
-		config.Cmd = c.CmdLine
+		config.Cmd, config.ArgsEscaped = c.CmdLine, true
 		return execForm("CMD", c.ShellDependantCmdLine)
 	case *instructions.EntrypointCommand:
-		config.Entrypoint = c.CmdLine
+		config.Entrypoint, config.ArgsEscaped = c.CmdLine, true
 		return execForm("ENTRYPOINT", c.ShellDependantCmdLine)
 	case *instructions.CopyCommand:
 		return b.copy(c.SourcesAndDest, c.Chown, c.Chmod, false)

@@ -117,9 +117,9 @@ func TestConfig(t *testing.T) {
 	}{
 		{"nothing but a base", "FROM scratch", v1.Config{}},
 		{"the document's service", "FROM scratch\nEXPOSE 9100\nUSER 65532:65532\nCMD [\"/server\"]\n",
-			v1.Config{ExposedPorts: ports{"9100/tcp": {}}, User: "65532:65532", Cmd: []string{"/server"}}},
+			v1.Config{ExposedPorts: ports{"9100/tcp": {}}, User: "65532:65532", Cmd: []string{"/server"}, ArgsEscaped: true}},
 		{"lower case, a name, comments, continuation", "# build\nfrom scratch as final\n\n# why\nentrypoint [\"/a\", \\\n  \"-b\"]\ncmd []",
-			v1.Config{Entrypoint: []string{"/a", "-b"}, Cmd: []string{}}},
+			v1.Config{Entrypoint: []string{"/a", "-b"}, Cmd: []string{}, ArgsEscaped: true}},
 		{"ports", "FROM scratch\nARG P='80 81/udp'\nEXPOSE $P 90-91/SCTP",
 			v1.Config{ExposedPorts: ports{"80/tcp": {}, "81/udp": {}, "90/sctp": {}, "91/sctp": {}}}},
 		{"env, arg and their order", "ARG BASE=scratch V=1\nFROM ${BASE}\nARG V\nARG W=${V}2\nARG UNSET\nENV A=$W B=${UNSET:-none} C='$W'\nENV A=${A}3\nENV OLD value",
@@ -207,9 +207,9 @@ func TestCopy(t *testing.T) {
 		{"an escaped wildcard", `COPY we\\[i\\]rd /t`, [][]string{{"644 0:0 t w"}}},
 		{"JSON form", `COPY ["a.txt", "/a b"]`, [][]string{{"644 0:0 a b a"}}},
 		{"variables", "ARG N=a\nENV D=/d\nCOPY ${N}.txt $D/", [][]string{{"755 0:0 d/", "644 0:0 d/a.txt a"}}},
-		{"owner and mode", "COPY --chown=65532 --chmod=0750 a.txt /o/", [][]string{{"755 65532:65532 o/", "750 65532:65532 o/a.txt a"}}},
+		{"owner and mode", "COPY --chown=65532 --chmod=0750 a.txt /o/", [][]string{{"750 65532:65532 o/", "750 65532:65532 o/a.txt a"}}},
 		{"owner, group and variables", "ARG U=1 M=4711\nADD --chown=$U:2 --chmod=$M a.txt /o", [][]string{{"4711 1:2 o a"}}},
-		{"mode of a directory's contents", "COPY --chmod=700 conf/sub conf/empty /o/", [][]string{{"755 0:0 o/", "700 0:0 o/deep d"}}},
+		{"mode of a directory's contents", "COPY --chmod=700 conf/sub conf/empty /o/", [][]string{{"700 0:0 o/", "700 0:0 o/deep d"}}},
 		{"WORKDIR belongs to USER", "USER 7\nWORKDIR /h\nCOPY a.txt .", [][]string{{"755 7:7 h/"}, {"644 0:0 h/a.txt a"}}},
 		{"ADD of a plain file", "ADD file.tar.note /n", [][]string{{"644 0:0 n no archive"}}},
 	} {

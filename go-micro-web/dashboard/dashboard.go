@@ -14,6 +14,23 @@
 // A change passes through three types: hub observes the registry while the page
 // has viewers and builds a view, the JSON of a view is encoded once for all
 // viewers, and each handler writes the latest view to its own viewer.
+//
+// # Hosts
+//
+// Requests are answered if their Host header is an IP address, localhost, a name of
+// the Service go-micro-web in the namespace of the pod, or one of the names that
+// the environment variable DASHBOARD_HOSTS lists, separated by commas: list the
+// host of an Ingress, and that of the API server if it is a name and the page is
+// viewed through its proxy. All others get 421 Misdirected Request.
+//
+// # Limits
+//
+// A pod serves 1,000 event streams, 100 of them to one client address. A page whose
+// stream is refused polls services.json every 10 s. A view has 5,000 instances,
+// 1,000 of a service and 32 of a pod, and says how many it omits. A viewer has 5 s
+// to receive an event or to send the form, and 30 s to receive the page.
+//
+// There is no authentication: everybody who reaches the port sees the registry.
 package dashboard
 
 import (
@@ -21,6 +38,7 @@ import (
 	"html/template"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
@@ -42,16 +60,39 @@ type dashboard struct {
 	greeter   proto.GreeterService
 	podName   string // the pod that serves the page
 	namespace string // of the pod; "" if unknown
+
+	formTimeout time.Duration // to receive the form
+	pageTimeout time.Duration // to send the page or services.json
 }
 
 // New returns the handler of all paths below /registry/. It observes the registry
-// only while somebody views the page. The first greeting starts an informer of
-// go-micro-srv, which runs until the registry is closed.
+// only while somebody views the page. The first viewer starts an informer of
+// go-micro-srv too, which runs until the registry is closed: so a greeting finds
+// the instances that the page shows, also when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
-	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
-	d := &dashboard{hub: newHub(registry.Observe, podName), greeter: proto.NewGreeterService(greeterName, c), podName: podName, namespace: ownNamespace()}
-	return d.handler()
+	selector := pod.NewSelector(registry)
+	c := grpcc.NewClient(client.Registry(registry), client.Selector(selector))
+	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
+	return newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
+}
+
+func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
+	return &dashboard{hub: newHub(s, calls, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
+		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second}
+}
+
+// callsOf returns what the selector knows of the calls to go-micro-srv.
+func callsOf(s *pod.Selector) map[callTarget]calls {
+	byTarget := map[callTarget]calls{}
+	for _, i := range s.Instances(greeterName) {
+		c := calls{InFlight: i.InFlight}
+		if i.EjectedFor > 0 {
+			c.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
+		}
+		byTarget[callTarget{i.Pod, i.Address}] = c
+	}
+	return byTarget
 }
 
 func (d *dashboard) handler() http.Handler {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -26,10 +27,14 @@ type fakeCluster struct {
 	err          error
 	changed      chan struct{}
 	observers    int
-	observations int // since the start
+	observations int       // since the start
+	lastContact  time.Time // now if zero
+	calls        map[callTarget]calls
+	prepared     bool // the informer of the Greeter has been started
 
 	calledAddresses []string // the tries of the next calls, in order
 	callError       error
+	delay           time.Duration // of the next calls
 }
 
 func (c *fakeCluster) set(instances []pod.Instance, err error) {
@@ -40,7 +45,7 @@ func (c *fakeCluster) set(instances []pod.Instance, err error) {
 	c.changed = make(chan struct{})
 }
 
-func (c *fakeCluster) observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
+func (c *fakeCluster) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
 	return func(yield func([]pod.Instance, error) bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -65,6 +70,39 @@ func (c *fakeCluster) observe(ctx context.Context) iter.Seq2[[]pod.Instance, err
 	}
 }
 
+func (c *fakeCluster) LastContact() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lastContact.IsZero() {
+		return time.Now()
+	}
+	return c.lastContact
+}
+
+func (c *fakeCluster) setLastContact(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastContact = t
+}
+
+func (c *fakeCluster) callsNow() map[callTarget]calls {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.calls)
+}
+
+func (c *fakeCluster) setCalls(byTarget map[callTarget]calls) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = byTarget
+}
+
+func (c *fakeCluster) prepare() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.prepared = true
+}
+
 func (c *fakeCluster) count() (observers, observations int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,6 +122,11 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 		if err := try(ctx, &registry.Node{Address: address}, nil, nil, o); err != nil {
 			return nil, err
 		}
+	}
+	select {
+	case <-time.After(c.delay):
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, c.callError
 }
@@ -107,7 +150,7 @@ func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
-	d := &dashboard{hub: newHub(c.observe, "go-micro-web-1"), greeter: c, podName: "go-micro-web-1", namespace: "go-micro"}
+	d := newDashboard(c, c.callsNow, c.prepare, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond
 	srv := httptest.NewServer(d.handler())
 	t.Cleanup(srv.Close)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -58,11 +59,13 @@ type answer struct {
 }
 
 func (d *dashboard) serveGreeting(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	name, a, code := "", answer{}, http.StatusBadRequest
-	if err := r.ParseForm(); err != nil {
+	switch err := d.parseForm(w, r); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		a.Problem, code = fmt.Sprintf("The form did not arrive within %s.", d.formTimeout), http.StatusRequestTimeout
+	case err != nil:
 		a.Problem = "The form cannot be read."
-	} else {
+	default:
 		name = strings.TrimSpace(r.PostForm.Get("name"))
 		if a.Problem = nameProblem(name); a.Problem == "" {
 			a, code = d.greet(r.Context(), name)
@@ -75,6 +78,20 @@ func (d *dashboard) serveGreeting(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(a)
+}
+
+// parseForm reads the form. If it cannot be read, the connection is closed after the
+// response, without the rest of the form.
+func (d *dashboard) parseForm(w http.ResponseWriter, r *http.Request) error {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(d.formTimeout))
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	err := r.ParseForm()
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		return err
+	}
+	return rc.SetReadDeadline(time.Time{}) // to notice when the client closes the connection
 }
 
 // greet calls Greeter.Hello at an instance that the selector chooses. A call
@@ -106,13 +123,16 @@ func (d *dashboard) greet(ctx context.Context, name string) (answer, int) {
 	}
 	logger.Warnf("Calling %q at %q: %v", "Greeter.Hello", cmp.Or(a.Address, greeterName), err)
 	var e *microerrors.Error
-	switch errors.As(err, &e); {
-	case e != nil && e.Code == http.StatusRequestTimeout:
-		a.Problem = fmt.Sprintf("No answer within %s.", callTimeout)
-		return a, http.StatusGatewayTimeout
+	switch v, unread := d.hub.wait(ctx); {
+	case a.Address == "" && (unread != nil || v.Problem != ""):
+		a.Problem = fmt.Sprintf("The registry cannot be read, so this pod knows no instance of %s. Try again later.", greeterName)
+		return a, http.StatusServiceUnavailable
 	case a.Address == "":
 		a.Problem = fmt.Sprintf("No instance of %s is ready.", greeterName)
 		return a, http.StatusServiceUnavailable
+	case errors.As(err, &e) && e.Code == http.StatusRequestTimeout:
+		a.Problem = fmt.Sprintf("No answer within %s.", callTimeout)
+		return a, http.StatusGatewayTimeout
 	}
 	a.Problem = "The call failed; the log of " + cmp.Or(d.podName, "this pod") + " says why."
 	return a, http.StatusBadGateway

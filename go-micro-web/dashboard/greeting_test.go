@@ -3,12 +3,15 @@ package dashboard
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"html"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	microerrors "github.com/micro/go-micro/v2/errors"
@@ -112,4 +115,78 @@ func TestNameCharacters(t *testing.T) {
 			t.Errorf("the name %+q: the page does not name the character, or repeats it", name)
 		}
 	}
+}
+
+func TestSlowFormIsCutOff(t *testing.T) {
+	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.formTimeout = 200 * time.Millisecond
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nAccept: application/json\r\nContent-Length: 100\r\n\r\nn", root)
+	begin := time.Now()
+	_ = conn.SetReadDeadline(begin.Add(5 * time.Second))
+	all, err := io.ReadAll(conn) // until the server closes the connection
+	if err != nil || !strings.HasPrefix(string(all), "HTTP/1.1 408 ") || !strings.Contains(string(all), "The form did not arrive within 200ms.") {
+		t.Errorf("after %s the answer is %q, %v", time.Since(begin), all, err)
+	}
+}
+
+// The call after the form takes longer than the form may take.
+func TestFormTimeoutEndsWithTheForm(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.formTimeout, c.calledAddresses, c.delay = 100*time.Millisecond, []string{"10.244.0.1:9100"}, 300*time.Millisecond
+	rsp, err := http.PostForm(srv.URL+root, url.Values{"name": {"you"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsp.Body.Close()
+	if rsp.StatusCode != http.StatusOK {
+		t.Errorf("the answer is %s", rsp.Status)
+	}
+}
+
+func TestNoInstanceWhileRegistryCannotBeRead(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		err     error
+		message string
+	}{
+		{"registry is read", nil, "No instance of go-micro-srv is ready."},
+		{"registry cannot be read", errors.New("list pods: no answer"), "The registry cannot be read, so this pod knows no instance of go-micro-srv. Try again later."},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, _, srv := serve(t)
+			c.set([]pod.Instance{greeterInstance(1, pod.Ready)}, test.err)
+			c.callError = microerrors.New("go.micro.client", "context deadline exceeded", 408) // of the lookup, not of a call
+			req, err := http.NewRequest("POST", srv.URL+root, strings.NewReader("name=you"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			req.Header.Set("Accept", "application/json")
+			rsp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rsp.Body.Close()
+			var a answer
+			if err := json.NewDecoder(rsp.Body).Decode(&a); err != nil || rsp.StatusCode != http.StatusServiceUnavailable || a.Problem != test.message {
+				t.Errorf("the answer is %s %q, %v; want %q", rsp.Status, a.Problem, err, test.message)
+			}
+		})
+	}
+}
+
+func TestGreeterIsLookedUpForFirstViewer(t *testing.T) {
+	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	prepared := func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.prepared }
+	get(t, srv.URL+root+"page.css")
+	if prepared() {
+		t.Error("the Greeter is looked up without a viewer")
+	}
+	get(t, srv.URL+root)
+	eventually(t, time.Second, "the lookup of the Greeter", prepared)
 }

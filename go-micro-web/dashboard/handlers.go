@@ -1,9 +1,8 @@
 package dashboard
 
 import (
-	"fmt"
+	"encoding/json"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
@@ -11,8 +10,8 @@ import (
 )
 
 const (
-	heartbeat    = 10 * time.Second // between two heartbeats of an event stream; the script reconnects after 25 s of silence
-	writeTimeout = 5 * time.Second  // for one event; a viewer that does not read it is disconnected
+	heartbeat    = 4 * time.Second // between two heartbeats of an event stream; the script reconnects after 15 s of silence
+	writeTimeout = 5 * time.Second // for one event; a viewer that does not read it is disconnected
 )
 
 func (d *dashboard) servePage(w http.ResponseWriter, r *http.Request) {
@@ -27,10 +26,22 @@ func (d *dashboard) render(w http.ResponseWriter, r *http.Request, code int, p p
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(code)
 	if err := pageTemplate.Execute(w, p); err != nil && r.Context().Err() == nil {
 		logger.Errorf("Rendering the page: %v", err)
+	}
+}
+
+// limitWrite bounds the time that a viewer may take to receive a response, until
+// done is called: the next request on the connection has a time of its own.
+func limitWrite(w http.ResponseWriter, timeout time.Duration) (done func()) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetWriteDeadline(time.Now().Add(timeout))
+	return func() {
+		_ = rc.Flush()
+		_ = rc.SetWriteDeadline(time.Time{})
 	}
 }
 
@@ -41,19 +52,22 @@ func (d *dashboard) serveJSON(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(slices.Clip(v.json), '\n'))
+	_, _ = w.Write(v.json) // a copy for each viewer would cost memory
+	_, _ = w.Write([]byte("\n"))
 }
 
 // serveEvents sends the latest view and each later one, until the viewer
 // disconnects or the pod drains.
 func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
-	defer d.hub.streams.Add(-1)
-	if d.hub.streams.Add(1) > maxStreams {
-		w.Header().Set("Retry-After", "5")
-		http.Error(w, fmt.Sprintf("too many viewers (%d); try again later", maxStreams), http.StatusServiceUnavailable)
+	release, status, refusal := d.hub.streams.open(r.RemoteAddr)
+	if status != http.StatusOK {
+		w.Header().Set("Retry-After", "30")
+		http.Error(w, refusal, status)
 		return
 	}
+	defer release()
 	defer d.hub.join()()
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Connection", "close") // when the stream ends, the browser connects to another pod
@@ -81,7 +95,8 @@ func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-changed:
 		case <-ticker.C:
-			ok = send([]byte("event: heartbeat\ndata:\n\n"))
+			now, _ := json.Marshal(times{now(), milliseconds(d.hub.source.LastContact())}) // times never fail
+			ok = send([]byte("event: heartbeat\ndata: "), now, []byte("\n\n"))
 		case <-pod.Draining(r.Context()):
 			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // the deadline of the last event may be over
 			return

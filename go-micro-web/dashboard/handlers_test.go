@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -101,7 +102,7 @@ func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
 	s := openStream(t, srv)
 	s.next()
 	begin := time.Now()
-	for changes := 0; d.hub.streams.Load() == 2; changes++ {
+	for changes := 0; d.hub.streams.count() == 2; changes++ {
 		c.set(instances, nil)
 		s.next() // the other viewer gets every view
 		if time.Since(begin) > 30*time.Second {
@@ -114,9 +115,109 @@ func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
 
 func TestTooManyViewersAreRefused(t *testing.T) {
 	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
-	d.hub.streams.Store(maxStreams)
+	for i := range maxStreams {
+		if _, status, _ := d.hub.streams.open(fmt.Sprintf("10.0.%d.1:80", i/10)); status != http.StatusOK {
+			t.Fatalf("stream %d is refused", i)
+		}
+	}
 	rsp, _ := get(t, srv.URL+root+"events")
-	if rsp.StatusCode != http.StatusServiceUnavailable || rsp.Header.Get("Retry-After") == "" || d.hub.streams.Load() != maxStreams {
-		t.Errorf("%s, Retry-After %q, %d open streams", rsp.Status, rsp.Header.Get("Retry-After"), d.hub.streams.Load())
+	if rsp.StatusCode != http.StatusServiceUnavailable || rsp.Header.Get("Retry-After") == "" || d.hub.streams.count() != maxStreams {
+		t.Errorf("%s, Retry-After %q, %d open streams", rsp.Status, rsp.Header.Get("Retry-After"), d.hub.streams.count())
+	}
+}
+
+// openStreamFrom opens an event stream from a local address. The status is not checked.
+func openStreamFrom(t *testing.T, srv *httptest.Server, local string) *http.Response {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	transport := &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true}
+	req, err := http.NewRequest("GET", srv.URL+root+"events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rsp.Body.Close() })
+	return rsp
+}
+
+func TestOneAddressCannotHoldAllStreams(t *testing.T) {
+	_, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	var open []*http.Response
+	for range 300 {
+		rsp := openStreamFrom(t, srv, "127.0.0.1")
+		if rsp.StatusCode != http.StatusOK {
+			if rsp.StatusCode != http.StatusTooManyRequests || rsp.Header.Get("Retry-After") == "" {
+				t.Errorf("the refusal is %s, Retry-After %q", rsp.Status, rsp.Header.Get("Retry-After"))
+			}
+			break
+		}
+		open = append(open, rsp)
+	}
+	if len(open) != 100 {
+		t.Fatalf("one address holds %d streams, want 100", len(open))
+	}
+	if rsp := openStreamFrom(t, srv, "127.0.0.2"); rsp.StatusCode != http.StatusOK {
+		t.Errorf("a stream for another address: %s", rsp.Status)
+	}
+	if rsp, _ := get(t, srv.URL+root+"services.json"); rsp.StatusCode != http.StatusOK {
+		t.Errorf("services.json for the address that has too many streams: %s", rsp.Status)
+	}
+	open[0].Body.Close()
+	eventually(t, 5*time.Second, "a stream in place of one that ended", func() bool {
+		rsp := openStreamFrom(t, srv, "127.0.0.1")
+		return rsp.StatusCode == http.StatusOK
+	})
+}
+
+func TestSlowViewerOfPageIsDisconnected(t *testing.T) {
+	var instances []pod.Instance
+	for i := range 5000 { // more than the buffers of a socket hold
+		i := greeterInstance(i, pod.Ready)
+		i.Version, i.Address = strings.Repeat("\u754c", maxText), fmt.Sprint(len(instances), strings.Repeat("\u754c", maxText))
+		i.Service = fmt.Sprint("service-", len(instances)/1000)
+		instances = append(instances, i)
+	}
+	for _, path := range []string{"", "services.json"} {
+		_, d, srv := serve(t, instances...)
+		d.pageTimeout = 500 * time.Millisecond
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", root, path)
+		viewers := func() int { d.hub.mu.Lock(); defer d.hub.mu.Unlock(); return d.hub.viewers }
+		eventually(t, 5*time.Second, "the request", func() bool { return viewers() == 1 })
+		time.Sleep(d.pageTimeout / 2)
+		if viewers() != 1 {
+			t.Fatal("the response fits into the buffers of the socket: the test needs more instances")
+		}
+		eventually(t, 5*time.Second, "the end of the response to "+root+path, func() bool { return viewers() == 0 })
+	}
+}
+
+func TestConnectionIsUsableAfterPageTimeout(t *testing.T) {
+	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.pageTimeout = 100 * time.Millisecond
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	for _, path := range []string{"", "services.json", "page.css", "services.json"} {
+		fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", root, path)
+		rsp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatalf("%s%s: %v", root, path, err)
+		}
+		if _, err := io.Copy(io.Discard, rsp.Body); err != nil {
+			t.Fatalf("%s%s: %v", root, path, err)
+		}
+		time.Sleep(150 * time.Millisecond)
 	}
 }

@@ -4,28 +4,40 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 )
 
 const (
-	minInterval = 100 * time.Millisecond // between two views
-	maxRate     = 50 << 20               // bytes per second to all event streams together; large views come less often
-	maxStreams  = 1000                   // open event streams
-	linger      = 10 * time.Second       // observation after the last viewer, so that a reload does not LIST all pods again
+	minInterval   = 100 * time.Millisecond // between two views
+	maxRate       = 50 << 20               // bytes per second to all event streams together; large views come less often
+	callsInterval = time.Second            // between two looks at the calls, which announce no change
+	linger        = 10 * time.Second       // observation after the last viewer, so that a reload does not LIST all pods again
 )
+
+// source is what the hub needs of a pod.Registry.
+type source interface {
+	Observe(context.Context) iter.Seq2[[]pod.Instance, error]
+	LastContact() time.Time
+}
 
 // hub observes the registry while somebody views it and broadcasts the latest
 // view. All viewers share one observation. A slow viewer misses views but never
 // delays others. It is safe for concurrent use.
 type hub struct {
-	observe func(context.Context) iter.Seq2[[]pod.Instance, error]
+	source  source
+	calls   func() map[callTarget]calls // of this pod, now
+	onStart func()                      // called in a goroutine when an observation starts
 	podName string
 	linger  time.Duration
-	streams atomic.Int64 // open event streams
+	streams streams
+
+	building  sync.Mutex     // held while a view is built and published, so that views stay in order
+	instances []pod.Instance // of the last observation, with its error
+	err       error
 
 	mu      sync.Mutex
 	viewers int
@@ -34,8 +46,8 @@ type hub struct {
 	changed chan struct{}      // closed when latest is replaced
 }
 
-func newHub(observe func(context.Context) iter.Seq2[[]pod.Instance, error], podName string) *hub {
-	return &hub{observe: observe, podName: podName, linger: linger, changed: make(chan struct{})}
+func newHub(s source, calls func() map[callTarget]calls, onStart func(), podName string) *hub {
+	return &hub{source: s, calls: calls, onStart: onStart, podName: podName, linger: linger, changed: make(chan struct{})}
 }
 
 // join adds a viewer until leave is called. The first viewer starts the observation.
@@ -47,6 +59,7 @@ func (h *hub) join() (leave func()) {
 		ctx, cancel := context.WithCancel(context.Background())
 		h.cancel = cancel
 		go h.run(ctx)
+		go h.onStart()
 	}
 	return func() {
 		h.mu.Lock()
@@ -69,18 +82,46 @@ func (h *hub) stopIfUnused() {
 
 // run publishes a view after each change. Changes within an interval share one view.
 func (h *hub) run(ctx context.Context) {
-	sleep := func(d time.Duration) {
-		select {
-		case <-time.After(d):
-		case <-ctx.Done():
+	go h.watchCalls(ctx)
+	for ; ctx.Err() == nil; sleep(ctx, time.Second) { // the sequence ends early if the registry cannot be used
+		for instances, err := range h.source.Observe(ctx) {
+			h.building.Lock()
+			h.instances, h.err = instances, err
+			v := h.build(ctx, h.calls())
+			h.building.Unlock()
+			sleep(ctx, max(minInterval, h.interval(v)))
 		}
 	}
-	for ; ctx.Err() == nil; sleep(time.Second) { // the sequence ends early if the registry cannot be used
-		for instances, err := range h.observe(ctx) {
-			v := newView(h.podName, instances, err)
-			h.publish(ctx, v)
-			sleep(max(minInterval, time.Duration(h.streams.Load()*int64(len(v.json))*1000/maxRate)*time.Millisecond))
+}
+
+// watchCalls publishes a view when the calls have changed and the registry has not.
+func (h *hub) watchCalls(ctx context.Context) {
+	for interval := callsInterval; ctx.Err() == nil; sleep(ctx, interval) {
+		current := h.calls()
+		h.building.Lock()
+		if v, _ := h.current(); v != nil && !maps.Equal(current, v.calls) {
+			interval = max(callsInterval, h.interval(h.build(ctx, current)))
 		}
+		h.building.Unlock()
+	}
+}
+
+// build publishes a view of the last observation. h.building is held.
+func (h *hub) build(ctx context.Context, byTarget map[callTarget]calls) *view {
+	v := newView(h.podName, h.instances, h.err, h.source.LastContact(), byTarget)
+	h.publish(ctx, v)
+	return v
+}
+
+// interval is the time that the event streams may take to receive a view.
+func (h *hub) interval(v *view) time.Duration {
+	return time.Duration(h.streams.count()*len(v.json)*1000/maxRate) * time.Millisecond
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
 	}
 }
 

@@ -15,24 +15,53 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// maxText bounds each text of the registry in characters, the endpoints of a
-// service and the fields of a message: other pods write them.
-const maxText = 200
+// Other pods write what the page shows, so that a view is bounded. The page says how
+// many instances it leaves out.
+const (
+	maxText           = 200  // characters of a text; endpoints of a service; fields of a message
+	maxPodRows        = 32   // instances of a pod, in all services
+	maxServiceRows    = 1000 // instances of a service
+	maxRows           = 5000 // instances
+	maxMessageNesting = 3
+)
+
+// times are what a viewer needs to tell how old the view is.
+type times struct {
+	Time        time.Time  `json:"time"`                  // of the clock of the pod that serves the page
+	LastContact *time.Time `json:"lastContact,omitempty"` // when the API server last sent anything; absent before the first time
+}
+
+// now returns the time to the millisecond, which is all that the page needs.
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+
+// milliseconds truncates a time; the zero time becomes nil.
+func milliseconds(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC().Truncate(time.Millisecond)
+	return &t
+}
 
 // view is what the page shows of the registry at one time. It is immutable.
 type view struct {
-	Pod      string    `json:"pod"`               // the pod that serves the page
-	Time     time.Time `json:"time"`              // when the view was built
+	Pod string `json:"pod"` // the pod that serves the page
+	times
 	Problem  string    `json:"problem,omitempty"` // why the view may be out of date
 	Services []service `json:"services"`
+	Omitted  int       `json:"omitted,omitempty"` // instances, in all services
 
-	json []byte // the fields above, encoded once for all viewers
+	json  []byte               // the fields above, encoded once for all viewers
+	calls map[callTarget]calls // of this pod, as the instances show them
 }
 
 type service struct {
 	Name      string     `json:"name"`
 	Endpoints []endpoint `json:"endpoints"`
 	Instances []instance `json:"instances"`
+	Omitted   int        `json:"omitted,omitempty"` // instances
+
+	described map[*registry.Endpoint]bool // first endpoint of the instances whose endpoints are listed
 }
 
 type endpoint struct {
@@ -47,28 +76,65 @@ type instance struct {
 	Version string    `json:"version"`
 	State   pod.State `json:"state"`
 	Created time.Time `json:"created"`
-	Age     string    `json:"-"` // when the view was built
+	Age     string    `json:"-"`               // when the view was built
+	Calls   *calls    `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
+}
+
+// calls is what the pod that serves the page knows of its own calls to an instance.
+type calls struct {
+	InFlight     int       `json:"inFlight"`
+	EjectedUntil time.Time `json:"ejectedUntil,omitzero"` // to the second; absent if the instance is not ejected
+}
+
+// callTarget is an instance of go-micro-srv, the only service that the page calls.
+type callTarget struct{ pod, address string }
+
+// Text describes the calls if there is something to say. The script writes the same text.
+func (c *calls) Text() string {
+	switch {
+	case c == nil:
+		return ""
+	case !c.EjectedUntil.IsZero():
+		return "ejected until " + c.EjectedUntil.Format("15:04:05") + " UTC"
+	case c.InFlight > 0:
+		return count(c.InFlight, "call") + " in flight"
+	}
+	return ""
 }
 
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
-// by service, and the error that says why they may be out of date.
-func newView(podName string, instances []pod.Instance, err error) *view {
-	v := &view{Pod: podName, Time: time.Now().UTC().Truncate(time.Millisecond), Services: []service{}}
+// by service, and the error that says why they may be out of date. byTarget has the
+// calls of this pod. The cost is linear in the number of instances.
+func newView(podName string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]calls) *view {
+	v := &view{Pod: podName, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
 	if err != nil { // package pod has logged the error
 		v.Problem = "The registry cannot be read; the page shows its last known state. The log of " + cmp.Or(podName, "this pod") + " says why."
 	}
-	var previous *registry.Endpoint // the instances of a version share their endpoints: describe them once
+	rows, podRows := 0, map[string]int{}
 	for _, i := range instances {
-		if len(v.Services) == 0 || v.Services[len(v.Services)-1].Name != clip(i.Service) {
-			v.Services = append(v.Services, service{Name: clip(i.Service), Endpoints: []endpoint{}})
-			previous = nil
-		}
-		s := &v.Services[len(v.Services)-1]
-		s.Instances = append(s.Instances, instance{clip(i.Pod), clip(i.Address), clip(i.Version), i.State, i.Created.UTC(), age(v.Time.Sub(i.Created))})
-		if len(i.Endpoints) == 0 || i.Endpoints[0] == previous {
+		if podRows[i.Pod] == maxPodRows || rows == maxRows {
+			v.Omitted++
+			if n := len(v.Services); n > 0 && v.Services[n-1].Name == clip(i.Service) {
+				v.Services[n-1].Omitted++
+			}
 			continue
 		}
-		previous = i.Endpoints[0]
+		if len(v.Services) == 0 || v.Services[len(v.Services)-1].Name != clip(i.Service) {
+			v.Services = append(v.Services, service{Name: clip(i.Service), Endpoints: []endpoint{}, described: map[*registry.Endpoint]bool{}})
+		}
+		s := &v.Services[len(v.Services)-1]
+		if len(s.Instances) == maxServiceRows {
+			v.Omitted++
+			s.Omitted++
+			continue
+		}
+		rows++
+		podRows[i.Pod]++
+		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Created: i.Created.UTC(), Age: age(v.Time.Sub(i.Created))}
+		if c, ok := byTarget[callTarget{i.Pod, i.Address}]; ok && i.Service == greeterName {
+			shown.Calls = &c
+		}
+		s.Instances = append(s.Instances, shown)
 		s.addEndpoints(i.Endpoints)
 	}
 	v.json, err = json.Marshal(v)
@@ -78,13 +144,21 @@ func newView(podName string, instances []pod.Instance, err error) *view {
 	return v
 }
 
-// addEndpoints adds the endpoints that the service does not have yet.
+// addEndpoints adds the endpoints that the service does not have yet. The instances
+// of a version share their endpoints, which are described once.
 func (s *service) addEndpoints(endpoints []*registry.Endpoint) {
+	if len(endpoints) == 0 || s.described[endpoints[0]] {
+		return
+	}
+	s.described[endpoints[0]] = true
 	for _, e := range endpoints {
-		if e == nil || len(s.Endpoints) == maxText {
+		if len(s.Endpoints) == maxText {
+			return
+		}
+		if e == nil {
 			continue
 		}
-		described := endpoint{clip(e.Name), clip(signature(e.Request, 3)), clip(signature(e.Response, 3))}
+		described := endpoint{clip(e.Name), clip(signature(e.Request, maxMessageNesting)), clip(signature(e.Response, maxMessageNesting))}
 		if !slices.Contains(s.Endpoints, described) {
 			s.Endpoints = append(s.Endpoints, described)
 		}
@@ -162,11 +236,11 @@ func (v *view) Summary() string {
 	for _, s := range v.Services {
 		all = append(all, s.Instances...)
 	}
-	return fmt.Sprintf("%s, %s: %s", count(len(v.Services), "service"), count(len(all), "instance"), countStates(all))
+	return fmt.Sprintf("%s, %s: %s", count(len(v.Services), "service"), count(len(all), "instance"), countStates(all)) + omitted(v.Omitted)
 }
 
 // States counts the instances of the service by state.
-func (s service) States() string { return countStates(s.Instances) }
+func (s service) States() string { return countStates(s.Instances) + omitted(s.Omitted) }
 
 func countStates(instances []instance) string {
 	counts := map[pod.State]int{}
@@ -180,6 +254,13 @@ func countStates(instances []instance) string {
 		}
 	}
 	return cmp.Or(strings.Join(all, ", "), "none")
+}
+
+func omitted(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d more not shown", n)
 }
 
 func count(n int, noun string) string {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/micro/go-micro/v2/registry"
@@ -22,5 +23,91 @@ func TestViewIsBounded(t *testing.T) {
 	_, _, srv := serve(t, big)
 	if _, body := get(t, srv.URL+root+"services.json"); len(body) > 64<<10 {
 		t.Errorf("services.json is %d bytes, want at most 64 KiB", len(body))
+	}
+}
+
+// hostilePod registers n instances under a name, as a pod that was taken over can.
+func hostilePod(podName, serviceName string, n int) (instances []pod.Instance) {
+	for i := range n {
+		instances = append(instances, pod.Instance{Service: serviceName, Pod: podName, Address: fmt.Sprintf("10.9.9.9:%d", i), Version: strings.Repeat("<", 1000), State: pod.Terminating})
+	}
+	return instances
+}
+
+func TestOnePodCannotFillTheView(t *testing.T) {
+	var instances []pod.Instance
+	for i := range 1000 { // services that sort before the others
+		instances = append(instances, hostilePod("evil", fmt.Sprintf("a-%03d", i), 11)...)
+	}
+	instances = append(instances, greeterInstance(1, pod.Ready))
+	instances = append(instances, hostilePod("evil", "go-micro-srv", 11000)...)
+	v := newView("web", instances, nil, time.Now(), nil)
+	if len(v.json) > 256<<10 {
+		t.Errorf("the view is %d KiB, want at most 256", len(v.json)>>10)
+	}
+	rows := map[string]int{}
+	for _, s := range v.Services {
+		for _, i := range s.Instances {
+			rows[i.Pod]++
+		}
+	}
+	if rows["evil"] != 32 || rows["go-micro-srv-1"] != 1 {
+		t.Errorf("the view has %v", rows)
+	}
+	if want := "4 services, 33 instances: 1 ready, 32 terminating; 21968 more not shown"; v.Summary() != want {
+		t.Errorf("the summary is %q, want %q", v.Summary(), want)
+	}
+	if srv := v.Services[len(v.Services)-1]; srv.States() != "1 ready; 11000 more not shown" {
+		t.Errorf("go-micro-srv has %q", srv.States())
+	}
+}
+
+func TestViewOmitsInstancesOverTheBounds(t *testing.T) {
+	var instances []pod.Instance
+	for s := range 10 {
+		for i := range 1200 {
+			in := greeterInstance(i, pod.Ready)
+			in.Service, in.Pod = fmt.Sprint("service-", s), fmt.Sprintf("service-%d-%d", s, i)
+			instances = append(instances, in)
+		}
+	}
+	v := newView("web", instances, nil, time.Now(), nil)
+	if want := "5 services, 5000 instances: 5000 ready; 7000 more not shown"; v.Summary() != want {
+		t.Errorf("the summary is %q, want %q", v.Summary(), want)
+	}
+	if got := v.Services[0].States(); got != "1000 ready; 200 more not shown" {
+		t.Errorf("the first service has %q", got)
+	}
+}
+
+// The cost of a view is linear: ten times the instances take about ten times as
+// long, whether they belong to many services or to many versions of one.
+func TestViewCostIsLinear(t *testing.T) {
+	for name, service := range map[string]func(i int) string{
+		"services": func(i int) string { return fmt.Sprintf("service-%05d", i/10) },
+		"versions": func(int) string { return "greeter" },
+	} {
+		cost := func(n int) time.Duration {
+			var instances []pod.Instance
+			for i := range n {
+				in := greeterInstance(i, pod.Ready)
+				in.Service = service(i)
+				in.Endpoints = greeterInstance(i, pod.Ready).Endpoints // of its own, as of a version of its own
+				in.Endpoints[0].Name = fmt.Sprint(i)
+				instances = append(instances, in)
+			}
+			best := time.Hour
+			for range 5 {
+				begin := time.Now()
+				newView("web", instances, nil, time.Now(), nil)
+				best = min(best, time.Since(begin))
+			}
+			return best
+		}
+		few, many := cost(500), cost(5000)
+		t.Logf("%s: a view of 500 instances takes %s, of 5,000 %s", name, few, many)
+		if many > 40*few {
+			t.Errorf("%s: a view of 5,000 instances takes %d times as long as one of 500", name, many/few)
+		}
 	}
 }

@@ -61,6 +61,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	at, _ := url.Parse(proxy.URL)
 	os.Setenv("KUBERNETES_SERVICE_HOST", at.Hostname())
 	os.Setenv("KUBERNETES_SERVICE_PORT", at.Port())
+	os.Setenv("POD_IP", "10.0.0.1")                                   // registries replace loopback addresses by it
 	const directory = "/var/run/secrets/kubernetes.io/serviceaccount" // the path that both registries read
 	if err := syscall.Mount("tmpfs", "/var/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return nil, fmt.Errorf("mounting over /var/run: %w", err)
@@ -176,9 +177,9 @@ func (k *kube) fill(namespace, prefix string, n int, service, address string, ru
 	return names, <-failed // nil if no error occurred
 }
 
-// marks returns the labels and the annotation that the plugin would write on the
+// registrationMetadata returns the labels and the annotation that the plugin would write on the
 // pod of a service with the Greeter's method.
-func marks(pod, service, address string) object {
+func registrationMetadata(pod, service, address string) object {
 	value := func(name, field string) *registry.Value {
 		return &registry.Value{Name: name, Type: name, Values: []*registry.Value{{Name: field, Type: "string"}}}
 	}
@@ -194,7 +195,7 @@ func marks(pod, service, address string) object {
 func newPod(name, service, address string) object {
 	metadata := object{}
 	if service != "" {
-		metadata = marks(name, service, address)
+		metadata = registrationMetadata(name, service, address)
 	}
 	metadata["name"] = name
 	return object{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": object{

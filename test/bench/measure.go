@@ -303,7 +303,7 @@ func changes(k *kube, n sizes, t *table) error {
 	}
 	if err := part("late", n.Timeout, false,
 		change{"late registration", true, n.Late, func(p string) error {
-			return k.do("PATCH", pods("late")+p, object{"metadata": marks(p, "greeter", address)}, nil)
+			return k.do("PATCH", pods("late")+p, object{"metadata": registrationMetadata(p, "greeter", address)}, nil)
 		}},
 		change{"pod is asked to stop (deletionTimestamp)", false, 0, remove("late", 30)},
 	); err != nil {

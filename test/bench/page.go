@@ -52,14 +52,14 @@ func page(k *kube, n sizes, t *table) error {
 	memory := []string{resident(web.Process.Pid)}
 
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	var running sync.WaitGroup
-	defer running.Wait()
+	defer func() { cancel(); running.Wait() }()
 	var counter probeCounter
 	failed := make(chan error, viewers+1)
-	for range viewers {
+	for i := range viewers {
 		running.Go(func() {
-			if err := counter.view(ctx, "http://"+address+"/registry/events"); ctx.Err() == nil {
+			client := net.IPv4(127, 0, 1, byte(1+i/50)) // an address has at most 100 streams
+			if err := counter.view(ctx, client, "http://"+address+"/registry/events"); ctx.Err() == nil {
 				failed <- fmt.Errorf("reading events: %w", err)
 			}
 		})
@@ -82,7 +82,7 @@ func page(k *kube, n sizes, t *table) error {
 	var took []time.Duration
 	for i, end := 1, time.Now().Add(n.Watched); time.Now().Before(end); i++ {
 		sent := time.Now()
-		if err := k.do("PATCH", pods("page")+"a-probe-0", object{"metadata": marks("a-probe-0", "a-probe", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
+		if err := k.do("PATCH", pods("page")+"a-probe-0", object{"metadata": registrationMetadata("a-probe-0", "a-probe", fmt.Sprintf("0.0.0.0:%d", i))}, nil); err != nil {
 			return err
 		}
 		last := counter.wait(i)
@@ -172,13 +172,14 @@ func (m *probeCounter) wait(probe int) <-chan time.Time {
 	return m.last
 }
 
-// view reads an event stream until ctx ends.
-func (m *probeCounter) view(ctx context.Context, url string) error {
+// view reads an event stream from a local address until ctx ends.
+func (m *probeCounter) view(ctx context.Context, client net.IP, url string) error {
 	r, err := http.NewRequestWithContext(ctx, "GET", url, nil)
 	if err != nil {
 		return err
 	}
-	rsp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: client}}
+	rsp, err := (&http.Transport{DisableKeepAlives: true, DialContext: dialer.DialContext}).RoundTrip(r)
 	if err != nil {
 		return err
 	}

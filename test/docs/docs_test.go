@@ -3,6 +3,7 @@ package docs
 import (
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -338,6 +339,33 @@ func TestLinksResolve(t *testing.T) {
 			if !linked[want] {
 				t.Errorf("a link is missing: %s", strings.Replace(want, " ", " to ", 1))
 			}
+		}
+	}
+}
+
+// TestSecurityNamesTests checks that every test that SECURITY.md names exists.
+func TestSecurityNamesTests(t *testing.T) {
+	defined := map[string]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(b, -1) {
+			defined[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\bTest[A-Z]\w*`).FindAllString(read(t, "SECURITY.md"), -1)
+	if len(names) < 10 {
+		t.Errorf("SECURITY.md names %d tests, want at least 10", len(names))
+	}
+	for _, name := range names {
+		if !defined[name] {
+			t.Errorf("SECURITY.md names %s, which does not exist", name)
 		}
 	}
 }

@@ -21,10 +21,10 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/accessibility"
-	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/jiangjiancc/go_micro_k8s/test/browser"
 )
 
 var screenshots = flag.Bool("screenshots", false, "TestPage writes its screenshots to media/, which the READMEs show")
@@ -39,26 +39,28 @@ func TestPage(t *testing.T) {
 		kubectl(t, "rollout", "status", "-n", namespace, "deployment/"+d, "--timeout=2m")
 	}
 	t.Cleanup(func() { scale(t, 2) })
-	b := openTab(t, pageURL(t))
+	b := openTab(t, pageURL(t), nil)
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T, *tab)
 	}{
 		{"the page shows all registered instances", pageInstances},
+		{"the page is served only at its own hosts", pageHosts},
 		{"scaling to 5 and to 1 appears at once", pageScaling},
 		{"the keyboard is enough", pageKeyboard},
 		{"several pods answer the form", pageForm},
 		{"a frozen pod becomes not ready", pageFrozenPod},
 		{"HTML in the registry is shown as text", pageInjection},
 		{"the page survives a rollout of go-micro-web", pageRollout},
+		{"a frozen API server", pageFrozenAPIServer},
 		{"500 more instances", pageManyInstances},
 		{"a phone", pagePhone},
 		{"no JavaScript", pageWithoutScript},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			b.t = t
+			b.T = t
 			step.run(t, b)
-			if messages := b.takeMessages(); len(messages) > 0 {
+			if messages := b.Messages(); len(messages) > 0 {
 				t.Errorf("the console of the browser shows %q", messages)
 			}
 		})
@@ -75,108 +77,17 @@ func pageURL(t *testing.T) string {
 	return "http://" + strings.TrimSpace(out.String()) + "/registry/"
 }
 
-// tab is a tab of a browser. Each of its operations may take 10 s.
+// tab is a tab that shows the page.
 type tab struct {
-	t   *testing.T
-	ctx context.Context
+	*browser.Tab
 	url string
-
-	mu       sync.Mutex
-	messages []string // of the browser's console
 }
 
-func openTab(t *testing.T, url string) *tab {
+func openTab(t *testing.T, url string, flags map[string]string) *tab {
 	t.Helper()
-	program := ""
-	for _, name := range []string{"chromium", "google-chrome", "chromium-browser"} {
-		if path, err := exec.LookPath(name); err == nil && program == "" {
-			program = path
-		}
-	}
-	if program == "" {
-		t.Fatal("looking for a browser: neither chromium nor google-chrome is in PATH; install one, on Debian with `apt-get install --no-install-recommends chromium`")
-	}
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(program), chromedp.WindowSize(1000, 860))
-	if os.Getuid() == 0 { // the sandbox of Chromium does not work for root
-		options = append(options, chromedp.NoSandbox)
-	}
-	browser, stop := chromedp.NewExecAllocator(context.Background(), options...)
-	t.Cleanup(stop)
-	ctx, end := chromedp.NewContext(browser)
-	t.Cleanup(end)
-	b := &tab{t: t, ctx: ctx, url: url}
-	console := chromedp.Console(ctx)
-	go func() {
-		for m, err := range console {
-			if err != nil {
-				return
-			}
-			if m.Source != "network" { // a terminating pod ends its streams
-				b.mu.Lock()
-				b.messages = append(b.messages, m.String())
-				b.mu.Unlock()
-			}
-		}
-	}()
-	b.do(setTheme("light"), chromedp.Navigate(url))
-	b.wait("the event stream", `document.getElementById("connection").textContent === "Live"`)
+	b := &tab{browser.Open(t, url, flags), url}
+	b.Wait("the event stream", `document.getElementById("connection").textContent === "Live"`)
 	return b
-}
-
-// takeMessages returns the console messages since the last call.
-func (b *tab) takeMessages() []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	messages := b.messages
-	b.messages = nil
-	return messages
-}
-
-func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
-	b.t.Helper()
-	run(b, chromedp.Steps(steps...))
-}
-
-func run[T any](b *tab, action chromedp.Action[T]) T {
-	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
-	defer cancel()
-	v, err := chromedp.Run(ctx, action)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return v
-}
-
-// call makes an action of a command of the DevTools protocol.
-func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[R] {
-	return func(ctx context.Context, t *chromedp.Target) (R, error) { return cdp.Call(ctx, t, command, params) }
-}
-
-// setTheme makes the browser prefer a light or dark theme, without animations.
-func setTheme(theme string) chromedp.Action[chromedp.Void] {
-	return func(ctx context.Context, t *chromedp.Target) (v chromedp.Void, err error) {
-		_, err = cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}, {Name: "prefers-reduced-motion", Value: "reduce"}}})
-		return v, err
-	}
-}
-
-// evaluate returns the value of a JavaScript expression.
-func evaluate[T any](b *tab, expression string) T {
-	b.t.Helper()
-	return run(b, chromedp.Evaluate[T](expression))
-}
-
-// wait waits until a JavaScript expression is true.
-func (b *tab) wait(what, expression string) {
-	b.t.Helper()
-	eventually(b.t, time.Minute, what, func() error {
-		if !evaluate[bool](b, "!!("+expression+")") {
-			return errors.New(evaluate[string](b, `document.body.innerText`))
-		}
-		return nil
-	})
 }
 
 // rows is the JavaScript expression for the number of visible instances of a
@@ -197,8 +108,8 @@ type transition struct {
 // server and when they do on the page, until stop is called. stop returns the
 // transitions on the page, and the delays of those to the given states.
 func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transition, delays []time.Duration)) {
-	b.t.Helper()
-	evaluate[bool](b, `(() => {
+	b.T.Helper()
+	browser.Evaluate[bool](b.Tab, `(() => {
 		const before = new Map()
 		window.transitions = []
 		const compare = () => {
@@ -222,7 +133,7 @@ func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transit
 		err = watch.Start()
 	}
 	if err != nil {
-		b.t.Fatal(err)
+		b.T.Fatal(err)
 	}
 	var mu sync.Mutex
 	inAPIServer := map[transition]int64{} // from a transition without its time to its time
@@ -253,10 +164,10 @@ func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transit
 		}
 	}()
 	end := sync.OnceFunc(func() { cancel(); <-ended; _ = watch.Wait() })
-	b.t.Cleanup(end)
+	b.T.Cleanup(end)
 	return func(states ...string) (onPage []transition, delays []time.Duration) {
-		b.t.Helper()
-		onPage = evaluate[[]transition](b, `transitions`)
+		b.T.Helper()
+		onPage = browser.Evaluate[[]transition](b.Tab, `transitions`)
 		end()
 		mu.Lock()
 		defer mu.Unlock()
@@ -297,13 +208,13 @@ func pageInstances(t *testing.T, b *tab) {
 			}
 			want = append(want, fmt.Sprintf("%s ready %s latest", p.Name, s.Nodes[0].Address))
 		}
-		got := evaluate[[]string](b, fmt.Sprintf(`[...document.querySelectorAll('section[data-key=%q] tbody tr')].map(row => [...row.children].slice(0, 4).map(cell => cell.textContent).join(' '))`, service))
+		got := browser.Evaluate[[]string](b.Tab, fmt.Sprintf(`[...document.querySelectorAll('section[data-key=%q] tbody tr')].map(row => [...row.children].slice(0, 4).map(cell => cell.textContent).join(' '))`, service))
 		slices.Sort(want)
 		if slices.Sort(got); !slices.Equal(got, want) {
 			t.Errorf("for %s the page shows %q, want %q", service, got, want)
 		}
 	}
-	if got := evaluate[string](b, `document.querySelector('section[data-key="go-micro-srv"] .endpoints').textContent`); got != "Greeter.Hello(HelloRequest{name string}) → HelloResponse{greeting string}" {
+	if got := browser.Evaluate[string](b.Tab, `document.querySelector('section[data-key="go-micro-srv"] .endpoints').textContent`); got != "Greeter.Hello(HelloRequest{name string}) → HelloResponse{greeting string}" {
 		t.Errorf("go-micro-srv's endpoint is %q", got)
 	}
 	rsp, err := http.Get(b.url + "services.json")
@@ -317,11 +228,48 @@ func pageInstances(t *testing.T, b *tab) {
 	}
 }
 
+// pageHosts asks for the page as a web site does whose name resolves to its address,
+// and in the ways that have to work.
+func pageHosts(t *testing.T, b *tab) {
+	index := strings.TrimSuffix(b.url, "registry/")
+	for _, test := range []struct {
+		url, host string
+		want      int
+	}{
+		{b.url + "services.json", "evil.example:9200", http.StatusMisdirectedRequest},
+		{b.url + "services.json", "go-micro-web." + namespace + ".svc.cluster.local:9200", http.StatusOK},
+		{b.url + "services.json", "go-micro-web." + namespace + ".evil.example", http.StatusMisdirectedRequest},
+		{index, "any.example", http.StatusOK}, // the name of the pod, as in the document
+		{index + "healthz", "any.example", http.StatusOK},
+	} {
+		r, err := http.NewRequest("GET", test.url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = test.host
+		rsp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rsp.Body.Close()
+		if rsp.StatusCode != test.want {
+			t.Errorf("GET %s with the Host header %q: %s, want %d", test.url, test.host, rsp.Status, test.want)
+		}
+	}
+	proxy := "/api/v1/namespaces/" + namespace + "/services/go-micro-web:9200/proxy/"
+	if got := kubectl(t, "get", "--raw", proxy); !strings.HasPrefix(got, "go-micro-web-") {
+		t.Errorf("GET / through the API server is answered with %q", got)
+	}
+	if got := kubectl(t, "get", "--raw", proxy+"registry/services.json"); !strings.HasPrefix(got, `{"pod":"go-micro-web-`) {
+		t.Errorf("services.json through the API server is %q", got)
+	}
+}
+
 func pageScaling(t *testing.T, b *tab) {
 	stop := b.recordTransitions()
 	for _, n := range []int{5, 1} {
 		scale(t, n)
-		b.wait(fmt.Sprintf("%d instances", n), fmt.Sprintf("%s === %d && %s === %d", rows("go-micro-srv", ""), n, rows("go-micro-srv", "ready"), n))
+		b.Wait(fmt.Sprintf("%d instances", n), fmt.Sprintf("%s === %d && %s === %d", rows("go-micro-srv", ""), n, rows("go-micro-srv", "ready"), n))
 	}
 	onPage, delays := stop("ready", "terminating", "deleted")
 	checkDelays(t, delays, 3+4+4)
@@ -344,48 +292,41 @@ func pageScaling(t *testing.T, b *tab) {
 
 func pageKeyboard(t *testing.T, b *tab) {
 	focused := func() string {
-		return evaluate[string](b, `document.activeElement.id || document.activeElement.className || document.activeElement.tagName`)
+		return browser.Evaluate[string](b.Tab, `document.activeElement.id || document.activeElement.className || document.activeElement.tagName`)
 	}
-	b.do(chromedp.Navigate(b.url), chromedp.KeyEvent(kb.Tab))
+	b.Do(chromedp.Navigate(b.url), chromedp.KeyEvent(kb.Tab))
 	if got := focused(); got != "name" {
 		t.Fatalf("the first Tab key moves the focus to %q", got)
 	}
-	b.do(chromedp.KeyEvent("the keyboard"), chromedp.KeyEvent(kb.Enter)) // browsers select the old text on Tab
-	b.wait("the answer after Enter", `document.querySelector('#answers li')?.textContent.startsWith('Hello the keyboard! go-micro-srv-')`)
-	b.do(chromedp.KeyEvent(kb.Tab))
+	b.Do(chromedp.KeyEvent("the keyboard"), chromedp.KeyEvent(kb.Enter)) // browsers select the old text on Tab
+	b.Wait("the answer after Enter", `document.querySelector('#answers li')?.textContent.startsWith('Hello the keyboard! go-micro-srv-')`)
+	b.Do(chromedp.KeyEvent(kb.Tab))
 	if got := focused(); got != "BUTTON" {
 		t.Fatalf("the second Tab key moves the focus to %q", got)
 	}
-	b.do(chromedp.KeyEvent(" "))
-	b.wait("the answer after the space bar", `document.querySelectorAll('#answers li').length === 2`)
-	b.do(chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Tab)) // the instances of go-micro-client or go-micro-srv
-	if got := focused(); got != "instances" {
-		t.Fatalf("the fourth Tab key moves the focus to %q", got)
-	}
-	if outline := evaluate[string](b, `getComputedStyle(document.activeElement).outlineStyle`); outline == "none" {
+	b.Do(chromedp.KeyEvent(" "))
+	b.Wait("the answer after the space bar", `document.querySelectorAll('#answers li').length === 2`)
+	if outline := browser.Evaluate[string](b.Tab, `getComputedStyle(document.activeElement).outlineStyle`); outline == "none" {
 		t.Error("the focus is invisible")
 	}
-	evaluate[bool](b, `window.focused = document.activeElement, true`)
+	browser.Evaluate[bool](b.Tab, `window.focused = document.activeElement, true`)
 	scale(t, 3)
-	b.wait("three instances", rows("go-micro-srv", "ready")+` === 3`)
-	if !evaluate[bool](b, `document.activeElement === window.focused`) {
+	b.Wait("three instances", rows("go-micro-srv", "ready")+` === 3`)
+	if !browser.Evaluate[bool](b.Tab, `document.activeElement === window.focused`) {
 		t.Errorf("with new instances the focus moved to %q", focused())
 	}
-	for range 5 {
-		b.do(chromedp.KeyEvent(kb.Tab))
-		if focused() == "A" {
-			return
-		}
+	b.Do(chromedp.KeyEvent(kb.Tab)) // no table of instances scrolls
+	if got := focused(); got != "A" {
+		t.Errorf("the third Tab key moves the focus to %q, want the link", got)
 	}
-	t.Errorf("the Tab key does not reach the link; the focus is on %q", focused())
 }
 
 func pageForm(t *testing.T, b *tab) {
 	answered := map[string]bool{}
 	for i := range 20 {
-		evaluate[bool](b, fmt.Sprintf(`document.getElementById('name').value = 'caller %d', document.querySelector('button').click(), true`, i))
-		b.wait("the answer", fmt.Sprintf(`document.querySelector('#answers .message')?.textContent === 'Hello caller %d!'`, i))
-		answered[evaluate[string](b, `document.querySelector('#answers .pod').textContent`)] = true
+		browser.Evaluate[bool](b.Tab, fmt.Sprintf(`document.getElementById('name').value = 'caller %d', document.querySelector('button').click(), true`, i))
+		b.Wait("the answer", fmt.Sprintf(`document.querySelector('#answers .message')?.textContent === 'Hello caller %d!'`, i))
+		answered[browser.Evaluate[string](b.Tab, `document.querySelector('#answers .pod').textContent`)] = true
 	}
 	for _, p := range pods(t, "go-micro-srv") {
 		delete(answered, p.Name)
@@ -393,7 +334,7 @@ func pageForm(t *testing.T, b *tab) {
 	if len(answered) > 0 {
 		t.Errorf("answers came from %v, which are not pods of go-micro-srv", answered)
 	}
-	if n := evaluate[int](b, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`); n < 2 {
+	if n := browser.Evaluate[int](b.Tab, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`); n < 2 {
 		t.Error("one pod answered all of the last calls")
 	}
 }
@@ -402,23 +343,23 @@ func pageFrozenPod(t *testing.T, b *tab) {
 	all := pods(t, "go-micro-srv")
 	victim := podProcess(t, all[0])
 	stop := b.recordTransitions()
-	evaluate[bool](b, `document.getElementById('answers').replaceChildren(), document.activeElement.blur(), true`) // for the screenshots
-	for n := 1; n <= 3 || n <= 8 && evaluate[int](b, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`) == 1; n++ {
-		evaluate[bool](b, `document.getElementById('name').value = 'you', document.querySelector('button').click(), true`)
-		b.wait("the answer", fmt.Sprintf(`document.querySelectorAll('#answers li').length === %d`, n))
+	browser.Evaluate[bool](b.Tab, `document.getElementById('answers').replaceChildren(), document.activeElement.blur(), true`) // for the screenshots
+	for n := 1; n <= 3 || n <= 8 && browser.Evaluate[int](b.Tab, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`) == 1; n++ {
+		browser.Evaluate[bool](b.Tab, `document.getElementById('name').value = 'you', document.querySelector('button').click(), true`)
+		b.Wait("the answer", fmt.Sprintf(`document.querySelectorAll('#answers li').length === %d`, n))
 	}
 	thaw := sync.OnceFunc(func() { onNode(t, "sh", "-c", "kill -CONT "+victim+" || true") })
 	t.Cleanup(thaw)
 	onNode(t, "kill", "-STOP", victim)
 	begin := time.Now()
-	b.wait("the frozen pod to become not ready", rows("go-micro-srv", "not ready")+` === 1`)
+	b.Wait("the frozen pod to become not ready", rows("go-micro-srv", "not ready")+` === 1`)
 	kubectl(t, "delete", "pod", "-n", namespace, "--wait=false", all[1].Name)
-	evaluate[bool](b, `document.querySelectorAll('.answered').forEach(row => row.classList.remove('answered')), true`)
-	b.wait("another pod to become terminating, also in the summary", rows("go-micro-srv", "terminating")+` === 1 && document.getElementById('summary').textContent.includes('terminating')`)
+	browser.Evaluate[bool](b.Tab, `document.querySelectorAll('.answered').forEach(row => row.classList.remove('answered')), true`)
+	b.Wait("another pod to become terminating, also in the summary", rows("go-micro-srv", "terminating")+` === 1 && document.getElementById('summary').textContent.includes('terminating')`)
 	b.screenshot("registry-light", "light")
 	b.screenshot("registry-dark", "dark")
 	thaw()
-	b.wait("all instances to become ready again", fmt.Sprintf(`%s === 3 && %s === 3`, rows("go-micro-srv", ""), rows("go-micro-srv", "ready")))
+	b.Wait("all instances to become ready again", fmt.Sprintf(`%s === 3 && %s === 3`, rows("go-micro-srv", ""), rows("go-micro-srv", "ready")))
 	onPage, delays := stop("not ready", "ready", "terminating", "deleted")
 	checkDelays(t, delays, 2)
 	for _, m := range onPage {
@@ -430,19 +371,19 @@ func pageFrozenPod(t *testing.T, b *tab) {
 
 // screenshot takes a screenshot of the page in a theme.
 func (b *tab) screenshot(name, theme string) {
-	b.t.Helper()
-	b.do(setTheme(theme))
-	png := run(b, chromedp.FullScreenshot(100))
-	b.do(setTheme("light"))
-	dir := b.t.TempDir()
+	b.T.Helper()
+	b.Do(browser.Theme(theme))
+	png := browser.Run(b.Tab, chromedp.FullScreenshot(100))
+	b.Do(browser.Theme("light"))
+	dir := b.T.TempDir()
 	if *screenshots {
 		dir = filepath.Join(root, "media")
 	}
 	if len(png) < 10<<10 || len(png) > 150<<10 {
-		b.t.Errorf("screenshot %q is %d bytes", name, len(png))
+		b.T.Errorf("screenshot %q is %d bytes", name, len(png))
 	}
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)); err != nil {
-		b.t.Error(err)
+		b.T.Error(err)
 	}
 }
 
@@ -471,26 +412,26 @@ func pageInjection(t *testing.T, b *tab) {
 	shown := fmt.Sprintf(`[...document.querySelectorAll('h2 .name')].some(h => h.textContent === %q)`, name)
 	check := func(source string) {
 		t.Helper()
-		b.wait(source, shown)
-		if n := evaluate[int](b, `document.querySelectorAll('#services :is(img, script, b, a)').length`); n != 0 {
+		b.Wait(source, shown)
+		if n := browser.Evaluate[int](b.Tab, `document.querySelectorAll('#services :is(img, script, b, a)').length`); n != 0 {
 			t.Errorf("%s: the registry added %d elements", source, n)
 		}
 		for _, text := range []string{`<script>alert(2)</script>`, `<b onclick=alert(3)>Click</b>`, `"><script>alert(4)</script>`, `javascript:alert(5)`} {
-			if !evaluate[bool](b, fmt.Sprintf(`document.getElementById('services').textContent.includes(%q)`, text)) {
+			if !browser.Evaluate[bool](b.Tab, fmt.Sprintf(`document.getElementById('services').textContent.includes(%q)`, text)) {
 				t.Errorf("%s: the page does not show %q", source, text)
 			}
 		}
 	}
 	check("the event")
-	b.do(chromedp.Navigate(b.url))
+	b.Do(chromedp.Navigate(b.url))
 	check("the page from the server")
 	// The security policy stops scripts even if somebody could write HTML into the page.
-	got := evaluate[string](b, `(() => { try { document.body.innerHTML += '<img src=x onerror=alert(6)>'; return 'written' } catch (e) { return e.name } })()`)
+	got := browser.Evaluate[string](b.Tab, `(() => { try { document.body.innerHTML += '<img src=x onerror=alert(6)>'; return 'written' } catch (e) { return e.name } })()`)
 	if got != "TypeError" {
 		t.Errorf("writing HTML: %s, want a TypeError", got)
 	}
 	eventually(t, 10*time.Second, "the browser to report the blocked HTML", func() error {
-		if messages := b.takeMessages(); len(messages) != 1 || !strings.Contains(messages[0], "TrustedHTML") {
+		if messages := b.Messages(); len(messages) != 1 || !strings.Contains(messages[0], "TrustedHTML") {
 			return fmt.Errorf("the console shows %q", messages)
 		}
 		return nil
@@ -498,7 +439,7 @@ func pageInjection(t *testing.T, b *tab) {
 }
 
 func pageRollout(t *testing.T, b *tab) {
-	evaluate[bool](b, `window.notReloaded = true`)
+	browser.Evaluate[bool](b.Tab, `window.notReloaded = true`)
 	before := pods(t, "go-micro-web")
 	begin := time.Now()
 	kubectl(t, "rollout", "restart", "-n", namespace, "deployment/go-micro-web")
@@ -516,9 +457,66 @@ func pageRollout(t *testing.T, b *tab) {
 		}
 		return nil
 	})
-	b.wait("the page to reconnect by itself", fmt.Sprintf(`window.notReloaded && document.getElementById('connection').textContent === 'Live' && !%s.includes(document.getElementById('server').textContent) && %s === 2 && %s === 2`,
+	b.Wait("the page to reconnect by itself", fmt.Sprintf(`window.notReloaded && document.getElementById('connection').textContent === 'Live' && !%s.includes(document.getElementById('server').textContent) && %s === 2 && %s === 2`,
 		must(json.Marshal(old)), rows("go-micro-web", ""), rows("go-micro-web", "ready")))
 	t.Logf("the rollout took %s", time.Since(begin).Round(100*time.Millisecond))
+}
+
+// pageFrozenAPIServer greets for the first time when new pods of go-micro-web cannot
+// read the registry any more.
+func pageFrozenAPIServer(t *testing.T, b *tab) {
+	kubectl(t, "rollout", "restart", "-n", namespace, "deployment/go-micro-web")
+	kubectl(t, "rollout", "status", "-n", namespace, "deployment/go-micro-web", "--timeout=2m")
+	b.Wait("two new instances", fmt.Sprintf(`%s === 2 && %s === 2`, rows("go-micro-web", ""), rows("go-micro-web", "ready")))
+	eventually(t, time.Minute, "a view by both pods", func() error { // the form may go to either
+		seen := map[string]bool{}
+		for range 20 {
+			rsp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(b.url + "services.json")
+			if err != nil {
+				return err
+			}
+			var v struct{ Pod string }
+			err = json.NewDecoder(rsp.Body).Decode(&v)
+			rsp.Body.Close()
+			if err != nil {
+				return err
+			}
+			seen[v.Pod] = true
+		}
+		if len(seen) != 2 {
+			return fmt.Errorf("answers come from %v", seen)
+		}
+		return nil
+	})
+	b.Do(chromedp.Navigate(b.url))
+	b.Wait("the event stream", `document.getElementById("connection").textContent === "Live"`)
+	greet := func(name string) {
+		t.Helper()
+		browser.Evaluate[bool](b.Tab, fmt.Sprintf(`document.getElementById('name').value = %q, document.querySelector('button').click(), true`, name))
+		b.Wait("the answer", fmt.Sprintf(`document.querySelector('#answers .message')?.textContent === 'Hello %s!'`, name))
+	}
+	apiServer := nodeProcess(t, "[k]ube-apiserver --")
+	thaw := sync.OnceFunc(func() { onNode(t, "kill", "-CONT", apiServer) })
+	t.Cleanup(thaw)
+	onNode(t, "kill", "-STOP", apiServer)
+	begin := time.Now()
+	greet("early")
+	b.Wait("the page to notice", `document.getElementById("connection").textContent !== "Live"`)
+	noticed := time.Since(begin)
+	t.Logf("the page shows the silence %s after the freeze", noticed.Round(100*time.Millisecond))
+	if noticed > 18*time.Second {
+		t.Errorf("the page says Live for %s after the freeze", noticed)
+	}
+	b.Wait("the problem", `document.getElementById("problem").textContent`)
+	for range 10 {
+		if got := browser.Evaluate[string](b.Tab, `document.getElementById("connection").textContent`); got == "Live" {
+			t.Fatal("the page says Live beside the problem")
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	greet("late")
+	thaw()
+	b.Wait("the end of the problem", `document.getElementById("connection").textContent === "Live" && !document.getElementById("problem").textContent`)
 }
 
 func pageManyInstances(t *testing.T, b *tab) {
@@ -537,32 +535,32 @@ func pageManyInstances(t *testing.T, b *tab) {
 	kubectl(t, "create", "-f", file)
 	t.Logf("%d pods are created in %s", n, time.Since(begin).Round(100*time.Millisecond))
 	begin = time.Now()
-	b.wait("all instances", fmt.Sprintf(`%s === %d`, rows("crowd", ""), n))
+	b.Wait("all instances", fmt.Sprintf(`%s === %d`, rows("crowd", ""), n))
 	t.Logf("all instances are shown %s after the last pod was created", time.Since(begin).Round(10*time.Millisecond))
-	if !evaluate[bool](b, `document.querySelector('section[data-key="crowd"] .instances').clientHeight < innerHeight`) {
+	if !browser.Evaluate[bool](b.Tab, `document.querySelector('section[data-key="crowd"] .instances').clientHeight < innerHeight`) {
 		t.Error("the instances of one service fill the window")
 	}
-	b.do(chromedp.SendKeys(chromedp.ID("query"), "CROWD-49 not"))
-	b.wait("the filtered instances", fmt.Sprintf(`%s === 10 && document.querySelectorAll('tbody tr:not([hidden])').length === 10`, rows("crowd", "not ready")))
-	b.do(chromedp.SendKeys(chromedp.ID("query"), strings.Repeat(kb.Backspace, len("CROWD-49 not"))))
+	b.Do(chromedp.SendKeys(chromedp.ID("query"), "CROWD-49 not"))
+	b.Wait("the filtered instances", fmt.Sprintf(`%s === 10 && document.querySelectorAll('tbody tr:not([hidden])').length === 10`, rows("crowd", "not ready")))
+	b.Do(chromedp.SendKeys(chromedp.ID("query"), strings.Repeat(kb.Backspace, len("CROWD-49 not"))))
 	deleteUnscheduledPods(t)
-	b.wait("all of them to disappear", rows("crowd", "")+` === 0`)
+	b.Wait("all of them to disappear", rows("crowd", "")+` === 0`)
 }
 
 func pagePhone(t *testing.T, b *tab) {
-	b.do(chromedp.EmulateViewport(320, 640, chromedp.EmulateMobile))
-	defer b.do(chromedp.ResetViewport())
-	b.wait("the layout", `innerWidth === 320`)
-	if width := evaluate[int](b, `document.documentElement.scrollWidth`); width > 320 {
+	b.Do(chromedp.EmulateViewport(320, 640, chromedp.EmulateMobile))
+	defer b.Do(chromedp.ResetViewport())
+	b.Wait("the layout", `innerWidth === 320`)
+	if width := browser.Evaluate[int](b.Tab, `document.documentElement.scrollWidth`); width > 320 {
 		t.Errorf("the page is %d pixels wide, want at most 320", width)
 	}
 	roles := map[string]int{}
-	for _, n := range run(b, call(accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})).Nodes {
+	for _, n := range browser.Run(b.Tab, browser.Command(accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})).Nodes {
 		if !n.Ignored && n.Role != nil {
 			roles[strings.Trim(string(n.Role.Value), `"`)]++
 		}
 	}
-	instances, services := evaluate[int](b, `document.querySelectorAll('tbody tr').length`), evaluate[int](b, `document.querySelectorAll('section').length`)
+	instances, services := browser.Evaluate[int](b.Tab, `document.querySelectorAll('tbody tr').length`), browser.Evaluate[int](b.Tab, `document.querySelectorAll('section').length`)
 	for role, want := range map[string]int{"table": services, "row": services + instances, "rowheader": instances, "columnheader": 5 * services, "cell": 4 * instances, "button": 1, "alert": 0} {
 		if roles[role] != want {
 			t.Errorf("the accessibility tree has %d of role %s, want %d", roles[role], role, want)
@@ -574,9 +572,9 @@ func pagePhone(t *testing.T, b *tab) {
 }
 
 func pageWithoutScript(t *testing.T, b *tab) {
-	run(b, call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}))
-	b.do(chromedp.Navigate(b.url))
-	b.wait("the instances", rows("go-micro-srv", "ready")+` === 3`)
-	b.do(chromedp.SendKeys(chromedp.ID("name"), kb.End+" and me"), chromedp.Click(chromedp.CSS("button")))
-	b.wait("the answer", `document.querySelector('#answers li')?.textContent.startsWith('Hello you and me! go-micro-srv-')`)
+	browser.Run(b.Tab, browser.Command(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}))
+	b.Do(chromedp.Navigate(b.url))
+	b.Wait("the instances", rows("go-micro-srv", "ready")+` === 3`)
+	b.Do(chromedp.SendKeys(chromedp.ID("name"), kb.End+" and me"), chromedp.Click(chromedp.CSS("button")))
+	b.Wait("the answer", `document.querySelector('#answers li')?.textContent.startsWith('Hello you and me! go-micro-srv-')`)
 }

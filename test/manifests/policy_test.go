@@ -79,7 +79,7 @@ func TestPodPolicy(t *testing.T) {
 		}
 	}
 	const (
-		ownPodOnly      = "a service may write on its own pod only, with the token that is mounted there"
+		ownPodOnly      = "a service may change only its own pod, with the token that is mounted into it"
 		ownServicesOnly = "a service may register only the services in its pod's label app and annotation micro.mu/services"
 		valueTooLarge   = "a registration may have at most 32 KiB"
 		managedFields   = "a service may not change the managed fields of others"

@@ -11,49 +11,94 @@ const clone = template => byId(template + '-template').content.firstElementChild
 const setText = (element, text) => { if (element.textContent !== text) element.textContent = text }
 const setLabel = (element, text) => { if (element.getAttribute('aria-label') !== text) element.setAttribute('aria-label', text) }
 
-// ---- event stream ----
+// ---- connection ----
 
-const maxSilence = 25000 // ms; the server sends a heartbeat every 10 s
+const maxSilence = 15000 // ms without a heartbeat, or without contact to the API server; both come every 4 to 14 s
+const pollInterval = 10000 // ms
+const pollsPerConnect = 3
+
+let connection = 'reconnecting' // 'open', 'polling' or 'reconnecting'
 let stream
-let reconnectTimer
+let timer // of the next attempt to connect or to poll
+let attempt = 0 // counts calls of disconnect, so that a late response of an older attempt is ignored
 let clockOffset = 0 // ms that the server's clock is ahead of this one
+let lastContact // ms since 1970, by the server's clock, when the API server last sent anything
+let problem = ''
 
 function connect() {
   disconnect()
+  if (connection === 'open') setConnection('reconnecting')
   stream = new EventSource('events')
   stream.onmessage = event => { onAlive(); show(JSON.parse(event.data)) }
-  stream.addEventListener('heartbeat', onAlive)
+  stream.addEventListener('heartbeat', event => { onAlive(); showTimes(JSON.parse(event.data)) })
   stream.onerror = () => {
-    setText(byId('connection'), 'Reconnecting…')
-    // The browser reconnects by itself unless the server refused the stream.
-    if (stream.readyState === EventSource.CLOSED) reconnectAfter(1000 + 2000 * Math.random())
+    if (stream.readyState === EventSource.CLOSED) poll(pollsPerConnect) // the server refused the stream
+    else setConnection('reconnecting') // the browser reconnects by itself
   }
-  reconnectAfter(maxSilence)
+  timer = setTimeout(connect, maxSilence)
 }
 
 function disconnect() {
-  clearTimeout(reconnectTimer)
+  attempt++
+  clearTimeout(timer)
   if (stream) stream.close()
 }
 
-function reconnectAfter(delay) {
-  clearTimeout(reconnectTimer)
-  reconnectTimer = setTimeout(connect, delay)
-}
-
 function onAlive() {
-  setText(byId('connection'), 'Live')
-  reconnectAfter(maxSilence)
+  setConnection('open')
+  clearTimeout(timer)
+  timer = setTimeout(connect, maxSilence)
 }
 
-// A hidden page holds no stream.
+// poll fetches the registry a number of times and then tries to connect again. The
+// random part keeps pages apart that were refused at the same time.
+async function poll(times) {
+  disconnect()
+  const own = attempt
+  let view
+  try {
+    const response = await fetch('services.json')
+    if (response.ok) view = await response.json()
+  } catch { /* the server does not answer */ }
+  if (attempt !== own) return
+  setConnection(view ? 'polling' : 'reconnecting')
+  if (view) show(view)
+  timer = setTimeout(() => times > 1 ? poll(times - 1) : connect(), pollInterval + 2000 * Math.random())
+}
+
+// A hidden page holds no stream and does not poll.
 document.addEventListener('visibilitychange', () => document.hidden ? disconnect() : connect())
+
+function setConnection(state) {
+  connection = state
+  showConnection()
+}
+
+function showTimes(times) {
+  clockOffset = Date.parse(times.time) - Date.now()
+  lastContact = times.lastContact && Date.parse(times.lastContact)
+  showConnection()
+}
+
+const serverNow = () => Date.now() + clockOffset
+
+// showConnection claims that the page is live only while the stream is open and the
+// API server is heard from.
+function showConnection() {
+  const texts = {polling: `Too many viewers: updated every ${pollInterval / 1000} s`, reconnecting: 'Reconnecting…', open: 'Live'}
+  let text = texts[connection]
+  if (connection === 'open' && !(serverNow() - lastContact <= maxSilence)) text = 'API server silent'
+  if (connection === 'open' && problem) text = 'Not live'
+  setText(byId('connection'), text)
+  setText(byId('contact'), lastContact ? `API server heard from ${age(lastContact)} ago` : 'API server not heard from yet')
+}
 
 // ---- registry ----
 
 function show(view) {
-  clockOffset = Date.parse(view.time) - Date.now()
-  setText(byId('problem'), view.problem || '')
+  problem = view.problem || ''
+  setText(byId('problem'), problem)
+  showTimes(view)
   setText(byId('server'), view.pod)
   updateList(byId('services'), view.services, service => service.name, () => clone('service'), updateService)
   scheduleSummary(view)
@@ -82,9 +127,8 @@ function updateList(list, items, keyOf, create, update) {
 
 function updateService(section, service) {
   setLabel(section, service.name)
-  setLabel(byClass(section, 'instances'), 'Instances of ' + service.name)
   setText(byClass(section, 'name'), service.name)
-  setText(byClass(section, 'states'), countStates(service.instances))
+  setText(byClass(section, 'states'), countStates(service.instances) + omitted(service.omitted))
   updateList(byClass(section, 'endpoints'), service.endpoints, endpointText, createEndpoint, (li, endpoint) => setText(li.firstElementChild, endpointText(endpoint)))
   updateList(section.querySelector('tbody'), service.instances, instance => instance.pod + ' ' + instance.address, () => clone('instance'), updateInstance)
 }
@@ -94,8 +138,15 @@ function updateInstance(row, instance) {
   const state = byClass(row, 'state')
   state.dataset.state = instance.state
   setText(state.firstElementChild, instance.state)
+  setText(byClass(row, 'calls'), callsText(instance.calls))
   row.created = Date.parse(instance.created)
   setText(byClass(row, 'age'), age(row.created))
+}
+
+// callsText describes the calls of the pod that serves the page, if there is something to say.
+function callsText(calls) {
+  if (calls?.ejectedUntil) return `ejected until ${new Date(calls.ejectedUntil).toISOString().slice(11, 19)} UTC`
+  return calls?.inFlight ? `${count(calls.inFlight, 'call')} in flight` : ''
 }
 
 const endpointText = e => e.name + (e.request ? `(${e.request})` : '') + (e.response ? ` → ${e.response}` : '')
@@ -106,11 +157,15 @@ function createEndpoint() {
   return li
 }
 
+const allStates = ['ready', 'not ready', 'terminating', 'node unreachable']
+
 function countStates(instances) {
-  return ['ready', 'not ready', 'terminating', 'node unreachable']
+  return allStates
     .map(state => [instances.filter(instance => instance.state === state).length, state])
     .filter(([n]) => n > 0).map(([n, state]) => `${n} ${state}`).join(', ') || 'none'
 }
+
+const omitted = n => n ? `; ${n} more not shown` : ''
 
 const count = (n, noun) => `${n} ${noun}${n === 1 ? '' : 's'}`
 
@@ -123,12 +178,12 @@ function scheduleSummary(view) {
     summarizedAt = Date.now()
     const services = summarizedView.services
     const instances = services.flatMap(service => service.instances)
-    setText(byId('summary'), `${count(services.length, 'service')}, ${count(instances.length, 'instance')}: ${countStates(instances)}`)
+    setText(byId('summary'), `${count(services.length, 'service')}, ${count(instances.length, 'instance')}: ${countStates(instances)}${omitted(summarizedView.omitted)}`)
   }, Math.max(0, summarizedAt + 1000 - Date.now()))
 }
 
 function age(created) {
-  const s = Math.max(0, Math.floor((Date.now() + clockOffset - created) / 1000))
+  const s = Math.max(0, Math.floor((serverNow() - created) / 1000))
   if (s < 120) return s + 's'
   if (s < 2 * 3600) return Math.floor(s / 60) + 'm'
   if (s < 48 * 3600) return Math.floor(s / 3600) + 'h'
@@ -136,22 +191,72 @@ function age(created) {
 }
 
 setInterval(() => {
+  showConnection()
   for (const row of document.querySelectorAll('tbody tr')) if (row.created) setText(byClass(row, 'age'), age(row.created))
 }, 1000)
 
 // ---- filter ----
 
-// filter hides the rows that lack one of the words. It appears above 20 rows.
+// filter hides the rows that do not match the query, and services without a row.
+// The query may name states, of which a row must have one; each other word must be
+// part of the service, pod, address or version, or begin a word of the state. So
+// "ready" does not find "not ready". The filter appears above 20 rows.
 function filter() {
-  const words = byId('query').value.toLowerCase().split(/\s+/).filter(Boolean)
+  let query = byId('query').value.toLowerCase().trim().replace(/\s+/g, ' ')
+  const active = query !== ''
+  const states = new Set()
+  for (const state of [...allStates].sort((a, b) => b.length - a.length)) { // "not ready" before "ready"
+    const withoutState = ` ${query} `.replaceAll(` ${state} `, ' ').trim()
+    if (withoutState !== query) states.add(state)
+    query = withoutState
+  }
+  const words = query.split(' ').filter(Boolean)
+  let matches = 0
   const rows = document.querySelectorAll('tbody tr')
-  byId('filter').hidden = rows.length <= 20 && words.length === 0
-  for (const row of rows) {
-    const text = words.length ? row.textContent.toLowerCase() : ''
-    row.hidden = !words.every(word => text.includes(word))
+  for (const section of byId('services').children) {
+    let found = false
+    for (const row of section.querySelectorAll('tbody tr')) {
+      row.hidden = active && !matchesRow(section, row, states, words)
+      if (!row.hidden) matches++, found = true
+    }
+    section.hidden = active && !found
+  }
+  byId('filter').hidden = rows.length <= 20 && !active
+  setText(byId('matches'), active ? `${matches} of ${count(rows.length, 'instance')}` : '')
+  markScrollable()
+}
+
+function matchesRow(section, row, states, words) {
+  const state = byClass(row, 'state').dataset.state
+  if (states.size > 0 && !states.has(state)) return false
+  const texts = [section.dataset.key, ...['pod', 'address', 'version'].map(name => byClass(row, name).textContent)].map(text => text.toLowerCase())
+  return words.every(word => texts.some(text => text.includes(word)) || startsWord(state, word))
+}
+
+// startsWord reports whether a word begins the state, or its last word if that is
+// not the name of another state.
+function startsWord(state, word) {
+  const last = state.slice(state.lastIndexOf(' ') + 1)
+  return state.startsWith(word) || !allStates.includes(last) && last.startsWith(word)
+}
+
+byId('query').addEventListener('input', filter)
+
+// markScrollable makes the tables that scroll reachable with the keyboard.
+function markScrollable() {
+  const all = [...document.querySelectorAll('.instances')].map(element => [element, element.scrollHeight > element.clientHeight])
+  for (const [element, scrolls] of all) { // all sizes are read before the first change
+    if (scrolls === element.hasAttribute('tabindex')) continue
+    if (scrolls) {
+      element.tabIndex = 0
+      element.setAttribute('role', 'region')
+      element.setAttribute('aria-label', 'Instances of ' + element.closest('section').dataset.key)
+    } else {
+      for (const name of ['tabindex', 'role', 'aria-label']) element.removeAttribute(name)
+    }
   }
 }
-byId('query').addEventListener('input', filter)
+addEventListener('resize', markScrollable)
 
 // ---- form ----
 

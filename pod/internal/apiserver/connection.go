@@ -4,9 +4,11 @@
 // the service account volume that Kubernetes gives every pod, elsewhere through
 // a kubeconfig. A Connection then reads and patches objects of one namespace:
 //
-//   - Every call has a time limit, CallTimeout, except a running watch.
+//   - Every call has a time limit, CallTimeout, except a running watch, whatever the
+//     API server answers.
 //   - The token and the certificate authority are read again for each use, so
-//     their rotation needs no restart.
+//     their rotation needs no restart. The token is sent only to the API server's
+//     own address, and only over TLS that is verified for that address.
 //   - ListWatchPods and ListWatchConfigMap keep a Handler up to date. They list
 //     once, then watch, and retry a watch that ends for any reason.
 //   - Errors name the verb, the object, the cause and the remedy.
@@ -19,9 +21,12 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,7 +54,7 @@ var ProcessEnvironment = Environment{os.Getenv, "/var/run/secrets/kubernetes.io/
 
 // Options change what Connect finds in the environment.
 type Options struct {
-	Address   string // of the API server, as host:port or as a URL; empty: found in the environment
+	Address   string // of the API server, as a URL or as host:port, which means https; empty: found in the environment
 	Namespace string // of the objects; empty: the pod's own or the kubeconfig's
 }
 
@@ -61,8 +66,9 @@ type Connection struct {
 	PodName        string // name of the process's own pod; empty when unknown
 	OutsideCluster bool   // connected through a kubeconfig
 
-	client rest.Interface
-	dialer dialer
+	client  rest.Interface
+	dialer  dialer
+	retryAt atomic.Int64 // the API server wants no request before; Unix time in nanoseconds
 }
 
 var (
@@ -79,19 +85,14 @@ func init() { // client-go's own scheme holds every API group; this one holds th
 // Connect finds the API server. It makes no call.
 func Connect(env Environment, options Options) (*Connection, error) {
 	c := &Connection{}
-	config, err := c.config(env)
+	config, err := c.config(env, options.Address)
 	if err != nil {
 		return nil, err
 	}
 	if options.Namespace != "" {
 		c.Namespace = options.Namespace
 	}
-	if address := options.Address; address != "" {
-		if !strings.Contains(address, "://") {
-			address = "http://" + address
-		}
-		config.Host = address
-	}
+	config.WrapTransport = func(base http.RoundTripper) http.RoundTripper { return &retryAfterTransport{base, &c.retryAt} }
 	config.APIPath = "/api"
 	config.ContentConfig = rest.ContentConfig{
 		GroupVersion: &corev1.SchemeGroupVersion, NegotiatedSerializer: codecs.WithoutConversion(),
@@ -109,8 +110,11 @@ func Connect(env Environment, options Options) (*Connection, error) {
 }
 
 // config reads the environment, or outside a pod a kubeconfig, and sets the
-// connection's namespace and pod name.
-func (c *Connection) config(env Environment) (*rest.Config, error) {
+// connection's namespace and pod name. A non-empty address replaces the one found.
+func (c *Connection) config(env Environment, address string) (*rest.Config, error) {
+	if address != "" && !strings.Contains(address, "://") {
+		address = "https://" + address
+	}
 	host, port := env.Getenv("KUBERNETES_SERVICE_HOST"), env.Getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
 		loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), &clientcmd.ConfigOverrides{})
@@ -122,6 +126,12 @@ func (c *Connection) config(env Environment) (*rest.Config, error) {
 			return nil, fmt.Errorf("connecting to Kubernetes: not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig (%w): run it in a cluster or set KUBECONFIG", err)
 		}
 		c.OutsideCluster = true
+		if address != "" {
+			if !strings.HasPrefix(address, "https://") {
+				config = rest.AnonymousClientConfig(config)
+			}
+			config.Host = address
+		}
 		config.Dial = c.dialer.DialContext
 		return config, nil
 	}
@@ -138,7 +148,14 @@ func (c *Connection) config(env Environment) (*rest.Config, error) {
 	if c.PodName = env.Getenv("POD_NAME"); c.PodName == "" {
 		c.PodName = env.Getenv("HOSTNAME")
 	}
-	return &rest.Config{Host: "https://" + net.JoinHostPort(host, port), Transport: newServiceAccountTransport(env.ServiceAccountDir, host, &c.dialer)}, nil
+	if address == "" {
+		address = "https://" + net.JoinHostPort(host, port)
+	}
+	server, err := url.Parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to Kubernetes: parsing the address of the API server: %w", err)
+	}
+	return &rest.Config{Host: address, Transport: newServiceAccountTransport(env.ServiceAccountDir, server, &c.dialer)}, nil
 }
 
 // Close closes all network connections, also those in use. Calls that are under
@@ -153,6 +170,12 @@ func (c *Connection) LastContact() time.Time {
 		return time.Unix(0, n)
 	}
 	return time.Time{}
+}
+
+// RetryAfter returns for how long the API server, in a header Retry-After of its
+// last response, wants no further request; 0 if it did not say so.
+func (c *Connection) RetryAfter() time.Duration {
+	return max(0, time.Until(time.Unix(0, c.retryAt.Load())))
 }
 
 // PatchPod applies a strategic merge patch to the process's own pod and returns
@@ -182,22 +205,32 @@ func (c *Connection) list(ctx context.Context, resource string, options metav1.L
 	return c.explain(err, "list", resource, resource)
 }
 
-// watch starts a watch, which ends with ctx. The transport's timeouts bound its start.
+// watch starts a watch, which ends with ctx. CallTimeout bounds its start.
 func (c *Connection) watch(ctx context.Context, resource string, options metav1.ListOptions) (watch.Interface, error) {
 	options.Watch = true
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(CallTimeout, cancel)
 	w, err := c.client.Get().Namespace(c.Namespace).Resource(resource).VersionedParams(&options, parameterCodec).Context(ctx).Watch()
+	if onTime := late.Stop(); !onTime {
+		err = context.DeadlineExceeded
+	}
 	if err != nil {
+		cancel()
 		return nil, c.explain(err, "watch", resource, resource)
 	}
-	return drainingWatch{w}, nil
+	return drainingWatch{w, cancel}, nil
 }
 
 // drainingWatch reads the events that are left when the watch is stopped.
 // Otherwise this version of client-go leaves a goroutine behind that is blocked on
 // delivering one more event.
-type drainingWatch struct{ watch.Interface }
+type drainingWatch struct {
+	watch.Interface
+	cancel context.CancelFunc
+}
 
 func (d drainingWatch) Stop() {
+	d.cancel()
 	d.Interface.Stop()
 	for range d.ResultChan() {
 	}

@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// grantingManifests names this project's manifest that grants the verbs on each resource.
-var grantingManifests = map[string]string{"pods": "k8s/pod-rbac.yaml", "configmaps": "k8s/configmap-rbac.yaml"}
+// grants names this project's manifest that grants the verbs on each resource, and the
+// service account to which it grants them.
+var grants = map[string]struct{ manifest, serviceAccount string }{
+	"pods":       {"k8s/pod-rbac.yaml", "micro-services"},
+	"configmaps": {"k8s/configmap-rbac.yaml", "micro-config"},
+}
 
 // explain adds to an error which verb on which object failed and what to do about
 // it. Unwrapped, the result is the API server's error.
@@ -22,8 +27,12 @@ func (c *Connection) explain(err error, verb, resource, object string) error {
 	var network net.Error
 	var dial *net.OpError
 	switch {
+	case (apierrors.IsUnauthorized(err) || strings.Contains(err.Error(), `"system:anonymous"`)) && strings.HasPrefix(c.Host, "http://"):
+		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
+	case apierrors.IsForbidden(err) && !c.OutsideCluster && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
+		remedy = fmt.Sprintf(": the pod runs as the service account \"default\": set serviceAccountName: %s in its manifest, to which %s grants the verb %q on %s", grants[resource].serviceAccount, grants[resource].manifest, verb, resource)
 	case apierrors.IsForbidden(err):
-		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grantingManifests[resource])
+		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grants[resource].manifest)
 	case apierrors.IsUnauthorized(err):
 		remedy = ": the API server does not accept the token of its service account; it is read again for each attempt"
 	case apierrors.IsNotFound(err) && verb == "patch":

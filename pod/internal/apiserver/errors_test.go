@@ -24,6 +24,8 @@ func TestExplainNamesVerbObjectCauseAndRemedy(t *testing.T) {
 		{apierrors.NewForbidden(pods, "web-0", cause), "patch", "pods", `pod "web-0"`,
 			[]string{`patch pod "web-0" in namespace "go-micro"`, "forbidden", "no rule allows it", `verb "patch" on pods`, "k8s/pod-rbac.yaml grants it"}},
 		{apierrors.NewForbidden(pods, "", cause), "get", "configmaps", "configmaps", []string{"get configmaps", "k8s/configmap-rbac.yaml grants it"}},
+		{apierrors.NewForbidden(pods, "web-0", errors.New(`User "system:serviceaccount:go-micro:default" cannot patch resource "pods" in API group "" in the namespace "go-micro"`)), "patch", "pods", `pod "web-0"`,
+			[]string{"forbidden", `runs as the service account "default"`, "set serviceAccountName: micro-services", `"patch" on pods`, "k8s/pod-rbac.yaml grants"}},
 		{apierrors.NewUnauthorized("expired"), "list", "pods", "pods", []string{"list pods", "expired", "does not accept the token"}},
 		{apierrors.NewNotFound(pods, "web-0"), "patch", "pods", `pod "web-0"`, []string{"not found", "set POD_NAME from metadata.name"}},
 		{apierrors.NewNotFound(pods, "x"), "get", "configmaps", "configmaps", []string{"not found", "create it"}},
@@ -39,6 +41,10 @@ func TestExplainNamesVerbObjectCauseAndRemedy(t *testing.T) {
 		if !errors.Is(got, tt.err) {
 			t.Errorf("%v does not wrap %v", got, tt.err)
 		}
+	}
+	c.Host = "http://consul:8500"
+	if err := c.explain(apierrors.NewUnauthorized("no credentials"), "list", "pods", "pods"); !strings.Contains(err.Error(), "over https only, and the address is http://consul:8500") {
+		t.Errorf("without TLS: %v", err)
 	}
 	if err := c.explain(nil, "list", "pods", "pods"); err != nil {
 		t.Errorf("without an error: %v", err)

@@ -18,8 +18,9 @@ const pageSize = 500
 
 // Attempts that fail are minDelay apart at first and maxDelay at most, less a
 // random part: a thousand clients do not return at the same moment, and no client
-// is late by more than a second.
-const minDelay, maxDelay = 100 * time.Millisecond, time.Second
+// is late by more than a second, unless the API server asks for more time. A watch
+// that has lasted for workingWatch is no failure: the next delay is minDelay again.
+const minDelay, maxDelay, workingWatch = 100 * time.Millisecond, time.Second, 10 * time.Second
 
 // Handler receives the objects of a list and watch. One goroutine calls it.
 type Handler[T runtime.Object] interface {
@@ -71,9 +72,13 @@ func (c *Connection) ListWatchConfigMap(ctx context.Context, name string, h Hand
 	listWatch(ctx, c, "configmaps", Selector{Fields: "metadata.name=" + name}, &corev1.ConfigMap{}, list, h)
 }
 
+// errWatchEnded makes the reflector return without a log line of its own.
+var errWatchEnded = io.EOF
+
 func listWatch[T runtime.Object](ctx context.Context, c *Connection, resource string, selector Selector, example T,
 	list func(metav1.ListOptions) (runtime.Object, error), h Handler[T]) {
 	delay := minDelay
+	var watchBegin time.Time // zero before the first watch after a LIST
 	var last error
 	report := func(err error) {
 		if ctx.Err() != nil {
@@ -94,23 +99,30 @@ func listWatch[T runtime.Object](ctx context.Context, c *Connection, resource st
 			return all, err
 		},
 		WatchFunc: func(options metav1.ListOptions) (watch.Interface, error) {
+			if !watchBegin.IsZero() && time.Since(watchBegin) < maxDelay {
+				return nil, errWatchEnded // the reflector itself would start the next watch at once
+			}
 			options.LabelSelector, options.FieldSelector = selector.Labels, selector.Fields
 			w, err := c.watch(ctx, resource, options)
 			report(err)
 			if err != nil {
-				return nil, io.EOF // makes the reflector return without a log line of its own
+				return nil, errWatchEnded
 			}
-			delay = minDelay
+			watchBegin = time.Now()
 			return w, nil
 		},
 	}
 	for ctx.Err() == nil {
+		watchBegin = time.Time{}
 		r := cache.NewReflector(lw, example, store[T]{h}, 0)
 		r.WatchListPageSize = pageSize
 		_ = r.ListAndWatch(ctx.Done()) // report has received its error
+		if !watchBegin.IsZero() && time.Since(watchBegin) >= workingWatch {
+			delay = minDelay
+		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(delay/2 + rand.N(delay/2)):
+		case <-time.After(max(delay/2+rand.N(delay/2), c.RetryAfter())):
 		}
 		delay = min(2*delay, maxDelay)
 	}

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,12 +27,13 @@ const idleTimeout, pingTimeout = 10 * time.Second, 5 * time.Second
 // handshake. The kubelet replaces both files while the pod runs (projected service
 // account tokens, KEP-1205). This version of client-go rereads the token only.
 type serviceAccountTransport struct {
-	dir  string
-	base *http.Transport
+	dir    string
+	server *url.URL // the only one that receives the token
+	base   *http.Transport
 }
 
-func newServiceAccountTransport(dir, host string, d *dialer) *serviceAccountTransport {
-	t := &serviceAccountTransport{dir: dir, base: &http.Transport{
+func newServiceAccountTransport(dir string, server *url.URL, d *dialer) *serviceAccountTransport {
+	t := &serviceAccountTransport{dir: dir, server: server, base: &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           d.DialContext,
 		TLSHandshakeTimeout:   CallTimeout,
@@ -56,13 +59,16 @@ func newServiceAccountTransport(dir, host string, d *dialer) *serviceAccountTran
 		for _, c := range s.PeerCertificates[1:] {
 			intermediates.AddCert(c)
 		}
-		_, err = s.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: intermediates})
+		_, err = s.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: server.Hostname(), Roots: roots, Intermediates: intermediates})
 		return err
 	}
 	return t
 }
 
 func (t *serviceAccountTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" || r.URL.Host != t.server.Host { // not encrypted, or the target of a redirect
+		return t.base.RoundTrip(r)
+	}
 	token, err := os.ReadFile(filepath.Join(t.dir, "token")) // requests are rare, so there is no cache
 	if err != nil {
 		return nil, fmt.Errorf("reading the service account's token: %w", err)
@@ -70,6 +76,31 @@ func (t *serviceAccountTransport) RoundTrip(r *http.Request) (*http.Response, er
 	r = r.Clone(r.Context())
 	r.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
 	return t.base.RoundTrip(r)
+}
+
+// maxRetryAfter is the longest time for which a header Retry-After is respected. API
+// Priority and Fairness sends up to 32 s.
+const maxRetryAfter = 32 * time.Second
+
+// retryAfterTransport notes the header Retry-After and removes it from the response.
+// Otherwise this version of client-go sleeps for that time within the call, up to ten
+// times, and looks neither at the call's context nor at its time limit.
+type retryAfterTransport struct {
+	base    http.RoundTripper
+	retryAt *atomic.Int64
+}
+
+func (t *retryAfterTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	rsp, err := t.base.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	if seconds, err := strconv.Atoi(rsp.Header.Get("Retry-After")); err == nil {
+		wait := min(time.Duration(seconds)*time.Second, maxRetryAfter)
+		t.retryAt.Store(time.Now().Add(wait).UnixNano())
+	}
+	rsp.Header.Del("Retry-After")
+	return rsp, nil
 }
 
 // dialer keeps its open connections, so that close can close them all. An HTTP

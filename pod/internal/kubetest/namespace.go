@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"go.uber.org/goleak"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -63,7 +65,8 @@ func NewNamespace(t *testing.T, verbs ...string) *Namespace {
 	return n
 }
 
-// Grant creates a role with one rule and binds it to the service account.
+// Grant creates a role with one rule and binds it to the service account. It returns
+// when the API server knows it.
 func (n *Namespace) Grant(role string, rule rbacv1.PolicyRule) {
 	n.t.Helper()
 	_, err := n.Admin.RbacV1().Roles(n.Name).Create(&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: role}, Rules: []rbacv1.PolicyRule{rule}})
@@ -75,6 +78,21 @@ func (n *Namespace) Grant(role string, rule rbacv1.PolicyRule) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	name := ""
+	if len(rule.ResourceNames) > 0 {
+		name = rule.ResourceNames[0]
+	}
+	Eventually(n.t, 10*time.Second, "the API server knows the role", func() error {
+		for _, verb := range rule.Verbs {
+			r, err := n.Admin.AuthorizationV1().SubjectAccessReviews().Create(&authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+				User:               "system:serviceaccount:" + n.Name + ":" + ServiceAccount,
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: n.Name, Resource: rule.Resources[0], Name: name, Verb: verb}}})
+			if err != nil || !r.Status.Allowed {
+				return fmt.Errorf("verb %q: %v", verb, err)
+			}
+		}
+		return nil
+	})
 }
 
 // GrantVerb grants the service account one more verb on pods.
@@ -190,7 +208,7 @@ func (n *Namespace) Environment(pod string) apiserver.Environment {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	variables := map[string]string{"POD_NAME": pod, "KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()}
+	variables := map[string]string{"POD_NAME": pod, "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()}
 	WriteVolumeFile(n.t, dir, "namespace", []byte(n.Name))
 	WriteVolumeFile(n.t, dir, "ca.crt", n.Config.CAData)
 	WriteVolumeFile(n.t, dir, "token", []byte(n.Token(nil)))

@@ -1,39 +1,47 @@
 package kubetest
 
 import (
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"testing"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"k8s.io/client-go/rest"
 )
 
-// Proxy is an unencrypted HTTP proxy to the API server that counts requests. It
-// serves the namespace "default", the only one that the registry plugin uses when
-// it is given an address, as the test's namespace.
+// Proxy is an HTTP proxy to the API server that counts requests. It serves the
+// namespace "default", the only one that the registry plugin uses when it is given
+// an address, as the test's namespace.
 type Proxy struct {
 	*httptest.Server
+	t           testing.TB
 	counts      sync.Map    // kind of request -> *atomic.Int64
 	expireWatch atomic.Bool // the next watch asks for a version that is long gone
 }
 
-// StartProxy starts a proxy that adds the administrator's credentials to each
-// request. It runs until the test ends.
+// StartProxy starts a proxy without TLS that adds the administrator's credentials to
+// each request. It runs until the test ends.
 func (n *Namespace) StartProxy() *Proxy {
 	n.t.Helper()
 	tlsConfig, err := rest.TLSConfigFor(n.Config)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return n.startProxy(&http.Transport{TLSClientConfig: tlsConfig})
+	p := n.newProxy(&http.Transport{TLSClientConfig: tlsConfig})
+	p.Start()
+	return p
 }
 
-// StartProxyWithoutCredentials starts a proxy that passes requests on with the
-// credentials that they carry.
+// StartProxyWithoutCredentials starts a proxy with TLS that passes requests on with
+// the credentials that they carry. See Trust and Through.
 func (n *Namespace) StartProxyWithoutCredentials() *Proxy {
 	n.t.Helper()
 	tlsConfig, err := rest.TLSConfigFor(n.Config)
@@ -41,21 +49,24 @@ func (n *Namespace) StartProxyWithoutCredentials() *Proxy {
 		n.t.Fatal(err)
 	}
 	tlsConfig.GetClientCertificate, tlsConfig.Certificates = nil, nil
-	return n.startProxy(&http.Transport{TLSClientConfig: tlsConfig})
+	p := n.newProxy(&http.Transport{TLSClientConfig: tlsConfig})
+	p.EnableHTTP2 = true
+	p.StartTLS()
+	return p
 }
 
-func (n *Namespace) startProxy(transport *http.Transport) *Proxy {
+func (n *Namespace) newProxy(transport *http.Transport) *Proxy {
 	target, err := url.Parse(n.Config.Host)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	p := &Proxy{}
+	p := &Proxy{t: n.t}
 	reverse := &httputil.ReverseProxy{Transport: transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)
 		r.Out.URL.Path = strings.Replace(r.Out.URL.Path, "/namespaces/default/", "/namespaces/"+n.Name+"/", 1)
 		r.Out.URL.Path = strings.TrimSuffix(r.Out.URL.Path, "/")
 	}}
-	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		kind := r.Method
 		if q := r.URL.Query(); q.Get("watch") != "" {
 			kind = "WATCH"
@@ -75,6 +86,24 @@ func (n *Namespace) startProxy(transport *http.Transport) *Proxy {
 		transport.CloseIdleConnections()
 	})
 	return p
+}
+
+// Trust adds the proxy's certificate to those that env trusts.
+func (p *Proxy) Trust(env apiserver.Environment) apiserver.Environment {
+	p.t.Helper()
+	ca, err := os.ReadFile(filepath.Join(env.ServiceAccountDir, "ca.crt"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	WriteVolumeFile(p.t, env.ServiceAccountDir, "ca.crt", append(ca, Certificate(p.Server)...))
+	return env
+}
+
+// Through returns an environment whose API server is the proxy.
+func (p *Proxy) Through(env apiserver.Environment) apiserver.Environment {
+	p.t.Helper()
+	_, port, _ := net.SplitHostPort(p.Listener.Addr().String())
+	return With(p.Trust(env), "KUBERNETES_SERVICE_PORT", port)
 }
 
 // ExpireNextWatch makes the next watch ask for a version that etcd has compacted.

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// make demo works in an odd path, without a network, with a proxy, locale, umask, limit
+// of open files and kubectl that would break it, and with its port taken. Run again
+// after a change of one service and the death of the API server, it replaces the pods
+// of that service.
+func TestDemoInAHostileEnvironment(t *testing.T) {
+	provided(t)
+	root := filepath.Join(t.TempDir(), "it's", `a "copy" of: $HOME`)
+	copyCheckoutTo(t, root, 0o077)
+	tools := t.TempDir()
+	if err := os.WriteFile(filepath.Join(tools, "kubectl"), []byte("#!/bin/sh\necho 'error: unknown flag' >&2\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := net.Listen("tcp", "127.0.0.1:9200"); err == nil {
+		defer l.Close()
+	}
+	env := append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "GOPROXY=off", "GOFLAGS=-buildvcs=auto", "LANG=tr_TR.UTF-8", "LC_ALL=tr_TR.UTF-8",
+		"HTTP_PROXY=http://127.0.0.1:9", "HTTPS_PROXY=http://127.0.0.1:9", "http_proxy=http://127.0.0.1:9", "https_proxy=http://127.0.0.1:9", "NO_PROXY=", "no_proxy=")
+	sh := func(script string) string {
+		t.Helper()
+		cmd := exec.Command("sh", "-ec", script)
+		cmd.Dir, cmd.Env = root, env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", script, err, out)
+		}
+		return string(out)
+	}
+	t.Cleanup(func() {
+		if out, err := cli(t, root, "down"); err != nil {
+			t.Errorf("down: %v: %s", err, out)
+		}
+	})
+	demo := "umask 077; ulimit -n 1024; cd /; make -j4 --no-print-directory -C " + shellQuote(root) + " demo"
+	check := func(out string) {
+		t.Helper()
+		page := regexp.MustCompile(`http://127\.0\.0\.1:(\d+)/registry/`).FindStringSubmatch(out)
+		if page == nil || page[1] == "9200" || !strings.Contains(out, "\nServer Hello XXX!\n") {
+			t.Fatalf("the demo printed\n%s", out)
+		}
+		resp, err := http.Get(page[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusOK {
+			t.Errorf("the page at %s is %s", page[0], resp.Status)
+		}
+	}
+	check(sh(demo))
+
+	sh(`printf 'func init() { println("edited") }\n' >>go-micro-srv/main.go`)
+	if out, err := cli(t, root, "node", "--", "pkill", "-KILL", "-f", "kube-apiserver --etcd"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	eventually(t, 30*time.Second, "the API server", func() bool {
+		_, err := cli(t, root, "kubectl", "--", "get", "--raw", "/readyz")
+		return err == nil
+	})
+	out := sh(demo)
+	check(out)
+	if strings.Count(out, "is up to date") != 3 || strings.Count(out, "] loaded ") != 1 || !strings.Contains(out, "\nedited\n") {
+		t.Errorf("after a change of go-micro-srv the demo printed\n%s", out)
+	}
+	sh("make --no-print-directory cluster-down")
+	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+}

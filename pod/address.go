@@ -1,0 +1,61 @@
+package pod
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/micro/go-micro/v2/registry"
+)
+
+// advertised returns the service with addresses that other pods can reach.
+//
+// go-micro advertises the first address of an interface that is in a private range,
+// and otherwise that of the last interface, which may be the loopback: for pods with
+// public IPv4 or IPv6 addresses. So an address of this pod's interfaces becomes the
+// pod's IP as Kubernetes knows it, podIP, if that is not empty. Any other address was
+// chosen by the user, with server.Advertise, and stays.
+func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) (*registry.Service, error) {
+	if podIP != "" {
+		if ip, err := netip.ParseAddr(podIP); err != nil || !reachable(ip) {
+			return nil, fmt.Errorf("POD_IP is %q, not the address of a pod: set it from status.podIP in its manifest", podIP)
+		}
+	}
+	c := *s
+	c.Nodes = make([]*registry.Node, len(s.Nodes))
+	for i, n := range s.Nodes {
+		node := *n
+		host, port, err := net.SplitHostPort(n.Address)
+		if err != nil {
+			host, port = n.Address, ""
+		}
+		ip, err := netip.ParseAddr(host)
+		own := err == nil && (!reachable(ip) || local(ip)) || host == "localhost" || host == ""
+		if own && podIP != "" {
+			node.Address = podIP
+			if port != "" {
+				node.Address = net.JoinHostPort(podIP, port)
+			}
+		} else if err == nil && !reachable(ip) || host == "localhost" || host == "" {
+			return nil, fmt.Errorf("no other pod can reach its address %q: set POD_IP from status.podIP in its manifest, or advertise another address", n.Address)
+		}
+		c.Nodes[i] = &node
+	}
+	return &c, nil
+}
+
+// reachable reports whether other pods may reach an address.
+func reachable(ip netip.Addr) bool {
+	return !ip.IsLoopback() && !ip.IsUnspecified() && !ip.IsLinkLocalUnicast()
+}
+
+// isInterfaceAddress reports whether an interface of this pod has the address.
+func isInterfaceAddress(ip netip.Addr) bool {
+	addresses, _ := net.InterfaceAddrs()
+	for _, a := range addresses {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr() == ip.Unmap() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,220 @@
+package pod
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startLimited starts a server with limits. GET /stream is handled until its client
+// closes the connection; every other request is answered with the length of its body.
+func startLimited(t *testing.T, max int) *httptest.Server {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limitBody(w, r, bodyTimeout)
+		if r.URL.Path == "/stream" {
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			return
+		}
+		b, err := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%d bytes, %v", len(b), err)
+	}))
+	limitConnections(srv.Config, max, max)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+func dialServer(t *testing.T, srv *httptest.Server, request string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// staysOpen reports whether the server keeps a connection open for a while. It drops
+// what the server sends.
+func staysOpen(conn net.Conn) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	_, err := io.Copy(io.Discard, conn)
+	e, ok := err.(net.Error)
+	return ok && e.Timeout()
+}
+
+func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
+	const max = 10
+	for name, held := range map[string]string{
+		"for the body of a request":   "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nn",
+		"for the header of a request": "GET / HTTP/1.1\r\n",
+		"for a request":               "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := startLimited(t, max)
+			stream := dialServer(t, srv, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+			if line, err := bufio.NewReader(stream).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+				t.Fatalf("the stream begins with %q, %v", line, err)
+			}
+			var all []net.Conn
+			for range 3 * max {
+				all = append(all, dialServer(t, srv, held))
+				// Each of these needs a connection beside those that are held.
+				rsp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}).Get(srv.URL)
+				if err != nil {
+					t.Fatalf("a request after %d held ones: %v", len(all), err)
+				}
+				rsp.Body.Close()
+			}
+			open := 0
+			for i, conn := range all {
+				if staysOpen(conn) {
+					open++
+					if i < 2*max {
+						t.Errorf("connection %d of %d is open", i, len(all))
+					}
+				}
+			}
+			if open == 0 || open > max {
+				t.Errorf("%d held connections are open, want 1 to %d", open, max)
+			}
+			if !staysOpen(stream) {
+				t.Error("the connection whose request is handled was closed")
+			}
+		})
+	}
+}
+
+func TestConnectionIsRefusedIfAllAreHandled(t *testing.T) {
+	srv := startLimited(t, 3)
+	var streams []net.Conn
+	for range 3 {
+		s := dialServer(t, srv, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+		if _, err := bufio.NewReader(s).ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		streams = append(streams, s)
+	}
+	if staysOpen(dialServer(t, srv, "")) {
+		t.Error("the connection is open")
+	}
+	streams[0].Close()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		rsp, err := http.Get(srv.URL)
+		if err == nil {
+			rsp.Body.Close()
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after a stream has ended: %v", err)
+		}
+	}
+}
+
+// A request on a connection that was idle, and one that follows a body, keep no
+// deadline and no place among the waiting ones.
+func TestLimitsEndWithTheirRequest(t *testing.T) {
+	srv := startLimited(t, 2)
+	conn := dialServer(t, srv, "")
+	r := bufio.NewReader(conn)
+	for range 3 {
+		if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nyou"); err != nil {
+			t.Fatal(err)
+		}
+		rsp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(rsp.Body)
+		if err != nil || string(body) != "3 bytes, <nil>" {
+			t.Errorf("the answer is %q, %v", body, err)
+		}
+	}
+	if _, err := io.WriteString(conn, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := r.ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+		t.Fatalf("the stream begins with %q, %v", line, err)
+	}
+	for range 5 {
+		dialServer(t, srv, "")
+	}
+	if !staysOpen(conn) {
+		t.Error("the connection whose request is handled was closed")
+	}
+}
+
+// One client loses its own connections before anybody else loses one.
+func TestClientHoldsFewConnections(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+	limitConnections(srv.Config, 20, 5)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	dial := func(local string) net.Conn {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}).Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	other := dial("127.0.0.2") // waits longest
+	var own []net.Conn
+	for range 50 {
+		own = append(own, dial("127.0.0.1"))
+	}
+	open := 0
+	for i, conn := range own {
+		if staysOpen(conn) {
+			if open++; i < 45 {
+				t.Errorf("connection %d of 50 is open", i)
+			}
+		}
+	}
+	if open != 5 {
+		t.Errorf("the client holds %d connections, want 5", open)
+	}
+	if !staysOpen(other) {
+		t.Error("another client lost its connection")
+	}
+}
+
+func TestSlowBodyIsCutOff(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limitBody(w, r, 100*time.Millisecond)
+		_, err := io.ReadAll(r.Body)
+		fmt.Fprint(w, err)
+	}))
+	limitConnections(srv.Config, 10, 10)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	body, end := io.Pipe()
+	defer end.Close()
+	req, err := http.NewRequestWithContext(ctx, "POST", srv.URL, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rsp.Body.Close()
+	if b, err := io.ReadAll(rsp.Body); !strings.Contains(string(b), "i/o timeout") {
+		t.Errorf("the handler gets %q, %v; want a timeout", b, err)
+	}
+}

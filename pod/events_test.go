@@ -1,0 +1,52 @@
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+)
+
+func TestEventsReportAPIErrors(t *testing.T) {
+	n := newNamespace(t, "list", "watch") // not patch
+	n.CreateReadyPod("a")
+	var mu sync.Mutex
+	reports := map[string][]string{}
+	relay := n.StartRelay(t)
+	var r *Registry
+	r = n.openRegistryIn(relay.Through(n.Environment("a")), WithEvents(Events{APIError: func(operation string, err error) {
+		r.Registered() // a callback may use the registry
+		mu.Lock()
+		defer mu.Unlock()
+		reports[operation] = append(reports[operation], fmt.Sprint(err))
+	}}))
+	expect := func(operation, want string) func() error {
+		return func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, got := range reports[operation] {
+				if strings.Contains(got, want) {
+					return nil
+				}
+			}
+			return errors.New(fmt.Sprint(reports))
+		}
+	}
+	if err := r.Register(service("greeter", "v1", "greeter-a", "10.0.0.1:1")); err == nil {
+		t.Fatal("registered without the right to patch")
+	}
+	kubetest.Eventually(t, 5*time.Second, "the missing right is reported", expect(`writing service "greeter" to the pod`, `verb "patch" on pods`))
+	n.GrantVerb("patch")
+	kubetest.Eventually(t, 10*time.Second, "the end of the error is reported", expect(`writing service "greeter" to the pod`, "<nil>"))
+	if _, err := r.GetService("greeter"); err != nil {
+		t.Fatal(err)
+	}
+	relay.Cut()
+	kubetest.Eventually(t, 20*time.Second, "the lost watch is reported", expect(`watching service "greeter"`, "pods in namespace"))
+	relay.Restore()
+	kubetest.Eventually(t, 20*time.Second, "the new watch is reported", expect(`watching service "greeter"`, "<nil>"))
+}

@@ -1,0 +1,39 @@
+package kubetest
+
+import (
+	"encoding/pem"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+)
+
+// StartFake serves h over TLS until the test ends, and returns the environment of a
+// pod "a" in the namespace "test" whose API server it is. It needs no Kubernetes.
+func StartFake(t testing.TB, h http.Handler) (*httptest.Server, apiserver.Environment) {
+	t.Helper()
+	server := httptest.NewUnstartedServer(h)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	host, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	WriteVolumeFile(t, dir, "namespace", []byte("test"))
+	WriteVolumeFile(t, dir, "ca.crt", Certificate(server))
+	WriteVolumeFile(t, dir, "token", []byte("secret"))
+	variables := map[string]string{"POD_NAME": "a", "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+	return server, apiserver.Environment{Getenv: func(k string) string { return variables[k] }, ServiceAccountDir: dir}
+}
+
+// Certificate returns the certificate of a TLS server in PEM form.
+func Certificate(server *httptest.Server) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+}

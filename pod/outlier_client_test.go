@@ -1,0 +1,343 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/errors"
+	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// The tests in this file call real servers through go-micro's client, because its
+// errors and those of grpc-go decide which instances the selector blames.
+
+// helloFunc is a greeter service.
+type helloFunc func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error
+
+func (f helloFunc) Hello(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
+	return f(ctx, req, rsp)
+}
+
+// startServer starts a greeter and returns its address. It runs until stop.
+func startServer(t *testing.T, hello helloFunc, opts ...server.Option) (address string, stop func()) {
+	t.Helper()
+	s := grpcs.NewServer(append([]server.Option{server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry())}, opts...)...)
+	if err := proto.RegisterGreeterHandler(s, hello); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	running := true
+	stop = func() {
+		if running {
+			running = false
+			_ = s.Stop()
+		}
+	}
+	t.Cleanup(stop)
+	return s.Options().Address, stop
+}
+
+// startFrozen returns the address of a server that accepts connections and never
+// answers.
+func startFrozen(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { c.Close() })
+		}
+	}()
+	return l.Addr().String()
+}
+
+// refusingAddress returns an address that refuses connections.
+func refusingAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	return l.Addr().String()
+}
+
+// greeterClient calls the greeters at fixed addresses with go-micro's client.
+type greeterClient struct {
+	proto.GreeterService
+	informer *informer
+	selector *Selector
+}
+
+func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *greeterClient {
+	t.Helper()
+	r, inf := newStaticRegistry(t, 0)
+	inf.Replace(readyPodsAt(t, addresses...))
+	s := NewSelector(r)
+	c := grpcc.NewClient(append([]client.Option{client.Selector(s), client.Registry(r)}, opts...)...)
+	return &greeterClient{proto.NewGreeterService("greeter", c), inf, s}
+}
+
+func (c *greeterClient) call(deadline time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	_, err := c.Hello(ctx, &proto.HelloRequest{Name: "x"})
+	return err
+}
+
+// ejected returns the addresses of the ejected instances.
+func (c *greeterClient) ejected() (addresses []string) {
+	now := clock()
+	for _, i := range c.informer.snapshot().instances {
+		if i.ejected(now) {
+			addresses = append(addresses, i.Address)
+		}
+	}
+	return addresses
+}
+
+func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) error {
+	rsp.Greeting = "Hello"
+	return nil
+}
+
+// go-micro's client sleeps 100 ms before a retry without looking at the deadline, then
+// picks an instance, and reports 408 for it without having called it.
+func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
+	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addresses := []string{dead}
+			for range 3 {
+				a, _ := startServer(t, answer)
+				addresses = append(addresses, a)
+			}
+			c := newGreeterClient(t, addresses, client.Retries(1))
+			for range 40 { // connect to the healthy ones
+				_ = c.call(time.Second)
+			}
+			for range 3 {
+				c.selector.Reset("greeter")
+				for begin := time.Now(); len(c.ejected()) == 0; {
+					_ = c.call(80 * time.Millisecond)
+					if time.Since(begin) > 10*time.Second {
+						t.Fatal("the dead instance is not ejected")
+					}
+				}
+				time.Sleep(300 * time.Millisecond) // the retry, whose deadline is over
+				if got := c.ejected(); len(got) != 1 || got[0] != dead {
+					t.Fatalf("ejected: %q, want only the dead instance %s", got, dead)
+				}
+			}
+		})
+	}
+}
+
+func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
+	slow := func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
+		time.Sleep(100 * time.Millisecond)
+		return answer(ctx, req, rsp)
+	}
+	var addresses []string
+	for range 4 {
+		a, _ := startServer(t, slow)
+		addresses = append(addresses, a)
+	}
+	c := newGreeterClient(t, addresses, client.Retries(1))
+	for range 20 {
+		if err := c.call(5 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 40 {
+		if err := c.call(5 * time.Millisecond); err == nil {
+			t.Fatal("an answer within 5 ms")
+		}
+	}
+	time.Sleep(300 * time.Millisecond)
+	if got := c.ejected(); len(got) > 0 {
+		t.Errorf("ejected: %q, want none", got)
+	}
+}
+
+func TestSelectorDoesNotBlameHandlersErrors(t *testing.T) {
+	for name, err := range map[string]error{
+		"a plain error":           fmt.Errorf("no such row"),
+		"Unimplemented":           status.Error(codes.Unimplemented, "not yet"),
+		"ResourceExhausted":       status.Error(codes.ResourceExhausted, "quota used up"),
+		"Unavailable":             status.Error(codes.Unavailable, "connection error: desc = \"to the database\""),
+		"its own 500":             errors.InternalServerError("greeter", "no such row"),
+		"its own 408":             errors.Timeout("greeter", "too late"),
+		"a wrapped context error": fmt.Errorf("asking the database: %w", context.DeadlineExceeded),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var addresses []string
+			for range 4 {
+				a, _ := startServer(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error { return err })
+				addresses = append(addresses, a)
+			}
+			c := newGreeterClient(t, addresses, client.Retries(1))
+			for range 8 {
+				if err := c.call(5 * time.Second); err == nil {
+					t.Fatal("no error")
+				}
+			}
+			if got := c.ejected(); len(got) > 0 {
+				t.Errorf("ejected: %q, want none", got)
+			}
+		})
+	}
+}
+
+// The handler calls a service that is down, with go-micro's client, and returns the
+// error of that client. Lifecycle gives it the id of the handler's service.
+func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
+	for name, downstream := range map[string]struct {
+		address  string
+		deadline time.Duration
+	}{"refused": {refusingAddress(t), time.Second}, "timed out": {startFrozen(t), 150 * time.Millisecond}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			other := newGreeterClient(t, []string{downstream.address})
+			var addresses []string
+			for range 4 {
+				life := &lifecycle{name: "greeter"}
+				a, _ := startServer(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
+					return other.call(downstream.deadline)
+				}, server.WrapHandler(life.ownErrors))
+				addresses = append(addresses, a)
+			}
+			c := newGreeterClient(t, addresses, client.Retries(1))
+			for range 8 {
+				e := errors.FromError(c.call(5 * time.Second))
+				if e == nil || e.Id != "greeter" || e.Code != 500 && e.Code != 408 {
+					t.Fatalf("the caller gets %v", e)
+				}
+			}
+			if got := c.ejected(); len(got) > 0 {
+				t.Errorf("ejected: %q, want none", got)
+			}
+		})
+	}
+}
+
+func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
+	a, stop := startServer(t, answer)
+	b, _ := startServer(t, answer)
+	c := newGreeterClient(t, []string{a, b}, client.Retries(1))
+	for range 20 {
+		if err := c.call(time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	for range 20 {
+		if err := c.call(time.Second); err != nil {
+			t.Errorf("with one retry a call fails: %v", err)
+		}
+	}
+	if got := c.ejected(); len(got) != 1 || got[0] != a {
+		t.Errorf("ejected: %q, want the instance that is gone, %s", got, a)
+	}
+}
+
+// The connection breaks while a call is in flight, as when a container is killed.
+func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
+	hanging, hold := make(chan bool, 1), make(chan struct{})
+	var hang atomic.Bool
+	a, _ := startServer(t, func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
+		if hang.CompareAndSwap(true, false) {
+			hanging <- true
+			<-hold
+		}
+		return answer(ctx, req, rsp)
+	})
+	defer close(hold)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay := kubetest.StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", a) })
+	b, _ := startServer(t, answer)
+	c := newGreeterClient(t, []string{l.Addr().String(), b}, client.Retries(1))
+	for range 20 {
+		if err := c.call(time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hang.Store(true)
+	results := make(chan error, 100)
+	for range 100 {
+		go func() { results <- c.call(5 * time.Second) }()
+	}
+	<-hanging
+	relay.Cut()
+	for range 100 {
+		if err := <-results; err != nil {
+			t.Errorf("with one retry a call fails: %v", err)
+		}
+	}
+	if got := c.ejected(); len(got) != 1 || got[0] != l.Addr().String() {
+		t.Errorf("ejected: %q, want the instance whose connection broke, %s", got, l.Addr())
+	}
+}
+
+// A limit that the documentation of Selector names: go-micro's client calls Mark when a
+// stream is open.
+func TestSelectorCountsStreamOnlyWhileItOpens(t *testing.T) {
+	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
+	if err := s.Handle(s.NewHandler(new(Streams))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	r, inf := newStaticRegistry(t, 0)
+	gone := refusingAddress(t)
+	inf.Replace(readyPodsAt(t, s.Options().Address, gone))
+	c := grpcc.NewClient(client.Selector(NewSelector(r)), client.Registry(r))
+	opened, failed := 0, 0
+	for range 20 {
+		stream, err := c.Stream(t.Context(), c.NewRequest("greeter", "Streams.Endless", nil, client.StreamingRequest()))
+		if err != nil {
+			failed++
+			continue
+		}
+		defer stream.Close()
+		opened++
+	}
+	if opened == 0 || failed > 1 {
+		t.Errorf("%d streams opened, %d failed, want at most one until the instance that refuses is ejected", opened, failed)
+	}
+	for _, i := range inf.snapshot().instances {
+		if n := i.inFlight.Load(); n != 0 {
+			t.Errorf("%d calls in flight on %s", n, i.Address)
+		}
+		if got, want := i.ejected(clock()), i.Address == gone && failed > 0; got != want {
+			t.Errorf("%s is ejected: %v, want %v", i.Address, got, want)
+		}
+	}
+}

@@ -148,7 +148,10 @@ func TestFalsifiedBlocksDiffer(t *testing.T) {
 					"added":    slices.Insert(slices.Clone(lines), i, "a line that is in no file"),
 					"left out": slices.Delete(slices.Clone(lines), i, i+1),
 				} {
-					if shows(strings.Join(changed, "\n"), file) && l != "···" {
+					if l == "···" || what == "left out" && (i > 0 && lines[i-1] == "···" || i+1 < len(lines) && lines[i+1] == "···") {
+						continue // the block stays true
+					}
+					if shows(strings.Join(changed, "\n"), file) {
 						t.Errorf("%s:%d: with line %q %s the block still passes", name, b.Line+i+1, l, what)
 					}
 				}

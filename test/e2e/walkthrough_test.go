@@ -243,7 +243,7 @@ func podWithoutRights(t *testing.T) {
 		if err := command(time.Minute, &log, "kubectl", "logs", "no-rights", "-n", namespace); err != nil {
 			return err
 		}
-		if !strings.Contains(log.String(), "forbidden") || !strings.Contains(log.String(), `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+		if !strings.Contains(log.String(), "forbidden") || !strings.Contains(log.String(), `k8s/pod-rbac.yaml grants the verb "patch" on pods`) {
 			return fmt.Errorf("the log is %q", log.String())
 		}
 		return nil

@@ -17,8 +17,8 @@ var grants = map[string]struct{ manifest, serviceAccount string }{
 	"configmaps": {"k8s/configmap-rbac.yaml", "micro-config"},
 }
 
-// explain adds to an error which verb on which object failed and what to do about
-// it. Unwrapped, the result is the API server's error.
+// explain adds to an error the verb, the object and the remedy. errors.Unwrap of the
+// result returns the API server's error.
 func (c *Connection) explain(err error, verb, resource, object string) error {
 	if err == nil {
 		return nil

@@ -11,7 +11,7 @@ import (
 )
 
 func TestAdvertisedAddress(t *testing.T) {
-	local := func(a netip.Addr) bool { // the interfaces of this pod
+	local := func(a netip.Addr) bool { // the addresses of this pod's interfaces
 		switch a.WithZone("").String() {
 		case "203.0.113.7", "2001:db8::7", "127.0.0.1", "::1", "fe80::7", "10.244.0.7":
 			return true

@@ -4,7 +4,7 @@
 //
 // The package stands between go-micro and its Kubernetes registry plugin:
 //
-//	registry := pod.NewRegistry(kubernetes.NewRegistry) // the constructor, not a call of it
+//	registry := pod.NewRegistry(kubernetes.NewRegistry) // the constructor itself, not its result
 //	service := micro.NewService(
 //		micro.Registry(registry),
 //		micro.Selector(pod.NewSelector(registry)),

@@ -26,9 +26,9 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	n.CreateReadyPod("a")
 	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
-	kubetest.Eventually(t, 5*time.Second, "the refusal", func() error {
-		if why := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(why, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
-			return errors.New(why)
+	kubetest.Eventually(t, 5*time.Second, "the refusal is the reason", func() error {
+		if reason := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(reason, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+			return errors.New(reason)
 		}
 		return nil
 	})

@@ -69,7 +69,7 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 			t.Errorf("%s: ListServices: %v %v", name, err, names)
 		}
 	}
-	c := cache.New(ours) // go-micro's own cache and selector work on top of it
+	c := cache.New(ours) // go-micro's own cache and selector work with this registry
 	defer c.Stop()
 	if all, err := c.GetService("greeter"); err != nil || len(all) != 1 || len(all[0].Nodes) != 2 {
 		t.Errorf("go-micro's cache: %v %v", err, all)
@@ -83,14 +83,14 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 	}
 }
 
-func TestLabelNameIsThePlugins(t *testing.T) {
+func TestLabelNameEqualsThatOfPlugin(t *testing.T) {
 	for _, name := range []string{"greeter", "go.micro.srv.greeter", "a/b", "a:b", "grüße", "\u65e5\u672c", "a b", "\xff", "😀-1"} {
 		captured, err := capture(kubernetes.NewRegistry, func(plugin registry.Registry) error { return plugin.Register(service(name, "v1", "a", "10.0.0.1:1")) })
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := captured[0].Labels[selectorPrefix+labelName(name)]; !ok {
-			t.Errorf("the plugin's labels of %q are %v, ours ends in %q", name, slices.Collect(maps.Keys(captured[0].Labels)), labelName(name))
+			t.Errorf("the plugin's labels of %q are %v, and labelName returns %q", name, slices.Collect(maps.Keys(captured[0].Labels)), labelName(name))
 		}
 	}
 }

@@ -50,7 +50,7 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and
 		// closes the listener without waiting for the requests in flight. So the
-		// server in its options only hands its listener to the server that serves.
+		// server in its options only hands the listener over to w.server, which serves.
 		handover := &http.Server{} //nolint:gosec // it reads no header: w.server does
 		handover.BaseContext = func(l net.Listener) context.Context {
 			w.serve(l, handover.Handler)

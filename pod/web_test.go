@@ -162,7 +162,7 @@ func TestDrainClosesKeepAliveConnections(t *testing.T) {
 func TestRunReturnsErrorOfServing(t *testing.T) {
 	n := kubetest.NewNamespace(t)
 	n.CreateReadyPod("a")
-	svc := startWeb(t, n.Environment("a"), 0, func(o *web.Options) { // closes the listener under the server
+	svc := startWeb(t, n.Environment("a"), 0, func(o *web.Options) { // closes the listener before the server uses it
 		serve := o.Server.BaseContext
 		o.Server.BaseContext = func(l net.Listener) context.Context {
 			l.Close()

@@ -22,7 +22,7 @@ func TestRegistryWritesSameMetadataAsPlugin(t *testing.T) {
 		ns.CreateReadyPod("theirs")
 		t.Setenv("HOSTNAME", "theirs")
 		plugin := kubernetes.NewRegistry(registry.Addrs(ns.StartProxy().URL))
-		what := service(name, "v1", "greeter-1", "10.0.0.1:9100")
+		greeter := service(name, "v1", "greeter-1", "10.0.0.1:9100")
 		ours := ns.openRegistry("ours")
 		compare := func(step string) {
 			t.Helper()
@@ -31,14 +31,14 @@ func TestRegistryWritesSameMetadataAsPlugin(t *testing.T) {
 				t.Errorf("%s %q: ours %q %q, theirs %q %q", step, name, a.Labels, a.Annotations, b.Labels, b.Annotations)
 			}
 		}
-		if err := errors.Join(ours.Register(what), plugin.Register(what)); err != nil {
+		if err := errors.Join(ours.Register(greeter), plugin.Register(greeter)); err != nil {
 			t.Fatal(err)
 		}
 		if len(ns.GetPod("ours").Annotations) != 1 {
 			t.Errorf("annotations %q, want one", ns.GetPod("ours").Annotations)
 		}
 		compare("Register")
-		if err := errors.Join(ours.Deregister(what), plugin.Deregister(what)); err != nil {
+		if err := errors.Join(ours.Deregister(greeter), plugin.Deregister(greeter)); err != nil {
 			t.Fatal(err)
 		}
 		compare("Deregister")

@@ -19,7 +19,7 @@ import (
 func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) (*registry.Service, error) {
 	if podIP != "" {
 		if ip, err := netip.ParseAddr(podIP); err != nil || !reachable(ip) {
-			return nil, fmt.Errorf("POD_IP is %q, not the address of a pod: set it from status.podIP in its manifest", podIP)
+			return nil, fmt.Errorf("POD_IP is %q, not the address of a pod: set POD_IP from status.podIP in the pod's manifest", podIP)
 		}
 	}
 	c := *s
@@ -38,7 +38,7 @@ func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) 
 				node.Address = net.JoinHostPort(podIP, port)
 			}
 		} else if err == nil && !reachable(ip) || host == "localhost" || host == "" {
-			return nil, fmt.Errorf("no other pod can reach its address %q: set POD_IP from status.podIP in its manifest, or advertise another address", n.Address)
+			return nil, fmt.Errorf("no other pod can reach the service's address %q: set POD_IP from status.podIP in the pod's manifest, or advertise another address", n.Address)
 		}
 		c.Nodes[i] = &node
 	}

@@ -48,7 +48,7 @@ func TestAdvertisedAddress(t *testing.T) {
 		case err != nil || got.Nodes[0].Address != c.want:
 			t.Errorf("%s: %v, %v, want %s", c.what, got.Nodes[0].Address, err, c.want)
 		case got.Nodes[0].Id != "a" || got.Name != "greeter" || got.Nodes[0].Metadata["protocol"] != "grpc":
-			t.Errorf("%s: the rest is %+v", c.what, got)
+			t.Errorf("%s: another field was changed: %+v", c.what, got)
 		}
 		if original.Nodes[0].Address != c.address {
 			t.Errorf("%s: the caller's own service was changed", c.what)

@@ -12,7 +12,7 @@ import (
 )
 
 func TestEventsReportAPIErrors(t *testing.T) {
-	n := newNamespace(t, "list", "watch") // not patch
+	n := newNamespace(t, "list", "watch") // without the verb patch
 	n.CreateReadyPod("a")
 	var mu sync.Mutex
 	reports := map[string][]string{}

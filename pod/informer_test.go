@@ -20,11 +20,11 @@ func TestInformerRecoversFromConnectionLoss(t *testing.T) {
 	r := ns.openRegistryIn(relay.Through(ns.Environment("reader")))
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	for i := range 3 {
 		relay.Cut()
 		if err := has(r, "greeter", fmt.Sprint("10.0.0.1:", i+1))(); err != nil {
-			t.Errorf("while cut: %v", err)
+			t.Errorf("while the connection is cut: %v", err)
 		}
 		ns.register("a", "greeter", "v1", fmt.Sprint("10.0.0.1:", i+2))
 		ns.Compact(t) // the next watch gets 410, because its version is compacted
@@ -206,7 +206,7 @@ func TestUnreachableInstancesAreUsedWhileTheyOutnumberReadyOnes(t *testing.T) {
 
 func TestUnreachableInstancesAreCountedForEachService(t *testing.T) {
 	i := newInformer("", nil)
-	lost := readyPod(t, 0) // of greeter
+	lost := readyPod(t, 0) // its instance belongs to the greeter
 	lost.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: "False"}, {Type: corev1.ContainersReady, Status: "True"}}
 	other := readyPod(t, 1)
 	other.Labels = map[string]string{selectorPrefix + "adder": typeValue}

@@ -96,12 +96,12 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 
 // lifecycle is the life of one service from its start to its stop.
 type lifecycle struct {
-	registry      *Registry
-	drainWait     time.Duration
-	name          string        // of the service
-	otherRegistry bool          // the service uses another registry
-	stopping      chan struct{} // closed when the stop begins
-	drained       chan struct{} // closed when the calls in flight have ended, or were given up
+	registry          *Registry
+	drainWait         time.Duration
+	name              string        // of the service
+	usesOtherRegistry bool          // the service uses another registry
+	stopping          chan struct{} // closed when the stop begins
+	drained           chan struct{} // closed when the calls in flight have ended, or were given up
 
 	// Only the functions that run during the stop, one after the other, use these fields.
 	deadline     time.Time      // end of the drain
@@ -139,11 +139,11 @@ func (l *lifecycle) setUp(s server.Server) error {
 	return err
 }
 
-// useRegistry notes which registry the service uses. The error says why the service can
+// useRegistry records which registry the service uses. The error says why the service can
 // never register there.
 func (l *lifecycle) useRegistry(service string, used registry.Registry) error {
-	l.name, l.otherRegistry = service, used != registry.Registry(l.registry)
-	if l.otherRegistry {
+	l.name, l.usesOtherRegistry = service, used != registry.Registry(l.registry)
+	if l.usesOtherRegistry {
 		logger.Infof("Service %q uses registry %q: it is ready whether or not it is registered", service, used)
 		return nil
 	}
@@ -165,7 +165,7 @@ func (l *lifecycle) notReadyReason() string {
 	switch {
 	case l.draining():
 		return "shutting down"
-	case l.otherRegistry || l.registry.Registered():
+	case l.usesOtherRegistry || l.registry.Registered():
 		return ""
 	}
 	if err := l.registry.registrationError(); err != nil {

@@ -125,7 +125,7 @@ func startGreeterOn(t *testing.T, registry *Registry, wait time.Duration, opts .
 	return svc
 }
 
-// dial connects to the service for as long as the test runs.
+// dial returns a connection to the service, which is closed when the test ends.
 func (svc *testService) dial() *grpc.ClientConn {
 	svc.t.Helper()
 	c, err := grpc.NewClient("passthrough:"+svc.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -205,7 +205,7 @@ func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
 		t.Errorf("stopping: %v after %s", err, took)
 	}
 	thaw()
-	kubetest.Eventually(t, 20*time.Second, "the API server", func() error { _, err := n.Admin.Discovery().ServerVersion(); return err })
+	kubetest.Eventually(t, 20*time.Second, "the API server answers again", func() error { _, err := n.Admin.Discovery().ServerVersion(); return err })
 	if got := registered.healthStatus(c, ""); got != "SERVING" {
 		t.Errorf("readiness afterwards: %s", got)
 	}

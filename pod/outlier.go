@@ -28,15 +28,15 @@ const (
 
 	// At most one of minInstancesPerEjection instances is ejected, which is half of
 	// them. It is better to call an instance that may fail than to overload the
-	// instances that work.
-	// Envoy ignores ejections when fewer than 50 % of the hosts are left (its panic
+	// instances that work. Envoy ignores ejections when fewer than 50 % of the hosts are left (its panic
 	// threshold); gRFC A50 has max_ejection_percent.
 	minInstancesPerEjection = 2
 
 	// An instance with calls in flight is stalled when its last answer is older than
 	// stallTime and older than stallFactor times its usual latency. A stalled
-	// instance gets no more calls while there are others, so that a frozen pod holds
-	// one or two calls until they time out, not one of each caller.
+	// instance gets no more calls while there are others, so that only one or
+	// two calls of this process, not one of each goroutine, wait for a frozen pod until
+	// they time out.
 	stallTime   = 10 * time.Millisecond
 	stallFactor = 8
 

@@ -17,8 +17,8 @@ import (
 )
 
 // Plugin is the constructor of a registry plugin, such as kubernetes.NewRegistry. The
-// registry calls it for each registration, with the address of a local listener that
-// receives what the plugin writes.
+// registry calls it for each new registration, with the address of a local listener
+// that receives what the plugin writes.
 type Plugin = func(...registry.Option) registry.Registry
 
 // Registry finds services by watching pods, and registers a service by patching
@@ -143,7 +143,7 @@ func (r *Registry) connect() (*apiserver.Connection, error) {
 	return r.conn, nil
 }
 
-// timeout is how long a call may wait for the API server.
+// timeout returns how long a call may wait for the API server.
 func (r *Registry) timeout() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -175,7 +175,7 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 		return other.Register(s, opts...)
 	}
 	if s == nil || len(s.Nodes) == 0 {
-		return errors.New("registering a service: it has no node")
+		return errors.New("registering a service: the service has no node")
 	}
 	registrar, err := r.writableRegistrar()
 	if err == nil {
@@ -192,7 +192,7 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 		}
 		var reachable *registry.Service
 		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
-			err = registrar.register(reachable, r.confirmationTimeout())
+			err = registrar.register(reachable, r.confirmationWait())
 		}
 	}
 	if err != nil {
@@ -208,11 +208,11 @@ func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOp
 		return other.Deregister(s, opts...)
 	}
 	if s == nil || len(s.Nodes) == 0 {
-		return errors.New("deregistering a service: it has no node")
+		return errors.New("deregistering a service: the service has no node")
 	}
 	registrar, err := r.writableRegistrar()
 	if err == nil {
-		err = registrar.deregister(s, r.confirmationTimeout())
+		err = registrar.deregister(s, r.confirmationWait())
 	}
 	if err != nil {
 		return fmt.Errorf("deregistering service %q: %w", s.Name, err)
@@ -239,7 +239,7 @@ func (r *Registry) writableRegistrar() (*registrar, error) {
 		return nil, err
 	}
 	if conn.PodName == "" {
-		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")
+		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in the pod's manifest")
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
@@ -255,8 +255,9 @@ func (r *Registry) currentRegistrar() *registrar {
 	return r.registrar
 }
 
-// confirmationTimeout is how long Register and Deregister wait for the API server.
-func (r *Registry) confirmationTimeout() time.Duration {
+// confirmationWait returns how long Register and Deregister wait for the API server, 0 if
+// they do not wait.
+func (r *Registry) confirmationWait() time.Duration {
 	r.mu.Lock()
 	background := r.background
 	r.mu.Unlock()
@@ -343,7 +344,7 @@ func (r *Registry) otherRegistry() registry.Registry {
 	return r.other
 }
 
-// retain notes that a lifecycle uses the registry, until release.
+// retain records that a lifecycle uses the registry, until release.
 func (r *Registry) retain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

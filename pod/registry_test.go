@@ -50,7 +50,7 @@ func TestGetServiceSeesChangesInAnyOrder(t *testing.T) {
 	kubetest.Eventually(t, limit, "the pod is Ready again", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 
 	ns.register("b", "greeter", "v2", "10.0.0.2:1")
-	kubetest.Eventually(t, limit, "another version", func() error {
+	kubetest.Eventually(t, limit, "both versions are found", func() error {
 		all, err := r.GetService("greeter")
 		if err != nil || len(all) != 2 {
 			return fmt.Errorf("%v %v", err, all)
@@ -79,7 +79,7 @@ func TestRegistrySurvivesAPIServerRestart(t *testing.T) {
 	if err := own.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	ns.KillAndWait(t, func() {
 		if err := has(r, "greeter", "10.0.0.1:1")(); err != nil {
 			t.Fatalf("without the API server: %v", err)
@@ -105,7 +105,7 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 	r := ns.openRegistry("reader", registry.Timeout(2*time.Second))
 	own := ns.openRegistry("a", registry.Timeout(time.Second))
 	ours := NewSelector(r)
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	thaw := ns.Freeze(t)
 	slowest := time.Duration(0)
 	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // longer than the 15 s until a silent connection is closed
@@ -164,7 +164,7 @@ func TestTokenRotation(t *testing.T) {
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	if err := ns.Admin.CoreV1().Secrets(ns.Name).Delete("bound", &metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestCertificateAuthorityRotation(t *testing.T) {
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	serving.Store(&second.cert)
 	relay.CloseConnections()
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:2")); err == nil || !strings.Contains(err.Error(), "certificate") {
@@ -268,7 +268,7 @@ func TestErrorsNameMissingVerb(t *testing.T) {
 		if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 			t.Fatal(err)
 		}
-		kubetest.Eventually(t, 5*time.Second, "reading", has(r, "greeter", "10.0.0.1:1"))
+		kubetest.Eventually(t, 5*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 		i, err := r.informer("greeter")
 		if err != nil {
 			t.Fatal(err)
@@ -309,7 +309,7 @@ func TestInitAndCloseTwice(t *testing.T) {
 		if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 			t.Fatal(err)
 		}
-		kubetest.Eventually(t, 2*time.Second, "reading", has(r, "greeter", "10.0.0.1:1"))
+		kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	}
 	if proxy.Count("PATCH") != 1 {
 		t.Errorf("%d PATCH through the new address, want 1", proxy.Count("PATCH"))

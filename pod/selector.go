@@ -30,10 +30,10 @@ import (
 // passed over before they time out. The log has one line for each ejection and one for
 // its end; see also Instances and Events.
 //
-// An instance is not blamed for an error that its handler returns, and not for a call that its
-// caller cancels or that began too late to be answered. go-micro's gRPC client hides the
-// gRPC status from a selector, which therefore judges by the text of the error. This
-// leaves one wrong verdict: if a handler returns the error of its own go-micro client, with
+// An instance is not blamed for an error that its handler returns, and not for a call
+// that its caller cancels or that began too late to be answered. go-micro's gRPC client
+// hides the gRPC status from a selector, which therefore judges by the text of the error.
+// This leaves one wrong verdict: if a handler returns the error of its own go-micro client, with
 // the id go.micro.client, its instance is blamed for the service that it called. A service
 // with Lifecycle avoids this, because Lifecycle replaces the id of such errors.
 //
@@ -207,7 +207,7 @@ func (p *pool) pick(instances []*instance) (*registry.Node, error) {
 	a := draw(instances, nil, now)
 	b := draw(instances, a, now)
 	x, y := a.inFlight.Load(), b.inFlight.Load()
-	if y < x || y == x && x > 0 && b.lastAnswer.Load() > a.lastAnswer.Load() { // a stalled instance wins no tie
+	if y < x || y == x && x > 0 && b.lastAnswer.Load() > a.lastAnswer.Load() { // a tie goes to the instance that answered last, which is not stalled
 		a, b = b, a
 	}
 	if !a.admit(now) {
@@ -223,7 +223,7 @@ func (p *pool) pick(instances []*instance) (*registry.Node, error) {
 // draw takes an instance at random. It avoids, as long as other instances are left, first
 // ejected instances, then stalled instances, and then the excluded instance.
 func draw(instances []*instance, excluded *instance, now int64) *instance {
-	for range 4 { // rarely more than one
+	for range 4 { // the first try usually succeeds
 		if n := instances[rand.IntN(len(instances))]; n != excluded && !n.ejected(now) && !n.stalled(now) {
 			return n
 		}

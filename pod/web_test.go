@@ -29,7 +29,7 @@ func startWebOn(t *testing.T, registry *Registry, wait time.Duration, opts ...we
 	started := make(chan struct{})
 	service := web.NewService(append([]web.Option{
 		web.Name("page"), web.HandleSignal(false), web.Context(ctx), web.Address("127.0.0.1:0"),
-		web.MicroService(micro.NewService(micro.Auth(auth.NewAuth()))), // web.Service.Run changes its options
+		web.MicroService(micro.NewService(micro.Auth(auth.NewAuth()))), // not the default service, because web.Service.Run changes the service's options
 		web.Registry(svc.registry), web.RegisterInterval(50 * time.Millisecond),
 		WebLifecycle(svc.registry, DrainWait(wait)),
 		web.AfterStart(func() error { close(started); return nil }),

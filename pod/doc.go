@@ -55,7 +55,7 @@
 //
 // On SIGTERM a service with Lifecycle or WebLifecycle becomes not ready, deregisters,
 // accepts calls for a short time while clients notice, and waits for everything in
-// flight, within the pod's grace period. The handler of an endless stream returns when
+// flight, within the pod's grace period. The handler of an endless stream should return when
 // the channel of Draining is closed.
 //
 // # API server

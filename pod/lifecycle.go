@@ -49,8 +49,8 @@ func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.
 // Health: the server answers grpc.health.v1, Check and Watch, on its own port,
 // without advertising it. The status of the names "", the service's own name and
 // the names of its handlers is SERVING while the service is ready: the API server
-// has confirmed the registration, and the process has received no signal to stop. The name
-// "liveness" is SERVING as long as the process answers; liveness does not depend on
+// has confirmed the registration, and the process has received no signal to stop. The
+// name "liveness" is SERVING as long as the process answers; liveness does not depend on
 // the API server. Any other name is NOT_FOUND. Kubernetes' grpc probes use this
 // protocol (KEP-2727).
 //
@@ -62,10 +62,10 @@ func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.
 // becomes not ready and deregisters, accepts calls for DrainWait while clients
 // notice, and then waits for the calls in flight: for handlers with all wrappers of
 // micro.WrapHandler, for streams, which should end when the channel of Draining is
-// closed, and for subscribers. All of this ends 3 s before the pod's grace period, which the service
-// reads from its pod. Like the kubelet, the service counts the grace period from the
-// deletion of the pod, so that it includes the time of a preStop hook. A second signal
-// ends the wait at once. Run returns an error if calls in flight were cut off. The last
+// closed, and for subscribers. All of this ends 3 s before the end of the pod's grace
+// period, which the service reads from its pod. Like the kubelet, the service counts the
+// grace period from the deletion of the pod, so that it includes the time of a preStop
+// hook. A second signal ends the wait at once. Run returns an error if calls in flight were cut off. The last
 // lifecycle that uses the registry closes it.
 //
 // Panics: a panic in a handler fails its call with the text "internal error" and is
@@ -305,8 +305,8 @@ func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
 	}
 }
 
-// recoverPanics hides the text of a panic from callers, and prevents that a panic in
-// the handler of a stream ends the process.
+// recoverPanics hides the text of a panic from callers, and prevents a panic in the
+// handler of a stream from ending the process.
 func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) (err error) {
 		const microServer = "go.micro.server" // the id of go-micro's error for a panic

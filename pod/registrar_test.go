@@ -108,7 +108,7 @@ func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
 	if err := first.Register(service("greeter", "v1", "before", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "the first process", has(reader, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance of the first process is found", has(reader, "greeter", "10.0.0.1:1"))
 	if err := first.Close(); err != nil { // a killed process does not deregister
 		t.Fatal(err)
 	}

@@ -103,8 +103,8 @@ func (c *ConfigMap) Close() error {
 // last: if two sources hold the same key, the later source wins.
 //
 // A slow loop misses intermediate configurations and gets the latest. A change that does
-// not affect the content, such as a new label, yields nothing. After the ConfigMap was deleted, Follow yields a
-// configuration without it.
+// not affect the content, such as a new label, yields nothing. After the ConfigMap was
+// deleted, Follow yields a configuration without it.
 //
 // If the first read fails, Follow yields the error and ends: the ConfigMap does not exist,
 // the right to get it is missing, there is no cluster, or the API server has not answered

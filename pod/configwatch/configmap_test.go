@@ -116,11 +116,11 @@ func (l *loop) next(limit time.Duration, what string) (config.Config, time.Durat
 	l.t.Helper()
 	begin := time.Now()
 	select {
-	case y := <-l.elements:
-		if y.err != nil {
-			l.t.Fatalf("%s: %v", what, y.err)
+	case got := <-l.elements:
+		if got.err != nil {
+			l.t.Fatalf("%s: %v", what, got.err)
 		}
-		return y.cfg, time.Since(begin)
+		return got.cfg, time.Since(begin)
 	case <-l.done:
 		l.t.Fatalf("%s: the loop has ended", what)
 	case <-time.After(limit):
@@ -133,8 +133,8 @@ func (l *loop) next(limit time.Duration, what string) (config.Config, time.Durat
 func (l *loop) expectNothing(what string) {
 	l.t.Helper()
 	select {
-	case y := <-l.elements:
-		l.t.Errorf("%s: yielded %v %v", what, y.cfg.Map(), y.err)
+	case got := <-l.elements:
+		l.t.Errorf("%s: yielded %v %v", what, got.cfg.Map(), got.err)
 	case <-l.done:
 		l.t.Errorf("%s: the loop has ended", what)
 	case <-time.After(300 * time.Millisecond):
@@ -145,8 +145,8 @@ func (l *loop) expectNothing(what string) {
 func (l *loop) expectEnd(limit time.Duration, what string) {
 	l.t.Helper()
 	select {
-	case y := <-l.elements:
-		l.t.Fatalf("%s: yielded %v %v", what, y.cfg, y.err)
+	case got := <-l.elements:
+		l.t.Fatalf("%s: yielded %v %v", what, got.cfg, got.err)
 	case <-l.done:
 	case <-time.After(limit):
 		l.t.Fatalf("%s: the loop still runs after %s", what, limit)

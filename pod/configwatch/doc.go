@@ -20,9 +20,8 @@
 // .json, .yaml or .yml, the value is parsed and the key holds the tree:
 // cfg.Get("app.yaml", "db", "host"). If a value holds several YAML documents, only the
 // first one is read. A value that cannot be parsed stays a string, and the log has one
-// line about it.
-// go-micro replaces ${NAME} in a value by the environment variable NAME, as it does for
-// every source. binaryData is ignored.
+// line about it. go-micro replaces ${NAME} in a value by the environment variable NAME, as
+// it does for every source. binaryData is ignored.
 //
 // The configmap plugin of go-plugins differs: it splits each value into key=value pairs,
 // so that "localhost" becomes the map {"localhost": ""}. Its watcher does not notice when

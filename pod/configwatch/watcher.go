@@ -60,8 +60,8 @@ func (c *ConfigMap) watch(ctx context.Context, last *source.ChangeSet) (*watcher
 }
 
 // Next waits until the content differs from the content that it returned last, and
-// returns the latest content, however many changes there were. The content of a deleted ConfigMap is
-// "{}". After Stop, Next returns source.ErrWatcherStopped.
+// returns the latest content, however many changes there were. The content of a deleted
+// ConfigMap is "{}". After Stop, Next returns source.ErrWatcherStopped.
 func (w *watcher) Next() (*source.ChangeSet, error) {
 	for {
 		select {

@@ -405,8 +405,9 @@ func deleteUnscheduledPods(t *testing.T) {
 
 func pageInjection(t *testing.T, b *tab) {
 	t.Cleanup(func() { deleteUnscheduledPods(t) })
-	const name = `<img src=x onerror=alert(1)>`
-	apply(t, unscheduledPod("evil", "evil", string(must(json.Marshal(map[string]any{"name": name, "version": `<script>alert(2)</script>`,
+	// The key of a registration is the service's name with "_" for what a label does not allow.
+	const name, key = `<img src=x onerror=alert(1)>evil`, "_img_src_x_onerror_alert_1__evil"
+	apply(t, unscheduledPod("evil", key, string(must(json.Marshal(map[string]any{"name": name, "version": `<script>alert(2)</script>`,
 		"endpoints": []any{map[string]any{"name": `<b onclick=alert(3)>Click</b>`, "request": map[string]string{"name": "x", "type": `"><script>alert(4)</script>`}}},
 		"nodes":     []any{map[string]string{"id": "evil", "address": `javascript:alert(5)`}}})))))
 	shown := fmt.Sprintf(`[...document.querySelectorAll('h2 .name')].some(h => h.textContent === %q)`, name)

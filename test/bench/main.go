@@ -125,7 +125,7 @@ func measure(n sizes, kubeconfig string) error {
 	}
 	load := loadAverage()
 	var t table
-	for _, m := range []func(*kube, sizes, *table) error{picks, changes, first, page, unary} {
+	for _, m := range []func(*kube, sizes, *table) error{picks, changes, firstCalls, page, unary} {
 		if err := m(k, n, &t); err != nil {
 			return err
 		}

@@ -230,18 +230,18 @@ func (c change) measure(t *table, pods []string, timeout time.Duration, upstream
 				all = append(all, d)
 			}
 		}
-		cell := spread(all)
+		cell := percentiles(all)
 		if missing := len(pods) - len(all); missing > 0 {
 			cell = strings.TrimPrefix(fmt.Sprintf("%s, %d of %d not seen in %s", cell, missing, len(pods), format(timeout)), ", ")
 		}
 		cells = append(cells, cell)
 	}
-	t.row(fmt.Sprintf("%s (the request itself: %s)", c.what, spread(writes)), cells[0], cells[1])
+	t.row(fmt.Sprintf("%s (the request itself: %s)", c.what, percentiles(writes)), cells[0], cells[1])
 	return nil
 }
 
-// spread returns p50 / p99.
-func spread(all []time.Duration) string {
+// percentiles returns p50 / p99.
+func percentiles(all []time.Duration) string {
 	if len(all) == 0 {
 		return ""
 	}
@@ -258,7 +258,7 @@ func changes(k *kube, n sizes, t *table) error {
 	// Each part has its own namespace and registries, so that no part uses
 	// cached data of an earlier part.
 	part := func(namespace string, timeout time.Duration, registered bool, all ...change) error {
-		err := k.move(namespace)
+		err := k.enterNamespace(namespace)
 		if err == nil { // one instance always exists, because a service without instances is looked up again each time
 			_, err = k.fill(namespace, "first", 1, "greeter", address, true)
 		}
@@ -318,7 +318,7 @@ func changes(k *kube, n sizes, t *table) error {
 // service. The returned function waits until their requests have been counted.
 func startIdle(k *kube, period time.Duration) (func(*table) error, error) {
 	progress("counting the requests of idle services for %s while other measurements run", period)
-	if err := k.move("idle"); err != nil {
+	if err := k.enterNamespace("idle"); err != nil {
 		return nil, err
 	}
 	if _, err := k.fill("idle", "target", 1, "target", "10.0.0.1:9100", true); err != nil {
@@ -396,9 +396,9 @@ func newService(name string, s candidate) micro.Service {
 
 // ---- the first call to a large service ----
 
-func first(k *kube, n sizes, t *table) error {
+func firstCalls(k *kube, n sizes, t *table) error {
 	progress("creating %d registered pods (1 minute), then %d first calls with each implementation (5 s each)", n.Many, n.Starts)
-	if err := k.move("many"); err != nil {
+	if err := k.enterNamespace("many"); err != nil {
 		return err
 	}
 	if _, err := k.fill("many", "pod", n.Many, "many", "10.0.0.1:9100", true); err != nil {
@@ -455,7 +455,7 @@ func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloRes
 func unary(k *kube, n sizes, t *table) error {
 	const replicas = 100
 	progress("the unary call (%d rounds of 5 times %s)", 2*n.Rounds, n.Benchtime)
-	if err := k.move("call"); err != nil {
+	if err := k.enterNamespace("call"); err != nil {
 		return err
 	}
 	r := memory.NewRegistry()

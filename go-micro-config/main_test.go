@@ -105,7 +105,7 @@ const configMap = `{"kind": "ConfigMap", "apiVersion": "v1",
 	"metadata": {"name": "go-micro-config", "namespace": "go-micro"},
 	"data": {"DB_NAME": "MICRO", "DB_HOST": "192.168.0.1"}}`
 
-// The environment and the map are those of the README's walk-through. KUBERNETES_SERVICE_PORT is
+// The environment and the map are the same as in the README's walk-through. KUBERNETES_SERVICE_PORT is
 // missing, so that the program uses the kubeconfig. Variables of one Service collide, because
 // GO_MICRO_SRV_PORT is a value and a prefix: the first one wins.
 func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {

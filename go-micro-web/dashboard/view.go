@@ -286,7 +286,7 @@ func age(d time.Duration) string {
 	}
 }
 
-// page is what the template renders: a view, and the answer to the form if the
+// page is the data of the template: a view, and the answer to the form if the
 // form was sent.
 type page struct {
 	*view

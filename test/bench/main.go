@@ -1,6 +1,6 @@
 //go:build linux
 
-// Command bench compares pod/ with what it replaces: the reading half of
+// Command bench compares pod/ with the code that it replaces: the reading half of
 // go-micro's Kubernetes plugin, and go-micro's selector with its cache. It measures
 // both in one run with one real API server, prints a Markdown table and writes it
 // to test/bench/RESULTS.md.

@@ -27,7 +27,7 @@ type Tab struct {
 }
 
 // Open starts a browser with a light theme and no animations, and opens a page.
-// The browser ends with the test. Flags are those of Chromium, without dashes.
+// The browser ends with the test. flags are flags of Chromium, without dashes.
 func Open(t *testing.T, url string, flags map[string]string) *Tab {
 	t.Helper()
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(find(t)), chromedp.WindowSize(1000, 860))

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// attackResult counts what the attacks achieved since the start.
+// attackResult counts the results of the attacks since the start.
 type attackResult struct {
 	Registrations int // own registrations that the API server accepted, each as large as the policy allows
 	Refused       int // requests to the API server that it refused, as it should
@@ -98,7 +98,7 @@ func (a *attacker) repeat(attack func() error) {
 }
 
 // attackRegistry registers and deregisters the largest registration that
-// k8s/pod-policy.yaml allows ten times a second. It also tries what the policy refuses.
+// k8s/pod-policy.yaml allows ten times a second. It also makes requests that the policy must refuse.
 func (a *attacker) attackRegistry(api kubernetes.Interface) {
 	const namespace = "go-micro"
 	self, ip := os.Getenv("POD_NAME"), ownIP()

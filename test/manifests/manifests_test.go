@@ -133,14 +133,14 @@ func TestComponentsAreOptIn(t *testing.T) {
 	if _, err := run("", "make", "overlay", "COMPONENTS=network-policy"); err != nil {
 		t.Fatal(err)
 	}
-	with, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+	withComponent, err := run("", "kubectl", "kustomize", ".cluster/deploy")
 	if err == nil {
-		err = dryRun(with)
+		err = dryRun(withComponent)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(with, "kind: NetworkPolicy"); got != 4 {
+	if got := strings.Count(withComponent, "kind: NetworkPolicy"); got != 4 {
 		t.Errorf("with COMPONENTS=network-policy there are %d NetworkPolicies, want 4", got)
 	}
 }

@@ -40,7 +40,9 @@ func TestWalkthrough(t *testing.T) {
 	}
 }
 
+// applyInOrder begins without the namespace, in which an earlier test may have left logs.
 func applyInOrder(t *testing.T) {
+	kubectl(t, "delete", "namespace", namespace, "--ignore-not-found", "--timeout=2m")
 	for _, f := range []string{
 		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml", "k8s/pod-policy.yaml",
 		"go-micro-srv/k8s/deployment.yaml", "go-micro-srv/k8s/service.yaml", "go-micro-srv/k8s/pdb.yaml",

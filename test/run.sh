@@ -121,7 +121,7 @@ go test -C test/psa -count=1 ./... # without the test cache, which does not noti
 step 'The cluster launcher: start, stop, what it leaves on the host, images from two checkouts' '2 minutes'
 race -C cluster -count=1 ./...
 
-step 'End to end: the README, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
+step 'End to end: the documents, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
 race -count=1 -v -timeout 45m -tags e2e ./test/e2e
 
 printf '\n== Passed after %d s\n' "$SECONDS"

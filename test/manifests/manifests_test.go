@@ -146,10 +146,10 @@ func TestComponentsAreOptIn(t *testing.T) {
 	if _, err := run("", "make", "overlay", "COMPONENTS=local-images"); err != nil {
 		t.Fatal(err)
 	}
-	if with, err = run("", "kubectl", "kustomize", ".cluster/deploy"); err != nil {
+	if withComponent, err = run("", "kubectl", "kustomize", ".cluster/deploy"); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(with, "imagePullPolicy: IfNotPresent"); got != 4 || strings.Contains(with, "imagePullPolicy: Always") {
+	if got := strings.Count(withComponent, "imagePullPolicy: IfNotPresent"); got != 4 || strings.Contains(withComponent, "imagePullPolicy: Always") {
 		t.Errorf("with COMPONENTS=local-images %d containers use local images, want all 4", got)
 	}
 }

@@ -13,49 +13,50 @@ import (
 
 const (
 	// maxConnections bounds the memory of a web service. A connection takes about
-	// 25 KiB, and the garbage collector lets the heap grow to twice of what is in
+	// 25 KiB, and the garbage collector lets the heap grow to twice the memory in
 	// use, so that 1,200 connections take up to 60 MiB.
 	maxConnections = 1200
 
 	// maxClientConnections bounds the connections of one client address, so that a
-	// single client leaves half of them to others. Behind a proxy many clients share
-	// an address.
+	// single client leaves half of maxConnections to other clients. It is not smaller,
+	// because behind a proxy many clients share an address.
 	maxClientConnections = 600
 
-	// bodyTimeout is the time for a request body of at most maxRequestBody bytes.
+	// bodyTimeout is the time limit for reading a request's body.
 	bodyTimeout = 30 * time.Second
 )
 
 // connections bounds the connections of a web server. A connection waits for its
 // client until the client has sent the header and the body of a request. When there
-// are too many connections, in all or of one client address, the one of them that
-// has waited longest is closed. So a client that holds connections open loses them
-// to clients that use theirs, and probes are answered. A connection whose request is
-// being handled stays open; if all are, the new one is closed.
+// are too many connections, in total or of one client address, the connection among
+// them that has waited longest is closed. So idle connections of one client make room
+// for connections that other clients use, and probes are answered. A connection whose
+// request is being handled stays open. If all requests are being handled, the new
+// connection is the one that waits, and is closed.
 type connections struct {
 	max, maxClient int
 
 	mu      sync.Mutex
 	open    map[net.Conn]*connection
-	waiting list.List                    // of *connection; the one that has waited longest comes first
+	waiting list.List                    // of *connection; the connection that has waited longest comes first
 	clients map[string]*connectionClient // by address without port
 }
 
 type connectionClient struct {
 	open    int
-	waiting list.List // as connections.waiting
+	waiting list.List // of *connection, in the order of connections.waiting
 }
 
 type connection struct {
 	net.Conn
 	client   string
-	inAll    *list.Element // of connections.waiting; nil while the request is handled
-	inClient *list.Element
+	inAll    *list.Element // in connections.waiting; nil while the request is handled
+	inClient *list.Element // in connectionClient.waiting; nil as inAll
 }
 
 type connectionKey struct{}
 
-// limitConnections bounds the connections of a server, which must not run yet.
+// limitConnections bounds the connections of a server that does not run yet.
 func limitConnections(s *http.Server, max, maxClient int) {
 	c := &connections{max: max, maxClient: maxClient, open: map[net.Conn]*connection{}, clients: map[string]*connectionClient{}}
 	s.ConnState = c.changed
@@ -64,7 +65,7 @@ func limitConnections(s *http.Server, max, maxClient int) {
 	}
 }
 
-// changed is the ConnState of the server.
+// changed is the server's ConnState callback.
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,7 +87,7 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// handling notes that the whole request has been read.
+// handling records that the whole request has been read.
 func (c *connections) handling(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,7 +142,7 @@ func (c *connections) stopWaiting(conn *connection) {
 	conn.inAll, conn.inClient = nil, nil
 }
 
-// limitBody bounds the size of a request's body and the time for it. The time for
+// limitBody bounds the size of a request's body and the time to read it. The time for
 // the response has no limit.
 func limitBody(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
 	handling, _ := r.Context().Value(connectionKey{}).(func())

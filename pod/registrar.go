@@ -20,30 +20,31 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. It
-// stands in while the own pod is not known.
+// defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. The
+// registrar uses it until it has received its own pod.
 const defaultGracePeriod = 30 * time.Second
 
-// registrar keeps the own pod's labels and annotations as they are desired. It
-// patches the pod when the observed metadata lack something, whatever removed it,
-// and not otherwise. One goroutine reconciles, from the first desired registration
-// until stop; a second one watches the own pod after the first successful patch.
+// registrar keeps the labels and annotations of the process's own pod as they are
+// desired. It patches the pod only when the observed metadata differ from the desired
+// metadata, for whatever reason. One goroutine reconciles, from the first desired
+// registration until stop; a second one watches the pod after the first successful
+// patch.
 type registrar struct {
 	conn          *apiserver.Connection
 	plugin        Plugin
 	statusChanged func() // called when the result of registered, pending or lastError may have changed
 	reconciling   sync.WaitGroup
 	wake          chan struct{} // asks for a reconcile
-	watch         podWatch      // of the own pod
+	watch         podWatch      // watches the process's own pod
 
-	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn's; tests have their own
+	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn.PatchPod, except in tests
 	watchPod func()                                             // starts watch
 
 	mu          sync.Mutex
 	cancel      context.CancelFunc // nil before the first desired registration
 	state       registrations
-	uid         types.UID // the own pod's
-	version     uint64    // resource version of the pod that was observed last
+	uid         types.UID // of the process's own pod
+	version     uint64    // last observed resource version of the pod
 	gracePeriod time.Duration
 	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
@@ -53,15 +54,15 @@ func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func(
 	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
 		state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
 	r.watchPod = func() {
-		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "the own pod", ownPod{r})
+		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "this process's pod", ownPod{r})
 	}
 	return r
 }
 
 // register makes the service's registration desired and waits for at most limit
 // until the API server has confirmed it; with a limit of 0 it does not wait. After
-// an error the registration stays desired and is retried, unless the API server
-// calls it invalid.
+// an error the registration stays desired and reconcile retries it, unless the API
+// server calls it invalid.
 func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -73,8 +74,8 @@ func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 		if err = json.Unmarshal(text, &d.service); err != nil {
 			return err
 		}
-		// Deregister must work when the process has no file descriptor left, so what
-		// it writes is captured now.
+		// Deregister must work even if the process has no file descriptor left then, so
+		// register also captures what the plugin's Deregister writes.
 		captured, err := capture(r.plugin,
 			func(plugin registry.Registry) error { return plugin.Register(s) },
 			func(plugin registry.Registry) error { return plugin.Deregister(s) })
@@ -92,7 +93,7 @@ func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
 	if d := r.desiredRegistration(s.Name); d != nil {
 		removal = d.removal
 	}
-	if removal.empty() { // not registered by this process
+	if removal.empty() { // this process has not registered the service
 		captured, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
 		if err != nil {
 			return err
@@ -108,8 +109,8 @@ func (r *registrar) desiredRegistration(service string) *registration {
 	return r.state.desired[service]
 }
 
-// setDesired replaces the service's desired state, which may be the same as before,
-// and waits for the API server's confirmation.
+// setDesired replaces the service's desired state and waits for the API server's
+// confirmation. The new state may equal the old one.
 func (r *registrar) setDesired(service string, d *registration, limit time.Duration) error {
 	r.mu.Lock()
 	if r.cancel == nil {
@@ -124,11 +125,11 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 	}
 	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.wait()
 	switch {
-	case satisfied || d.contested(): // of a contested one the limit of patches stands
+	case satisfied || contested: // a contested registration keeps its delay between patches
 	case limit > 0:
-		d.err, d.notBefore = nil, time.Time{} // the caller wants to know how a new attempt ends
+		d.err, d.notBefore = nil, time.Time{} // the caller waits for the result of a new attempt
 	case before != nil:
-		d.err = before.err // stands until a new attempt ends
+		d.err = before.err // remains the last error until a new attempt ends
 	}
 	r.mu.Unlock()
 	r.statusChanged()
@@ -197,8 +198,8 @@ func (r *registrar) run(ctx context.Context) {
 	}
 }
 
-// reconcile patches the own pod once for each service with pending changes, except
-// for those that must wait. It returns when the first of these is due, or zero.
+// reconcile patches the process's own pod once for each service whose pending changes
+// are due. It returns when the next pending change is due, and zero if there is none.
 func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	r.mu.Lock()
 	due, tried := r.state.due(time.Now()), maps.Clone(r.state.desired)
@@ -211,7 +212,7 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 		return time.Time{}
 	}
 	changed := map[string]error{}
-	defer func() { // without the lock
+	defer func() { // runs after r.mu is unlocked
 		for service, err := range changed {
 			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
 		}
@@ -237,7 +238,8 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	return r.state.nextDue(time.Now())
 }
 
-// ended notes how an attempt to write d ended, and logs it when that is new.
+// ended records the result of an attempt to write d, and logs a result that differs from
+// the one before.
 func (r *registrar) ended(service string, d *registration, changes podMetadata, err error) {
 	before, wasContested := d.err, d.contested()
 	if err != nil {
@@ -259,7 +261,7 @@ func (r *registrar) ended(service string, d *registration, changes podMetadata, 
 	}
 }
 
-// patch writes changes to the own pod.
+// patch writes changes to the process's own pod.
 func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	var p podPatch
 	r.mu.Lock()
@@ -280,9 +282,9 @@ func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	return err
 }
 
-// observe notes the own pod's metadata. The watch may deliver a version that is
-// older than the response to the last patch; resource versions of one object are
-// numbers that grow (KEP-5504).
+// observe records the state of the process's own pod. The watch may deliver a version
+// that is older than the response to the last patch, which observe ignores; resource
+// versions of one object are growing numbers (KEP-5504).
 func (r *registrar) observe(p *corev1.Pod) {
 	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
 	r.mu.Lock()
@@ -306,7 +308,7 @@ func (r *registrar) observe(p *corev1.Pod) {
 	}
 }
 
-// ownPod passes the watch of the own pod on to the registrar.
+// ownPod passes the events of the process's own pod to the registrar.
 type ownPod struct{ r *registrar }
 
 func (o ownPod) Update(p *corev1.Pod) { o.r.observe(p) }
@@ -317,9 +319,9 @@ func (o ownPod) Replace(pods []*corev1.Pod) {
 	}
 }
 
-func (ownPod) Delete(*corev1.Pod) {} // a pod that is gone runs no process
+func (ownPod) Delete(*corev1.Pod) {} // the process ends before its pod is deleted
 
-func (ownPod) StateChanged(error) {} // a patch that fails says what is wrong
+func (ownPod) StateChanged(error) {} // podWatch logs the error
 
 // registered reports whether the API server has confirmed everything desired.
 func (r *registrar) registered() bool {
@@ -328,21 +330,22 @@ func (r *registrar) registered() bool {
 	return len(r.state.desired) > 0 && r.state.complete()
 }
 
-// pending reports whether the API server has yet to confirm something.
+// pending reports whether the API server has not yet confirmed everything desired.
 func (r *registrar) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return !r.state.complete()
 }
 
-// lastError returns why the pod does not carry what is desired, nil while that is not known.
+// lastError returns why the pod does not carry what is desired, nil if it does or while
+// the reason is not known.
 func (r *registrar) lastError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.state.firstError()
 }
 
-// services returns the services that are desired.
+// services returns the services whose registration is desired.
 func (r *registrar) services() []*registry.Service {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -355,14 +358,14 @@ func (r *registrar) services() []*registry.Service {
 	return all
 }
 
-// podGracePeriod returns how long the own pod may take to stop.
+// podGracePeriod returns how long the process's own pod may take to stop.
 func (r *registrar) podGracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.gracePeriod
 }
 
-// podTerminatingSince returns when the registrar saw the own pod's deletion.
+// podTerminatingSince returns when the registrar saw the deletion of the process's own pod.
 func (r *registrar) podTerminatingSince() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()

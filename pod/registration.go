@@ -11,28 +11,28 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Attempts to patch the own pod that fail are minPatchDelay apart at first and
-// maxPatchDelay at most, less a random part.
+// The delay after a failed patch grows from minPatchDelay to maxPatchDelay, less a
+// random part.
 const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
 
-// A registration that is lost is restored at once. While something else keeps
+// The registrar restores a lost registration at once. While something else keeps
 // changing it, the delay doubles from minRestoreDelay to maxRestoreDelay, plus a
-// random part: at most 10 PATCH in the first minute and then 2 a minute. A
-// registration that has stood for steadyTime is restored at once again.
+// random part: at most 10 PATCH requests in the first minute and then 2 a minute. A
+// registration that was unchanged for steadyTime is restored at once again.
 const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Second, time.Minute
 
-// registration is the desired state of one service, and how writing it goes.
+// registration is the desired state of one service and the progress of writing it.
 type registration struct {
-	service  *registry.Service // nil: the service is to be deregistered
+	service  *registry.Service // nil if the service should be deregistered
 	json     string            // service as JSON
-	metadata podMetadata       // what the pod is to carry
+	metadata podMetadata       // what the pod should carry
 	removal  podMetadata       // what deregistering writes
 
 	err       error     // why the pod does not carry it; nil when it does, or while that is not known
 	failures  int       // attempts in a row that failed
 	written   time.Time // the last successful patch; zero before the first
-	restores  int       // patches in a row that restored it soon after the one before
-	notBefore time.Time // the next patch
+	restores  int       // patches in a row that restored the registration within steadyTime of the one before
+	notBefore time.Time // earliest time of the next patch
 }
 
 // contested reports whether something else keeps changing the registration.
@@ -42,14 +42,14 @@ func contestedError(pod string) error {
 	return fmt.Errorf("something else changes or removes its labels or its annotation on pod %q, such as another container with the same service name or an admission webhook; the registry restores them at most every %s", pod, maxRestoreDelay)
 }
 
-// failed notes a patch that failed. The next one waits for retryAfter at least.
+// failed records a failed patch. The next patch waits for retryAfter at least.
 func (d *registration) failed(err error, retryAfter time.Duration) {
 	delay := min(minPatchDelay<<min(d.failures, 10), maxPatchDelay)
 	d.err, d.failures = err, d.failures+1
 	d.notBefore = time.Now().Add(max(delay/2+rand.N(delay/2), retryAfter))
 }
 
-// succeeded notes a patch of the pod that the API server accepted.
+// succeeded records a patch that the API server accepted.
 func (d *registration) succeeded(pod string) {
 	now := time.Now()
 	switch {
@@ -69,8 +69,8 @@ func (d *registration) succeeded(pod string) {
 	}
 }
 
-// registrations are the desired registrations and the observed metadata of the own
-// pod. The registrar locks them.
+// registrations are the desired registrations and the observed metadata of the process's
+// own pod. The caller holds the registrar's lock.
 type registrations struct {
 	desired  map[string]*registration // by service
 	observed *podMetadata             // nil while unknown
@@ -86,14 +86,14 @@ func (s *registrations) set(service string, d *registration) error {
 		if o.service != nil {
 			return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, selectorPrefix+labelName(service))
 		}
-		delete(s.desired, other) // a pending deregistration would remove what d writes
+		delete(s.desired, other) // this pending deregistration would remove what d writes
 	}
 	s.desired[service] = d
 	s.forgetDeregistered()
 	return nil
 }
 
-// observe notes the pod's metadata.
+// observe records the pod's metadata.
 func (s *registrations) observe(p *corev1.Pod) {
 	s.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
 	s.forgetDeregistered()
@@ -107,8 +107,8 @@ func pointers(m map[string]string) map[string]*string {
 	return all
 }
 
-// forgetDeregistered drops deregistrations that the API server has confirmed: what
-// another process writes under that name later is left alone.
+// forgetDeregistered drops deregistrations that the API server has confirmed, so that
+// the registrar leaves alone what another process writes under that name later.
 func (s *registrations) forgetDeregistered() {
 	maps.DeleteFunc(s.desired, func(_ string, d *registration) bool { return d.service == nil && s.satisfied(d) })
 }
@@ -121,8 +121,8 @@ func (s *registrations) satisfied(d *registration) bool {
 // complete reports whether the pod is known to carry everything desired.
 func (s *registrations) complete() bool { return s.observed != nil && len(s.pendingChanges()) == 0 }
 
-// pendingChanges returns, by service, what the pod lacks. Everything is pending while
-// the pod is unknown.
+// pendingChanges returns the diff of each service that must still be written. Everything
+// is pending while the pod's metadata are unknown.
 func (s *registrations) pendingChanges() map[string]podMetadata {
 	pending := map[string]podMetadata{}
 	for service, d := range s.desired {
@@ -144,7 +144,7 @@ func (s *registrations) due(now time.Time) map[string]podMetadata {
 	return pending
 }
 
-// nextDue returns when the next pending change may be written, zero if there is none.
+// nextDue returns when the next pending change may be written, and zero if there is none.
 func (s *registrations) nextDue(now time.Time) (next time.Time) {
 	for service := range s.pendingChanges() {
 		t := s.desired[service].notBefore
@@ -158,8 +158,8 @@ func (s *registrations) nextDue(now time.Time) (next time.Time) {
 	return next
 }
 
-// firstError returns why the pod lacks a desired registration, of the first service by
-// name for which that is known.
+// firstError returns why the pod does not carry a desired registration. If the reason is
+// known for several services, it returns that of the first service by name.
 func (s *registrations) firstError() error {
 	for _, service := range slices.Sorted(maps.Keys(s.desired)) {
 		if d := s.desired[service]; d.err != nil && !s.satisfied(d) {

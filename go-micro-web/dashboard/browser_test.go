@@ -105,8 +105,8 @@ func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
 	b.Wait("the end of the problem", connectionText+` === "Live" && !document.getElementById("problem").textContent`)
 }
 
-// Nothing changes and no error is known, but the API server is silent: a stream of
-// the dashboard is no proof that the registry is read.
+// The registry reports neither a change nor an error, but the API server sends nothing:
+// an open event stream does not prove that the pod can still read the registry.
 func TestBrowserShowsSilenceOfTheAPIServer(t *testing.T) {
 	needsBrowser(t)
 	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
@@ -200,9 +200,9 @@ func TestBrowserFilter(t *testing.T) {
 	}
 }
 
-// A region that scrolls must be reachable with the keyboard; one that does not is
-// only one more stop on the way.
-func TestBrowserFocusesOnlyWhatScrolls(t *testing.T) {
+// A region that scrolls must be reachable with the keyboard. A region that does not
+// scroll must not take the focus, because it would only be one more Tab key to press.
+func TestBrowserFocusesOnlyRegionsThatScroll(t *testing.T) {
 	needsBrowser(t)
 	var instances []pod.Instance
 	for i := range 100 {

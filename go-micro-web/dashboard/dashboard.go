@@ -17,16 +17,16 @@
 //
 // # Hosts
 //
-// Requests are answered if their Host header is an IP address, localhost, a name of
+// The dashboard answers requests whose Host header is an IP address, localhost, a name of
 // the Service go-micro-web in the namespace of the pod, or one of the names that
 // the environment variable DASHBOARD_HOSTS lists, separated by commas: list the
-// host of an Ingress, and that of the API server if it is a name and the page is
-// viewed through its proxy. All others get 421 Misdirected Request.
+// host of an Ingress, and the host of the API server if it is a name and the page is
+// viewed through its proxy. The answer to all other requests is 421 Misdirected Request.
 //
 // # Limits
 //
-// A pod serves 1,000 event streams, 100 of them to one client address. A page whose
-// stream is refused polls services.json every 10 s. A view has 5,000 instances,
+// A pod serves at most 1,000 event streams, 100 of them to one client address. A page
+// whose stream is refused polls services.json every 10 s. A view has at most 5,000 instances,
 // 1,000 of a service and 32 of a pod, and says how many it omits. A viewer has 5 s
 // to receive an event or to send the form, and 30 s to receive the page.
 //
@@ -67,8 +67,8 @@ type dashboard struct {
 
 // New returns the handler of all paths below /registry/. It observes the registry
 // only while somebody views the page. The first viewer starts an informer of
-// go-micro-srv too, which runs until the registry is closed: so a greeting finds
-// the instances that the page shows, also when the API server does not answer.
+// go-micro-srv too, which runs until the registry is closed. With it a greeting
+// finds the instances that the page shows, even when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
 	selector := pod.NewSelector(registry)
@@ -82,7 +82,7 @@ func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), g
 		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second}
 }
 
-// callsOf returns what the selector knows of the calls to go-micro-srv.
+// callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
 func callsOf(s *pod.Selector) map[callTarget]calls {
 	byTarget := map[callTarget]calls{}
 	for _, i := range s.Instances(greeterName) {

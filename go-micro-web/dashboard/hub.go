@@ -14,11 +14,11 @@ import (
 const (
 	minInterval   = 100 * time.Millisecond // between two views
 	maxRate       = 50 << 20               // bytes per second to all event streams together; large views come less often
-	callsInterval = time.Second            // between two looks at the calls, which announce no change
+	callsInterval = time.Second            // between two reads of the calls, whose changes cause no notification
 	linger        = 10 * time.Second       // observation after the last viewer, so that a reload does not LIST all pods again
 )
 
-// source is what the hub needs of a pod.Registry.
+// source is the part of pod.Registry that the hub uses.
 type source interface {
 	Observe(context.Context) iter.Seq2[[]pod.Instance, error]
 	LastContact() time.Time
@@ -29,7 +29,7 @@ type source interface {
 // delays others. It is safe for concurrent use.
 type hub struct {
 	source  source
-	calls   func() map[callTarget]calls // of this pod, now
+	calls   func() map[callTarget]calls // returns the current calls of this pod
 	onStart func()                      // called in a goroutine when an observation starts
 	podName string
 	linger  time.Duration
@@ -106,14 +106,14 @@ func (h *hub) watchCalls(ctx context.Context) {
 	}
 }
 
-// build publishes a view of the last observation. h.building is held.
+// build builds and publishes a view of the last observation. The caller holds h.building.
 func (h *hub) build(ctx context.Context, byTarget map[callTarget]calls) *view {
 	v := newView(h.podName, h.instances, h.err, h.source.LastContact(), byTarget)
 	h.publish(ctx, v)
 	return v
 }
 
-// interval is the time that the event streams may take to receive a view.
+// interval returns the time that sending a view to all event streams takes at maxRate.
 func (h *hub) interval(v *view) time.Duration {
 	return time.Duration(h.streams.count()*len(v.json)*1000/maxRate) * time.Millisecond
 }
@@ -136,7 +136,7 @@ func (h *hub) publish(ctx context.Context, v *view) {
 }
 
 // current returns the latest view, nil if there is none yet, and a channel that
-// is closed when it is replaced.
+// is closed when the view is replaced.
 func (h *hub) current() (*view, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -15,17 +15,19 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// Other pods write what the page shows, so that a view is bounded. The page says how
-// many instances it leaves out.
+// Other pods write the data that the page shows, so the size of a view is limited. The
+// page says how many instances it omits.
 const (
-	maxText           = 200  // characters of a text; endpoints of a service; fields of a message
+	maxText           = 200  // characters of a text
+	maxEndpoints      = 200  // endpoints of a service
+	maxFields         = 200  // fields of a message
 	maxPodRows        = 32   // instances of a pod, in all services
 	maxServiceRows    = 1000 // instances of a service
 	maxRows           = 5000 // instances
 	maxMessageNesting = 3
 )
 
-// times are what a viewer needs to tell how old the view is.
+// times tell a viewer how old the view is.
 type times struct {
 	Time        time.Time  `json:"time"`                  // of the clock of the pod that serves the page
 	LastContact *time.Time `json:"lastContact,omitempty"` // when the API server last sent anything; absent before the first time
@@ -43,7 +45,7 @@ func milliseconds(t time.Time) *time.Time {
 	return &t
 }
 
-// view is what the page shows of the registry at one time. It is immutable.
+// view is the state of the registry that the page shows at one time. It is immutable.
 type view struct {
 	Pod string `json:"pod"` // the pod that serves the page
 	times
@@ -61,7 +63,7 @@ type service struct {
 	Instances []instance `json:"instances"`
 	Omitted   int        `json:"omitted,omitempty"` // instances
 
-	described map[*registry.Endpoint]bool // first endpoint of the instances whose endpoints are listed
+	described map[*registry.Endpoint]bool // contains the first endpoint of each version whose endpoints are already listed
 }
 
 type endpoint struct {
@@ -80,7 +82,7 @@ type instance struct {
 	Calls   *calls    `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
 }
 
-// calls is what the pod that serves the page knows of its own calls to an instance.
+// calls describes the calls to an instance by the pod that serves the page.
 type calls struct {
 	InFlight     int       `json:"inFlight"`
 	EjectedUntil time.Time `json:"ejectedUntil,omitzero"` // to the second; absent if the instance is not ejected
@@ -89,7 +91,7 @@ type calls struct {
 // callTarget is an instance of go-micro-srv, the only service that the page calls.
 type callTarget struct{ pod, address string }
 
-// Text describes the calls if there is something to say. The script writes the same text.
+// Text describes the ejection, or else the calls in flight. The script writes the same text.
 func (c *calls) Text() string {
 	switch {
 	case c == nil:
@@ -152,7 +154,7 @@ func (s *service) addEndpoints(endpoints []*registry.Endpoint) {
 	}
 	s.described[endpoints[0]] = true
 	for _, e := range endpoints {
-		if len(s.Endpoints) == maxText {
+		if len(s.Endpoints) == maxEndpoints {
 			return
 		}
 		if e == nil {
@@ -165,8 +167,8 @@ func (s *service) addEndpoints(endpoints []*registry.Endpoint) {
 	}
 }
 
-// clip makes a text that another pod or a viewer wrote fit to be shown: at most
-// maxText characters, each of them visible.
+// clip returns the part of a text by another pod or a viewer that the page shows: at
+// most maxText characters. It replaces invisible characters by U+FFFD.
 func clip(s string) string {
 	if len(s) <= maxText && !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || invisible(r) }) {
 		return s
@@ -186,7 +188,7 @@ func clip(s string) string {
 	return b.String()
 }
 
-// invisible reports whether a character has no glyph of its own, spaces apart:
+// invisible reports whether a character is not a space and has no glyph of its own:
 // control characters, directional overrides, joiners, fillers.
 func invisible(r rune) bool {
 	return !unicode.IsGraphic(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
@@ -206,7 +208,7 @@ func signature(v *registry.Value, depth int) string {
 		default:
 			fields = append(fields, f.Name+" "+signature(f, depth-1))
 		}
-		if len(fields) == maxText {
+		if len(fields) == maxFields {
 			break
 		}
 	}
@@ -270,7 +272,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %s", n, noun)
 }
 
-// age formats the age of a pod in its largest unit; below two minutes that is seconds.
+// age formats the age of a pod in one unit: seconds, minutes, hours or days.
 func age(d time.Duration) string {
 	switch s := int(d.Seconds()); {
 	case s < 120:
@@ -284,7 +286,7 @@ func age(d time.Duration) string {
 	}
 }
 
-// page is what the template renders: a view, and the answer to the form if the
+// page is the data of the template: a view, and the answer to the form if the
 // form was sent.
 type page struct {
 	*view

@@ -92,7 +92,7 @@ func TestViewCostIsLinear(t *testing.T) {
 			for i := range n {
 				in := greeterInstance(i, pod.Ready)
 				in.Service = service(i)
-				in.Endpoints = greeterInstance(i, pod.Ready).Endpoints // of its own, as of a version of its own
+				in.Endpoints = greeterInstance(i, pod.Ready).Endpoints // separate endpoints, as for separate versions
 				in.Endpoints[0].Name = fmt.Sprint(i)
 				instances = append(instances, in)
 			}

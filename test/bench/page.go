@@ -30,7 +30,7 @@ const (
 // change, and the memory of the process. The viewers connect over loopback.
 func page(k *kube, n sizes, t *table) error {
 	progress("page of go-micro-web: %d viewers, %d changing pods (%s)", viewers, changingPods, n.Watched)
-	if err := k.move("page"); err != nil {
+	if err := k.enterNamespace("page"); err != nil {
 		return err
 	}
 	if _, err := k.fill("page", "web", 1, "", "", true); err != nil {
@@ -103,7 +103,7 @@ func page(k *kube, n sizes, t *table) error {
 	running.Wait()
 	time.Sleep(12 * time.Second) // the observation continues for 10 s
 	memory = append(memory, resident(web.Process.Pid))
-	t.row(fmt.Sprintf("page: a change until the last of %d viewers has it, while %d pods change 40 times per second", viewers, changingPods), "", spread(took))
+	t.row(fmt.Sprintf("page: a change until the last of %d viewers has it, while %d pods change 40 times per second", viewers, changingPods), "", percentiles(took))
 	t.row("memory of go-micro-web: without viewers / with them / 12 s after them", "", strings.Join(memory, " / "))
 	return nil
 }

@@ -32,7 +32,7 @@ type Reader struct {
 var variable = []struct{ pattern, replacement string }{
 	{`[^\s=]*/\.cluster/[\w-]+/`, "CHECKOUT/.cluster/NAME/"},
 	{`cluster "[\w-]+"`, "cluster NAME"},
-	{` CLUSTER=[\w-]+$`, ""}, // printed when the name is not demo
+	{`(make cluster-\w+) CLUSTER=[\w-]+$`, "$1"}, // printed unless the cluster is called demo
 	{`\[ *\d+\.\ds\]`, "[SECONDS]"},
 	{`\d+\.\d MB, sha256:[0-9a-f]{12}`, "SIZE, DIGEST"},
 	{`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`, "TIME"},

@@ -133,23 +133,23 @@ func TestComponentsAreOptIn(t *testing.T) {
 	if _, err := run("", "make", "overlay", "COMPONENTS=network-policy"); err != nil {
 		t.Fatal(err)
 	}
-	with, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+	withComponent, err := run("", "kubectl", "kustomize", ".cluster/deploy")
 	if err == nil {
-		err = dryRun(with)
+		err = dryRun(withComponent)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(with, "kind: NetworkPolicy"); got != 4 {
+	if got := strings.Count(withComponent, "kind: NetworkPolicy"); got != 4 {
 		t.Errorf("with COMPONENTS=network-policy there are %d NetworkPolicies, want 4", got)
 	}
 	if _, err := run("", "make", "overlay", "COMPONENTS=local-images"); err != nil {
 		t.Fatal(err)
 	}
-	if with, err = run("", "kubectl", "kustomize", ".cluster/deploy"); err != nil {
+	if withComponent, err = run("", "kubectl", "kustomize", ".cluster/deploy"); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(with, "imagePullPolicy: IfNotPresent"); got != 4 || strings.Contains(with, "imagePullPolicy: Always") {
+	if got := strings.Count(withComponent, "imagePullPolicy: IfNotPresent"); got != 4 || strings.Contains(withComponent, "imagePullPolicy: Always") {
 		t.Errorf("with COMPONENTS=local-images %d containers use local images, want all 4", got)
 	}
 }

@@ -16,11 +16,11 @@ import (
 	"time"
 )
 
-var began = time.Now()
+var commandStart = time.Now()
 
-// progress prints a line with the seconds since the command began.
+// progress prints a line with the seconds since the command was started.
 func progress(format string, args ...any) {
-	fmt.Printf("[%5.1fs] %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Printf("[%5.1fs] %s\n", time.Since(commandStart).Seconds(), fmt.Sprintf(format, args...))
 }
 
 type upOptions struct{ controlPlane, foreground bool }
@@ -43,7 +43,8 @@ func (c *cluster) up(o upOptions) error {
 		return err
 	}
 	defer lock.Close()
-	// What a cluster left that ended with the machine. Its state would mislead other commands.
+	// Remove the files of a cluster that ended without cleaning up, such as when the machine
+	// restarted. Its old state would mislead other commands.
 	removeCgroups(c)
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
@@ -86,8 +87,9 @@ func (c *cluster) up(o upOptions) error {
 	return c.down()
 }
 
-// lockOrReady locks the cluster. If another process is starting or stopping it,
-// lockOrReady waits until the cluster is ready, and returns errRunning, or gone.
+// lockOrReady locks the cluster. If another process is starting or stopping the cluster,
+// lockOrReady waits: it returns errRunning when the cluster is ready, and the lock when
+// the cluster has stopped.
 func (c *cluster) lockOrReady() (*os.File, error) {
 	for waiting := false; ; time.Sleep(50 * time.Millisecond) {
 		lock, err := c.lock()
@@ -101,12 +103,12 @@ func (c *cluster) lockOrReady() (*os.File, error) {
 	}
 }
 
-// hint is the commands that point kubectl to the cluster.
+// hint returns the shell commands that point kubectl to the cluster.
 func (c *cluster) hint(s state) string {
 	var b strings.Builder
 	dir := c.dir
 	b.WriteString("\n")
-	if strings.Contains(dir, ":") { // it separates the elements of KUBECONFIG and PATH
+	if strings.Contains(dir, ":") { // a colon separates the elements of KUBECONFIG and PATH, so use a relative path
 		fmt.Fprintf(&b, "  cd %s\n", shellQuote(c.root))
 		dir = filepath.Join(".cluster", c.name)
 	}
@@ -143,7 +145,7 @@ func shellQuote(word string) string {
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
-// down stops the cluster and removes its directory. It succeeds when the cluster
+// down stops the cluster and removes its directory. It also succeeds if the cluster
 // is not running.
 func (c *cluster) down() error {
 	lock, err := c.lock()
@@ -152,7 +154,7 @@ func (c *cluster) down() error {
 		// Every process of the cluster holds the lock, so a free lock means that all have ended.
 		stopped := 0
 		for end := time.Now().Add(30 * time.Second); errors.Is(err, errRunning); lock, err = c.lock() {
-			s, _ := c.state() // none while up still builds
+			s, _ := c.state() // there is no state while up is still building
 			if s.Supervisor > 0 && s.Supervisor != stopped {
 				stopped = s.Supervisor
 				_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
@@ -178,7 +180,7 @@ func (c *cluster) down() error {
 	return nil
 }
 
-// status prints what the cluster is and where it is reached.
+// status prints the cluster's version, start time, address and log directory.
 func (c *cluster) status() error {
 	s, err := c.running()
 	if err != nil {
@@ -196,9 +198,9 @@ func (c *cluster) kubectl(args []string) error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
-	cache := c.path("kubectl-cache") // not ~/.kube/cache
+	cache := c.path("kubectl-cache") // instead of ~/.kube/cache
 	if info, err := os.Stat(c.dir); err == nil {
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() { // root: the owner could not remove root's files
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() { // root runs kubectl in another user's cluster: that user could not remove root's files
 			if cache, err = os.MkdirTemp("", "kubectl-cache-"); err != nil {
 				return err
 			}
@@ -206,12 +208,12 @@ func (c *cluster) kubectl(args []string) error {
 		}
 	}
 	os.Setenv("KUBECACHEDIR", cache)
-	// Not the variable KUBECONFIG: a colon in it separates two paths.
+	// A flag instead of the variable KUBECONFIG, in which a colon separates two paths.
 	return runInTerminal(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
 }
 
-// exitStatus is the error of a program that ran in the terminal and printed its own
-// message.
+// exitStatus is the error of a program that runInTerminal started and that has already
+// printed its own message.
 type exitStatus int
 
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }

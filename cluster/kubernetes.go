@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// provideKube returns the version and the path of the binary made of cluster/kube,
-// which it builds unless the cache has it.
+// provideKube returns the version and the path of the binary that is built from
+// cluster/kube. It builds the binary unless the cache contains it.
 func (c *cluster) provideKube(ctx context.Context, cache string) (version, binary string, err error) {
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
@@ -58,7 +58,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 		return "", "", err
 	}
 	defer log.Close()
-	progress("building Kubernetes %s, once: usually 5 to 7 minutes on two cores, less on more (log: %s)", version, logPath)
+	progress("building Kubernetes %s, once: usually 5 to 7 minutes on two cores, less with more cores (log: %s)", version, logPath)
 	progress("  downloading its modules, about 250 MB, unless they are in the module cache")
 	total, err := countPackages(ctx, src, log)
 	if err != nil {
@@ -85,24 +85,24 @@ func checkSpace(ctx context.Context, cache string) error {
 		return fmt.Errorf("asking go for its caches: %w", err)
 	}
 	dirs := append([]string{cache}, strings.Split(strings.TrimSpace(string(out)), "\n")...)
-	needed := map[string]int64{}                 // by the first directory on a file system
-	for i, gigabytes := range []int64{1, 4, 1} { // the binary and the files of the linker; the build cache; the modules
+	needed := map[string]int64{}                 // bytes on each file system, which the first of dirs on it represents
+	for i, gigabytes := range []int64{1, 4, 1} { // in the order of dirs: binary and linker files, build cache, modules
 		if i < len(dirs) {
 			first := slices.IndexFunc(dirs, func(d string) bool { return sameFileSystem(d, dirs[i]) })
 			needed[dirs[max(first, 0)]] += gigabytes << 30
 		}
 	}
 	for _, dir := range slices.Sorted(maps.Keys(needed)) {
-		if free := freeBytes(existing(dir)); free >= 0 && free < needed[dir] {
-			return fmt.Errorf("building Kubernetes: %.1f GB free in %q, %d GB needed; free space, set XDG_CACHE_HOME, GOCACHE or GOMODCACHE elsewhere, %s",
-				float64(free)/(1<<30), dir, needed[dir]>>30, elsewhere)
+		if free := freeBytes(existingParent(dir)); free >= 0 && free < needed[dir] {
+			return fmt.Errorf("building Kubernetes: %.1f GB free in %q, %d GB needed; free space, set XDG_CACHE_HOME, GOCACHE or GOMODCACHE to another file system, %s",
+				float64(free)/(1<<30), dir, needed[dir]>>30, otherCluster)
 		}
 	}
 	return nil
 }
 
-// existing is the directory, or the parent of it that exists.
-func existing(dir string) string {
+// existingParent returns dir if it exists, otherwise its closest parent that exists.
+func existingParent(dir string) string {
 	for !exists(dir) && dir != filepath.Dir(dir) {
 		dir = filepath.Dir(dir)
 	}
@@ -113,7 +113,7 @@ func existing(dir string) string {
 func sameFileSystem(a, b string) bool {
 	var device [2]any
 	for i, dir := range []string{a, b} {
-		info, err := os.Stat(existing(dir))
+		info, err := os.Stat(existingParent(dir))
 		if err != nil {
 			return false
 		}
@@ -134,12 +134,11 @@ func countPackages(ctx context.Context, src string, log io.Writer) (int, error) 
 	return bytes.Count(out, []byte("\n")), err
 }
 
-// gcflags shorten a cold build by a quarter: without debug information and without
-// inlining, which a cluster of one node does not need.
+// gcflags disable debug information and inlining, which a cluster of one node does not
+// need. This shortens a cold build by a quarter.
 const gcflags = "-gcflags=all=-dwarf=false -l"
 
-// lineCounter passes what is written to it on to w and reports the number of lines
-// periodically.
+// lineCounter forwards writes to w and periodically reports the number of lines so far.
 type lineCounter struct {
 	w      io.Writer
 	n      int

@@ -17,18 +17,18 @@ import (
 	"time"
 )
 
-// tools are the programs of a cluster.
+// tools are the paths of the programs that a cluster runs.
 type tools struct {
 	Version string // of Kubernetes, such as v1.37.2
 	Cache   string // directory that contains all of the following
-	Kube    string // the binary made of cluster/kube
+	Kube    string // the binary that is built from cluster/kube
 	Pause   string // the program that holds a pod's namespaces
 	Bin     string // directory with containerd, its shim, runc and nft
 	CNI     string // directory with ptp, host-local and loopback
 }
 
-// in returns the tools at the place where the cache is mounted.
-func (t tools) in(cache string) tools {
+// relocated returns the paths of the tools when the cache is mounted at another path.
+func (t tools) relocated(cache string) tools {
 	for _, path := range []*string{&t.Kube, &t.Pause, &t.Bin, &t.CNI} {
 		*path = filepath.Join(cache, strings.TrimPrefix(*path, t.Cache))
 	}
@@ -36,18 +36,18 @@ func (t tools) in(cache string) tools {
 	return t
 }
 
-// elsewhere is the remedy for everything that this machine cannot do.
-const elsewhere = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
+// otherCluster is the remedy in every error about something that this machine cannot do.
+const otherCluster = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
 
 // provide finds, downloads or builds the programs of a cluster and prints progress.
-// At the end of ctx it stops what it has started and leaves nothing incomplete.
+// When ctx ends, provide stops its processes and removes incomplete files.
 func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return t, err
 	}
 	t.Cache = cache
-	// One process at a time, so that nothing is built twice.
+	// Only one process at a time builds, so that nothing is built twice.
 	lock, err := openLock(filepath.Join(cache, "lock"))
 	if err != nil {
 		return t, err
@@ -57,13 +57,13 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		return t, err
 	}
 	removeIncomplete(cache)
-	ctx, cancel := context.WithCancelCause(ctx) // the first error stops the other work
+	ctx, cancel := context.WithCancelCause(ctx) // the first error stops the other goroutine
 	defer cancel(nil)
 	fetched := make(chan error, 1)
 	if controlPlane {
 		fetched <- nil
 	} else {
-		go func() { // waits mostly for the network, the build mostly for the processor
+		go func() { // in parallel: this waits mostly for the network, and the build mostly for the processor
 			var err error
 			if t.Bin, t.CNI, err = provideNodeTools(ctx, cache); err != nil {
 				cancel(err)
@@ -76,7 +76,7 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		cancel(err)
 	}
 	if err = errors.Join(err, <-fetched); err != nil {
-		if err = context.Cause(ctx); errors.Is(err, context.Canceled) { // by a signal
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) { // a signal ended ctx
 			err = errors.New("interrupted")
 		}
 		return t, err
@@ -93,7 +93,7 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 	return t, err
 }
 
-// lockCache waits for the lock until the end of ctx.
+// lockCache waits until it gets the lock or ctx ends.
 func lockCache(ctx context.Context, lock *os.File) error {
 	for waiting := false; ; {
 		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -115,8 +115,9 @@ func lockCache(ctx context.Context, lock *os.File) error {
 	}
 }
 
-// removeIncomplete removes what processes left in the cache that were killed while
-// they built or downloaded. The caller holds the cache's lock, so nobody else does so now.
+// removeIncomplete removes the incomplete files of processes that were killed while they
+// built or downloaded. The caller holds the cache's lock, so no other process is
+// building or downloading.
 func removeIncomplete(cache string) {
 	for _, pattern := range []string{"*.part-*", "*/*.part-*"} {
 		files, _ := filepath.Glob(filepath.Join(escapeGlob(cache), pattern))
@@ -126,7 +127,7 @@ func removeIncomplete(cache string) {
 	}
 }
 
-// cacheDir makes the directory that holds what was built and downloaded.
+// cacheDir creates the directory for built and downloaded programs, and returns its path.
 func cacheDir() (string, error) {
 	base, err := os.UserCacheDir()
 	if err != nil {
@@ -134,7 +135,7 @@ func cacheDir() (string, error) {
 	}
 	dir := filepath.Join(base, "k8s-micro")
 	if err := makePrivate(dir); err != nil {
-		return "", fmt.Errorf("making the cache: %w; set XDG_CACHE_HOME to a directory of yours", err)
+		return "", fmt.Errorf("making the cache: %w; set XDG_CACHE_HOME to a directory that you own", err)
 	}
 	return dir, nil
 }
@@ -144,7 +145,7 @@ func cacheDir() (string, error) {
 func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string) error {
 	part := fmt.Sprintf("%s.part-%d", out, os.Getpid())
 	defer os.Remove(part)
-	tmp := part + ".tmp" // beside the cache: /tmp may be too small for it
+	tmp := part + ".tmp" // in the cache's file system, because /tmp may be too small
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
@@ -159,7 +160,7 @@ func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string
 	return os.Rename(part, out)
 }
 
-// goCommand is a go command whose result does not depend on the user's settings.
+// goCommand returns a go command whose result does not depend on the user's settings.
 func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := interruptible(ctx, "go", args...)
 	cmd.Dir = dir
@@ -170,7 +171,7 @@ func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-// interruptible is a command that receives SIGINT at the end of ctx, and SIGKILL 5
+// interruptible returns a command that receives SIGINT when ctx ends, and SIGKILL 5
 // seconds later.
 func interruptible(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)

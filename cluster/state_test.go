@@ -17,14 +17,14 @@ import (
 	"time"
 )
 
-// asNobody runs a shell script as a user who owns nothing.
+// asNobody runs a shell script as a user who owns no file.
 func asNobody(script string) (string, error) {
 	out, err := exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", script).CombinedOutput()
 	return string(out), err
 }
 
-// reachable lists the TCP ports that the processes of a checkout listen on in the
-// host's network, and their abstract Unix sockets there.
+// reachable lists the TCP ports and the abstract Unix sockets on which the processes of a
+// checkout listen in the host's network namespace.
 func reachable(t *testing.T, root string) (ports, abstract []string) {
 	t.Helper()
 	sockets := map[string]bool{} // inodes
@@ -58,14 +58,14 @@ func reachable(t *testing.T, root string) (ports, abstract []string) {
 	return ports, abstract
 }
 
-// Of a running cluster another local user reaches one port, that of the API server,
-// which asks for a certificate. No file can be read, written or locked, also where an
-// older checkout has left it open.
+// Another local user reaches only one port of a running cluster, the port of the API
+// server, which requires a certificate. The user cannot read, write or lock any file, not
+// even a file that an older version of the launcher left readable for everyone.
 func TestOtherUsersReachNothing(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become another user")
 	}
-	provided(t)
+	provideTools(t)
 	root := checkout(t)
 	clusters := filepath.Join(root, ".cluster")
 	lock := filepath.Join(clusters, "demo.lock")
@@ -76,7 +76,7 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := asNobody("flock -n " + lock + " true"); err != nil {
-		t.Fatalf("before up the lock is open to everyone: %v: %s", err, out)
+		t.Fatalf("before up, every user must be able to lock the file: %v: %s", err, out)
 	}
 	c := up(t, root)
 	runPod(t, root)
@@ -123,13 +123,13 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		}
 	}
 
-	// A pod and the node reach the registry's reader, which refuses to write.
+	// Pods and the node reach the registry's reader, which refuses writes.
 	out, err := cli(t, root, "node", "--", "bash", "-c",
 		`exec 3<>/dev/tcp/10.10.0.1/5000; printf 'POST /v2/k8s-micro/pause/blobs/uploads/ HTTP/1.0\r\n\r\n' >&3; head -1 <&3`)
 	if err != nil || !strings.Contains(out, "405") {
 		t.Errorf("pushing from the node: %v: %q, want status 405", err, out)
 	}
-	// And the node cannot write to the host's file systems.
+	// The node cannot write to the host's file systems.
 	for _, path := range []string{"/x", "/dev/shm/x", cache + "/x", "/run/k8s-micro/cache/x"} {
 		if out, err := cli(t, root, "node", "--", "touch", path); err == nil {
 			t.Errorf("the node can write %q: %s", path, out)
@@ -137,15 +137,15 @@ func TestOtherUsersReachNothing(t *testing.T) {
 	}
 }
 
-// The second of two processes that start a cluster waits for the first.
+// If several processes start a cluster at the same time, one starts it and the others wait.
 func TestConcurrentUps(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	root := checkout(t)
 	t.Cleanup(func() { _, _ = cli(t, root, "down") })
 	var outs [3]bytes.Buffer
 	var ups [3]*exec.Cmd
 	for i := range ups {
-		ups[i] = launch(root, "up")
+		ups[i] = launcher(root, "up")
 		ups[i].Stdout, ups[i].Stderr = &outs[i], &outs[i]
 		if err := ups[i].Start(); err != nil {
 			t.Fatal(err)
@@ -168,12 +168,12 @@ func TestConcurrentUps(t *testing.T) {
 	}
 }
 
-// An up that waits for another one starts the cluster when that one fails.
+// While one up waits for another up, it starts the cluster if the other fails.
 func TestUpAfterAFailedUp(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	root := checkout(t)
 	t.Cleanup(func() { _, _ = cli(t, root, "down") })
-	first := launch(root, "up", "-foreground")
+	first := launcher(root, "up", "-foreground")
 	stdin, err := first.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -186,10 +186,10 @@ func TestUpAfterAFailedUp(t *testing.T) {
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.ReadAtLeast(out, make([]byte, 10), 10); err != nil { // it has the lock
+	if _, err := io.ReadAtLeast(out, make([]byte, 10), 10); err != nil { // the first up holds the lock
 		t.Fatal(err)
 	}
-	second := launch(root, "up", "-control-plane")
+	second := launcher(root, "up", "-control-plane")
 	var text bytes.Buffer
 	second.Stdout, second.Stderr = &text, &text
 	if err := second.Start(); err != nil {

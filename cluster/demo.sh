@@ -27,8 +27,8 @@ show() {
 
 cat <<'WELCOME'
 k8s-micro: four Go-Micro services on a Kubernetes of their own.
-The first run downloads and builds Kubernetes itself: up to 10 minutes on two cores.
-Every later run, in any clone, takes under 40 seconds.
+The first run downloads and builds Kubernetes itself: 7 to 16 minutes on two cores.
+Every later run, in any clone, takes less than a minute.
 WELCOME
 
 title 'A cluster'

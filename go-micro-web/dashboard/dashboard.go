@@ -11,9 +11,9 @@
 //	POST /registry/               calls Greeter.Hello with the form field "name"; the answer is the page,
 //	                              or JSON if the Accept header contains application/json
 //
-// A change passes through three types: hub observes the registry while the page
-// has viewers and builds a view, the JSON of a view is encoded once for all
-// viewers, and each handler writes the latest view to its own viewer.
+// The hub observes the registry while the page has viewers. It builds a view after
+// each change and encodes the view once for all viewers. A handler of each viewer
+// writes the latest view.
 //
 // # Hosts
 //

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// example returns a README with three backquotes for each ”'.
+// example replaces each three single quotes in a document by three backquotes.
 func example(text string) string { return strings.ReplaceAll(text, "'''", "```") }
 
 func TestReader(t *testing.T) {

@@ -109,7 +109,7 @@ func (c *cluster) mountNode() error {
 	}
 	setReadOnly := func(dst string, flags uint, attr unix.MountAttr) {
 		if err := unix.MountSetattr(-1, dst, flags, &attr); err != nil {
-			errs = append(errs, fmt.Errorf("changing whether %q is read-only: %w", dst, err))
+			errs = append(errs, fmt.Errorf("setting the read-only attribute of %q: %w", dst, err))
 		}
 	}
 	setReadOnly("/", unix.AT_RECURSIVE, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})

@@ -4,7 +4,7 @@
 //
 //	go run -C cluster . up            build what is missing, start the cluster, print how kubectl reaches the cluster
 //	go run -C cluster . status        print the version, the start time and the directory of the logs
-//	go run -C cluster . load IMAGE=DIR ...   build DIR/Dockerfile and push it to the cluster's registry
+//	go run -C cluster . load IMAGE=DIR ...   build the image of DIR/Dockerfile and push it to the cluster's registry
 //	go run -C cluster . push IMAGE=DIR ...   build for linux/amd64 and linux/arm64, push both and their SBOMs to the registry named in IMAGE
 //	go run -C cluster . kubectl ARG ...      run the kubectl of the cluster's Kubernetes version
 //	go run -C cluster . forward NAMESPACE/SERVICE:PORT   listen on the host's loopback for a Service until the cluster stops
@@ -43,13 +43,14 @@
 //
 // # Processes
 //
-//	supervisor        on the host; holds the cluster's lock and the listeners
+//	supervisor        on the host; starts the node and ends it on SIGTERM or SIGINT
 //	cgroup cleaner    on the host; removes the cgroups after the supervisor has ended
 //	init              process 1 of the node; ends when the supervisor's pipe closes
-//	node manager      child of init; starts the components and restarts them
+//	node manager      child of init; runs the components and serves the host's listeners
 //
-// When the supervisor ends, SIGKILL included, the kernel closes its end of the
-// pipe, init exits, and the kernel kills every other process of the node.
+// All of them hold the cluster's lock. When the supervisor ends, even by SIGKILL, the
+// kernel closes the supervisor's end of the pipe, init exits, and the kernel kills every
+// other process of the node.
 //
 // # Files
 //

@@ -106,7 +106,7 @@ func makePrivate(dir string) error {
 // state describes a cluster to the commands. It is stored in cluster.json.
 type state struct {
 	Version      string    // of Kubernetes
-	Started      time.Time // when up was called
+	Started      time.Time // when up began to start the cluster
 	Supervisor   int       // process id
 	Node         int       // process id of the node's init, 0 without a node
 	API          string    // address of the API server on the host's loopback

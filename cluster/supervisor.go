@@ -53,7 +53,7 @@ func (c *cluster) startSupervisor(ctx context.Context, lock *os.File) (*supervis
 		pipe.Close()
 		return nil, fmt.Errorf("starting the supervisor: %w", err)
 	}
-	lock.Close() // the supervisor holds it now
+	lock.Close() // the supervisor has inherited the lock
 	p := &supervisorProcess{cmd, pipe}
 
 	started := make(chan error, 1)

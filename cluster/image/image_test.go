@@ -182,7 +182,7 @@ func TestCopy(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, lines string
-		want        [][]string // one list a layer
+		want        [][]string // one list for each layer
 	}{
 		{"file to a name", "COPY server /server", [][]string{{"755 0:0 server #!s"}}},
 		{"file to a directory", "ADD ./server /bin/", [][]string{{"755 0:0 bin/", "755 0:0 bin/server #!s"}}},

@@ -24,7 +24,7 @@ test: ## everything that CI runs: check, all unit tests, end-to-end tests (about
 	@test/run.sh
 
 lint: ## run golangci-lint (3 minutes the first time)
-	@for m in . cluster proto/gen test/psa third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
+	@for m in . cluster proto/gen test/policies third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
 
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh

@@ -175,3 +175,19 @@ func (t *Target) signal(ctx context.Context, signal string, pods ...corev1.Pod) 
 	_, err := t.node(ctx, processes+`s=$1; shift; ids=$(processes "$@"); kill -"$s" $ids`, args...)
 	return err
 }
+
+// AwaitPods waits until every pod of the cluster that should run is ready, as before the faults.
+func (t *Target) AwaitPods(ctx context.Context) error {
+	return Eventually(ctx, 2*time.Minute, "readiness of all pods", func() error {
+		var list corev1.PodList
+		if err := t.get(ctx, &list, "pods", "-A"); err != nil {
+			return err
+		}
+		for _, p := range list.Items {
+			if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && !isReady(p) {
+				return fmt.Errorf("pod %q in namespace %q is not ready", p.Name, p.Namespace)
+			}
+		}
+		return nil
+	})
+}

@@ -15,7 +15,7 @@ import (
 
 // provideKube returns the version and the path of the binary made of cluster/kube,
 // which it builds unless the cache has it.
-func (c *cluster) provideKube(ctx context.Context, cache string) (version, binary string, err error) {
+func (c *cluster) provideKube(ctx context.Context, cache string) (version, programs string, err error) {
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
 	fmt.Fprintln(sum, gcflags)
@@ -38,9 +38,13 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 		return "", "", fmt.Errorf("reading the Kubernetes version from %q: no requirement of k8s.io/kubernetes there", filepath.Join(src, "go.mod"))
 	}
 	dir := filepath.Join(cache, fmt.Sprintf("kubernetes-%s-%s-%x", version, runtime.GOARCH, sum.Sum(nil)[:4]))
-	binary = filepath.Join(dir, "kube")
+	binary := filepath.Join(dir, "kube")
+	official, err := c.downloadKube(ctx, cache, exists(binary))
+	if official != "" || err != nil {
+		return version, official, err
+	}
 	if exists(binary) {
-		return version, binary, nil
+		return version, dir, linkPrograms(dir)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
@@ -71,7 +75,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 		return "", "", fmt.Errorf("building %q: %w; see %s", src, err, logPath)
 	}
 	progress("  built in %s", time.Since(begin).Round(time.Second))
-	return version, binary, nil
+	return version, dir, linkPrograms(dir)
 }
 
 // checkSpace refuses to start a build that would end in "no space left on device".

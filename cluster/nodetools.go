@@ -65,7 +65,7 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 		found[t.name] = t.lookup()
 	}
 	var why []string
-	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
+	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromOfficial, fromGo} {
 		m := missing()
 		if len(m) == 0 {
 			break

@@ -41,7 +41,7 @@ type downloader struct {
 	total, done atomic.Int64 // bytes; total is 0 when it is unknown
 }
 
-// attempts is how often in a row a download may end without a new byte.
+// attempts is how often in a row a download may end without getting further.
 const attempts = 3
 
 func newDownloader() *downloader {
@@ -195,7 +195,8 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 		return err
 	}
 	defer f.Close()
-	validator := "" // of the version of the file that the first answer delivers
+	validator := "" // of the version of the file that the last complete answer delivers
+	var most int64  // the most bytes that f has had: a server that always ends at the same byte must not be asked forever
 	for attempt := 1; ; {
 		before, err := f.Seek(0, io.SeekEnd)
 		if err != nil {
@@ -212,8 +213,8 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 		if seekErr != nil {
 			return seekErr
 		}
-		if after > before {
-			attempt = 1
+		if after > most {
+			attempt, most = 1, after
 		} else {
 			attempt++
 		}

@@ -1,4 +1,5 @@
-# `make` lists the targets. Arguments: CLUSTER=NAME; for push and deploy also REGISTRY=, TAG= and COMPONENTS=.
+# `make` lists the targets. CLUSTER=NAME selects the cluster. push, deploy and undeploy also take REGISTRY= and TAG=;
+# deploy and undeploy take COMPONENTS=.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
@@ -13,7 +14,7 @@ include cluster/settings.mk
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## start a Kubernetes, run the four services on it and show what they do
+demo: ## start a cluster, run the four services on it and show what they do
 	@CLUSTER='$(CLUSTER)' cluster/demo.sh
 
 check: ## format, vet, lint and the unit tests that need no Kubernetes (under 2 minutes)
@@ -22,23 +23,26 @@ check: ## format, vet, lint and the unit tests that need no Kubernetes (under 2 
 test: ## everything that CI runs: check, all unit tests, end-to-end tests (about 25 minutes)
 	@test/run.sh
 
-lint: ## run golangci-lint (the first time 3 minutes)
+lint: ## run golangci-lint (3 minutes the first time)
 	@for m in . cluster proto/gen test/psa third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
 
-vuln: ## run govulncheck; needs vuln.go.dev, so make test leaves it out
+vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
 
 bench: ## compare pod/ with go-micro's plugin and selector, write test/bench/RESULTS.md (7 minutes)
 	@go run ./test/bench
 
-screenshots: ## take the pictures of the page in media/ again (2 minutes)
+screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
-cluster-up: ## start only the Kubernetes, without the services
+cluster-up: ## start only the cluster, without the services
 	@$(KUBE) up -name '$(CLUSTER)'
 
-cluster-down: ## stop it and remove everything it created
+cluster-down: ## stop the cluster and remove everything it created
 	@$(KUBE) down -name '$(CLUSTER)'
+
+cluster-%: # any other command of the launcher: make cluster-status, make cluster-node ARGS='ps ax'
+	@$(KUBE) $* -name '$(CLUSTER)' $(ARGS)
 
 build: ## build the four programs, static, for Linux
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s build || exit; done

@@ -20,7 +20,7 @@ type cgroup struct {
 	mount   string // where the hierarchy is mounted
 	fs      string // cgroup or cgroup2
 	options string // mount options that name the controllers of a version 1 hierarchy
-	dir     string // the cluster's cgroup: the node's own root of the hierarchy
+	dir     string // the cluster's cgroup, which the node sees as the root of the hierarchy
 }
 
 type cgroups []cgroup
@@ -75,7 +75,7 @@ func (all cgroups) make() error {
 				}
 			}
 		}
-		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // empty in a new cgroup of version 1
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // a new cgroup of version 1 has empty values
 			if b, err := os.ReadFile(filepath.Join(g.mount, f)); err == nil {
 				_ = os.WriteFile(filepath.Join(g.dir, f), b, 0)
 			}
@@ -127,7 +127,8 @@ func (all cgroups) remove() bool {
 	return gone
 }
 
-// removeCgroups removes the cgroups of a cluster whose processes are ending.
+// removeCgroups removes the cgroups of a cluster whose processes are ending. It
+// retries for up to 20 seconds.
 func removeCgroups(c *cluster) {
 	if os.Getuid() != 0 {
 		return
@@ -138,7 +139,7 @@ func removeCgroups(c *cluster) {
 }
 
 // startCgroupCleaner starts the process that removes the cgroups after the
-// supervisor has ended. The supervisor cannot do so itself: it is in them.
+// supervisor has ended. The supervisor cannot remove them, because it runs in them.
 func (c *cluster) startCgroupCleaner(lock *os.File) error {
 	parent, pipe, err := os.Pipe()
 	if err != nil {
@@ -156,8 +157,8 @@ func (c *cluster) startCgroupCleaner(lock *os.File) error {
 	return nil
 }
 
-// cgroupCleaner waits for the end of the pipe from the supervisor, file descriptor
-// 3, and removes the cgroups. It holds the lock, 4, until it has done so.
+// cgroupCleaner waits until the supervisor's pipe (file descriptor 3) closes, and
+// then removes the cgroups. It holds the lock (file descriptor 4) until it exits.
 func cgroupCleaner(args []string) error {
 	c, err := newCluster(args[0])
 	if err != nil {

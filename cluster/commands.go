@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,11 +16,11 @@ import (
 	"time"
 )
 
-var began = time.Now()
+var commandStart = time.Now()
 
-// progress prints a line with the seconds since the command began.
+// progress prints a line with the seconds since the command was started.
 func progress(format string, args ...any) {
-	fmt.Printf("[%5.1fs] %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Printf("[%5.1fs] %s\n", time.Since(commandStart).Seconds(), fmt.Sprintf(format, args...))
 }
 
 type upOptions struct{ controlPlane, foreground bool }
@@ -36,12 +37,18 @@ func (c *cluster) up(o upOptions) error {
 			return fmt.Errorf("starting cluster %q: it is already running, %s; stop it with `down` or use another -name", c.name, s.kind())
 		}
 		progress("cluster %q is already running: Kubernetes %s, %s", c.name, s.Version, s.kind())
-		c.printHint()
+		fmt.Print(c.hint(s))
 		return nil
 	} else if err != nil {
 		return err
 	}
 	defer lock.Close()
+	// Remove the files of a cluster that ended without cleaning up, such as when the machine
+	// restarted. Its old state would mislead other commands.
+	removeCgroups(c)
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
 	if err := preflight(o.controlPlane); err != nil {
 		return err
 	}
@@ -51,8 +58,7 @@ func (c *cluster) up(o upOptions) error {
 	if err != nil {
 		return err
 	}
-	removeCgroups(c) // of a cluster that ended with the machine
-	if err := errors.Join(os.RemoveAll(c.dir), makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
+	if err := errors.Join(makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
 	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, Tools: t}
@@ -67,7 +73,7 @@ func (c *cluster) up(o upOptions) error {
 	}
 	defer process.stop()
 	progress("cluster %q is ready", c.name)
-	c.printHint()
+	fmt.Print(c.hint(s))
 	if !o.foreground {
 		return process.detach()
 	}
@@ -81,8 +87,9 @@ func (c *cluster) up(o upOptions) error {
 	return c.down()
 }
 
-// lockOrReady locks the cluster. If another process is starting or stopping it,
-// lockOrReady waits until the cluster is ready, and returns errRunning, or gone.
+// lockOrReady locks the cluster. If another process is starting or stopping the cluster,
+// lockOrReady waits: it returns errRunning when the cluster is ready, and the lock when
+// the cluster has stopped.
 func (c *cluster) lockOrReady() (*os.File, error) {
 	for waiting := false; ; time.Sleep(50 * time.Millisecond) {
 		lock, err := c.lock()
@@ -96,19 +103,38 @@ func (c *cluster) lockOrReady() (*os.File, error) {
 	}
 }
 
-// printHint prints the commands that point kubectl to the cluster.
-func (c *cluster) printHint() {
+// hint returns the shell commands that point kubectl to the cluster.
+func (c *cluster) hint(s state) string {
+	var b strings.Builder
 	dir := c.dir
-	fmt.Println()
-	if strings.Contains(dir, ":") { // it separates the elements of KUBECONFIG and PATH
-		fmt.Printf("  cd %s\n", shellQuote(c.root))
+	b.WriteString("\n")
+	if strings.Contains(dir, ":") { // a colon separates the elements of KUBECONFIG and PATH, so use a relative path
+		fmt.Fprintf(&b, "  cd %s\n", shellQuote(c.root))
 		dir = filepath.Join(".cluster", c.name)
 	}
-	fmt.Printf("  export KUBECONFIG=%s\n", shellQuote(filepath.Join(dir, "kubeconfig")))
-	if _, err := exec.LookPath("kubectl"); err != nil {
-		fmt.Printf("  export PATH=%s:$PATH   # kubectl\n", shellQuote(filepath.Join(dir, "bin")))
+	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", shellQuote(filepath.Join(dir, "kubeconfig")))
+	if !kubectlFits(s.Version) {
+		fmt.Fprintf(&b, "  export PATH=%s:$PATH   # kubectl\n", shellQuote(filepath.Join(dir, "bin")))
 	}
-	fmt.Println()
+	b.WriteString("\n")
+	return b.String()
+}
+
+// kubectlFits reports whether PATH has a kubectl that may be used with this version of
+// Kubernetes: it may be one minor version older or newer
+// (https://kubernetes.io/releases/version-skew-policy/).
+func kubectlFits(version string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "kubectl", "version", "--client", "--output=json").Output()
+	var kubectl struct{ ClientVersion struct{ GitVersion string } }
+	if err != nil || json.Unmarshal(out, &kubectl) != nil {
+		return false
+	}
+	var major, minor, wantMajor, wantMinor int
+	_, err = fmt.Sscanf(kubectl.ClientVersion.GitVersion, "v%d.%d.", &major, &minor)
+	_, err2 := fmt.Sscanf(version, "v%d.%d.", &wantMajor, &wantMinor)
+	return err == nil && err2 == nil && major == wantMajor && minor >= wantMinor-1 && minor <= wantMinor+1
 }
 
 // shellQuote quotes a word for a POSIX shell if it needs quotes.
@@ -119,18 +145,23 @@ func shellQuote(word string) string {
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
-// down stops the cluster and removes its directory. It succeeds when the cluster
+// down stops the cluster and removes its directory. It also succeeds if the cluster
 // is not running.
 func (c *cluster) down() error {
-	s, _ := c.state()
 	lock, err := c.lock()
 	if errors.Is(err, errRunning) {
 		progress("stopping cluster %q", c.name)
-		if s.Supervisor > 0 {
-			_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
-		}
 		// Every process of the cluster holds the lock, so a free lock means that all have ended.
+		stopped := 0
 		for end := time.Now().Add(30 * time.Second); errors.Is(err, errRunning); lock, err = c.lock() {
+			s, _ := c.state() // there is no state while up is still building
+			if s.Supervisor > 0 && s.Supervisor != stopped {
+				stopped = s.Supervisor
+				_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
+			}
+			if time.Now().After(end) && s.Supervisor == 0 {
+				return fmt.Errorf("stopping cluster %q: another process is preparing to start it; interrupt that process", c.name)
+			}
 			if time.Now().After(end) {
 				return fmt.Errorf("stopping cluster %q: process %d or one of its children is still running; see %s", c.name, s.Supervisor, c.path("log", "supervisor.log"))
 			}
@@ -149,7 +180,7 @@ func (c *cluster) down() error {
 	return nil
 }
 
-// status prints what the cluster is and where it is reached.
+// status prints the cluster's version, start time, address and log directory.
 func (c *cluster) status() error {
 	s, err := c.running()
 	if err != nil {
@@ -158,7 +189,7 @@ func (c *cluster) status() error {
 	fmt.Printf("cluster     %s, %s, Kubernetes %s, up since %s\n", c.name, s.kind(), s.Version, s.Started.Format(time.DateTime))
 	fmt.Printf("API server  https://%s\n", s.API)
 	fmt.Printf("logs        %s\n", c.path("log"))
-	c.printHint()
+	fmt.Print(c.hint(s))
 	return nil
 }
 
@@ -167,13 +198,22 @@ func (c *cluster) kubectl(args []string) error {
 	if _, err := c.running(); err != nil {
 		return err
 	}
-	os.Setenv("KUBECACHEDIR", c.path("kubectl-cache")) // not ~/.kube/cache
-	// Not the variable KUBECONFIG: a colon in it separates two paths.
+	cache := c.path("kubectl-cache") // instead of ~/.kube/cache
+	if info, err := os.Stat(c.dir); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() { // root runs kubectl in another user's cluster: that user could not remove root's files
+			if cache, err = os.MkdirTemp("", "kubectl-cache-"); err != nil {
+				return err
+			}
+			defer os.RemoveAll(cache)
+		}
+	}
+	os.Setenv("KUBECACHEDIR", cache)
+	// A flag instead of the variable KUBECONFIG, in which a colon separates two paths.
 	return runInTerminal(c.path("bin", "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
 }
 
-// exitStatus is the error of a program that ran in the terminal and printed its own
-// message.
+// exitStatus is the error of a program that runInTerminal started and that has already
+// printed its own message.
 type exitStatus int
 
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }

@@ -15,7 +15,7 @@ import (
 )
 
 func TestNothingIsLeftOnTheHost(t *testing.T) {
-	ends := map[string]func(t *testing.T, root string){
+	endings := map[string]func(t *testing.T, root string){
 		"down": func(t *testing.T, root string) {
 			up(t, root)
 			runPod(t, root)
@@ -49,13 +49,13 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 			for delay := 10 * time.Millisecond; delay < 2*time.Second; delay *= 3 {
 				killSupervisorAt(t, root, delay)
 			}
-			if out, err := cli(t, root, "down"); err != nil { // for the cgroups, if there is no cleaner yet
+			if out, err := cli(t, root, "down"); err != nil { // removes the cgroups if the cgroup cleaner had not started yet
 				t.Fatalf("%v: %s", err, out)
 			}
 		},
 		"SIGINT to up in the foreground": func(t *testing.T, root string) {
-			provided(t)
-			cmd := launch(root, "up", "-foreground")
+			provideTools(t)
+			cmd := launcher(root, "up", "-foreground")
 			stdin, err := cmd.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -78,26 +78,26 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 			}
 		},
 	}
-	for name, end := range ends {
+	for name, end := range endings {
 		t.Run(name, func(t *testing.T) {
 			root := checkout(t)
-			provided(t)
-			t.Cleanup(func() { _, _ = cli(t, root, "down") }) // of a test that failed
-			before := host(t, root)
+			provideTools(t)
+			t.Cleanup(func() { _, _ = cli(t, root, "down") }) // in case the test fails
+			before := hostState(t, root)
 			end(t, root)
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
-			if after := host(t, root); after != before {
+			if after := hostState(t, root); after != before {
 				t.Errorf("the host has changed:\n%s", diff(before, after))
 			}
 		})
 	}
 }
 
-// signalUpAt sends up a signal some time after it has printed text, and waits for the
-// end of all processes.
+// signalUpAt starts up, sends it a signal when delay has passed since up printed text,
+// and waits until all processes have ended.
 func signalUpAt(t *testing.T, root, text string, delay time.Duration, signal syscall.Signal) {
 	t.Helper()
-	cmd := launch(root, "up")
+	cmd := launcher(root, "up")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -111,15 +111,16 @@ func signalUpAt(t *testing.T, root, text string, delay time.Duration, signal sys
 		}
 	}
 	if err := cmd.Wait(); err == nil {
-		t.Fatal("up succeeded: it did not get the signal in time")
+		t.Fatal("up succeeded: it did not receive the signal in time")
 	}
 	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 }
 
-// killSupervisorAt sends SIGKILL to the supervisor some time after up has started it.
+// killSupervisorAt starts up and sends SIGKILL to the supervisor when delay has passed
+// since up printed that it starts the cluster.
 func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 	t.Helper()
-	cmd := launch(root, "up")
+	cmd := launcher(root, "up")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -128,9 +129,9 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var said strings.Builder
+	var output strings.Builder
 	for lines := bufio.NewScanner(out); lines.Scan(); {
-		fmt.Fprintln(&said, lines.Text())
+		fmt.Fprintln(&output, lines.Text())
 		if strings.Contains(lines.Text(), "starting cluster") {
 			time.AfterFunc(delay, func() {
 				threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
@@ -144,32 +145,36 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 			})
 		}
 	}
-	if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "the supervisor ended") {
-		t.Errorf("up without its supervisor: %v: %s", err, said.String())
+	if err := cmd.Wait(); err == nil || !strings.Contains(output.String(), "the supervisor ended") {
+		t.Errorf("up without its supervisor: %v: %s", err, output.String())
 	}
 	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 }
 
-// A cluster works in a checkout with any path, also below what the node hides, and by
-// whatever path the checkout is reached.
+// A cluster works in a checkout with any path, also below a directory that the node
+// hides, and through a symbolic link to the checkout.
 func TestPaths(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	odd := filepath.Join("a b", "it's", `"q" $HOME \`, "ünï \u6587", "c:d", "{$PATH}%v", strings.Repeat("x", 100), strings.Repeat("y", 100))
-	for name, base := range map[string]string{"odd": t.TempDir(), "below run": "/run", "on tmpfs": "/dev/shm"} {
+	tmp := t.TempDir()
+	for name, bases := range map[string][2]string{"odd": {tmp, tmp}, "below run and on tmpfs": {"/run", "/dev/shm"}} {
 		t.Run(name, func(t *testing.T) {
-			dir, err := os.MkdirTemp(base, "k8s-micro-test-")
-			if err != nil {
-				t.Skipf("%v: run as root", err)
+			var dirs [2]string // of the checkout and of the cache
+			for i, base := range bases {
+				var err error
+				if dirs[i], err = os.MkdirTemp(base, "k8s-micro-test-"); err != nil {
+					t.Skipf("%v: run as root", err)
+				}
+				t.Cleanup(func() { os.RemoveAll(dirs[i]) })
 			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			root := filepath.Join(dir, odd)
+			dir, root := dirs[0], filepath.Join(dirs[0], odd)
 			checkoutIn(t, root)
-			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dir, "cache: of 'me'")))
+			t.Setenv("XDG_CACHE_HOME", copyOfCache(t, filepath.Join(dirs[1], "cache: of 'me'")))
 			link := filepath.Join(dir, "link")
 			if err := os.Symlink(root, link); err != nil {
 				t.Fatal(err)
 			}
-			before := host(t, root)
+			before := hostState(t, root)
 			up(t, root)
 			runPod(t, root)
 			image := filepath.Join(root, "an image")
@@ -177,15 +182,15 @@ func TestPaths(t *testing.T) {
 				os.WriteFile(filepath.Join(image, "f"), nil, 0o755)); err != nil {
 				t.Fatal(err)
 			}
-			cmd := launch(link, "load", "a/b:c="+image)
+			cmd := launcher(link, "load", "a/b:c="+image)
 			cmd.Env = append(os.Environ(), "PWD="+link)
 			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "loaded a/b:c") {
-				t.Errorf("load by way of a link: %v: %s", err, out)
+				t.Errorf("load through a link: %v: %s", err, out)
 			}
 			if out, err := cli(t, root, "forward", "default/kubernetes:443"); err != nil {
 				t.Errorf("forward: %v: %s", err, out)
 			}
-			// The printed commands work in a shell.
+			// The commands that status prints work in a shell.
 			status, err := cli(t, root, "status")
 			if err != nil {
 				t.Fatalf("status: %v: %s", err, status)
@@ -194,37 +199,74 @@ func TestPaths(t *testing.T) {
 			if out, err := exec.Command("sh", "-ec", hint+"\nPATH=.cluster/demo/bin:$PATH\ncd "+shellQuote(root)+"\nkubectl get pod pause -o name").CombinedOutput(); err != nil || string(out) != "pod/pause\n" {
 				t.Errorf("after %q: %v: %s", hint, err, out)
 			}
-			cmd = launch(link, "down")
+			cmd = launcher(link, "down")
 			cmd.Env = append(os.Environ(), "PWD="+link)
 			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("down by way of a link: %v: %s", err, out)
+				t.Errorf("down through a link: %v: %s", err, out)
+			}
+			if name == "odd" { // without a node, the components use the path itself
+				for _, args := range [][]string{{"up", "-control-plane"}, {"kubectl", "--", "get", "namespaces"}, {"down"}} {
+					if out, err := cli(t, root, args...); err != nil {
+						t.Errorf("with a control plane only, %q: %v: %s", args, err, out)
+					}
+				}
 			}
 			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
-			if after := host(t, root); after != before {
+			if after := hostState(t, root); after != before {
 				t.Errorf("the host has changed:\n%s", diff(before, after))
 			}
 		})
 	}
 }
 
+// The hint puts the cluster's kubectl into PATH when PATH contains no kubectl that works
+// with the cluster.
+func TestHintForKubectl(t *testing.T) {
+	c := demoCluster("/home/you/it's mine")
+	for script, want := range map[string]bool{
+		"":                  true,
+		"exit 1":            true,
+		"echo Client v1.37": true,
+		`echo '{"clientVersion":{"gitVersion":"v1.10.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.39.0"}}'`:   true,
+		`echo '{"clientVersion":{"gitVersion":"v1.36.5"}}'`:   false,
+		`echo '{"clientVersion":{"gitVersion":"v1.38.0+x"}}'`: false,
+	} {
+		dir := t.TempDir()
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Setenv("PATH", dir)
+		hint := c.hint(state{Version: "v1.37.2"})
+		if got := strings.Contains(hint, `export PATH='/home/you/it'\''s mine/.cluster/demo/bin':$PATH`); got != want {
+			t.Errorf("with a kubectl that does %q the hint is %s, want PATH in it: %v", script, hint, want)
+		}
+	}
+}
+
 // copyOfCache copies the cache to dir/k8s-micro and returns dir.
 func copyOfCache(t *testing.T, dir string) string {
 	t.Helper()
-	cache := cacheOf(t)
+	cache := testCache(t)
 	if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -al "$1" "$2/" 2>/dev/null || cp -a "$1" "$2/"`, "sh", cache, dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return dir
 }
 
-// Without room for its files, or without the right to write them, up says so and leaves
-// nothing.
+// Without space for its files, or without permission to write them, up returns an error
+// with the cause and leaves no process.
 func TestCheckoutWithoutRoom(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount")
 	}
-	provided(t)
+	provideTools(t)
+	t.Setenv("K8S_MICRO_TEST_CACHE", t.TempDir())
 	for _, c := range []struct{ name, mount, want string }{
+		{"full cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; export XDG_CACHE_HOME="$K8S_MICRO_TEST_CACHE"`, " 0.0 GB free in "},
+		{"full build cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; mkdir "$K8S_MICRO_TEST_CACHE/go"; export XDG_CACHE_HOME="$PWD" GOCACHE="$K8S_MICRO_TEST_CACHE/go"`, ` 0.0 GB free in "`},
 		{"read-only", "mount --bind . . && mount -o remount,ro,bind .", "read-only file system; the checkout must be writable"},
 		{"full", "mkdir .cluster && mount -t tmpfs -o size=100k tmpfs .cluster", "no space left on device"},
 	} {
@@ -242,14 +284,14 @@ func TestCheckoutWithoutRoom(t *testing.T) {
 }
 
 func TestClustersAreIndependent(t *testing.T) {
-	one, two := checkout(t), checkout(t)
+	first, second := checkout(t), checkout(t)
 	home := t.TempDir()
 	t.Setenv("KUBECONFIG", filepath.Join(home, "mine"))
-	t.Setenv("XDG_CACHE_HOME", filepath.Dir(cacheOf(t)))
+	t.Setenv("XDG_CACHE_HOME", filepath.Dir(testCache(t)))
 	t.Setenv("HOME", home)
-	a, b := up(t, one), up(t, two)
-	runPod(t, one)
-	if out, err := cli(t, two, "kubectl", "--", "get", "pods", "-o", "name"); err != nil || out != "" && !strings.Contains(out, "No resources") {
+	a, b := up(t, first), up(t, second)
+	runPod(t, first)
+	if out, err := cli(t, second, "kubectl", "--", "get", "pods", "-o", "name"); err != nil || out != "" && !strings.Contains(out, "No resources") {
 		t.Errorf("the other cluster has pods %q, %v", out, err)
 	}
 	sa, _ := a.state()
@@ -257,14 +299,14 @@ func TestClustersAreIndependent(t *testing.T) {
 	if sa.API == sb.API {
 		t.Errorf("both clusters listen on %s", sa.API)
 	}
-	if out, err := cli(t, one, "up"); err != nil || !strings.Contains(out, "is already running") {
+	if out, err := cli(t, first, "up"); err != nil || !strings.Contains(out, "is already running") {
 		t.Errorf("second up: %v: %s", err, out)
 	}
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the user's kubeconfig was touched: %v", err)
+		t.Errorf("up created the user's kubeconfig: %v", err)
 	}
 	if left, err := os.ReadDir(home); err != nil || len(left) > 0 {
 		t.Errorf("the user's home has %v, %v", left, err)
 	}
-	checkForward(t, one, two)
+	checkForward(t, first, second)
 }

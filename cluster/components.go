@@ -16,16 +16,15 @@ import (
 	"time"
 )
 
-// components runs the processes of a cluster, each with a log file, and restarts a
-// process that ends. While the cluster starts, a process that ends is an error
-// instead, which await returns.
+// components runs the processes of a cluster, each with a log file. It restarts a
+// process that ends, but not while the cluster starts: then await returns an error.
 type components struct {
 	logs    string // directory
 	env     []string
 	files   []*os.File // file descriptors 3 and up of every process
 	mu      sync.Mutex
 	restart bool
-	broken  chan error // the first process that ended while the cluster started
+	exited  chan error // the error of the first process that ended while the cluster started
 	done    chan struct{}
 	wait    sync.WaitGroup
 }
@@ -33,12 +32,12 @@ type components struct {
 // newComponents returns an empty set of components that inherit this process's
 // environment, env and files.
 func newComponents(logs string, env []string, files ...*os.File) *components {
-	// Components connect to each other only, never through the user's proxy.
+	// Components connect only to each other, so they must not use the user's proxy.
 	env = append(append(os.Environ(), "NO_PROXY=*", "no_proxy=*"), env...)
-	return &components{logs: logs, env: env, files: files, broken: make(chan error, 1), done: make(chan struct{})}
+	return &components{logs: logs, env: env, files: files, exited: make(chan error, 1), done: make(chan struct{})}
 }
 
-// start runs program until stop is called.
+// start runs program in the background until stop is called.
 func (p *components) start(name, program string, args ...string) {
 	p.wait.Go(func() {
 		runtime.LockOSThread() // as endWithParent requires
@@ -54,8 +53,8 @@ func (p *components) start(name, program string, args ...string) {
 			p.mu.Unlock()
 			if !restart {
 				select {
-				case p.broken <- err:
-				default: // another process ended before
+				case p.exited <- err:
+				default: // another process has ended earlier
 				}
 				return
 			}
@@ -69,8 +68,8 @@ func (p *components) start(name, program string, args ...string) {
 	})
 }
 
-// run starts a process once and waits for its end. The error has the name of its log
-// and the last line in it.
+// run starts a process once and waits until it ends. The error contains the name of the
+// process's log and the last line of that log.
 func (p *components) run(name, program string, args []string) error {
 	path := filepath.Join(p.logs, name+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o644)
@@ -107,37 +106,38 @@ func (p *components) run(name, program string, args []string) error {
 }
 
 // await waits until ok returns true. It returns an error after a minute, when ctx
-// ends, or when a component ends.
-func (p *components) await(ctx context.Context, what string, ok func() bool) error {
+// ends, or when a component ends. The error contains the description.
+func (p *components) await(ctx context.Context, description string, ok func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for !ok() {
 		select {
-		case err := <-p.broken:
+		case err := <-p.exited:
 			return err
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+			return fmt.Errorf("waiting for %s: %w", description, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 	return nil
 }
 
-// started marks the end of starting: from now on a process that ends is restarted.
+// started records that the cluster has started: components now restarts a process that
+// ends. It returns the error of a process that ended before.
 func (p *components) started() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.restart = true
 	select {
-	case err := <-p.broken:
+	case err := <-p.exited:
 		return err
 	default:
 		return nil
 	}
 }
 
-// stop sends SIGINT to every process, SIGKILL 3 seconds later, and waits for their
-// end.
+// stop sends SIGINT to every process, SIGKILL 3 seconds later, and waits until all
+// have ended.
 func (p *components) stop() {
 	close(p.done)
 	p.wait.Wait()

@@ -11,8 +11,8 @@ import (
 	"text/template"
 )
 
-// templates are the configuration files of the components. Those in templates/etc
-// have the names and places that they have in the cluster's etc directory.
+// templates are the configuration files of the components. Templates in templates/etc
+// have the same paths as the files that writeConfig writes to the cluster's etc directory.
 //
 //go:embed all:templates
 var templates embed.FS
@@ -23,7 +23,7 @@ var pauseDockerfile []byte
 //go:embed pause/main.go
 var pauseSource []byte
 
-// nodeConfig is what the templates in templates/etc may use.
+// nodeConfig is the data that the templates in templates/etc may use.
 type nodeConfig struct {
 	Etc, PKI         string // directories
 	CNIPlugins, Runc string // directory and program

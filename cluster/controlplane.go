@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// controlPlane is etcd and kube-apiserver of a cluster, with a node or without.
+// controlPlane runs etcd and kube-apiserver of a cluster, with or without a node.
 type controlPlane struct {
 	*cluster
-	kube     string // directory of the programs of Kubernetes
-	ip       string // kube-apiserver listens on it, and the other components connect to it
+	kube     string // directory that contains the programs of Kubernetes
+	ip       string // address on which kube-apiserver listens and to which the other components connect
 	port     int
 	etcdPort int
 	pki      *pki
@@ -26,7 +26,7 @@ type controlPlane struct {
 
 const (
 	serviceCIDR = "10.96.0.0/16"
-	serviceIP   = "10.96.0.1" // of the Service "kubernetes": the first of serviceCIDR
+	serviceIP   = "10.96.0.1" // address of the Service "kubernetes": the first address of serviceCIDR
 )
 
 func (cp *controlPlane) server() string          { return fmt.Sprintf("https://%s:%d", cp.ip, cp.port) }
@@ -57,7 +57,7 @@ func (cp *controlPlane) writeFiles() (err error) {
 func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	etcd := fmt.Sprintf("https://127.0.0.1:%d", cp.etcdPort)
 	data, endpoints := "/var/lib/etcd", "lease"
-	if cp.ip == "127.0.0.1" { // without a node no pod uses the Service "kubernetes", and an endpoint may not be a loopback address
+	if cp.ip == "127.0.0.1" { // an endpoint may not be a loopback address, and without a node no pod uses the Service "kubernetes"
 		data, endpoints = cp.path("etcd"), "none"
 	}
 	p.start("etcd", filepath.Join(cp.kube, "etcd"), "--data-dir="+data, "--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
@@ -66,7 +66,7 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 		"--peer-cert-file="+cp.cert("etcd.crt"), "--peer-key-file="+cp.cert("etcd.key"), "--peer-trusted-ca-file="+cp.cert("ca.crt"), "--peer-client-cert-auth",
 		"--unsafe-no-fsync",                                       // the data is deleted with the cluster
 		"--log-level=warn", "--warning-unary-request-duration=1s") // a busy laptop exceeds the default of 300 ms
-	// kube-apiserver waits for etcd too, but it retries seconds apart.
+	// kube-apiserver would also wait for etcd, but its retries are seconds apart.
 	if err := p.await(ctx, "etcd", cp.probe("apiserver-etcd", etcd+"/readyz")); err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	return p.await(ctx, "kube-apiserver", cp.probe("client-kubeconfig", cp.server()+"/readyz"))
 }
 
-// probe returns a function that reports whether url answers with a status of 2xx.
+// probe returns a function that reports whether a request to url returns a status of 2xx.
 func (cp *controlPlane) probe(cert, url string) func() bool {
 	request := cp.client(cert)
 	return func() bool { _, err := request("GET", url, ""); return err == nil }

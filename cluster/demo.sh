@@ -1,11 +1,11 @@
 #!/bin/sh
 # Runs the walk-through of README.md: starts a cluster, loads the four images and
-# applies the manifests. It prints each command before it runs it. A second run
-# only does what has changed.
+# applies the manifests. It prints each command before it runs the command. A second
+# run loads and restarts only the services that have changed.
 set -eu
 cd "$(dirname "$0")/.."
 
-# The flags of the Makefile, so that the launcher and the services share compiled
+# The same flags as in settings.mk, so that the launcher and the services share compiled
 # packages. With GOGC=400 the compiler collects garbage less often: the first run is
 # a minute shorter.
 export CGO_ENABLED=0 GOFLAGS=-trimpath GOGC=400
@@ -18,7 +18,7 @@ launcher() { # command, arguments
 	shift
 	go run -C cluster . "$command" -name "$cluster" "$@"
 }
-kubectl() { "$dir/bin/kubectl" "$@"; } # of the cluster's version, whichever is in PATH
+kubectl() { "$dir/bin/kubectl" "$@"; } # always the cluster's version, not the kubectl in PATH
 title() { printf '\n== %s\n' "$*"; }
 show() {
 	printf '\n$ %s\n' "$*"
@@ -27,13 +27,13 @@ show() {
 
 cat <<'WELCOME'
 k8s-micro: four Go-Micro services on a Kubernetes of their own.
-The first run downloads and builds Kubernetes itself: up to 10 minutes on two cores.
-Every later one, in any clone, takes under 40 seconds.
+The first run downloads and builds Kubernetes itself: 7 to 16 minutes on two cores.
+Every later run, in any clone, takes less than a minute.
 WELCOME
 
 title 'A cluster'
 launcher up
-export KUBECONFIG="$dir/kubeconfig" KUBECACHEDIR="$dir/kubectl-cache" # relative: a path in KUBECONFIG cannot contain a colon
+export KUBECONFIG="$dir/kubeconfig" KUBECACHEDIR="$dir/kubectl-cache" # relative, because the checkout's path may contain a colon, which separates paths in KUBECONFIG
 
 title 'Four programs, four images'
 changed=
@@ -52,7 +52,7 @@ show kubectl apply -f k8s/namespace.yaml
 show kubectl apply -f k8s/configmap-rbac.yaml
 show kubectl apply -f k8s/pod-rbac.yaml
 show kubectl apply -f k8s/pod-policy.yaml
-for s in $changed; do # under the same tag, so a pod must start again to use the new image
+for s in $changed; do # the tag stays the same, so a pod uses the new image only after a restart
 	case $s in
 	go-micro-config) kubectl delete pod -n go-micro "$s" --ignore-not-found >/dev/null ;;
 	*) kubectl get deployment -n go-micro "$s" >/dev/null 2>&1 && kubectl rollout restart -n go-micro "deployment/$s" ;;
@@ -75,7 +75,7 @@ done
 kubectl wait -n go-micro pod/go-micro-config --for=jsonpath='{.status.phase}'=Succeeded --timeout=2m
 show kubectl get pods -n go-micro -o wide
 
-pod() { # prints the name of a pod of a service that is not terminating
+pod() { # prints the name of a pod of the service $1 that is not terminating
 	kubectl get pods -n go-micro -l "app=$1" --field-selector=status.phase=Running \
 		-o go-template='{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}}{{"\n"}}{{end}}{{end}}' | sed -n 1p # unlike head, sed reads all of kubectl's output
 }
@@ -125,5 +125,5 @@ See the registry in a browser, as it changes: http://$page/registry/
   kubectl scale deployment go-micro-srv -n go-micro --replicas=5
   kubectl rollout restart deployment go-micro-srv -n go-micro
 
-Stop it, and leave nothing: $down
+Stop the cluster and remove everything it created: $down
 MORE

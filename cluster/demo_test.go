@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// make demo works in an odd path, without a network, with a proxy, locale, umask, limit
-// of open files and kubectl that would break it, and with its port taken. Run again
-// after a change of one service and the death of the API server, it replaces the pods
-// of that service.
+// make demo works in an odd path and without a network, although the proxy, the locale,
+// the umask, the limit of open files and the kubectl in PATH are unusual and its port is
+// taken. A second run, after a change of one service and after SIGKILL of the API server,
+// replaces the pods of that service.
 func TestDemoInAHostileEnvironment(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	root := filepath.Join(t.TempDir(), "it's", `a "copy" of: $HOME`)
 	copyCheckoutTo(t, root, 0o077)
 	tools := t.TempDir()

@@ -17,11 +17,11 @@ import (
 var serviceArgument = regexp.MustCompile(`^[a-z0-9-]+/[a-z0-9-]+:([0-9]+)$`)
 
 // forward makes a Service reachable on the host's loopback until the cluster
-// stops, and prints the address. The port is the Service's if that is free. A
-// second call for the same Service prints the same address.
+// stops, and prints the address. The port is the Service's port if it is free on the
+// host. A second call for the same Service prints the same address.
 //
-// The listener belongs to the host's network namespace. The node manager receives
-// it and dials the Service from inside the node, anew for each connection.
+// forward opens the listener in the host's network namespace and sends it to the node
+// manager. For each connection, the node manager dials the Service from inside the node.
 func (c *cluster) forward(args []string) error {
 	s, err := c.running()
 	if err != nil {
@@ -58,7 +58,7 @@ func (c *cluster) forward(args []string) error {
 	}
 	address, err := io.ReadAll(conn)
 	if err == nil && len(address) == 0 {
-		err = errors.New("the node manager refused it")
+		err = errors.New("the node manager refused the listener")
 	}
 	if err != nil {
 		return fmt.Errorf("forwarding %q: %w; see %s", args[0], err, c.path("log", "supervisor.log"))
@@ -67,11 +67,11 @@ func (c *cluster) forward(args []string) error {
 	return nil
 }
 
-// receiveForwards accepts the listeners that forward sends, each with its Service,
-// and answers with the address at which the Service is reached.
+// receiveForwards receives a listener and the name of its Service from each call of
+// forward, and answers with the address on the host that leads to the Service.
 func receiveForwards(socket *net.UnixListener) {
 	var mu sync.Mutex
-	open := map[string]string{} // Service to address on the host, while its forwarder runs
+	open := map[string]string{} // maps a Service to its address on the host while its forwarder runs
 	receive := func(conn *net.UnixConn) error {
 		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
@@ -122,7 +122,7 @@ func receiveForwards(socket *net.UnixListener) {
 	}
 }
 
-// nodeDialer dials from inside the node and resolves names of Services.
+// nodeDialer dials from inside the node and resolves the names of Services with CoreDNS.
 var nodeDialer = net.Dialer{Timeout: 5 * time.Second, Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, network, nodeIP+":53")
 }}}

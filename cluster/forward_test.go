@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// checkForward reaches a Service of each of two clusters from the host, also after
-// the Service was deleted and created again, until its cluster stops.
-func checkForward(t *testing.T, one, two string) {
+// checkForward checks that a forwarded Service of each of two clusters answers on the
+// host, also after the Service was deleted and created again, until its cluster stops.
+func checkForward(t *testing.T, first, second string) {
 	t.Helper()
 	service := filepath.Join(t.TempDir(), "service.yaml")
 	if err := os.WriteFile(service, []byte(`{apiVersion: v1, kind: List, items: [
@@ -36,34 +36,34 @@ func checkForward(t *testing.T, one, two string) {
 		}
 		return err == nil && resp.StatusCode == http.StatusBadRequest
 	}
-	var at []string
-	for _, root := range []string{one, two, one} {
+	var addresses []string
+	for _, root := range []string{first, second, first} {
 		out, err := cli(t, root, "forward", "default/api:19200")
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		at = append(at, strings.TrimSpace(out))
+		addresses = append(addresses, strings.TrimSpace(out))
 	}
-	if at[0] != "127.0.0.1:19200" || at[1] == at[0] || at[2] != at[0] {
-		t.Errorf("forwarded to %q, want 127.0.0.1:19200, another port, and the first again", at)
+	if addresses[0] != "127.0.0.1:19200" || addresses[1] == addresses[0] || addresses[2] != addresses[0] {
+		t.Errorf("forwarded to %q, want 127.0.0.1:19200, another port, and the first address again", addresses)
 	}
-	create(one)
-	create(two)
-	for _, address := range at {
+	create(first)
+	create(second)
+	for _, address := range addresses {
 		eventually(t, 20*time.Second, "an answer at "+address, func() bool { return answers(address) })
 	}
-	if out, err := cli(t, one, "kubectl", "--", "delete", "-f", service); err != nil {
+	if out, err := cli(t, first, "kubectl", "--", "delete", "-f", service); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	create(one) // with another cluster IP
-	eventually(t, 40*time.Second, "an answer of the Service created again", func() bool { return answers(at[0]) })
-	if out, err := cli(t, one, "down"); err != nil {
+	create(first) // the new Service has another cluster IP
+	eventually(t, 40*time.Second, "an answer of the Service created again", func() bool { return answers(addresses[0]) })
+	if out, err := cli(t, first, "down"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if _, err := net.Dial("tcp", at[0]); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("dialing %s after its cluster stopped: %v, want connection refused", at[0], err)
+	if _, err := net.Dial("tcp", addresses[0]); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dialing %s after its cluster stopped: %v, want connection refused", addresses[0], err)
 	}
-	if !answers(at[1]) {
+	if !answers(addresses[1]) {
 		t.Error("the Service of the other cluster does not answer any more")
 	}
 }

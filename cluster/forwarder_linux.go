@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// maxForwarded is the number of connections that one forwarder carries at a time.
+// maxForwarded limits the connections that one forwarder carries at a time.
 const maxForwarded = 1000
 
-// forwarder carries the connections that a listener accepts to a TCP address.
+// forwarder forwards the connections that a listener accepts to a TCP address.
 type forwarder struct {
 	address string
 	dial    func(network, address string) (net.Conn, error)
@@ -21,9 +21,9 @@ func newForwarder(address string) *forwarder {
 	return &forwarder{address: address, dial: nodeDialer.Dial, slots: make(chan struct{}, maxForwarded)}
 }
 
-// run returns when the listener is closed. It retries after every other error, such
-// as too many open files: a listener that nobody accepts from would look like a
-// Service that does not answer. It closes connections beyond maxForwarded at once.
+// run accepts connections until the listener is closed. It retries after every other
+// error, such as too many open files: if it returned, the Service would seem not to
+// answer. It immediately closes connections beyond maxForwarded.
 func (f *forwarder) run(l net.Listener) {
 	failures := 0
 	for {
@@ -51,7 +51,7 @@ func (f *forwarder) run(l net.Listener) {
 	}
 }
 
-// carry copies in both directions until both sides have closed.
+// carry dials the address and copies in both directions until both sides have closed.
 func (f *forwarder) carry(client net.Conn) {
 	defer client.Close()
 	server, err := f.dial("tcp", f.address)
@@ -67,13 +67,12 @@ func (f *forwarder) carry(client net.Conn) {
 		_ = server.(*net.TCPConn).CloseWrite()
 	}()
 	copyBytes(client, server)
-	client.Close() // ends the other direction, whose client may never close
+	client.Close() // ends the copy from the client, which may never close its side
 	<-sent
 }
 
 // copyBytes copies without the splice system call, which io.Copy would use between
-// TCP connections: it keeps a pipe for each direction open until the next garbage
-// collections.
+// TCP connections: splice keeps a pipe for each direction open until garbage collection.
 func copyBytes(to io.Writer, from io.Reader) {
 	_, _ = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 16<<10))
 }

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// startForwarder forwards to a server that returns what it receives, for at most
-// limit connections, and returns the address to connect to.
+// startForwarder starts a forwarder of at most limit connections to an echo server, and
+// returns the address to connect to. wrap may change the forwarder's listener.
 func startForwarder(t *testing.T, limit int, wrap func(net.Listener) net.Listener) (address string) {
 	t.Helper()
 	var listeners [2]net.Listener
@@ -59,8 +59,8 @@ func startForwarder(t *testing.T, limit int, wrap func(net.Listener) net.Listene
 
 func unwrapped(l net.Listener) net.Listener { return l }
 
-// echo sends a line over a new connection, returns the connection, and an error
-// unless the line comes back.
+// echo opens a connection and sends five bytes. It returns the connection, and an error
+// unless the bytes come back.
 func echo(t *testing.T, address string) (net.Conn, error) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -78,7 +78,8 @@ func echo(t *testing.T, address string) (net.Conn, error) {
 	return conn, err
 }
 
-// failingListener fails before it accepts, as when the process has too many open files.
+// failingListener returns a number of errors before it accepts connections, like a
+// process with too many open files.
 type failingListener struct {
 	net.Listener
 	failures atomic.Int32
@@ -126,12 +127,12 @@ func TestForwarderLimitsConnections(t *testing.T) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("after the others closed: %v", err)
+			t.Fatalf("after the other connections were closed: %v", err)
 		}
 	}
 }
 
-// TestForwarderKeepsNoPipes counts what 200 connections leave open.
+// TestForwarderKeepsNoPipes counts the pipes that 200 connections leave open.
 func TestForwarderKeepsNoPipes(t *testing.T) {
 	pipes := func() (n int) {
 		all, _ := filepath.Glob("/proc/self/fd/*")

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// idMapping maps 65,536 users and groups into the node's user namespace: the
-// caller to 0, and the caller's ranges of /etc/subuid and /etc/subgid to the
-// others, so that pods may run as any user.
+// idMapping maps 65,536 users and groups into the node's user namespace, so that pods
+// may run as any user: the caller becomes 0, and the caller's ranges in /etc/subuid and
+// /etc/subgid become 1 to 65535.
 type idMapping struct{ newuidmap, newgidmap, uids, gids string }
 
 func newIDMapping() (*idMapping, error) {
@@ -47,7 +47,7 @@ func subordinateIDs(file, name string) string {
 	return ""
 }
 
-// apply writes the mapping of the process that owns a new user namespace.
+// apply writes the mapping for the process pid, which owns a new user namespace.
 func (m *idMapping) apply(pid int) error {
 	for _, c := range [][]string{
 		{m.newuidmap, strconv.Itoa(pid), "0", strconv.Itoa(os.Getuid()), "1", "1", m.uids, "65535"},

@@ -12,11 +12,12 @@ import (
 	"time"
 )
 
-const ordinary = 4242 // an unused user id
+const ordinaryUID = 4242 // unused on the host
 
 // asOrdinaryUser returns a command that runs cmd as an ordinary user, "micro". The
 // user exists only in the command's mount namespace, which has its own /etc/passwd,
-// /etc/subuid and /etc/subgid, shares no file with others and may open 1024. When the test is not run by root it returns cmd.
+// /etc/subuid and /etc/subgid. The command has umask 077 and may open 1024 files. If
+// root does not run the test, asOrdinaryUser returns cmd.
 func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -24,7 +25,7 @@ func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
 	}
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"passwd": fmt.Sprintf("root:x:0:0::/root:/bin/sh\nmicro:x:%d:%d::%s:/bin/sh\n", ordinary, ordinary, root),
+		"passwd": fmt.Sprintf("root:x:0:0::/root:/bin/sh\nmicro:x:%d:%d::%s:/bin/sh\n", ordinaryUID, ordinaryUID, root),
 		"subuid": "micro:200000:65536\n", "subgid": "micro:200000:65536\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -34,7 +35,7 @@ func asOrdinaryUser(t *testing.T, root string, cmd *exec.Cmd) *exec.Cmd {
 	script := fmt.Sprintf(`set -e
 for f in passwd subuid subgid; do [ -e /etc/$f ] || : > /etc/$f; mount -n --bind %[1]s/$f /etc/$f; done
 umask 077; ulimit -n 1024
-exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinary)
+exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinaryUID)
 	args := append([]string{"-m", "--propagation", "private", "sh", "-c", script, "sh", cmd.Path}, cmd.Args[1:]...)
 	user := exec.Command("unshare", args...)
 	user.Dir = cmd.Dir
@@ -42,8 +43,8 @@ exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinary)
 	return user
 }
 
-// uidmap puts newuidmap into PATH, from Debian's package if the host has none.
-func uidmap(t *testing.T) {
+// provideUidmap puts newuidmap into PATH, from Debian's package if the host has none.
+func provideUidmap(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("newuidmap"); err == nil {
 		return
@@ -56,8 +57,8 @@ func uidmap(t *testing.T) {
 	if err != nil || got["newuidmap"] == "" {
 		t.Fatalf("newuidmap is missing: install the package uidmap: %v", err)
 	}
-	// The program is setuid, its wrapper is not; it needs no library of the package. An
-	// ordinary user cannot enter root's cache.
+	// Copy the program itself, because its wrapper is not setuid; the program needs no
+	// library of the package. An ordinary user cannot enter root's cache.
 	dir := filepath.Join(filepath.Dir(program), "uidmap")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -71,29 +72,29 @@ func uidmap(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// TestOrdinaryUser runs a cluster without root: a pod of another user works, and
-// SIGKILL of the supervisor leaves nothing behind.
+// TestOrdinaryUser runs a cluster without root: a pod that runs as another user works,
+// and after SIGKILL of the supervisor nothing is left.
 func TestOrdinaryUser(t *testing.T) {
-	uidmap(t)
-	provided(t)
+	provideUidmap(t)
+	provideTools(t)
 	root := checkoutIn(t, filepath.Join(checkout(t), "it's a checkout"))
 	cache, err := cacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if os.Getuid() == 0 { // a copy of the cache
+	if os.Getuid() == 0 { // the ordinary user needs a copy of root's cache
 		for _, c := range [][]string{{"mkdir", "-p", filepath.Join(root, "cache")}, {"cp", "-a", cache, filepath.Join(root, "cache")},
-			{"chown", "-R", fmt.Sprint(ordinary), root}} {
+			{"chown", "-R", fmt.Sprint(ordinaryUID), root}} {
 			if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
 				t.Fatalf("%q: %v: %s", c, err, out)
 			}
 		}
 	}
-	before := host(t, root)
-	if out, err := asOrdinaryUser(t, root, launch(root, "up")).CombinedOutput(); err != nil {
+	before := hostState(t, root)
+	if out, err := asOrdinaryUser(t, root, launcher(root, "up")).CombinedOutput(); err != nil {
 		t.Fatalf("up: %v: %s", err, out)
 	}
-	c := demoOf(root)
+	c := demoCluster(root)
 	s, err := c.state()
 	if err != nil {
 		t.Fatal(err)
@@ -106,25 +107,25 @@ func TestOrdinaryUser(t *testing.T) {
 	if out, err := cli(t, root, "kubectl", "--", "logs", "pause"); err != nil {
 		t.Errorf("logs: %v: %s", err, out)
 	}
-	address, err := asOrdinaryUser(t, root, launch(root, "forward", "default/kubernetes:443")).Output()
+	address, err := asOrdinaryUser(t, root, launcher(root, "forward", "default/kubernetes:443")).Output()
 	if err != nil {
 		t.Fatalf("forward: %v: %s", err, address)
 	}
-	eventually(t, 20*time.Second, "the API server by its Service", func() bool {
+	eventually(t, 20*time.Second, "the API server through its Service", func() bool {
 		resp, err := http.Get("http://" + strings.TrimSpace(string(address)))
 		if err == nil {
 			resp.Body.Close()
 		}
-		return err == nil && resp.StatusCode == http.StatusBadRequest // it wants TLS
+		return err == nil && resp.StatusCode == http.StatusBadRequest // the API server expects TLS
 	})
 	if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
-	if after := host(t, root); after != before {
+	if after := hostState(t, root); after != before {
 		t.Errorf("the host has changed:\n%s", diff(before, after))
 	}
-	if out, err := asOrdinaryUser(t, root, launch(root, "down")).CombinedOutput(); err != nil || exists(c.dir) {
+	if out, err := asOrdinaryUser(t, root, launcher(root, "down")).CombinedOutput(); err != nil || exists(c.dir) {
 		t.Errorf("down after the kill: %v: %s", err, out)
 	}
 }
@@ -133,11 +134,11 @@ func TestOrdinaryUser(t *testing.T) {
 func TestOrdinaryUserWithoutUidmap(t *testing.T) {
 	root := checkout(t)
 	if os.Getuid() == 0 {
-		if err := os.Chown(root, ordinary, ordinary); err != nil {
+		if err := os.Chown(root, ordinaryUID, ordinaryUID); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := asOrdinaryUser(t, root, launch(root, "up"))
+	cmd := asOrdinaryUser(t, root, launcher(root, "up"))
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}

@@ -23,7 +23,7 @@ func (c *cluster) load(args []string) error {
 		return err
 	}
 	if s.ControlPlane {
-		return fmt.Errorf("loading images into cluster %q: it has no node to run them", c.name)
+		return fmt.Errorf("loading images into cluster %q: it has no node to run images on", c.name)
 	}
 	if len(args) == 0 {
 		return errors.New("loading images: no image named; want IMAGE=DIR, such as 846602483/go-micro-srv:kubernetes=go-micro-srv")
@@ -60,8 +60,8 @@ func (c *cluster) load(args []string) error {
 	return nil
 }
 
-// dialRegistry connects to the cluster's registry, which accepts images on a Unix
-// socket only the cluster's owner can reach.
+// dialRegistry connects to the cluster's registry. The registry accepts images on a
+// Unix socket that only the cluster's owner can reach.
 func (c *cluster) dialRegistry(ctx context.Context) (net.Conn, error) {
 	address, done, err := c.socket("registry.sock")
 	if err != nil {
@@ -75,7 +75,7 @@ func (c *cluster) dialRegistry(ctx context.Context) (net.Conn, error) {
 	return conn, err
 }
 
-// compressedSize is the number of bytes of all layers as a registry stores them.
+// compressedSize returns the number of bytes of all layers as a registry stores them.
 func compressedSize(img v1.Image) (total int64, err error) {
 	layers, err := img.Layers()
 	for _, l := range layers {

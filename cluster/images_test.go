@@ -25,8 +25,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// The same files give the same images: in a source archive, and in a git repository
-// at another path with another umask.
+// The same files give the same images, whether they come from a source archive or from a
+// git repository at another path with another umask.
 func TestSameFilesSameImages(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds 8 programs: run without -short")
@@ -43,7 +43,7 @@ func TestSameFilesSameImages(t *testing.T) {
 			for _, p := range pull(t, fmt.Sprintf("%s/%s:%d", host, s, i)) {
 				digests[i] += fmt.Sprintf("%s for %s: %s, SBOM %s\n", s, p.platform, digest(t, p.image), digest(t, p.sbom))
 				if i == 0 {
-					check(t, s, p)
+					checkImage(t, s, p)
 				}
 			}
 		}
@@ -54,7 +54,8 @@ func TestSameFilesSameImages(t *testing.T) {
 	t.Log(digests[0])
 }
 
-// authorizedRegistry starts a registry with a password and stores it as docker login does.
+// authorizedRegistry starts a registry that requires a password, and stores the password
+// as docker login does.
 func authorizedRegistry(t *testing.T) (host string) {
 	t.Helper()
 	open := registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0)))
@@ -139,8 +140,8 @@ func digest(t *testing.T, img v1.Image) v1.Hash {
 	return d
 }
 
-// check checks what the images of all services have in common.
-func check(t *testing.T, service string, p pulled) {
+// checkImage checks the properties that the images of all services have in common.
+func checkImage(t *testing.T, service string, p pulled) {
 	t.Helper()
 	config, err := p.image.ConfigFile()
 	if err != nil {
@@ -241,7 +242,8 @@ func sbomModules(t *testing.T, sbom []byte) []string {
 	return all
 }
 
-// copyOfCheckout copies the files that git has or would add, with the modes that umask allows.
+// copyOfCheckout copies the files of this checkout that git tracks or would add, with the
+// modes that umask allows.
 func copyOfCheckout(t *testing.T, umask os.FileMode) string {
 	t.Helper()
 	root := t.TempDir()
@@ -256,7 +258,7 @@ func copyCheckoutTo(t *testing.T, root string, umask os.FileMode) {
 		from, to := filepath.Join("..", f), filepath.Join(root, f)
 		info, err := os.Stat(from)
 		if os.IsNotExist(err) {
-			continue // deleted, and not yet committed
+			continue // deleted, but the deletion is not committed yet
 		}
 		b, err2 := os.ReadFile(from)
 		if err != nil || err2 != nil {
@@ -276,7 +278,7 @@ func inShell(t *testing.T, dir, script string) string {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Dir = dir
-	// The default, whatever flags are set on this machine.
+	// -buildvcs=auto is Go's default. It replaces the flags that are set on this machine.
 	cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=auto")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

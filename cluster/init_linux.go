@@ -14,8 +14,8 @@ import (
 
 func init() { subprocesses["init"] = initProcess }
 
-// The supervisor and init describe the node to the processes below them in their
-// environment.
+// The supervisor and init set these environment variables to describe the node to
+// their child processes.
 const (
 	envRootless  = "K8S_MICRO_ROOTLESS"  // the node has a user namespace
 	envNoCgroups = "K8S_MICRO_NOCGROUPS" // the node has no cgroups of its own
@@ -23,16 +23,16 @@ const (
 	envSeccomp   = "K8S_MICRO_SECCOMP"   // the node's runc supports seccomp
 )
 
-// Where the node has the cluster's directory and the cache. On the host these may
-// have names that configuration files, PATH or sockets cannot contain.
+// Paths of the cluster's directory and of the cache inside the node. Their paths on the
+// host may contain characters that configuration files, PATH or sockets do not allow.
 const (
 	nodeClusterDir = "/run/k8s-micro/cluster"
 	nodeCacheDir   = "/run/k8s-micro/cache"
 )
 
 // initProcess is process 1 of the node. It makes the mounts, starts the node
-// manager and reaps orphans. It exits at the end of the supervisor's pipe, file
-// descriptor 3; the kernel then kills every other process of the node.
+// manager and reaps orphans. It exits when the supervisor's pipe (file descriptor 3)
+// closes; the kernel then kills every other process of the node.
 func initProcess(args []string) error {
 	parent := inherited(3)
 	if os.Getenv(envMapped) == "" {
@@ -44,7 +44,7 @@ func initProcess(args []string) error {
 		_, _, _ = syscall.Syscall(syscall.SYS_FCNTL, parent.Fd(), syscall.F_SETFD, 0)
 		return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 	}
-	syscall.Umask(0o022) // whatever the caller's is: other users of pods read what kubelet mounts
+	syscall.Umask(0o022) // regardless of the caller's umask: pods of any user must be able to read what kubelet mounts
 	go func() {
 		_, _ = io.Copy(io.Discard, parent)
 		os.Exit(0)
@@ -67,7 +67,7 @@ func initProcess(args []string) error {
 	if err := manager.Start(); err != nil {
 		return err
 	}
-	for { // not manager.Wait: orphans of the node are children of process 1 too
+	for { // instead of manager.Wait: process 1 also reaps the node's orphans
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, 0, nil)
 		if err != nil && !errors.Is(err, syscall.EINTR) {
@@ -97,18 +97,19 @@ func (c *cluster) mountNode() error {
 	}
 	mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
 
-	// These may be below the host's /run or /var, which the new ones hide.
+	// Open these directories first: they may be below the host's /run or /var, which the
+	// node's own /run and /var hide.
 	shared := map[string]int{}
-	for in, out := range map[string]string{nodeClusterDir: c.dir, nodeCacheDir: s.Tools.Cache} {
-		fd, err := syscall.Open(out, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	for nodeDir, hostDir := range map[string]string{nodeClusterDir: c.dir, nodeCacheDir: s.Tools.Cache} {
+		fd, err := syscall.Open(hostDir, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 		if err != nil {
-			return fmt.Errorf("opening %q: %w", out, err)
+			return fmt.Errorf("opening %q: %w", hostDir, err)
 		}
-		shared[in] = fd
+		shared[nodeDir] = fd
 	}
 	setReadOnly := func(dst string, flags uint, attr unix.MountAttr) {
 		if err := unix.MountSetattr(-1, dst, flags, &attr); err != nil {
-			errs = append(errs, fmt.Errorf("changing whether %q is read-only: %w", dst, err))
+			errs = append(errs, fmt.Errorf("setting the read-only attribute of %q: %w", dst, err))
 		}
 	}
 	setReadOnly("/", unix.AT_RECURSIVE, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
@@ -118,9 +119,9 @@ func (c *cluster) mountNode() error {
 		errs = append(errs, os.MkdirAll(d, 0o755))
 	}
 	errs = append(errs, os.Symlink("/run", "/var/run"))
-	for in, fd := range shared {
-		errs = append(errs, os.MkdirAll(in, 0o755))
-		mount(fmt.Sprintf("/proc/self/fd/%d", fd), in, "", syscall.MS_BIND, "")
+	for nodeDir, fd := range shared {
+		errs = append(errs, os.MkdirAll(nodeDir, 0o755))
+		mount(fmt.Sprintf("/proc/self/fd/%d", fd), nodeDir, "", syscall.MS_BIND, "")
 		syscall.Close(fd)
 	}
 	setReadOnly(nodeClusterDir, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
@@ -136,19 +137,19 @@ func (c *cluster) mountNode() error {
 				errs = append(errs, os.MkdirAll(leaf, 0o755), os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte("0"), 0))
 			}
 		}
-	} else { // kubelet reads cgroups even when it is told not to use them
+	} else { // kubelet reads cgroups even when its configuration disables them
 		mount("cgroup", "/sys/fs/cgroup", "cgroup2", 0, "")
 	}
 	if !rootless {
 		errs = append(errs, hideSysctls(mount)...)
 	}
-	mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, "") // mounts that kubelet makes propagate into pods
+	mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, "") // so that mounts that kubelet makes later propagate into pods
 	return errors.Join(errs...)
 }
 
-// hideSysctls protects the sysctls that belong to the whole machine. Kubelet
-// writes some of them and does not start when it cannot; here it reads the values
-// that it would write.
+// hideSysctls makes the sysctls that belong to the whole machine read-only. Kubelet
+// writes some of them unless they already have the values it wants, so hideSysctls
+// mounts files with these values over them.
 func hideSysctls(mount func(src, dst, fs string, flags uintptr, data string)) (errs []error) {
 	for _, p := range []string{"/proc/sys/kernel", "/proc/sys/vm", "/proc/sys/fs"} {
 		mount(p, p, "", syscall.MS_BIND, "")
@@ -156,9 +157,9 @@ func hideSysctls(mount func(src, dst, fs string, flags uintptr, data string)) (e
 	}
 	for name, value := range map[string]string{"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10",
 		"kernel/panic_on_oops": "1", "kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000"} {
-		shown := filepath.Join("/run/sysctl", name)
-		errs = append(errs, os.MkdirAll(filepath.Dir(shown), 0o755), os.WriteFile(shown, []byte(value+"\n"), 0o444))
-		mount(shown, filepath.Join("/proc/sys", name), "", syscall.MS_BIND, "")
+		file := filepath.Join("/run/sysctl", name)
+		errs = append(errs, os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(value+"\n"), 0o444))
+		mount(file, filepath.Join("/proc/sys", name), "", syscall.MS_BIND, "")
 	}
 	return errs
 }

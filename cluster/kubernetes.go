@@ -6,15 +6,20 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
 )
 
-// provideKube returns the version and the path of the binary made of cluster/kube,
-// which it builds unless the cache has it.
+// provideKube returns the version of Kubernetes and the directory of its programs. These
+// are the official ones or, if they cannot be downloaded, one binary that is built from
+// cluster/kube. provideKube downloads or builds nothing that the cache contains.
 func (c *cluster) provideKube(ctx context.Context, cache string) (version, programs string, err error) {
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
@@ -49,7 +54,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
 	}
-	if err := checkSpace(cache); err != nil {
+	if err := checkSpace(ctx, cache); err != nil {
 		return "", "", err
 	}
 	logPath := filepath.Join(dir, "build.log")
@@ -58,7 +63,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 		return "", "", err
 	}
 	defer log.Close()
-	progress("building Kubernetes %s, once: usually 5 to 7 minutes on two cores, less on more (log: %s)", version, logPath)
+	progress("building Kubernetes %s, once: usually 5 to 7 minutes on two cores, less with more cores (log: %s)", version, logPath)
 	progress("  downloading its modules, about 250 MB, unless they are in the module cache")
 	total, err := countPackages(ctx, src, log)
 	if err != nil {
@@ -79,12 +84,51 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 }
 
 // checkSpace refuses to start a build that would end in "no space left on device".
-func checkSpace(cache string) error {
-	const need = 6 << 30 // modules 1 GB, build cache 3.5 GB, the binary and the files of the linker
-	if free := freeBytes(cache); free > 0 && free < need {
-		return fmt.Errorf("building Kubernetes in %q: %.1f GB free, %d GB needed; free space, set XDG_CACHE_HOME and GOCACHE elsewhere, %s", cache, float64(free)/(1<<30), need>>30, elsewhere)
+func checkSpace(ctx context.Context, cache string) error {
+	out, err := goCommand(ctx, cache, "env", "GOCACHE", "GOMODCACHE").Output()
+	if err != nil {
+		return fmt.Errorf("asking go for its caches: %w", err)
+	}
+	dirs := append([]string{cache}, strings.Split(strings.TrimSpace(string(out)), "\n")...)
+	needed := map[string]int64{}                 // bytes on each file system, which the first of dirs on it represents
+	for i, gigabytes := range []int64{1, 4, 1} { // in the order of dirs: binary and linker files, build cache, modules
+		if i < len(dirs) {
+			first := slices.IndexFunc(dirs, func(d string) bool { return sameFileSystem(d, dirs[i]) })
+			needed[dirs[max(first, 0)]] += gigabytes << 30
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(needed)) {
+		if free := freeBytes(existingParent(dir)); free >= 0 && free < needed[dir] {
+			return fmt.Errorf("building Kubernetes: %.1f GB free in %q, %d GB needed; free space, set XDG_CACHE_HOME, GOCACHE or GOMODCACHE to another file system, %s",
+				float64(free)/(1<<30), dir, needed[dir]>>30, otherCluster)
+		}
 	}
 	return nil
+}
+
+// existingParent returns dir if it exists, otherwise its closest parent that exists.
+func existingParent(dir string) string {
+	for !exists(dir) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+	}
+	return dir
+}
+
+// sameFileSystem reports whether two directories share the same free space.
+func sameFileSystem(a, b string) bool {
+	var device [2]any
+	for i, dir := range []string{a, b} {
+		info, err := os.Stat(existingParent(dir))
+		if err != nil {
+			return false
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return false
+		}
+		device[i] = stat.Dev
+	}
+	return device[0] == device[1]
 }
 
 // countPackages downloads the modules of a build and counts its packages.
@@ -95,12 +139,11 @@ func countPackages(ctx context.Context, src string, log io.Writer) (int, error) 
 	return bytes.Count(out, []byte("\n")), err
 }
 
-// gcflags shorten a cold build by a quarter: without debug information and without
-// inlining, which a cluster of one node does not need.
+// gcflags disable debug information and inlining, which a cluster of one node does not
+// need. This shortens a cold build by a quarter.
 const gcflags = "-gcflags=all=-dwarf=false -l"
 
-// lineCounter passes what is written to it on to w and reports the number of lines
-// periodically.
+// lineCounter forwards writes to w and periodically reports the number of lines so far.
 type lineCounter struct {
 	w      io.Writer
 	n      int

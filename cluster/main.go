@@ -1,16 +1,19 @@
-// Cluster runs a real Kubernetes cluster with one node on a machine that has
-// none. It needs Linux and Go; it needs neither Docker, nor an image registry,
+// Cluster runs a real Kubernetes cluster with one node on a machine without
+// Kubernetes. It needs Linux and Go; it needs neither Docker, nor an image registry,
 // nor root.
 //
-//	go run -C cluster . up            build what is missing, start the cluster, print how to reach it
+//	go run -C cluster . up            build what is missing, start the cluster, print how kubectl reaches the cluster
 //	go run -C cluster . status        print the version, the start time and the directory of the logs
-//	go run -C cluster . load IMAGE=DIR ...   build DIR/Dockerfile and push it to the cluster's registry
+//	go run -C cluster . load IMAGE=DIR ...   build the image of DIR/Dockerfile and push it to the cluster's registry
 //	go run -C cluster . push IMAGE=DIR ...   build for linux/amd64 and linux/arm64, push both and their SBOMs to the registry named in IMAGE
 //	go run -C cluster . kubectl ARG ...      run the kubectl of the cluster's Kubernetes version
 //	go run -C cluster . forward NAMESPACE/SERVICE:PORT   listen on the host's loopback for a Service until the cluster stops
 //	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node
-//	go run -C cluster . down          stop the cluster and remove everything it made
-//	go run -C cluster . build         only build and fetch what up needs
+//	go run -C cluster . down          stop the cluster and remove everything it created
+//	go run -C cluster . build         only build and download what up needs
+//
+// `make cluster-COMMAND ARGS="..."` runs the same command with the Go flags of the
+// Makefile, so that Go compiles no package twice.
 //
 // Every command takes -name NAME. The default is the environment variable
 // CLUSTER, then "demo". Clusters with different names are independent. No
@@ -23,28 +26,31 @@
 // upstream's etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
 // kubelet, kube-proxy, CoreDNS, containerd and runc. It keeps its data in memory
 // and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
-// sysctls are private to its namespaces and disappear with them. It sees the host's
-// files, but can write only to .cluster/NAME.
+// sysctls are private to its namespaces and disappear with them. The node can read the
+// host's files, but can write only to .cluster/NAME.
 //
-// The node has an image registry from which containerd pulls every image, whatever
-// registry its name contains. Images get there only with the command load.
+// The node has an image registry. containerd pulls every image from this registry, also
+// if the image's name contains another one. Only the command load adds images to it.
 //
 // # Access
 //
 // .cluster and the cache belong to the user who started the cluster; other users
 // cannot enter them. Two kinds of listeners on the host's loopback are open to every
-// user of the machine: that of the API server, which requires a client certificate or
-// a token, and those of forwarded Services, which require what the Service requires.
+// user of the machine: the listener of the API server, which requires a client
+// certificate or a token, and the listeners of forwarded Services, which have the same
+// authentication as the Service. Each listener carries at most 1000 connections at a
+// time, so another user can exhaust it.
 //
 // # Processes
 //
-//	supervisor        on the host; holds the cluster's lock and the listeners
+//	supervisor        on the host; starts the node and ends it on SIGTERM or SIGINT
 //	cgroup cleaner    on the host; removes the cgroups after the supervisor has ended
 //	init              process 1 of the node; ends when the supervisor's pipe closes
-//	node manager      child of init; starts the components and restarts them
+//	node manager      child of init; runs the components and serves the host's listeners
 //
-// When the supervisor ends, SIGKILL included, the kernel closes its end of the
-// pipe, init exits, and the kernel kills every other process of the node.
+// All of them hold the cluster's lock. When the supervisor ends, even by SIGKILL, the
+// kernel closes the supervisor's end of the pipe, init exits, and the kernel kills every
+// other process of the node.
 //
 // # Files
 //
@@ -68,7 +74,7 @@ import (
 func main() {
 	var err error
 	if start := subprocesses[filepath.Base(os.Args[0])]; start != nil {
-		err = start(os.Args[1:]) // containerd calls this program under the name runc
+		err = start(os.Args[1:]) // containerd runs this program under the name runc
 	} else if len(os.Args) > 1 && subprocesses[os.Args[1]] != nil {
 		err = subprocesses[os.Args[1]](os.Args[2:])
 	} else {
@@ -84,8 +90,8 @@ func main() {
 	}
 }
 
-// subprocesses are the commands with which this program starts itself. Users do
-// not call them.
+// subprocesses are the internal commands that this program uses to start itself as
+// another process. Users do not run them.
 var subprocesses = map[string]func(args []string) error{"supervisor": supervisor}
 
 func run(args []string) error {
@@ -97,8 +103,8 @@ func run(args []string) error {
 	name := flags.String("name", cmp.Or(os.Getenv("CLUSTER"), "demo"), "name of the cluster; the environment variable CLUSTER changes the default")
 	var o upOptions
 	if command == "up" {
-		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes: for tests, and for systems that cannot run a kubelet")
-		flags.BoolVar(&o.foreground, "foreground", false, "wait, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
+		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
+		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
 	}
 	_ = flags.Parse(args) // exits on error
 	args = flags.Args()

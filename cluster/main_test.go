@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// program is the launcher.
+// program is the path of the launcher that TestMain builds.
 var program string
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "k8s-micro-test-")
 	if err == nil {
-		err = os.Chmod(dir, 0o755) // other users run it too
+		err = os.Chmod(dir, 0o755) // tests run the launcher as other users too
 	}
 	if err == nil {
 		program = filepath.Join(dir, "cluster")
@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// checkout makes a directory with the files that the launcher reads, and so with
-// clusters of its own.
+// checkout creates a directory with the files that the launcher reads. The launcher
+// keeps the clusters of each such directory separate.
 func checkout(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
@@ -46,7 +46,7 @@ func checkout(t *testing.T) string {
 	return checkoutIn(t, root)
 }
 
-// checkoutIn makes the same in a directory that exists or not.
+// checkoutIn is checkout in a given directory, which it creates if necessary.
 func checkoutIn(t *testing.T, root string) string {
 	t.Helper()
 	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube"} {
@@ -70,24 +70,24 @@ func checkoutIn(t *testing.T, root string) string {
 	return root
 }
 
-// launch is the launcher with a checkout as its working directory.
-func launch(root string, args ...string) *exec.Cmd {
+// launcher returns a command that runs the launcher with root as its working directory.
+func launcher(root string, args ...string) *exec.Cmd {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = root
 	return cmd
 }
 
-// cli runs the launcher and returns its output and errors.
+// cli runs the launcher and returns its output, including standard error.
 func cli(t *testing.T, root string, args ...string) (string, error) {
 	t.Helper()
-	out, err := launch(root, args...).CombinedOutput()
+	out, err := launcher(root, args...).CombinedOutput()
 	return string(out), err
 }
 
-// up starts a cluster that is stopped at the end of the test.
+// up starts a cluster and stops it at the end of the test.
 func up(t *testing.T, root string, args ...string) *cluster {
 	t.Helper()
-	provided(t)
+	provideTools(t)
 	if out, err := cli(t, root, append([]string{"up"}, args...)...); err != nil {
 		t.Fatalf("up %q: %v: %s", args, err, out)
 	}
@@ -96,16 +96,17 @@ func up(t *testing.T, root string, args ...string) *cluster {
 			t.Errorf("down: %v: %s", err, out)
 		}
 	})
-	return demoOf(root)
+	return demoCluster(root)
 }
 
-// demoOf is the cluster with the default name.
-func demoOf(root string) *cluster {
+// demoCluster returns the cluster with the default name in a checkout.
+func demoCluster(root string) *cluster {
 	return &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
 }
 
-// provided makes the programs of a cluster before a test measures or compares anything.
-func provided(t *testing.T) {
+// provideTools builds and downloads the programs of a cluster, so that no later step of
+// the test does so.
+func provideTools(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a Kubernetes build: run without -short")
@@ -123,8 +124,8 @@ func provided(t *testing.T) {
 	}
 }
 
-// cacheOf is the directory of what was built and downloaded.
-func cacheOf(t *testing.T) string {
+// testCache returns the directory of built and downloaded programs.
+func testCache(t *testing.T) string {
 	t.Helper()
 	cache, err := cacheDir()
 	if err != nil {
@@ -136,8 +137,8 @@ func cacheOf(t *testing.T) string {
 // nft is the program that lists the rules of the host's firewall.
 var nft string
 
-// host describes everything on the host that the checkout's cluster could leave behind.
-func host(t *testing.T, root string) string {
+// hostState describes everything on the host that the checkout's cluster could leave behind.
+func hostState(t *testing.T, root string) string {
 	t.Helper()
 	var b strings.Builder
 	for _, f := range []string{"/proc/self/mounts", "/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/panic",
@@ -155,7 +156,7 @@ func host(t *testing.T, root string) string {
 		}
 	}
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
-		other := strings.HasPrefix(d.Name(), "k8s-micro-") && d.Name() != "k8s-micro-"+demoOf(root).id()
+		other := strings.HasPrefix(d.Name(), "k8s-micro-") && d.Name() != "k8s-micro-"+demoCluster(root).id()
 		if err == nil && d.IsDir() {
 			if other { // a cluster of another checkout
 				return filepath.SkipDir
@@ -174,31 +175,40 @@ func host(t *testing.T, root string) string {
 	return b.String()
 }
 
-// leftProcesses lists the processes of a checkout: those with its directory in their
-// command line or as their working directory.
+// leftProcesses lists the command lines of the processes of a checkout. These processes
+// have the checkout's directory in their command line or as their working directory.
 func leftProcesses(root string) (left []string) {
+	for _, pid := range checkoutProcesses(root) {
+		line, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+	}
+	return left
+}
+
+// checkoutProcesses lists the ids of the processes of a checkout; see leftProcesses.
+func checkoutProcesses(root string) (pids []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
 		cwd, _ := os.Readlink(filepath.Join(d, "cwd"))
 		if d != fmt.Sprint("/proc/", os.Getpid()) && (strings.Contains(string(line), root) || strings.HasPrefix(cwd, root)) {
-			left = append(left, strings.ReplaceAll(string(line), "\x00", " "))
+			pids = append(pids, filepath.Base(d))
 		}
 	}
-	return left
+	return pids
 }
 
-// eventually waits until ok returns true and fails the test after limit.
-func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+// eventually waits until ok returns true. After limit it fails the test with description.
+func eventually(t *testing.T, limit time.Duration, description string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within %s", what, limit)
+			t.Fatalf("%s: not within %s", description, limit)
 		}
 	}
 }
 
-// diff lists the lines that only one of two texts has.
+// diff lists the lines that only one of the two texts contains.
 func diff(before, after string) (d string) {
 	b, a := strings.Split(before, "\n"), strings.Split(after, "\n")
 	for _, l := range b {
@@ -258,7 +268,7 @@ func TestErrorMessages(t *testing.T) {
 	if out, err := cli(t, root, "down"); err != nil {
 		t.Errorf("down without a cluster: %v: %s", err, out)
 	}
-	outside := launch(t.TempDir(), "status")
+	outside := launcher(t.TempDir(), "status")
 	if out, err := outside.CombinedOutput(); err == nil || !strings.Contains(string(out), "run it inside the checkout") {
 		t.Errorf("outside a checkout: %v: %s", err, out)
 	}

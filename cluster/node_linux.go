@@ -34,8 +34,8 @@ const (
 var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
 // nodeManager starts the components in the node's namespaces and serves the
-// host's listeners. Its file descriptors are 3, where it reports events; 4, the
-// lock; and 5, the host's listener for the API server.
+// host's listeners. It inherits the pipe to which it reports events (file descriptor
+// 3), the lock (4) and the host's listener for the API server (5).
 func nodeManager(args []string) (err error) {
 	events, _, apiFile := inherited(3), inherited(4), inherited(5)
 	report := reporter(events)
@@ -49,7 +49,7 @@ func nodeManager(args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	s.Tools = s.Tools.in(nodeCacheDir)
+	s.Tools = s.Tools.relocated(nodeCacheDir)
 	apiListener, err := net.FileListener(apiFile)
 	if err != nil {
 		return err
@@ -80,11 +80,11 @@ func nodeManager(args []string) (err error) {
 		return err
 	}
 	report("ready", "")
-	select {} // until init exits
+	select {} // the kernel ends this process when init exits
 }
 
-// serveRegistry starts the image registry: its reader in the node, where containerd
-// and pods reach it, its writer on a socket that only the cluster's owner reaches.
+// serveRegistry starts the image registry. Its reader listens in the node for containerd
+// and pods; its writer listens on a socket that only the cluster's owner can reach.
 func (c *cluster) serveRegistry() error {
 	requests, err := os.Create(c.path("log", "registry.log"))
 	if err != nil {
@@ -139,7 +139,7 @@ func (cp *controlPlane) startNode(p *components, t tools, report func(kind, text
 	}
 	start("kube-controller-manager", append(kubeconfigs(cp.etc("controller-manager.conf")),
 		"--leader-elect=false", "--use-service-account-credentials",
-		"--kube-api-qps=500", "--kube-api-burst=500", // with the default of 20 requests a second a new cluster waits
+		"--kube-api-qps=500", "--kube-api-burst=500", // the default of 20 requests a second would delay a new cluster
 		"--service-account-private-key-file="+cp.cert("sa.key"), "--root-ca-file="+cp.cert("ca.crt"),
 		"--cluster-signing-cert-file="+cp.cert("ca.crt"), "--cluster-signing-key-file="+cp.cert("ca.key"),
 		"--service-cluster-ip-range="+serviceCIDR, "--flex-volume-plugin-dir=/var/lib/kubelet/volumeplugins", "--profiling=false")...)
@@ -169,7 +169,7 @@ func nodePath(t tools) string {
 	return strings.Join(append([]string{t.Bin, os.Getenv("PATH")}, sbin...), ":")
 }
 
-// canDial returns a function that reports whether something listens at address.
+// canDial returns a function that reports whether a process listens at address.
 func canDial(network, address string) func() bool {
 	return func() bool {
 		conn, err := net.DialTimeout(network, address, time.Second)
@@ -199,8 +199,8 @@ func nodeReady(request func(method, url, body string) ([]byte, error), server st
 	return false
 }
 
-// setUpNetwork gives the node its address. The default route through the loopback
-// makes it the source address of every connection; no packet leaves the node.
+// setUpNetwork gives the node the address nodeIP. The default route through the loopback
+// makes nodeIP the source address of every connection. No packet leaves the node.
 func setUpNetwork() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -218,7 +218,8 @@ func setUpNetwork() error {
 		os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 }
 
-// pushPause pushes the image of the pause container, which every pod has.
+// pushPause builds the image of the pause container, which every pod has, and pushes it
+// to the cluster's registry.
 func (cp *controlPlane) pushPause(ctx context.Context, program string) error {
 	dir := cp.etc("pause")
 	b, err := os.ReadFile(program)
@@ -238,7 +239,7 @@ func (cp *controlPlane) pushPause(ctx context.Context, program string) error {
 }
 
 // writeNodeFiles writes the keys, kubeconfigs and configuration files of the
-// node's components. The user's kubeconfig names the listener on the host.
+// node's components. The user's kubeconfig contains the address of the listener on the host.
 func (cp *controlPlane) writeNodeFiles(s state) error {
 	runcPath, err := cp.chooseRunc(s.Tools)
 	if err != nil {
@@ -276,6 +277,6 @@ func (c *cluster) node(args []string) error {
 	if os.Getuid() != 0 {
 		enter = append(enter, "-U", "--preserve-credentials")
 	}
-	os.Setenv("PATH", nodePath(s.Tools.in(nodeCacheDir)))
+	os.Setenv("PATH", nodePath(s.Tools.relocated(nodeCacheDir)))
 	return runInTerminal("nsenter", append(append(enter, "--"), args...)...)
 }

@@ -21,15 +21,15 @@ type nodeTool struct {
 	min    string   // oldest version that works, "" for any
 	deb    string   // the Debian package
 	dirs   []string // directories to search after PATH
-	module string   // Go package and version, "" when it is not written in Go
+	module string   // Go package and version, "" if the tool is not written in Go
 	flags  []string // for go install
-	cgo    bool
+	cgo    bool     // go install needs cgo
 }
 
 const containerd, cniPlugins = "github.com/containerd/containerd/v2@v2.4.2", "github.com/containernetworking/plugins@v1.9.1"
 
 var (
-	sbin      = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} // not in every user's PATH
+	sbin      = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} // some users' PATH does not contain these directories
 	cniDirs   = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
 	nodeTools = []nodeTool{
 		{name: "containerd", min: "1.6", deb: "containerd", module: packageIn(containerd, "cmd/containerd"), flags: []string{"-tags=no_btrfs,no_devmapper,no_zfs,no_tracing"}},
@@ -48,9 +48,10 @@ func packageIn(module, dir string) string {
 	return path + "/" + dir + "@" + version
 }
 
-// provideNodeTools links every node tool into one directory, and returns that
-// directory and the one of the CNI plugins. A tool comes from PATH if its version
-// there works, otherwise from the cache, from Debian's packages, or from Go modules.
+// provideNodeTools links every node tool into one directory. It returns the directory of
+// the programs and the directory of the CNI plugins, which are the same. A tool comes
+// from PATH if that version works, otherwise from Debian's packages or from Go modules,
+// both of which are cached.
 func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err error) {
 	found := map[string]string{}
 	missing := func() (m []nodeTool) {
@@ -64,15 +65,15 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 	for _, t := range nodeTools {
 		found[t.name] = t.lookup()
 	}
-	var why []string
+	var reasons []string
 	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromOfficial, fromGo} {
 		m := missing()
-		if len(m) == 0 {
+		if len(m) == 0 || ctx.Err() != nil {
 			break
 		}
 		got, err := source(ctx, cache, m)
 		if err != nil {
-			why = append(why, err.Error())
+			reasons = append(reasons, err.Error())
 		}
 		for name, path := range got {
 			found[name] = path
@@ -85,12 +86,12 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 		}
 		slices.Sort(names)
 		return "", "", fmt.Errorf("providing the node's tools: %s; install the packages %s (Debian's names), %s",
-			strings.Join(why, "; "), strings.Join(slices.Compact(names), " "), elsewhere)
+			strings.Join(reasons, "; "), strings.Join(slices.Compact(names), " "), otherCluster)
 	}
-	// The directory is named after its links, so that it never contains tools of two sets.
+	// The directory's name is a hash of its links, so that it never mixes two sets of tools.
 	sum := sha256.New()
 	for _, t := range nodeTools {
-		if inCache, ok := strings.CutPrefix(found[t.name], cache+"/"); ok { // the node has the cache at another path
+		if inCache, ok := strings.CutPrefix(found[t.name], cache+"/"); ok { // a relative link, because the node mounts the cache at another path
 			found[t.name] = filepath.Join("..", inCache)
 		}
 		fmt.Fprintln(sum, t.name, found[t.name])
@@ -107,8 +108,8 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 	return bin, bin, nil
 }
 
-// lookup returns the path of the tool on this machine, "" when there is none in a
-// version that works.
+// lookup returns the path of the tool on this machine, or "" if the tool is missing or
+// too old.
 func (t nodeTool) lookup() string {
 	path, err := exec.LookPath(t.name)
 	for _, d := range t.dirs {
@@ -217,9 +218,9 @@ func unpackDebs(ctx context.Context, dir string, debs []string) error {
 }
 
 // writeWrapper writes dir/bin/name, a script that runs the unpacked program dir/root/path
-// with its unpacked libraries. The script finds them by its own path, which differs
-// between host and node. It replaces an older one in one step, as clusters may be
-// running it.
+// with its unpacked libraries. The script finds both by its own path, which differs
+// between host and node. writeWrapper replaces an older script atomically, because
+// running clusters may execute it.
 func writeWrapper(dir, name, path string) error {
 	libs, err := filepath.Glob(filepath.Join(escapeGlob(dir), "root", "usr/lib/*-linux-gnu*"))
 	if err != nil {
@@ -249,9 +250,9 @@ func fromGo(ctx context.Context, cache string, want []nodeTool) (map[string]stri
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return nil, err
 	}
-	for _, t := range want { // all, before minutes of building that would be in vain
+	for _, t := range want { // check all tools first: one missing tool would make minutes of building useless
 		if t.module == "" {
-			return nil, fmt.Errorf("building %s: it is not written in Go", t.name)
+			return nil, fmt.Errorf("building %s: the program is not written in Go", t.name)
 		}
 	}
 	got := map[string]string{}

@@ -18,8 +18,8 @@ func TestOlder(t *testing.T) {
 	}
 }
 
-// The script around an unpacked program finds the program and its libraries by its own
-// path, whatever that is, and by way of links.
+// The script that writeWrapper writes finds the program and its libraries in any path, and
+// also when it runs through a link.
 func TestWrapper(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "it's [a] cache:*", `$x "y"`)
 	for name, text := range map[string]string{"root/usr/sbin/tool": "#!/bin/sh\nprintf '%s|' \"$LD_LIBRARY_PATH\" \"$@\"\n", "root/usr/lib/x86_64-linux-gnu/lib.so": "", "bin/x": ""} {

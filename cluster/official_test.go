@@ -218,7 +218,7 @@ func TestInterruptedDownload(t *testing.T) {
 	if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), "interrupted") {
 		t.Errorf("%v: %s", err, out.String())
 	}
-	if left, _ := filepath.Glob(filepath.Join(cacheOf(t), "official-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(testCache(t), "official-*")); len(left) > 0 {
 		t.Errorf("%q is left", left)
 	}
 }
@@ -226,7 +226,10 @@ func TestInterruptedDownload(t *testing.T) {
 // Two processes download once.
 func TestTwoDownloads(t *testing.T) {
 	m := newMirror(t, fakeProgram)
-	m.fault = func(http.ResponseWriter, *http.Request, string) bool { time.Sleep(100 * time.Millisecond); return false }
+	m.fault = func(http.ResponseWriter, *http.Request, string) bool {
+		time.Sleep(100 * time.Millisecond)
+		return false
+	}
 	fakeGo(t, "exit 1")
 	var wait sync.WaitGroup
 	for range 2 {
@@ -246,7 +249,7 @@ func TestTwoDownloads(t *testing.T) {
 // A control plane starts from downloaded programs. The mirror is reached only through a
 // proxy. This also replaces a go command that could build.
 func TestUpFromDownloads(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)

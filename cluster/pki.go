@@ -50,7 +50,8 @@ func newPKI(dir string) (*pki, error) {
 func (p *pki) path(name string) string { return filepath.Join(p.dir, name) }
 
 // issue writes name.crt and name.key, a certificate for clients and servers with
-// the common name cn. The first call makes the authority itself.
+// the common name cn, the organizations orgs and the names or addresses hosts. The
+// first call makes the certificate authority itself.
 func (p *pki) issue(name, cn string, orgs []string, hosts ...string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

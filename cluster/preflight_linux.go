@@ -8,14 +8,14 @@ import (
 	"syscall"
 )
 
-// preflight returns an error of one sentence when this machine cannot run a
-// node. It is called before anything is built.
+// preflight returns an error of one line if this machine cannot run a node. up calls
+// preflight before it builds anything.
 func preflight(controlPlane bool) error {
 	if controlPlane {
 		return nil
 	}
 	fail := func(cause, remedy string) error {
-		return fmt.Errorf("preparing a node: %s; %s, %s", cause, remedy, elsewhere)
+		return fmt.Errorf("preparing a node: %s; %s, %s", cause, remedy, otherCluster)
 	}
 	if older(kernelRelease(), "5.13") {
 		return fail("Linux "+kernelRelease()+" is too old for kube-proxy's nftables mode", "use Linux 5.13 or newer")
@@ -28,31 +28,31 @@ func preflight(controlPlane bool) error {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Max < files {
 		return fail(fmt.Sprintf("a process here may open %d files, %d needed", limit.Max, files), fmt.Sprintf("raise the limit with `ulimit -Hn %d`, as root", files))
 	}
-	const watchers = 24 // the components have 19
+	const watchers = 24 // the components use 19, the rest is a reserve
 	if n := inotifyInstances(watchers); n < watchers {
 		return fail(fmt.Sprintf("%d inotify instances left to this user, %d needed", n, watchers), "raise the limit with `sudo sysctl fs.inotify.max_user_instances=512`")
 	}
 	if os.Getuid() == 0 {
 		const sysAdmin = 1 << 21
 		if procNumber("/proc/self/status", "CapEff:", 16)&sysAdmin == 0 {
-			return fail("root here may not make namespaces (no CAP_SYS_ADMIN: a container?)", "run the container with --privileged")
+			return fail("root cannot create namespaces here (no CAP_SYS_ADMIN, as in a container)", "run the container with --privileged")
 		}
 		return nil
 	}
 	if procNumber("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "", 10) == 1 {
-		return fail("AppArmor forbids user namespaces to ordinary users here", "allow them with `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, run as root")
+		return fail("AppArmor forbids user namespaces for ordinary users here", "allow them with `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, run as root")
 	}
 	if procNumber("/proc/sys/user/max_user_namespaces", "", 10) == 0 || procNumber("/proc/sys/kernel/unprivileged_userns_clone", "", 10) == 0 {
 		return fail("user namespaces are switched off for ordinary users here", "allow them with `sudo sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1`, run as root")
 	}
 	if _, err := newIDMapping(); err != nil {
-		return fmt.Errorf("preparing a node as an ordinary user: %w; or run as root, %s", err, elsewhere)
+		return fmt.Errorf("preparing a node as an ordinary user: %w; or run as root, %s", err, otherCluster)
 	}
 	return nil
 }
 
-// inotifyInstances returns how many inotify instances this user can still make, at
-// most limit.
+// inotifyInstances returns the number of inotify instances that this user can still
+// create, at most limit.
 func inotifyInstances(limit int) int {
 	for n := range limit {
 		fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC)
@@ -70,8 +70,8 @@ func kernelRelease() string {
 	return v
 }
 
-// procNumber reads the number after key in a file of /proc, or the file's first
-// number when key is empty. It returns -1 when there is no such number.
+// procNumber returns the number after key in a file of /proc, or the file's first
+// number if key is empty. It returns -1 if there is no such number.
 func procNumber(file, key string, base int) int64 {
 	b, err := os.ReadFile(file)
 	_, rest, found := strings.Cut(string(b), key)
@@ -83,7 +83,7 @@ func procNumber(file, key string, base int) int64 {
 	return -1
 }
 
-// freeBytes is the space that the caller may use on dir's file system, -1 when
+// freeBytes returns the space that the caller may use on dir's file system, or -1 if
 // it is unknown.
 func freeBytes(dir string) int64 {
 	var s syscall.Statfs_t

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// Before it builds anything up says in one line which limit is too low.
+// up prints one line with the limit that is too low before it builds anything.
 func TestLimitsTooLow(t *testing.T) {
 	root := checkout(t)
 	for _, c := range []struct{ name, script, want string }{

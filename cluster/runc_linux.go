@@ -11,9 +11,9 @@ import (
 
 func init() { subprocesses["runc"] = runc }
 
-// chooseRunc returns the path of the runc that containerd calls: the real runc if
-// the node can give containers all that it asks for, otherwise a copy of this
-// program under the name runc.
+// chooseRunc returns the path of the runc that containerd runs: the real runc if the
+// node supports cgroups and seccomp, otherwise a copy of this program under the name
+// runc.
 func (cp *controlPlane) chooseRunc(t tools) (string, error) {
 	program := filepath.Join(t.Bin, "runc")
 	var features struct {
@@ -37,9 +37,9 @@ func (cp *controlPlane) chooseRunc(t tools) (string, error) {
 	return path, os.WriteFile(path, self, 0o755)
 }
 
-// runc removes from a container's configuration what the node cannot give, and
-// executes the real runc: cgroups when the node has none, the seccomp profile when
-// the real runc was built without libseccomp.
+// runc removes settings that the node does not support from a container's
+// configuration, and then executes the real runc. It removes cgroups if the node has
+// none, and the seccomp profile if the real runc was built without libseccomp.
 func runc(args []string) error {
 	for i, a := range args {
 		if a == "--bundle" && i+1 < len(args) {
@@ -56,7 +56,7 @@ func runc(args []string) error {
 }
 
 // reduceSpec removes cgroups and seccomp from the OCI runtime specification at
-// path where the environment says that the node lacks them.
+// path if the environment variables say that the node does not support them.
 func reduceSpec(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -1,7 +1,7 @@
 # Included by every Makefile of the project, after its variables.
 
-# Shells, YAML files and make itself read the values of these variables. A value that
-# is not a name stops make before it is used.
+# Shells, YAML files and make itself read the values of these variables. Before make uses
+# a value, it stops with an error if the value does not match the variable's pattern.
 component := [a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*
 label     := [A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?
 host      := $(label)(\.$(label))*(:[0-9]+)?
@@ -23,7 +23,8 @@ endef
 quote   = '$(subst ','\'',$(1))'
 refuse  = $(error reading $(1)="$(value $(1))": it is not valid; write it as $($(1).example))
 matches = $(shell printf '%s\n' $(call quote,$($(1))) | LC_ALL=C grep -Exq -e $(call quote,$($(1).pattern)) && echo yes)
-# First what make would expand, then the rest. A value from a Makefile may refer to others.
+# First refuse values with a $ or a newline, because make would expand them; only defaults
+# in a Makefile may refer to other variables. Then refuse values that do not match.
 $(foreach v,REGISTRY TAG IMAGE CLUSTER COMPONENTS,$(if $(filter undefined file,$(origin $(v))),,\
 	$(if $(findstring $$,$(value $(v)))$(findstring $(newline),$(value $(v))),$(call refuse,$(v)))))
 $(foreach v,REGISTRY TAG IMAGE CLUSTER COMPONENTS,$(if $(filter undefined,$(origin $(v))),,\

@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-// The Makefiles refuse values that a shell, a YAML file or make itself would read as
-// something else than a name, whether they come from arguments or from the environment.
+// The Makefiles refuse values that a shell, a YAML parser or make itself would not read as
+// a plain name, both in arguments and in the environment.
 func TestMakeRefusesValues(t *testing.T) {
 	root := copyOfCheckout(t, 0o022)
 	marker := filepath.Join(t.TempDir(), "marker")
-	tools := t.TempDir() // programs that leave a trace
+	tools := t.TempDir() // programs that write to marker when they run
 	for _, name := range []string{"kubectl", "docker", "go"} {
 		if err := os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\necho called >>'"+marker+"'\n"), 0o755); err != nil {
 			t.Fatal(err)

@@ -20,11 +20,11 @@ type cluster struct {
 	dir  string // root/.cluster/name
 }
 
-// A dot would allow names such as demo.lock, which is the lock file of demo.
+// Names contain no dot, because demo.lock is the lock file of demo.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
 
-// newCluster finds the checkout from the working directory upwards. Symbolic links
-// are resolved, so that a cluster is the same by whatever path it is reached.
+// newCluster searches for the checkout from the working directory upwards. It resolves
+// symbolic links, so that every path to the checkout leads to the same cluster.
 func newCluster(name string) (*cluster, error) {
 	if !validName.MatchString(name) {
 		return nil, fmt.Errorf("naming a cluster %q: want a plain word of letters, digits, - and _, such as demo", name)
@@ -46,7 +46,7 @@ func newCluster(name string) (*cluster, error) {
 	}
 }
 
-// path is a path in the cluster's directory.
+// path returns a path in the cluster's directory.
 func (c *cluster) path(elem ...string) string {
 	return filepath.Join(append([]string{c.dir}, elem...)...)
 }
@@ -57,11 +57,11 @@ func (c *cluster) id() string {
 	return fmt.Sprintf("%x", sum[:4])
 }
 
-// errRunning is the error of lock while a process of the cluster exists.
+// errRunning is the error of lock while any process of the cluster is running.
 var errRunning = errors.New("the cluster is running")
 
 // lock makes the caller the only process that starts or removes the cluster. The
-// supervisor and every process that it starts inherit the lock, so it is free
+// supervisor and every process that it starts inherit the lock, so the lock is free
 // only when all of them have ended.
 func (c *cluster) lock() (*os.File, error) {
 	if err := makePrivate(filepath.Dir(c.dir)); err != nil {
@@ -81,12 +81,12 @@ func (c *cluster) lock() (*os.File, error) {
 	return f, nil
 }
 
-// openLock opens a lock file. Only its owner can open it: any user who can read a
-// file can lock it.
+// openLock opens a lock file and makes it readable only for its owner, because any user
+// who can read a file can lock it.
 func openLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err == nil {
-		err = f.Chmod(0o600) // one of an older checkout
+		err = f.Chmod(0o600) // an older version of the launcher made the file readable for everyone
 	}
 	return f, err
 }
@@ -100,14 +100,13 @@ func makePrivate(dir string) error {
 	if err != nil || info.Mode().Perm()&0o077 == 0 {
 		return err
 	}
-	return os.Chmod(dir, 0o700) // one of an older checkout
+	return os.Chmod(dir, 0o700) // an older version of the launcher made the directory readable for everyone
 }
 
-// state is what the commands know about a running cluster. It is stored in
-// cluster.json.
+// state describes a cluster to the commands. It is stored in cluster.json.
 type state struct {
 	Version      string    // of Kubernetes
-	Started      time.Time // when up was called
+	Started      time.Time // when up began to start the cluster
 	Supervisor   int       // process id
 	Node         int       // process id of the node's init, 0 without a node
 	API          string    // address of the API server on the host's loopback
@@ -122,7 +121,7 @@ func (s state) kind() string {
 	return "one node"
 }
 
-// state reads the state that save wrote last.
+// state reads the state that save has written.
 func (c *cluster) state() (s state, err error) {
 	b, err := os.ReadFile(c.path("cluster.json"))
 	if err == nil {
@@ -147,10 +146,10 @@ func (c *cluster) save(s state) error {
 	return os.Rename(part, c.path("cluster.json"))
 }
 
-// socket is the address of a Unix socket in the cluster's directory, which host and
-// node share. A socket's path has at most 107 bytes, so the address goes through an
-// open file descriptor of the directory. The caller calls done after dialing or
-// listening.
+// socket returns the address of a Unix socket in the cluster's directory, which host and
+// node share. A socket's path has at most 107 bytes, so the address refers to the
+// directory by an open file descriptor. The caller calls done after dialing or
+// listening, which closes the file descriptor.
 func (c *cluster) socket(name string) (address *net.UnixAddr, done func(), err error) {
 	dir, err := os.Open(c.dir)
 	if err != nil {
@@ -162,8 +161,8 @@ func (c *cluster) socket(name string) (address *net.UnixAddr, done func(), err e
 // markReady records that the cluster has started.
 func (c *cluster) markReady() error { return os.WriteFile(c.path("ready"), nil, 0o644) }
 
-// running returns the state of a cluster that has started, and an error for any
-// other.
+// running returns the state of the cluster, or an error if the cluster is not running or
+// not ready yet.
 func (c *cluster) running() (state, error) {
 	lock, err := c.lock()
 	if err == nil {

@@ -11,65 +11,61 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// asNobody runs a shell script as a user who owns nothing.
+// asNobody runs a shell script as a user who owns no file.
 func asNobody(script string) (string, error) {
 	out, err := exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", script).CombinedOutput()
 	return string(out), err
 }
 
-// listeners lists the TCP ports of the host that are listened on and the abstract
-// Unix sockets.
-func listeners(t *testing.T) (ports, abstract []string) {
+// reachable lists the TCP ports and the abstract Unix sockets on which the processes of a
+// checkout listen in the host's network namespace.
+func reachable(t *testing.T, root string) (ports, abstract []string) {
 	t.Helper()
-	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	sockets := map[string]bool{} // inodes
+	for _, pid := range checkoutProcesses(root) {
+		files, _ := os.ReadDir(filepath.Join("/proc", pid, "fd"))
+		for _, f := range files {
+			target, _ := os.Readlink(filepath.Join("/proc", pid, "fd", f.Name()))
+			if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+				sockets[strings.TrimSuffix(inode, "]")] = true
+			}
+		}
+	}
+	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6", "/proc/net/unix"} {
 		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, l := range strings.Split(string(text), "\n")[1:] {
-			if f := strings.Fields(l); len(f) > 3 && f[3] == "0A" {
-				var port int
-				if _, err := fmt.Sscanf(f[1][strings.LastIndex(f[1], ":")+1:], "%X", &port); err != nil {
+			f := strings.Fields(l)
+			if len(f) > 9 && f[3] == "0A" && sockets[f[9]] {
+				port, err := strconv.ParseUint(f[1][strings.LastIndex(f[1], ":")+1:], 16, 16)
+				if err != nil {
 					t.Fatal(err)
 				}
 				ports = append(ports, fmt.Sprint(port))
+			} else if len(f) == 8 && strings.HasPrefix(f[7], "@") && sockets[f[6]] {
+				abstract = append(abstract, f[7])
 			}
-		}
-	}
-	text, err := os.ReadFile("/proc/net/unix")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range strings.Split(string(text), "\n") {
-		if f := strings.Fields(l); len(f) > 7 && strings.HasPrefix(f[7], "@") {
-			abstract = append(abstract, f[7])
 		}
 	}
 	return ports, abstract
 }
 
-func without(all, known []string) (rest []string) {
-	for _, s := range all {
-		if !slices.Contains(known, s) {
-			rest = append(rest, s)
-		}
-	}
-	return rest
-}
-
-// Of a running cluster another local user reaches one port, that of the API server,
-// which asks for a certificate. No file can be read, written or locked, also where an
-// older checkout has left it open.
+// Another local user reaches only one port of a running cluster, the port of the API
+// server, which requires a certificate. The user cannot read, write or lock any file, not
+// even a file that an older version of the launcher left readable for everyone.
 func TestOtherUsersReachNothing(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become another user")
 	}
-	provided(t)
+	provideTools(t)
 	root := checkout(t)
 	clusters := filepath.Join(root, ".cluster")
 	lock := filepath.Join(clusters, "demo.lock")
@@ -80,9 +76,8 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := asNobody("flock -n " + lock + " true"); err != nil {
-		t.Fatalf("before up the lock is open to everyone: %v: %s", err, out)
+		t.Fatalf("before up, every user must be able to lock the file: %v: %s", err, out)
 	}
-	portsBefore, abstractBefore := listeners(t)
 	c := up(t, root)
 	runPod(t, root)
 	s, err := c.state()
@@ -90,20 +85,13 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	ports, abstract := listeners(t)
+	ports, abstract := reachable(t, root)
 	_, api, _ := net.SplitHostPort(s.API)
-	if got := without(ports, portsBefore); !slices.Equal(got, []string{api}) {
-		t.Errorf("new listeners on ports %q, want only the API server's %s", got, api)
-		for _, port := range got {
-			resp, err := http.Post("http://127.0.0.1:"+port+"/v2/k8s-micro/pause/blobs/uploads/", "", nil)
-			if err == nil {
-				resp.Body.Close()
-				t.Logf("port %s answers a push with %s", port, resp.Status)
-			}
-		}
+	if !slices.Equal(ports, []string{api}) {
+		t.Errorf("the cluster listens on ports %q of the host, want only the API server's %s", ports, api)
 	}
-	if got := without(abstract, abstractBefore); len(got) > 0 {
-		t.Errorf("new abstract sockets %q", got)
+	if len(abstract) > 0 {
+		t.Errorf("the cluster has the abstract sockets %q", abstract)
 	}
 	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	for _, path := range []string{"/api/v1/pods", "/api/v1/secrets", "/metrics", "/logs/", "/debug/pprof/"} {
@@ -135,13 +123,13 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		}
 	}
 
-	// A pod and the node reach the registry's reader, which refuses to write.
+	// Pods and the node reach the registry's reader, which refuses writes.
 	out, err := cli(t, root, "node", "--", "bash", "-c",
 		`exec 3<>/dev/tcp/10.10.0.1/5000; printf 'POST /v2/k8s-micro/pause/blobs/uploads/ HTTP/1.0\r\n\r\n' >&3; head -1 <&3`)
 	if err != nil || !strings.Contains(out, "405") {
 		t.Errorf("pushing from the node: %v: %q, want status 405", err, out)
 	}
-	// And the node cannot write to the host's file systems.
+	// The node cannot write to the host's file systems.
 	for _, path := range []string{"/x", "/dev/shm/x", cache + "/x", "/run/k8s-micro/cache/x"} {
 		if out, err := cli(t, root, "node", "--", "touch", path); err == nil {
 			t.Errorf("the node can write %q: %s", path, out)
@@ -149,15 +137,15 @@ func TestOtherUsersReachNothing(t *testing.T) {
 	}
 }
 
-// The second of two processes that start a cluster waits for the first.
+// If several processes start a cluster at the same time, one starts it and the others wait.
 func TestConcurrentUps(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	root := checkout(t)
 	t.Cleanup(func() { _, _ = cli(t, root, "down") })
 	var outs [3]bytes.Buffer
 	var ups [3]*exec.Cmd
 	for i := range ups {
-		ups[i] = launch(root, "up")
+		ups[i] = launcher(root, "up")
 		ups[i].Stdout, ups[i].Stderr = &outs[i], &outs[i]
 		if err := ups[i].Start(); err != nil {
 			t.Fatal(err)
@@ -180,12 +168,12 @@ func TestConcurrentUps(t *testing.T) {
 	}
 }
 
-// An up that waits for another one starts the cluster when that one fails.
+// While one up waits for another up, it starts the cluster if the other fails.
 func TestUpAfterAFailedUp(t *testing.T) {
-	provided(t)
+	provideTools(t)
 	root := checkout(t)
 	t.Cleanup(func() { _, _ = cli(t, root, "down") })
-	first := launch(root, "up", "-foreground")
+	first := launcher(root, "up", "-foreground")
 	stdin, err := first.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -198,10 +186,10 @@ func TestUpAfterAFailedUp(t *testing.T) {
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.ReadAtLeast(out, make([]byte, 10), 10); err != nil { // it has the lock
+	if _, err := io.ReadAtLeast(out, make([]byte, 10), 10); err != nil { // the first up holds the lock
 		t.Fatal(err)
 	}
-	second := launch(root, "up", "-control-plane")
+	second := launcher(root, "up", "-control-plane")
 	var text bytes.Buffer
 	second.Stdout, second.Stderr = &text, &text
 	if err := second.Start(); err != nil {

@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// supervisorProcess is the supervisor as up sees it.
+// supervisorProcess is the handle with which up controls the supervisor.
 type supervisorProcess struct {
 	cmd  *exec.Cmd
-	pipe *os.File // a byte detaches the supervisor, the end of file stops it
+	pipe *os.File // writing a byte detaches the supervisor, closing the pipe stops it
 }
 
 // startSupervisor starts the supervisor, prints its progress, and returns when
@@ -47,14 +47,14 @@ func (c *cluster) startSupervisor(ctx context.Context, lock *os.File) (*supervis
 	}
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.root, log, log
 	cmd.ExtraFiles = []*os.File{parent, reports, lock}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C in this terminal must not reach it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C in this terminal must not reach the supervisor
 	err = cmd.Start()
 	reports.Close()
 	if err != nil {
 		pipe.Close()
 		return nil, fmt.Errorf("starting the supervisor: %w", err)
 	}
-	lock.Close() // the supervisor holds it now
+	lock.Close() // the supervisor has inherited the lock
 	p := &supervisorProcess{cmd, pipe}
 
 	started := make(chan error, 1)
@@ -93,7 +93,7 @@ func (p *supervisorProcess) detach() error {
 	return err
 }
 
-// stop ends the supervisor, and with it the cluster. It does nothing after detach.
+// stop ends the supervisor, which ends the cluster. After detach it does nothing.
 func (p *supervisorProcess) stop() {
 	if p.pipe != nil {
 		p.pipe.Close()
@@ -102,8 +102,8 @@ func (p *supervisorProcess) stop() {
 	}
 }
 
-// reporter returns a function that writes one event to this process's log and to
-// the process that waits for the cluster. Kinds are step, ready and error.
+// reporter returns a function that writes one event to this process's log and to the
+// pipe, from which up reads. The kinds of events are step, ready and error.
 func reporter(pipe *os.File) func(kind, text string) {
 	return func(kind, text string) {
 		logLine("%s %s", kind, text)
@@ -116,9 +116,8 @@ func logLine(format string, args ...any) {
 	fmt.Printf("%s %s\n", time.Now().Format(time.RFC3339), fmt.Sprintf(format, args...))
 }
 
-// supervisor starts the cluster, waits for the signal to stop and ends with the
-// cluster. Its file descriptors are 3, the pipe from up; 4, where it reports
-// events; and 5, the lock.
+// supervisor starts the cluster and stops it on SIGTERM or SIGINT. It inherits the pipe
+// from up (file descriptor 3), the pipe to which it reports events (4) and the lock (5).
 func supervisor(args []string) (err error) {
 	c, err := newCluster(args[0])
 	if err != nil {
@@ -143,7 +142,7 @@ func supervisor(args []string) (err error) {
 		return err
 	}
 	s.Supervisor = os.Getpid()
-	if err := c.linkKubectl(s.Tools); err != nil {
+	if err := errors.Join(c.save(s), c.linkKubectl(s.Tools)); err != nil {
 		return err
 	}
 	if s.ControlPlane {
@@ -152,7 +151,7 @@ func supervisor(args []string) (err error) {
 	return c.superviseNode(ctx, s, report, events, lock)
 }
 
-// linkKubectl puts kubectl into the cluster's bin directory.
+// linkKubectl creates the link kubectl in the cluster's bin directory.
 func (c *cluster) linkKubectl(t tools) error {
 	if err := os.MkdirAll(c.path("bin"), 0o755); err != nil {
 		return err
@@ -190,22 +189,22 @@ func (c *cluster) superviseControlPlane(ctx context.Context, s state, report fun
 	return nil
 }
 
-// freePorts returns ports of the loopback on which nobody is listening.
+// freePorts returns n ports of the loopback on which no process is listening.
 func freePorts(n int) (ports []int, err error) {
 	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // after all are chosen, so that they differ
+		defer l.Close() // close only after all ports are chosen, so that they differ
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
 }
 
-// inherited is a file that this process was started with and does not pass on.
-// It stays open for the life of the process: the garbage collector would close a
-// file without references, and some of these, such as the lock, are only held.
+// inherited returns a file descriptor that this process has inherited, and prevents
+// child processes from inheriting it. The file stays open until the process ends: held
+// refers to it, because the garbage collector closes files without references.
 func inherited(fd uintptr) *os.File {
 	syscall.CloseOnExec(int(fd))
 	f := os.NewFile(fd, fmt.Sprintf("inherited-%d", fd))
@@ -213,4 +212,5 @@ func inherited(fd uintptr) *os.File {
 	return f
 }
 
+// held keeps files such as the lock open until the process ends.
 var held []*os.File

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// superviseNode starts the node's init in new namespaces and waits for its end.
+// superviseNode starts the node's init in new namespaces and waits until init ends.
 func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, text string), events, lock *os.File) error {
 	api, apiFile, err := listen("0")
 	if err != nil {
@@ -49,10 +49,10 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{parent, events, lock, apiFile}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("making the node's namespaces: %w; %s", err, elsewhere)
+		return fmt.Errorf("making the node's namespaces: %w; %s", err, otherCluster)
 	}
 	for _, f := range []io.Closer{api, apiFile, parent} {
-		f.Close() // the node holds them now
+		f.Close() // the node has inherited them
 	}
 	if ids != nil {
 		if err := ids.apply(cmd.Process.Pid); err != nil {
@@ -77,14 +77,14 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 	return nil
 }
 
-// endWithParent makes the kernel kill the process of cmd when the thread ends that starts
-// it, and so when this process ends for any reason.
+// endWithParent makes the kernel kill the process of cmd when the thread that starts it
+// ends, so also when this process ends for any reason.
 func endWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// listen listens on a port of the host's loopback, 0 for any, and also returns
-// the listener as a file that another process can inherit.
+// listen listens on a port of the host's loopback; port 0 selects a free port. It also
+// returns the listener as a file that another process can inherit.
 func listen(port string) (net.Listener, *os.File, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {

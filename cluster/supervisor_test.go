@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"net/http"
 	"os"
 	"os/exec"
@@ -31,6 +32,24 @@ func TestControlPlaneOnly(t *testing.T) {
 	address, _, _ := strings.Cut(string(rest), "\x00")
 	if resp, err := http.Get(strings.Replace(address, "https", "http", 1) + "/version"); err == nil && resp.StatusCode == http.StatusOK {
 		t.Errorf("etcd at %q answers without a client certificate", address)
+	}
+	ports, _ := reachable(t, root)
+	if len(ports) != 3 {
+		t.Errorf("the control plane listens on ports %q, want those of kube-apiserver and of etcd for clients and peers", ports)
+	}
+	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	for _, port := range ports {
+		for _, url := range []string{"http://127.0.0.1:" + port, "https://127.0.0.1:" + port} {
+			for _, path := range []string{"/members", "/raft/probing", "/api/v1/secrets", "/metrics"} {
+				resp, err := anonymous.Get(url + path)
+				if err != nil {
+					continue // the server refuses the connection without a client certificate
+				}
+				if resp.Body.Close(); resp.StatusCode == http.StatusOK {
+					t.Errorf("%s answers without a client certificate", url+path)
+				}
+			}
+		}
 	}
 	s, err := c.state()
 	if err != nil {

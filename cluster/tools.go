@@ -17,18 +17,18 @@ import (
 	"time"
 )
 
-// tools are the programs of a cluster.
+// tools are the paths of the programs that a cluster runs.
 type tools struct {
 	Version string // of Kubernetes, such as v1.37.2
 	Cache   string // directory that contains all of the following
-	Kube    string // directory with etcd, the components of Kubernetes, CoreDNS and kubectl
+	Kube    string // directory that contains etcd, the components of Kubernetes, CoreDNS and kubectl
 	Pause   string // the program that holds a pod's namespaces
 	Bin     string // directory with containerd, its shim, runc and nft
 	CNI     string // directory with ptp, host-local and loopback
 }
 
-// in returns the tools at the place where the cache is mounted.
-func (t tools) in(cache string) tools {
+// relocated returns the paths of the tools when the cache is mounted at another path.
+func (t tools) relocated(cache string) tools {
 	for _, path := range []*string{&t.Kube, &t.Pause, &t.Bin, &t.CNI} {
 		*path = filepath.Join(cache, strings.TrimPrefix(*path, t.Cache))
 	}
@@ -36,11 +36,11 @@ func (t tools) in(cache string) tools {
 	return t
 }
 
-// elsewhere is the remedy for everything that this machine cannot do.
-const elsewhere = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
+// otherCluster is the remedy in every error about something that this machine cannot do.
+const otherCluster = "or use any cluster you have (kind, minikube, a cloud) with `make push` and `make deploy`"
 
 // provide finds, downloads or builds the programs of a cluster and prints progress.
-// At the end of ctx it stops what it has started and leaves nothing incomplete.
+// When ctx ends, provide stops its processes and removes incomplete files.
 func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err error) {
 	cache, err := cacheDir()
 	if err != nil {
@@ -50,32 +50,36 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 		return t, err
 	}
 	t.Cache = cache
-	// One process at a time, so that nothing is built twice.
+	// Only one process at a time builds, so that nothing is built twice.
 	lock, err := openLock(filepath.Join(cache, "lock"))
 	if err != nil {
 		return t, err
 	}
 	defer lock.Close()
-	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		progress("waiting for another process that is building in %s", cache)
-		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-			return t, fmt.Errorf("locking %q: %w", lock.Name(), err)
-		}
+	if err := lockCache(ctx, lock); err != nil {
+		return t, err
 	}
 	removeIncomplete(cache)
+	ctx, cancel := context.WithCancelCause(ctx) // the first error stops the other goroutine
+	defer cancel(nil)
 	fetched := make(chan error, 1)
 	if controlPlane {
 		fetched <- nil
 	} else {
-		go func() { // waits mostly for the network, the build mostly for the processor
+		go func() { // in parallel: this waits mostly for the network, and the build mostly for the processor
 			var err error
-			t.Bin, t.CNI, err = provideNodeTools(ctx, cache)
+			if t.Bin, t.CNI, err = provideNodeTools(ctx, cache); err != nil {
+				cancel(err)
+			}
 			fetched <- err
 		}()
 	}
 	version, kube, err := c.provideKube(ctx, cache)
+	if err != nil {
+		cancel(err)
+	}
 	if err = errors.Join(err, <-fetched); err != nil {
-		if ctx.Err() != nil {
+		if err = context.Cause(ctx); errors.Is(err, context.Canceled) { // a signal ended ctx
 			err = errors.New("interrupted")
 		}
 		return t, err
@@ -92,8 +96,31 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err 
 	return t, err
 }
 
-// removeIncomplete removes what processes left in the cache that were killed while
-// they built or downloaded. The caller holds the cache's lock, so nobody else does so now.
+// lockCache waits until it gets the lock or ctx ends.
+func lockCache(ctx context.Context, lock *os.File) error {
+	for waiting := false; ; {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("locking %q: %w", lock.Name(), err)
+		}
+		if !waiting {
+			progress("waiting for another process that is building in %s", filepath.Dir(lock.Name()))
+			waiting = true
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("interrupted")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// removeIncomplete removes the incomplete files of processes that were killed while they
+// built or downloaded. The caller holds the cache's lock, so no other process is
+// building or downloading.
 func removeIncomplete(cache string) {
 	for _, pattern := range []string{"*.part-*", "*/*.part-*"} {
 		files, _ := filepath.Glob(filepath.Join(escapeGlob(cache), pattern))
@@ -103,7 +130,7 @@ func removeIncomplete(cache string) {
 	}
 }
 
-// cacheDir makes the directory that holds what was built and downloaded.
+// cacheDir creates the directory for built and downloaded programs, and returns its path.
 func cacheDir() (string, error) {
 	base, err := os.UserCacheDir()
 	if err != nil {
@@ -111,7 +138,7 @@ func cacheDir() (string, error) {
 	}
 	dir := filepath.Join(base, "k8s-micro")
 	if err := makePrivate(dir); err != nil {
-		return "", fmt.Errorf("making the cache: %w; set XDG_CACHE_HOME to a directory of yours", err)
+		return "", fmt.Errorf("making the cache: %w; set XDG_CACHE_HOME to a directory that you own", err)
 	}
 	return dir, nil
 }
@@ -121,7 +148,7 @@ func cacheDir() (string, error) {
 func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string) error {
 	part := fmt.Sprintf("%s.part-%d", out, os.Getpid())
 	defer os.Remove(part)
-	tmp := part + ".tmp" // beside the cache: /tmp may be too small for it
+	tmp := part + ".tmp" // in the cache's file system, because /tmp may be too small
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
@@ -136,7 +163,7 @@ func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string
 	return os.Rename(part, out)
 }
 
-// goCommand is a go command whose result does not depend on the user's settings.
+// goCommand returns a go command whose result does not depend on the user's settings.
 func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := interruptible(ctx, "go", args...)
 	cmd.Dir = dir
@@ -147,7 +174,7 @@ func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-// interruptible is a command that receives SIGINT at the end of ctx, and SIGKILL 5
+// interruptible returns a command that receives SIGINT when ctx ends, and SIGKILL 5
 // seconds later.
 func interruptible(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,8 +14,8 @@ import (
 	"time"
 )
 
-// fakeGo puts a program named go into PATH that lists packages, and builds until it is
-// interrupted.
+// fakeGo puts a program named go into PATH. `go list` prints two packages; `go build`
+// leaves incomplete files and runs the shell command build.
 func fakeGo(t *testing.T, build string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -47,11 +49,11 @@ func incomplete(t *testing.T) (files []string) {
 	return files
 }
 
-// startBuild starts up and returns when its build is running.
+// startBuild starts the command up and returns when its build is running.
 func startBuild(t *testing.T, root string) (cmd *exec.Cmd, output *strings.Builder) {
 	t.Helper()
 	_ = os.Remove(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
-	cmd, output = launch(root, "up", "-control-plane"), new(strings.Builder)
+	cmd, output = launcher(root, "up", "-control-plane"), new(strings.Builder)
 	cmd.Stderr = output
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -68,8 +70,8 @@ func startBuild(t *testing.T, root string) (cmd *exec.Cmd, output *strings.Build
 	return cmd, output
 }
 
-// SIGINT and SIGTERM end a build and remove what it has written. After SIGKILL the next
-// build removes it.
+// SIGINT and SIGTERM end a build and remove its incomplete files. After SIGKILL the next
+// build removes them.
 func TestInterruptedBuild(t *testing.T) {
 	root := checkout(t)
 	fakeGo(t, `echo $$ >"$XDG_CACHE_HOME/pid"; exec sleep 100`)
@@ -84,6 +86,27 @@ func TestInterruptedBuild(t *testing.T) {
 		}
 	}
 	cmd, _ := startBuild(t, root)
+	other := launcher(checkout(t), "up", "-control-plane") // waits for the build of cmd
+	out, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.Contains(lines.Text(), "waiting for another process") {
+			_ = other.Process.Signal(syscall.SIGINT)
+			timeout := time.AfterFunc(5*time.Second, func() {
+				t.Error("an up that waits for another process's build does not end on SIGINT")
+				_ = other.Process.Kill()
+			})
+			defer timeout.Stop()
+		}
+	}
+	if err := other.Wait(); err == nil {
+		t.Error("the interrupted up succeeded")
+	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	pid, err := os.ReadFile(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
@@ -94,20 +117,57 @@ func TestInterruptedBuild(t *testing.T) {
 		t.Fatalf("killing the build %q of the killed up: %v", pid, err)
 	}
 	if len(incomplete(t)) != 2 {
-		t.Fatal("SIGKILL left nothing: this test tests nothing")
+		t.Fatal("SIGKILL left no incomplete files, so this test has nothing to check")
 	}
 	before := incomplete(t)
 	cmd, _ = startBuild(t, root)
 	for _, f := range before {
 		if exists(f) {
-			t.Errorf("the next build has left %q", f)
+			t.Errorf("the next build has not removed %q", f)
 		}
 	}
 	_ = cmd.Process.Signal(syscall.SIGINT)
 	_ = cmd.Wait()
 }
 
-// A build that fails says why.
+// The state of a cluster that ended without cleaning up, such as when the machine
+// restarted, has no effect while up builds: no command takes it for a running cluster, and
+// down does not stop the process that now has the supervisor's id.
+func TestStaleState(t *testing.T) {
+	root := checkout(t)
+	unrelated := exec.Command("sleep", "100")
+	if err := unrelated.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unrelated.Process.Kill(); _ = unrelated.Wait() }()
+	c := demoCluster(root)
+	if err := errors.Join(os.MkdirAll(c.dir, 0o700), c.save(state{Version: "v1.0.0", Supervisor: unrelated.Process.Pid, Node: unrelated.Process.Pid}), c.markReady()); err != nil {
+		t.Fatal(err)
+	}
+	fakeGo(t, `echo $$ >"$XDG_CACHE_HOME/pid"; exec sleep 100`)
+	cmd, _ := startBuild(t, root)
+	if out, err := cli(t, root, "status"); err == nil || !strings.Contains(out, "starting or stopping") {
+		t.Errorf("status: %v: %s", err, out)
+	}
+	down := launcher(root, "down")
+	if err := down.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if err := syscall.Kill(unrelated.Process.Pid, 0); err != nil {
+		t.Errorf("the unrelated process: %v", err)
+	}
+	if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", unrelated.Process.Pid)); strings.Contains(string(line), ") Z ") {
+		t.Error("down has stopped a process that does not belong to the cluster")
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Wait()
+	if err := down.Wait(); err != nil {
+		t.Errorf("down after the interrupted build: %v", err)
+	}
+}
+
+// The error of a failed build contains the reason and the path of the log.
 func TestFailedBuild(t *testing.T) {
 	root := checkout(t)
 	fakeGo(t, "echo 'x.go:1: no space left on device' >&2; exit 1")

@@ -14,7 +14,8 @@ import (
 
 var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
-// preflight refuses a node: it is made of Linux namespaces.
+// preflight returns an error unless only a control plane is wanted, because a node
+// consists of Linux namespaces.
 func preflight(controlPlane bool) error {
 	if controlPlane {
 		return nil

@@ -3,13 +3,14 @@
 // go-micro.
 //
 //	-follow   keep running, and print the map again after each change of the ConfigMap, until SIGTERM
-//	          or SIGINT. Values are then plain strings, and JSON and YAML files in the ConfigMap trees.
+//	          or SIGINT. Values are then plain strings, and JSON and YAML files in the
+//	          ConfigMap become trees.
 //
 // The command listens on no port. It runs in a pod whose service account may read and watch the
 // ConfigMap (k8s/configmap-rbac.yaml), and needs the variables KUBERNETES_SERVICE_HOST and
 // KUBERNETES_SERVICE_PORT that every pod has. If it cannot load the configuration, or the API server
-// does not answer for 5 seconds, it prints the reason on stderr and exits with 1; after a signal with
-// 0; with unknown arguments with 2.
+// does not answer for 5 seconds, it prints the reason on stderr and exits with 1. It exits
+// with 0 after a signal and with 2 on unknown arguments.
 package main
 
 import (

@@ -51,8 +51,8 @@ func program(t *testing.T, url string, args []string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// dump runs the program until it exits.
-func dump(t *testing.T, url string, args []string, env ...string) (stdout, stderr string, exit int) {
+// runToExit runs the program until it exits, and returns its output and exit code.
+func runToExit(t *testing.T, url string, args []string, env ...string) (stdout, stderr string, exit int) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd := program(t, url, args, env...)
@@ -105,7 +105,7 @@ const configMap = `{"kind": "ConfigMap", "apiVersion": "v1",
 	"metadata": {"name": "go-micro-config", "namespace": "go-micro"},
 	"data": {"DB_NAME": "MICRO", "DB_HOST": "192.168.0.1"}}`
 
-// The environment and the map are those of the README's walk-through. KUBERNETES_SERVICE_PORT is
+// The environment and the map are the same as in the README's walk-through. KUBERNETES_SERVICE_PORT is
 // missing, so that the program uses the kubeconfig. Variables of one Service collide, because
 // GO_MICRO_SRV_PORT is a value and a prefix: the first one wins.
 func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
@@ -147,7 +147,7 @@ func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 		"home:/root hostname:go-micro-config kubernetes:map[port:map[443:map[tcp:tcp://10.96.0.1:443]] " +
 		"service:map[host:10.96.0.1 port:map[https:443]]] path:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin]\n"
 
-	stdout, stderr, exit := dump(t, apiServer(t, http.StatusOK, configMap, 0, nil), nil, env...)
+	stdout, stderr, exit := runToExit(t, apiServer(t, http.StatusOK, configMap, 0, nil), nil, env...)
 	if stdout != want {
 		t.Errorf("printed\n%swant\n%s", stdout, want)
 	}
@@ -261,7 +261,7 @@ func TestExitsWhenAPIServerIsFrozen(t *testing.T) {
 			t.Parallel()
 			url := apiServer(t, http.StatusOK, configMap, tt.answers, nil)
 			begin := time.Now()
-			stdout, stderr, exit := dump(t, url, tt.args)
+			stdout, stderr, exit := runToExit(t, url, tt.args)
 			if stdout != "" || exit != 1 || !strings.HasSuffix(stderr, tt.want) || !strings.Contains(stderr, `ConfigMap "go-micro/go-micro-config"`) {
 				t.Errorf("stdout is %q, exit code %d, stderr %q, want nothing, 1 and %q", stdout, exit, stderr, tt.want)
 			}
@@ -277,7 +277,7 @@ func TestRejectsUnknownArguments(t *testing.T) {
 		"-folow": "flag provided but not defined: -folow\n",
 		"follow": `reading arguments: unexpected "follow"; -h lists the flags` + "\n",
 	} {
-		stdout, stderr, exit := dump(t, "", []string{arg})
+		stdout, stderr, exit := runToExit(t, "", []string{arg})
 		if stdout != "" || exit != 2 || !strings.HasPrefix(stderr, want) {
 			t.Errorf("%s: stdout is %q, exit code %d, stderr %q, want nothing, 2 and %q", arg, stdout, exit, stderr, want)
 		}
@@ -322,7 +322,7 @@ func TestErrorNamesRemedy(t *testing.T) {
 	} {
 		for _, args := range [][]string{nil, {"-follow"}} {
 			t.Run(fmt.Sprint(tt.name, args), func(t *testing.T) {
-				stdout, stderr, exit := dump(t, tt.url, args)
+				stdout, stderr, exit := runToExit(t, tt.url, args)
 				if want := `reading ConfigMap "go-micro/go-micro-config": ` + tt.want + "\n"; stderr != want {
 					t.Errorf("stderr is\n%swant\n%s", stderr, want)
 				}

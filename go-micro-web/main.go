@@ -33,7 +33,7 @@ func run() error {
 	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := web.NewService(
 		web.Name(DefaultServiceName),
-		web.Registry(registry), // registers to Kubernetes
+		web.Registry(registry), // registers with Kubernetes
 		web.Address(DefaultServerPort),
 		pod.WebLifecycle(registry)) // health, readiness, drain
 

@@ -10,15 +10,16 @@ import (
 
 // advertised returns the service with addresses that other pods can reach.
 //
-// go-micro advertises the first address of an interface that is in a private range,
-// and otherwise that of the last interface, which may be the loopback: for pods with
-// public IPv4 or IPv6 addresses. So an address of this pod's interfaces becomes the
-// pod's IP as Kubernetes knows it, podIP, if that is not empty. Any other address was
-// chosen by the user, with server.Advertise, and stays.
+// go-micro advertises the first interface address in a private range. In a pod that has
+// only public IPv4 or IPv6 addresses there is none, and go-micro advertises the address
+// of the last interface, which may be the loopback interface. So advertised replaces an
+// address of this pod's interfaces by podIP, the pod's IP as Kubernetes knows it, unless
+// podIP is empty. Any other address was chosen by the user, with server.Advertise, and
+// stays.
 func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) (*registry.Service, error) {
 	if podIP != "" {
 		if ip, err := netip.ParseAddr(podIP); err != nil || !reachable(ip) {
-			return nil, fmt.Errorf("POD_IP is %q, not the address of a pod: set it from status.podIP in its manifest", podIP)
+			return nil, fmt.Errorf("POD_IP is %q, not the address of a pod: set POD_IP from status.podIP in the pod's manifest", podIP)
 		}
 	}
 	c := *s
@@ -37,14 +38,14 @@ func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) 
 				node.Address = net.JoinHostPort(podIP, port)
 			}
 		} else if err == nil && !reachable(ip) || host == "localhost" || host == "" {
-			return nil, fmt.Errorf("no other pod can reach its address %q: set POD_IP from status.podIP in its manifest, or advertise another address", n.Address)
+			return nil, fmt.Errorf("no other pod can reach the service's address %q: set POD_IP from status.podIP in the pod's manifest, or advertise another address", n.Address)
 		}
 		c.Nodes[i] = &node
 	}
 	return &c, nil
 }
 
-// reachable reports whether other pods may reach an address.
+// reachable reports whether other pods may be able to reach an address.
 func reachable(ip netip.Addr) bool {
 	return !ip.IsLoopback() && !ip.IsUnspecified() && !ip.IsLinkLocalUnicast()
 }

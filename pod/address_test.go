@@ -11,7 +11,7 @@ import (
 )
 
 func TestAdvertisedAddress(t *testing.T) {
-	local := func(a netip.Addr) bool { // the interfaces of this pod
+	local := func(a netip.Addr) bool { // the addresses of this pod's interfaces
 		switch a.WithZone("").String() {
 		case "203.0.113.7", "2001:db8::7", "127.0.0.1", "::1", "fe80::7", "10.244.0.7":
 			return true
@@ -48,7 +48,7 @@ func TestAdvertisedAddress(t *testing.T) {
 		case err != nil || got.Nodes[0].Address != c.want:
 			t.Errorf("%s: %v, %v, want %s", c.what, got.Nodes[0].Address, err, c.want)
 		case got.Nodes[0].Id != "a" || got.Name != "greeter" || got.Nodes[0].Metadata["protocol"] != "grpc":
-			t.Errorf("%s: the rest is %+v", c.what, got)
+			t.Errorf("%s: another field was changed: %+v", c.what, got)
 		}
 		if original.Nodes[0].Address != c.address {
 			t.Errorf("%s: the caller's own service was changed", c.what)

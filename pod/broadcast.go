@@ -2,8 +2,8 @@ package pod
 
 import "sync"
 
-// broadcast wakes everyone who waits for a change. To miss no change, call wait,
-// then look at the state, then receive from the channel. Its zero value is ready.
+// broadcast wakes all goroutines that wait for a change. To miss no change, call wait,
+// then read the state, then receive from the channel. Its zero value is ready for use.
 type broadcast struct {
 	mu sync.Mutex
 	ch chan struct{}
@@ -19,7 +19,7 @@ func (b *broadcast) wait() <-chan struct{} {
 	return b.ch
 }
 
-// notify wakes everyone who waits.
+// notify wakes all waiting goroutines.
 func (b *broadcast) notify() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

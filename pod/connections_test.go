@@ -28,7 +28,7 @@ func startLimited(t *testing.T, max int) *httptest.Server {
 		b, err := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%d bytes, %v", len(b), err)
 	}))
-	limitConnections(srv.Config, max)
+	limitConnections(srv.Config, max, max)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
@@ -47,7 +47,7 @@ func dialServer(t *testing.T, srv *httptest.Server, request string) net.Conn {
 	return conn
 }
 
-// staysOpen reports whether the server keeps a connection open for a while. It drops
+// staysOpen reports whether the server keeps a connection open for 50 ms. It discards
 // what the server sends.
 func staysOpen(conn net.Conn) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
@@ -58,7 +58,7 @@ func staysOpen(conn net.Conn) bool {
 
 func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
 	const max = 10
-	for name, held := range map[string]string{
+	for name, request := range map[string]string{ // the part of a request that the client sends
 		"for the body of a request":   "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nn",
 		"for the header of a request": "GET / HTTP/1.1\r\n",
 		"for a request":               "",
@@ -71,11 +71,11 @@ func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
 			}
 			var all []net.Conn
 			for range 3 * max {
-				all = append(all, dialServer(t, srv, held))
-				// Each of these needs a connection beside those that are held.
+				all = append(all, dialServer(t, srv, request))
+				// This complete request needs one more connection besides the held ones.
 				rsp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}).Get(srv.URL)
 				if err != nil {
-					t.Fatalf("a request after %d held ones: %v", len(all), err)
+					t.Fatalf("a complete request while %d connections are held: %v", len(all), err)
 				}
 				rsp.Body.Close()
 			}
@@ -84,7 +84,7 @@ func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
 				if staysOpen(conn) {
 					open++
 					if i < 2*max {
-						t.Errorf("connection %d of %d is open", i, len(all))
+						t.Errorf("held connection %d of %d is open", i, len(all))
 					}
 				}
 			}
@@ -98,7 +98,7 @@ func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
 	}
 }
 
-func TestConnectionIsRefusedIfAllAreHandled(t *testing.T) {
+func TestNewConnectionIsClosedIfAllOthersAreHandled(t *testing.T) {
 	srv := startLimited(t, 3)
 	var streams []net.Conn
 	for range 3 {
@@ -124,8 +124,8 @@ func TestConnectionIsRefusedIfAllAreHandled(t *testing.T) {
 	}
 }
 
-// A request on a connection that was idle, and one that follows a body, keep no
-// deadline and no place among the waiting ones.
+// A read deadline and a place in the waiting list end with their request: they affect
+// neither the next request on the connection nor a request after a body.
 func TestLimitsEndWithTheirRequest(t *testing.T) {
 	srv := startLimited(t, 2)
 	conn := dialServer(t, srv, "")
@@ -157,13 +157,48 @@ func TestLimitsEndWithTheirRequest(t *testing.T) {
 	}
 }
 
+// A client with too many connections loses its own connections, not those of others.
+func TestConnectionsOfOneClientAreLimited(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+	limitConnections(srv.Config, 20, 5)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	dial := func(local string) net.Conn {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}).Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	other := dial("127.0.0.2") // of all connections this one waits longest
+	var own []net.Conn
+	for range 50 {
+		own = append(own, dial("127.0.0.1"))
+	}
+	open := 0
+	for i, conn := range own {
+		if staysOpen(conn) {
+			if open++; i < 45 {
+				t.Errorf("connection %d of 50 is open", i)
+			}
+		}
+	}
+	if open != 5 {
+		t.Errorf("the client holds %d connections, want 5", open)
+	}
+	if !staysOpen(other) {
+		t.Error("another client lost its connection")
+	}
+}
+
 func TestSlowBodyIsCutOff(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		limitBody(w, r, 100*time.Millisecond)
 		_, err := io.ReadAll(r.Body)
 		fmt.Fprint(w, err)
 	}))
-	limitConnections(srv.Config, 10)
+	limitConnections(srv.Config, 10, 10)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

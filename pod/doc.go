@@ -4,7 +4,7 @@
 //
 // The package stands between go-micro and its Kubernetes registry plugin:
 //
-//	registry := pod.NewRegistry(kubernetes.NewRegistry) // the constructor, not a call of it
+//	registry := pod.NewRegistry(kubernetes.NewRegistry) // the constructor itself, not its result
 //	service := micro.NewService(
 //		micro.Registry(registry),
 //		micro.Selector(pod.NewSelector(registry)),
@@ -18,44 +18,45 @@
 // pod, and finds services by looking for such pods. This package keeps that format
 // to the byte, so services with and without this package find each other.
 //
-// A registration is a desired state. The registry watches the own pod and patches
-// it when the pod lacks the registration, whatever removed it, and not otherwise.
+// A registration is a desired state. The registry watches the process's own pod and
+// patches it only when the pod does not carry the registration, for whatever reason.
 // There is no heartbeat. While something else keeps changing the registration, such
-// as another container with the same service name, the registry says so once and
-// makes at most 10 PATCH in the first minute and then 2 a minute.
+// as another container with the same service name, the registry logs this once and
+// sends at most 10 PATCH requests in the first minute and then 2 a minute.
 //
 // The registered address is the pod's IP. A loopback address is refused.
 //
 // # Discovery
 //
-// An informer for each service that was ever asked for lists and watches the pods
+// For each service that was ever looked up, an informer lists and watches the pods
 // and keeps them in memory.
 //
-//   - GetService, Select and Watch read memory. An API server that is down, slow or
+//   - GetService, Select and Watch read from memory. An API server that is down, slow or
 //     frozen costs a running client nothing. Only the first call for a service waits
 //     for the API server, and returns an error as soon as the reason is known.
 //   - An instance is routable when its pod is running, ready and not terminating,
-//     and when its annotation decodes. Observe shows the other instances too. No
-//     annotation that another pod writes crashes a client.
+//     and when its annotation can be decoded. Observe shows the other instances too. An
+//     invalid annotation of another pod does not crash a client.
 //   - Pods whose Kubernetes node stopped reporting stay routable while they outnumber
-//     the ready ones, as after a long outage of the API server.
+//     the ready pods, which happens after a long outage of the API server.
 //   - A change is seen within milliseconds of its write, in whatever order the
 //     label, the annotation and the readiness arrive.
-//   - A lost watch is retried at most one second apart, and later only when the API
-//     server asks for it with Retry-After.
+//   - A lost watch is retried at most one second apart; only a header Retry-After from
+//     the API server makes the pause longer.
 //
 // # Choice
 //
 // A Selector takes the less busy of two random instances, in constant time. It ejects an
 // instance whose connection fails or that does not answer in time, for a growing time,
 // and never more than half of the instances. An instance is blamed only for its own
-// faults. WithEvents passes what happens to a metrics library.
+// faults. WithEvents reports picks and ejections to a metrics library.
 //
 // # Stop
 //
 // On SIGTERM a service with Lifecycle or WebLifecycle becomes not ready, deregisters,
 // accepts calls for a short time while clients notice, and waits for everything in
-// flight, within the pod's grace period. Endless streams end by Draining.
+// flight, within the pod's grace period. The handler of an endless stream should return when
+// the channel of Draining is closed.
 //
 // # API server
 //
@@ -70,17 +71,17 @@
 //
 //	list, watch   GetService, ListServices, Watch, Select: the pods of a service
 //	list, watch   Observe: the pods of all services
-//	list, watch   Register: the own pod, for the registration and the grace period
-//	patch         Register, Deregister: the own pod's labels and annotations;
+//	list, watch   Register: the process's own pod, for the registration and the grace period
+//	patch         Register, Deregister: the labels and annotations of the process's own pod;
 //	              k8s/pod-policy.yaml allows no other change
 //
 // # Environment
 //
-//	POD_NAME                  name of the own pod; set it from metadata.name (downward API)
+//	POD_NAME                  name of the process's own pod; set it from metadata.name (downward API)
 //	POD_IP                    address to register; set it from status.podIP (downward API)
-//	HOSTNAME                  used when POD_NAME is not set; wrong under hostNetwork
+//	HOSTNAME                  used when POD_NAME is not set; not the pod's name under hostNetwork
 //	KUBERNETES_SERVICE_HOST   with KUBERNETES_SERVICE_PORT, address of the API server; every pod has them
-//	KUBECONFIG                outside a pod: how to reach a cluster
+//	KUBECONFIG                outside a pod: the kubeconfig of the cluster
 //
 // Outside a pod the registry can be read through a kubeconfig. It cannot be
 // written, since there is no pod to write to. It returns the addresses of the pods,
@@ -92,7 +93,7 @@
 //
 //	Registry.Register        (registry.go)    go-micro's server registers its address
 //	capture                  (plugin.go)      the plugin writes the annotation to a local listener
-//	registrar.reconcile      (registrar.go)   patches the own pod with it
+//	registrar.reconcile      (registrar.go)   patches the process's own pod with it
 //	Connection.ListWatchPods (internal/apiserver) in the client: receives the pod from the watch
 //	informer.Update          (informer.go)    passes the pod to the table and publishes
 //	podTable.update          (podtable.go)    decodes the annotation into instances
@@ -112,13 +113,14 @@
 //
 // # Limits
 //
-// An informer runs until Close: ask only for service names that you know, not for
-// names that a client sends. All services are in the pod's own namespace, as with
+// An informer runs until Close: look up only service names that you know, not names
+// that a client sends. All services are in the pod's own namespace, as with
 // the plugin. A call to a pod that vanishes without notice can fail; the retry,
 // which go-micro makes by default, goes to another instance.
 //
 // A registry does not trust what other pods register. It skips, with one line in
 // the log, a registration whose annotation has the key of another service, an
 // address that is not an IP of its pod (see AnyAddress), more than 16 nodes, 32 KiB
-// or 1024 JSON objects, and what exceeds 32 registrations or 64 KiB of one pod.
+// or 1024 JSON objects. Of one pod it reads at most 32 registrations with 64 KiB
+// together, and skips the others.
 package pod

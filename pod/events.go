@@ -7,26 +7,27 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// Events are callbacks for whoever collects metrics; a field may be nil. Pass them to
-// NewRegistry with WithEvents: they then also receive what the selectors of that registry
-// do. The callbacks run in the goroutine of the call that they report, and must be fast
-// and safe for concurrent use. The age of the snapshot that the selector chooses from is the
-// time since Registry.LastContact.
+// Events are callbacks for the collection of metrics; a field may be nil. Pass them to
+// NewRegistry with WithEvents. They report the events of that registry and of its
+// selectors. The callbacks run in the goroutine of the call that they report, and must be
+// fast and safe for concurrent use. The age of the snapshot that a selector chooses from is
+// the time since Registry.LastContact.
 type Events struct {
 	// Picked reports that a call goes to an instance.
 	Picked func(service, pod, address string)
 
 	// Ejected reports that an instance gets no calls for a duration, and the error of
-	// the call that caused it. An instance that fails again is ejected again.
+	// the call that caused the ejection. An instance that fails again is ejected again.
 	Ejected func(service, pod, address string, duration time.Duration, cause error)
 
-	// Readmitted reports that an ejected instance gets calls again, because a call to it
-	// was answered or Selector.Reset was called, and the time since its first ejection.
+	// Readmitted reports that an ejected instance gets calls again, because it answered a
+	// call or because of Selector.Reset, and the time since the first of its ejections in
+	// a row.
 	Readmitted func(service, pod, address string, after time.Duration)
 
-	// APIError reports that a request to the API server began to fail, or fails in
-	// another way than before, and with a nil error that it works again. The operation
-	// is as in the log: watching service "greeter", watching the own pod, or
+	// APIError reports that a request to the API server began to fail, or fails with
+	// another error than before, and with a nil error that it works again. The operation
+	// is as in the log: watching service "greeter", watching this process's pod, or
 	// writing service "greeter" to the pod.
 	APIError func(operation string, err error)
 }

@@ -35,8 +35,8 @@ func ExampleLifecycle() {
 		micro.Name("greeter"),
 		micro.Server(grpcs.NewServer(server.Name("greeter"), server.Address(":9100"))),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(registry),                  // registers the service, and finds others
-		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two, ejects failing instances
+		micro.Registry(registry),                  // registers the service and finds other services
+		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two instances, ejects failing instances
 		pod.Lifecycle(registry),                   // health, readiness, drain
 	)
 	service.Init()
@@ -89,7 +89,8 @@ func (Ticker) Ticks(ctx context.Context, stream server.Stream) error {
 	}
 }
 
-// A stream that does not look at Draining uses up the pod's grace period, and is cut off.
+// Without Draining, an endless stream delays the stop until the pod's grace period ends,
+// and is cut off.
 func ExampleDraining() {
 	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := micro.NewService(micro.Server(grpcs.NewServer()), micro.Registry(registry), pod.Lifecycle(registry))
@@ -138,8 +139,8 @@ func ExampleReflection() {
 	micro.NewService(micro.Server(grpcs.NewServer()), micro.Registry(registry), pod.Lifecycle(registry), pod.Reflection(registry))
 }
 
-// The API server has 2 s for each answer instead of 5. NewRegistry makes no call, so
-// this also works outside a cluster.
+// The registry waits 2 s instead of 5 s for the API server. NewRegistry makes no call, so
+// this example also works outside a cluster.
 func ExampleNewRegistry() {
 	r := pod.NewRegistry(kubernetes.NewRegistry, registry.Timeout(2*time.Second))
 	defer r.Close()
@@ -147,7 +148,7 @@ func ExampleNewRegistry() {
 	// Output: kubernetes 2s
 }
 
-// A go-micro client calls the selector like this: one Mark for each Next.
+// go-micro's client uses the selector in this way, with one Mark for each Next.
 func ExampleNewSelector() {
 	r := memory.NewRegistry() // in a pod: pod.NewRegistry(kubernetes.NewRegistry)
 	_ = r.Register(&registry.Service{Name: "greeter", Version: "latest", Nodes: []*registry.Node{{Id: "a", Address: "10.244.0.2:9100"}}})
@@ -164,6 +165,6 @@ func ExampleNewSelector() {
 		return
 	}
 	fmt.Println(node.Address)
-	s.Mark("greeter", node, nil) // how the call ended
+	s.Mark("greeter", node, nil) // the call ended without an error
 	// Output: 10.244.0.2:9100
 }

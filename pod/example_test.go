@@ -10,9 +10,9 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-// With this package a service has two lines more than without it.
+// A service needs only two more lines to use this package.
 func Example() {
-	registry := pod.NewRegistry(kubernetes.NewRegistry) // the plugin's constructor, not a call of it
+	registry := pod.NewRegistry(kubernetes.NewRegistry) // the plugin's constructor itself, not its result
 	service := micro.NewService(
 		micro.Name("greeter"),
 		micro.Server(grpcs.NewServer()),

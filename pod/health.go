@@ -8,10 +8,10 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// livenessName is the name whose health is SERVING as long as the process answers.
+// livenessName is the name whose status is SERVING as long as the process answers.
 const livenessName = "liveness"
 
-// internalHandlers are the handlers for whose calls no drain waits. go-micro's
+// internalHandlers are the handlers whose calls the drain does not wait for. go-micro's
 // server routes by the last part of a gRPC service's name, which is the name of the
 // handler's Go type.
 var internalHandlers = []string{"Health", "ServerReflection", "Debug"}
@@ -38,7 +38,7 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 	}
 }
 
-// Check returns the present status of a service.
+// Check returns the current status of a service.
 func (h *health) Check(_ context.Context, req *healthv1.HealthCheckRequest, rsp *healthv1.HealthCheckResponse) error {
 	if rsp.Status = h.status(req.Service); rsp.Status == healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
 		return errors.NotFound("grpc.health.v1", "service %q is not known here", req.Service)

@@ -12,7 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// healthStatus asks grpc.health.v1 for a name and returns a status or a gRPC code.
+// healthStatus asks grpc.health.v1 for the status of a name, and returns the status or
+// the gRPC code of the error.
 func (svc *testService) healthStatus(c *grpc.ClientConn, name string) string {
 	rsp, err := healthv1.NewHealthClient(c).Check(contextWithTimeout(svc.t, 5*time.Second), &healthv1.HealthCheckRequest{Service: name})
 	if err != nil {
@@ -22,13 +23,13 @@ func (svc *testService) healthStatus(c *grpc.ClientConn, name string) string {
 }
 
 func TestHealthIsServingWhileRegistered(t *testing.T) {
-	n := kubetest.NewNamespace(t, "list", "watch") // not patch
+	n := kubetest.NewNamespace(t, "list", "watch") // without the verb patch
 	n.CreateReadyPod("a")
 	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
-	kubetest.Eventually(t, 5*time.Second, "the refusal", func() error {
-		if why := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(why, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
-			return errors.New(why)
+	kubetest.Eventually(t, 5*time.Second, "the refusal is the reason", func() error {
+		if reason := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(reason, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+			return errors.New(reason)
 		}
 		return nil
 	})

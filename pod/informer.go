@@ -11,24 +11,24 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// informer keeps a snapshot of one service, or of all services, current. It runs
+// informer keeps the snapshot of one service, or of all services, up to date. It runs
 // one goroutine from start to stop.
 type informer struct {
 	podWatch
 	conn    *apiserver.Connection
 	current atomic.Pointer[snapshot]
-	changed broadcast     // there is a new snapshot or error, or the informer has stopped
+	changed broadcast     // notified of a new snapshot or error, and when the informer stops
 	synced  chan struct{} // closed after the first LIST
 
 	mu    sync.Mutex
 	table podTable
-	err   error // of the last attempt to list and watch; nil while it works
+	err   error // of the last attempt to list and watch; nil if it succeeded
 }
 
 var _ apiserver.Handler[*corev1.Pod] = (*informer)(nil)
 
 // newInformer makes an informer of a service, or of all services when the name is
-// empty. Its instances are in the index until it stops.
+// empty. The index holds the informer's instances until it stops.
 func newInformer(service string, index *instanceIndex) *informer {
 	i := &informer{synced: make(chan struct{}), table: newPodTable(service, index)}
 	i.current.Store(&snapshot{})
@@ -44,7 +44,7 @@ func (i *informer) start(conn *apiserver.Connection) {
 	i.podWatch.start(conn, selector, name, i)
 }
 
-// stop ends the goroutine and waits for it. The last snapshot stays.
+// stop ends the goroutine and waits for it. The last snapshot stays readable.
 func (i *informer) stop() {
 	i.podWatch.stop()
 	i.mu.Lock()
@@ -53,11 +53,11 @@ func (i *informer) stop() {
 	i.changed.notify()
 }
 
-// snapshot returns what is known now.
+// snapshot returns the current snapshot.
 func (i *informer) snapshot() *snapshot { return i.current.Load() }
 
-// wait waits for the first LIST, for at most limit. It returns an error as soon as
-// the reason is known why there is none yet. Afterwards it returns at once.
+// wait waits for the first LIST, for at most limit, and returns an error as soon as the
+// LIST fails. After the first LIST it returns at once.
 func (i *informer) wait(limit time.Duration) error {
 	select {
 	case <-i.synced:
@@ -84,7 +84,7 @@ func (i *informer) wait(limit time.Duration) error {
 	}
 }
 
-// lastError returns why there was no LIST yet.
+// lastError returns why the first LIST has not succeeded yet, nil if it has.
 func (i *informer) lastError() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -96,7 +96,7 @@ func (i *informer) lastError() error {
 	}
 }
 
-// Update takes in a pod as it is now.
+// Update receives the current state of a pod.
 func (i *informer) Update(p *corev1.Pod) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -105,7 +105,7 @@ func (i *informer) Update(p *corev1.Pod) {
 	}
 }
 
-// Delete takes in that a pod is gone.
+// Delete receives a pod that is gone.
 func (i *informer) Delete(p *corev1.Pod) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -115,7 +115,7 @@ func (i *informer) Delete(p *corev1.Pod) {
 	}
 }
 
-// Replace takes in the result of a LIST.
+// Replace receives the result of a LIST.
 func (i *informer) Replace(pods []*corev1.Pod) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -131,7 +131,7 @@ func (i *informer) Replace(pods []*corev1.Pod) {
 	}
 }
 
-// StateChanged notes why the pods cannot be listed and watched, for wait.
+// StateChanged records for wait why the pods cannot be listed and watched.
 func (i *informer) StateChanged(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -139,13 +139,13 @@ func (i *informer) StateChanged(err error) {
 	i.changed.notify()
 }
 
-// publish makes the table's routable instances the snapshot.
+// publish stores the table's routable instances as the snapshot.
 //
-// An instance whose Kubernetes node is unreachable counts as routable while these
-// outnumber the ready instances of its service. It is then more likely that the
-// cluster has lost sight of its nodes, as after a long outage of the API server, than
-// that most of them are lost; a call finds out. Otherwise all calls would go to the
-// few pods whose node reports first.
+// Instances on unreachable Kubernetes nodes count as routable while they outnumber the
+// ready instances of their service. It is then more likely that no node could report,
+// as after a long outage of the API server, than that most nodes are lost; a call to a
+// lost instance fails and is retried. Otherwise all calls would go to the few pods
+// whose node reports first.
 func (i *informer) publish() {
 	type count struct{ ready, unreachable int }
 	counts := map[string]count{} // by service

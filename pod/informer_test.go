@@ -16,45 +16,45 @@ import (
 
 func TestInformerRecoversFromConnectionLoss(t *testing.T) {
 	ns := newNamespace(t)
-	w := ns.StartRelay(t)
-	r := ns.openRegistryIn(w.Through(ns.Environment("reader")))
+	relay := ns.StartRelay(t)
+	r := ns.openRegistryIn(relay.Through(ns.Environment("reader")))
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	for i := range 3 {
-		w.Cut()
+		relay.Cut()
 		if err := has(r, "greeter", fmt.Sprint("10.0.0.1:", i+1))(); err != nil {
-			t.Errorf("while cut: %v", err)
+			t.Errorf("while the connection is cut: %v", err)
 		}
 		ns.register("a", "greeter", "v1", fmt.Sprint("10.0.0.1:", i+2))
-		ns.Compact(t) // the watch's version is gone: 410
-		w.Restore()
-		took := kubetest.Eventually(t, 3*time.Second, "after", has(r, "greeter", fmt.Sprint("10.0.0.1:", i+2)))
+		ns.Compact(t) // the next watch gets 410, because its version is compacted
+		relay.Restore()
+		took := kubetest.Eventually(t, 3*time.Second, "the change is seen", has(r, "greeter", fmt.Sprint("10.0.0.1:", i+2)))
 		t.Logf("seen %s after the connection is back", took)
-		w.CloseConnections()
+		relay.CloseConnections()
 	}
 }
 
 func TestInformerListsAgainAfterExpiredWatch(t *testing.T) {
 	ns := newNamespace(t)
 	ns.Compact(t)
-	ns.KillAndWait(t, nil) // otherwise its watch cache still has the version
-	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistryIn(f.Through(ns.Environment("reader")))
+	ns.KillAndWait(t, nil) // otherwise the API server's watch cache still has the version
+	proxy := ns.StartProxyWithoutCredentials()
+	r := ns.openRegistryIn(proxy.Through(ns.Environment("reader")))
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	f.ExpireNextWatch()
+	proxy.ExpireNextWatch()
 	kubetest.Eventually(t, 2*time.Second, "the first LIST", has(r, "greeter", "10.0.0.1:1"))
 	kubetest.Eventually(t, 2*time.Second, "a new watch follows the expired one", func() error {
-		if f.Count("EXPIRED") != 1 || f.Count("WATCH") == 0 {
-			return fmt.Errorf("%d expired, %d others", f.Count("EXPIRED"), f.Count("WATCH"))
+		if proxy.Count("EXPIRED") != 1 || proxy.Count("WATCH") == 0 {
+			return fmt.Errorf("%d expired, %d others", proxy.Count("EXPIRED"), proxy.Count("WATCH"))
 		}
 		return nil
 	})
 	ns.register("a", "greeter", "v1", "10.0.0.1:2")
 	kubetest.Eventually(t, 2*time.Second, "the change is seen", has(r, "greeter", "10.0.0.1:2"))
-	if f.Count("GET") < 2 {
-		t.Errorf("%d LIST: the watch was not refused", f.Count("GET"))
+	if proxy.Count("GET") < 2 {
+		t.Errorf("%d LIST: the watch was not refused", proxy.Count("GET"))
 	}
 }
 
@@ -91,7 +91,7 @@ func TestInformerWithTwoThousandPods(t *testing.T) {
 			return nil
 		}
 	}
-	kubetest.Eventually(t, 20*time.Second, "all of them", count(pods))
+	kubetest.Eventually(t, 20*time.Second, "all pods are found", count(pods))
 	each(func(i int) {
 		switch i % 4 {
 		case 0:
@@ -102,7 +102,7 @@ func TestInformerWithTwoThousandPods(t *testing.T) {
 			ns.register(name(i), "greeter", "v2", fmt.Sprintf("10.1.%d.%d:2", i/250, i%250))
 		}
 	})
-	kubetest.Eventually(t, 20*time.Second, "half of them", count(pods/2))
+	kubetest.Eventually(t, 20*time.Second, "half of the pods are left", count(pods/2))
 	seen := map[string]bool{} // the changes add up to the current state
 	for len(seen) != pods/2 {
 		got, err := w.Next()
@@ -129,7 +129,7 @@ func TestInformerWithTwoThousandPods(t *testing.T) {
 	}
 }
 
-// length is the number of instances in the index.
+// length returns the number of instances in the index.
 func (x *instanceIndex) length() (n int) {
 	x.byNode.Range(func(any, any) bool { n++; return true })
 	return n
@@ -188,7 +188,7 @@ func TestUnreachableInstancesAreUsedWhileTheyOutnumberReadyOnes(t *testing.T) {
 		counts map[string]int
 		want   int
 	}{
-		{"before", map[string]int{ready: 12}, 12},
+		{"all nodes report", map[string]int{ready: 12}, 12},
 		{"after a long API outage", map[string]int{unreachable: 12}, 12},
 		{"the first node reports again", map[string]int{ready: 3, unreachable: 9}, 12},
 		{"the second node reports again", map[string]int{ready: 6, unreachable: 6}, 6},
@@ -206,13 +206,13 @@ func TestUnreachableInstancesAreUsedWhileTheyOutnumberReadyOnes(t *testing.T) {
 
 func TestUnreachableInstancesAreCountedForEachService(t *testing.T) {
 	i := newInformer("", nil)
-	lost := readyPod(t, 0) // of greeter
+	lost := readyPod(t, 0) // its instance belongs to the greeter
 	lost.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: "False"}, {Type: corev1.ContainersReady, Status: "True"}}
 	other := readyPod(t, 1)
 	other.Labels = map[string]string{selectorPrefix + "adder": typeValue}
 	other.Annotations = map[string]string{annotationPrefix + "adder": string(annotation(t, "p-1", "adder", "v1", "10.0.0.2:1"))}
 	i.Replace([]*corev1.Pod{lost, other})
 	if got := len(i.snapshot().instances); got != 2 {
-		t.Errorf("%d instances, want the unreachable one of a service that has no other, and the ready one", got)
+		t.Errorf("%d instances, want 2: the unreachable instance, which is the only one of its service, and the ready instance", got)
 	}
 }

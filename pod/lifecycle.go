@@ -21,27 +21,27 @@ import (
 )
 
 const (
-	// defaultDrainWait is how long a pod still accepts new calls after it was told
-	// to stop. Clients with this package stop calling it within milliseconds;
+	// defaultDrainWait is how long a pod still accepts new calls after the signal to
+	// stop. Clients with this package stop calling it within milliseconds;
 	// kube-proxy and other readers of a Service's endpoints need a second or two.
 	defaultDrainWait = 3 * time.Second
 
-	// stopMargin is the part of the grace period that is left for the time after
-	// the last handler: go-micro gives its gRPC server up to one second to close
-	// its connections.
+	// stopMargin is the part of the grace period that is kept for the work after the
+	// drain: go-micro gives its gRPC server up to one second to close its
+	// connections.
 	stopMargin = 3 * time.Second
 
-	// confirmationTimeout is how long a stop waits at least for the API server to
-	// confirm the deregistration, even if DrainWait is shorter.
+	// confirmationTimeout is how long a stop waits for the API server to confirm the
+	// deregistration if DrainWait is shorter than that.
 	confirmationTimeout = time.Second
 )
 
 // LifecycleOption configures Lifecycle and WebLifecycle.
 type LifecycleOption func(*lifecycle)
 
-// DrainWait sets for how long a pod that was told to stop still accepts new calls
-// while clients notice, 3 s by default. The wait is shorter if the pod's grace
-// period leaves no room for it.
+// DrainWait sets how long a pod still accepts new calls after the signal to stop, while
+// clients notice, 3 s by default. The wait is shorter if the pod's grace period leaves
+// no room for it.
 func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.drainWait = d } }
 
 // Lifecycle gives a gRPC service health checks, readiness and drain.
@@ -49,32 +49,32 @@ func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.
 // Health: the server answers grpc.health.v1, Check and Watch, on its own port,
 // without advertising it. The status of the names "", the service's own name and
 // the names of its handlers is SERVING while the service is ready: the API server
-// has confirmed the registration, and the process was not told to stop. The name
-// "liveness" is SERVING as long as the process answers; liveness does not depend on
+// has confirmed the registration, and the process has received no signal to stop. The
+// name "liveness" is SERVING as long as the process answers; liveness does not depend on
 // the API server. Any other name is NOT_FOUND. Kubernetes' grpc probes use this
 // protocol (KEP-2727).
 //
 // Start: a process that can never register, because it is not in a pod, does not
-// start: Run returns the reason. A process whose registration is refused, or not
-// answered, runs, is not ready, logs the reason, and retries.
+// start: Run returns the reason. A process whose registration is refused or gets no
+// answer keeps running, is not ready, logs the reason, and retries.
 //
 // Stop: on SIGTERM, SIGINT or SIGQUIT, or at the end of micro.Context, the service
 // becomes not ready and deregisters, accepts calls for DrainWait while clients
 // notice, and then waits for the calls in flight: for handlers with all wrappers of
-// micro.WrapHandler, for streams, which should end when Draining is closed, and for
-// subscribers. All of this ends 3 s before the pod's grace period, which the service
-// reads from its pod; like the kubelet it counts from the deletion of the pod, so that
-// the time of a preStop hook is not counted twice. A second signal ends the wait at
-// once. Run returns an error if calls in flight were cut off. At the end the registry
-// is closed, by the last lifecycle that uses it.
+// micro.WrapHandler, for streams, which should end when the channel of Draining is
+// closed, and for subscribers. All of this ends 3 s before the end of the pod's grace
+// period, which the service reads from its pod. Like the kubelet, the service counts the
+// grace period from the deletion of the pod, so that it includes the time of a preStop
+// hook. A second signal ends the wait at once. Run returns an error if calls in flight were cut off. The last
+// lifecycle that uses the registry closes it.
 //
 // Panics: a panic in a handler fails its call with the text "internal error" and is
 // logged. Without this, go-micro sends the text of the panic to the caller, and a
 // panic in the handler of a stream ends the process.
 //
-// Errors: an error that a handler got from go-micro's client, with the id
-// go.micro.client, and returns, gets the service's name as its id, so that callers can
-// tell it from an error of their own client. Its code and text stay.
+// Errors: if a handler returns an error that it got from go-micro's client, which has
+// the id go.micro.client, the service's name replaces that id, so that callers can tell
+// the error from one of their own client. Its code and text stay.
 //
 // If the service uses another registry, as with --registry=mdns, readiness does not
 // depend on the registration.
@@ -85,7 +85,7 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 		o.BeforeStop = append(o.BeforeStop, func() error {
 			defer close(l.drained)
 			l.deregister()
-			return l.drain("calls", &l.calls, &l.messages)
+			return l.drain("calls", &l.messages, &l.calls) // calls last: they may still arrive
 		})
 		o.AfterStop = append(o.AfterStop, func() error { // the server has ended its subscriptions
 			defer signal.Stop(l.signals)
@@ -96,21 +96,21 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 
 // lifecycle is the life of one service from its start to its stop.
 type lifecycle struct {
-	registry      *Registry
-	drainWait     time.Duration
-	name          string        // of the service
-	otherRegistry bool          // the service uses another registry
-	stopping      chan struct{} // closed when the process is told to stop
-	drained       chan struct{} // closed when the calls in flight have ended, or were given up
+	registry          *Registry
+	drainWait         time.Duration
+	name              string        // of the service
+	usesOtherRegistry bool          // the service uses another registry
+	stopping          chan struct{} // closed when the stop begins
+	drained           chan struct{} // closed when the calls in flight have ended, or were given up
 
-	// Only the functions of the stop use these, one after the other.
+	// Only the functions that run during the stop, one after the other, use these fields.
 	deadline     time.Time      // end of the drain
 	signals      chan os.Signal // signals that arrive during the stop
 	secondSignal os.Signal      // nil until one has arrived
 
-	calls        inFlight // of handlers
-	messages     inFlight // of subscribers, arrived before the drain
-	lateMessages inFlight // of subscribers, arrived during the drain
+	calls        inFlight // calls of handlers
+	messages     inFlight // messages of subscribers that arrived before the stop
+	lateMessages inFlight // messages of subscribers that arrived during the stop
 }
 
 func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
@@ -121,7 +121,7 @@ func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
 	return l
 }
 
-// setUp adds to a gRPC server, before it starts, what Lifecycle promises.
+// setUp adds the health service and the wrappers to a gRPC server before it starts.
 func (l *lifecycle) setUp(s server.Server) error {
 	if err := l.useRegistry(s.Options().Name, s.Options().Registry); err != nil {
 		return err
@@ -139,18 +139,18 @@ func (l *lifecycle) setUp(s server.Server) error {
 	return err
 }
 
-// useRegistry notes which registry the service uses. The error says why the service can
+// useRegistry records which registry the service uses. The error says why the service can
 // never register there.
 func (l *lifecycle) useRegistry(service string, used registry.Registry) error {
-	l.name, l.otherRegistry = service, used != registry.Registry(l.registry)
-	if l.otherRegistry {
+	l.name, l.usesOtherRegistry = service, used != registry.Registry(l.registry)
+	if l.usesOtherRegistry {
 		logger.Infof("Service %q uses registry %q: it is ready whether or not it is registered", service, used)
 		return nil
 	}
 	return l.registry.registerInBackground(service)
 }
 
-// draining reports whether the process was told to stop.
+// draining reports whether the stop has begun.
 func (l *lifecycle) draining() bool {
 	select {
 	case <-l.stopping:
@@ -160,12 +160,12 @@ func (l *lifecycle) draining() bool {
 	}
 }
 
-// notReadyReason returns why the service should get no calls, "" if it should.
+// notReadyReason returns why the service should get no calls, "" if it is ready.
 func (l *lifecycle) notReadyReason() string {
 	switch {
 	case l.draining():
 		return "shutting down"
-	case l.otherRegistry || l.registry.Registered():
+	case l.usesOtherRegistry || l.registry.Registered():
 		return ""
 	}
 	if err := l.registry.registrationError(); err != nil {
@@ -174,7 +174,7 @@ func (l *lifecycle) notReadyReason() string {
 	return "not registered yet"
 }
 
-// deregister makes the service not ready, takes its registration off the pod, and
+// deregister makes the service not ready, removes its registration from the pod, and
 // waits until the clients have noticed.
 func (l *lifecycle) deregister() {
 	begin := time.Now()
@@ -210,12 +210,12 @@ func (l *lifecycle) deregister() {
 		logger.Warnf("Deregistering: the API server has not confirmed it")
 		break
 	}
-	l.setDeadline(begin) // the pod's deletion, with another grace period, may be known by now
+	l.setDeadline(begin) // by now the registry may have seen the pod's deletion, with another grace period
 }
 
-// setDeadline sets the end of the drain from what is known of the pod's grace period.
-// The kubelet counts it from when it sees the deletion of the pod; it runs a preStop
-// hook within that time, before it sends SIGTERM.
+// setDeadline computes the end of the drain from the pod's grace period, as far as the
+// registry knows it. The kubelet counts the grace period from when it sees the deletion
+// of the pod, and runs a preStop hook within that time, before it sends SIGTERM.
 func (l *lifecycle) setDeadline(begin time.Time) {
 	if deletion := l.registry.terminatingSince(); !deletion.IsZero() && deletion.Before(begin) {
 		begin = deletion
@@ -223,7 +223,8 @@ func (l *lifecycle) setDeadline(begin time.Time) {
 	l.deadline = begin.Add(max(0, l.registry.gracePeriod()-stopMargin))
 }
 
-// drain waits until nothing of the given kinds is in flight.
+// drain waits until nothing of the given kinds is in flight. The log and the error call
+// them by the given name.
 func (l *lifecycle) drain(what string, kinds ...*inFlight) error {
 	busy := false
 	for _, k := range kinds {
@@ -257,8 +258,8 @@ func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFu
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		select {
-		case s := <-l.signals:
-			cancel(fmt.Errorf("a second signal: %s", s))
+		case l.secondSignal = <-l.signals:
+			cancel(fmt.Errorf("a second signal: %s", l.secondSignal))
 		case <-ctx.Done():
 		}
 	})
@@ -278,8 +279,8 @@ func (l *lifecycle) countCalls(h server.HandlerFunc) server.HandlerFunc {
 }
 
 // countMessages does for subscribers what countCalls does for handlers. Messages arrive
-// until the server has ended its subscriptions, which it does after the drain; waiting
-// for them with the others might never end.
+// until the server has ended its subscriptions, which it does after the drain. If the
+// drain waited for messages that arrive meanwhile, it might never end.
 func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc {
 	return func(ctx context.Context, msg server.Message) error {
 		messages := &l.messages
@@ -291,8 +292,9 @@ func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc
 	}
 }
 
-// ownErrors gives an error of go-micro's client that a handler returns the id of the
-// service. The caller's selector would take it for a failure of this instance.
+// ownErrors replaces the id of an error of go-micro's client that a handler returns by
+// the service's name. Otherwise the caller's selector would take the error for a failure
+// of this instance.
 func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
 		err := h(ctx, req, rsp)
@@ -303,14 +305,14 @@ func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
 	}
 }
 
-// recoverPanics keeps the text of a panic from callers, and keeps a panic in the
+// recoverPanics hides the text of a panic from callers, and prevents a panic in the
 // handler of a stream from ending the process.
 func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) (err error) {
 		const microServer = "go.micro.server" // the id of go-micro's error for a panic
 		internalError := microerrors.InternalServerError(microServer, "internal error")
 		defer func() {
-			if p := recover(); p != nil { // only of a stream: go-micro recovers and logs the others
+			if p := recover(); p != nil { // the handler of a stream: go-micro recovers and logs other panics
 				logger.Errorf("panic recovered: %v\n%s", p, debug.Stack())
 				err = internalError
 			}
@@ -324,14 +326,14 @@ func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 	}
 }
 
-// inFlight counts what is in flight. Safe for concurrent use.
+// inFlight counts the calls or messages in flight. It is safe for concurrent use.
 type inFlight struct {
 	mu   sync.Mutex
 	n    int
-	idle broadcast // n has become 0
+	idle broadcast // notified when n becomes 0
 }
 
-// begin counts one more and returns the function that ends it.
+// begin counts one more call or message and returns the function that ends it.
 func (f *inFlight) begin() (end func()) {
 	f.mu.Lock()
 	f.n++
@@ -351,7 +353,7 @@ func (f *inFlight) count() int {
 	return f.n
 }
 
-// wait waits until nothing is in flight or ctx ends, and returns what is left.
+// wait waits until nothing is in flight or ctx ends, and returns the number still in flight.
 func (f *inFlight) wait(ctx context.Context) (left int) {
 	for {
 		idle := f.idle.wait()
@@ -367,15 +369,15 @@ func (f *inFlight) wait(ctx context.Context) (left int) {
 	}
 }
 
-// drainingKey is the key of a context's value that Draining returns.
+// drainingKey is the context key of the channel that Draining returns.
 type drainingKey struct{}
 
-// Draining returns a channel that is closed when the service is told to stop. ctx is the
-// context that a service with Lifecycle or WebLifecycle gives to a handler, a stream's
-// handler included, or to a subscriber; for any other context the channel is nil, and a
-// receive from it blocks for ever. A handler that sends without end, such as a stream or
-// server-sent events, should return when the channel is closed: the stop waits for it as
-// long as the pod's grace period allows, and then cuts it off.
+// Draining returns a channel that is closed when the service begins to stop. ctx is the
+// context that a service with Lifecycle or WebLifecycle gives to a handler, including the
+// handler of a stream, or to a subscriber. For any other context the channel is nil, and a
+// receive from it blocks for ever. A handler that sends without end, as for a stream or
+// server-sent events, should return when the channel is closed: the stop waits for the
+// handler as long as the pod's grace period allows, and then cuts it off.
 func Draining(ctx context.Context) <-chan struct{} {
 	stopping, _ := ctx.Value(drainingKey{}).(chan struct{})
 	return stopping

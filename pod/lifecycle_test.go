@@ -42,16 +42,16 @@ type testService struct {
 	t        *testing.T
 	registry *Registry
 	address  string
-	stop     context.CancelFunc // has the effect of a first signal
-	runErr   chan error         // what Run returns
-	hold     chan struct{}      // slow handlers return when it is closed
+	stop     context.CancelFunc // begins the stop, as the first signal does
+	runErr   chan error         // receives the result of Run
+	hold     chan struct{}      // slow handlers wait until it is closed
 	release  func()             // closes hold
 	started  chan struct{}      // each slow handler sends when it starts
 }
 
 func (svc *testService) slow() { svc.started <- struct{}{}; <-svc.hold }
 
-// Greeter answers; the name "slow" gets its answer when hold is closed.
+// Greeter answers at once, except the name "slow", which it answers when hold is closed.
 type Greeter struct{ service *testService }
 
 func (g *Greeter) Hello(_ context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
@@ -85,7 +85,7 @@ func (svc *testService) start(run func() error, started chan struct{}) *testServ
 		svc.stop()
 		svc.release()
 		select {
-		case <-svc.runErr: //nolint:errcheck // how it ended is for the test to ask
+		case <-svc.runErr: //nolint:errcheck // the test checks the error with waitForRun
 		case <-time.After(20 * time.Second):
 			svc.t.Error("Run does not return")
 		}
@@ -125,7 +125,7 @@ func startGreeterOn(t *testing.T, registry *Registry, wait time.Duration, opts .
 	return svc
 }
 
-// dial connects to the service for as long as the test runs.
+// dial returns a connection to the service, which is closed when the test ends.
 func (svc *testService) dial() *grpc.ClientConn {
 	svc.t.Helper()
 	c, err := grpc.NewClient("passthrough:"+svc.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -179,19 +179,19 @@ func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
 	registered := startGreeter(t, n.Environment("a"), 0)
 	c := registered.dial()
 	kubetest.Eventually(t, 5*time.Second, "ready", equals(func() string { return registered.healthStatus(c, "") }, "SERVING"))
-	inB := n.Environment("b")
+	environmentOfB := n.Environment("b")
 
 	thaw := n.Freeze(t)
 	begin := time.Now()
-	starting := startWeb(t, inB, 100*time.Millisecond) // listens at once
+	starting := startWeb(t, environmentOfB, 100*time.Millisecond) // starts while the API server is frozen
 	h := newHTTPClient(t)
 	if got, err := getPage(h, starting.address, "/healthz"); err != nil || got != "200 ok\n" || time.Since(begin) > 3*time.Second {
 		t.Errorf("liveness of a service that just started: %q, %v after %s", got, err, time.Since(begin))
 	}
 	if got, _ := getPage(h, starting.address, "/readyz"); !strings.HasPrefix(got, "503 not registered") {
-		t.Errorf("its readiness: %q", got)
+		t.Errorf("readiness of a service that just started: %q", got)
 	}
-	kubetest.Eventually(t, 20*time.Second, "the reason on /readyz", func() error { // also after the ping of the connection
+	kubetest.Eventually(t, 20*time.Second, "the reason on /readyz", func() error { // the limit includes the ping timeout of the connection
 		if got, _ := getPage(h, starting.address, "/readyz"); !strings.Contains(got, "does not answer") {
 			return errors.New(got)
 		}
@@ -205,13 +205,13 @@ func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
 		t.Errorf("stopping: %v after %s", err, took)
 	}
 	thaw()
-	kubetest.Eventually(t, 20*time.Second, "the API server", func() error { _, err := n.Admin.Discovery().ServerVersion(); return err })
+	kubetest.Eventually(t, 20*time.Second, "the API server answers again", func() error { _, err := n.Admin.Discovery().ServerVersion(); return err })
 	if got := registered.healthStatus(c, ""); got != "SERVING" {
 		t.Errorf("readiness afterwards: %s", got)
 	}
 }
 
-// Both kinds of service are told to stop while a caller waits for its answer.
+// Both kinds of service stop while a caller waits for its answer.
 func TestDrain(t *testing.T) {
 	type caller struct {
 		call   func() error  // a call that ends at once
@@ -322,9 +322,9 @@ func TestDrain(t *testing.T) {
 			}
 		})
 		t.Run(kind+"/a second signal ends the drain", func(t *testing.T) {
-			own := make(chan os.Signal, 1) // without it the signal below would end the test
-			signal.Notify(own, syscall.SIGTERM)
-			defer signal.Stop(own)
+			received := make(chan os.Signal, 1) // without this channel the signal below would end the test
+			signal.Notify(received, syscall.SIGTERM)
+			defer signal.Stop(received)
 			n := kubetest.NewNamespace(t)
 			n.CreateReadyPod("a")
 			svc, c, answer := ready(t, n.Environment("a"), 20*time.Second)
@@ -450,7 +450,8 @@ func (svc *testService) expectRunning(d time.Duration, while string) {
 	}
 }
 
-// A wrapper of the user may work before and after the handler, such as a transaction.
+// A wrapper that the user adds may also work after the handler, for example to commit a
+// transaction.
 func TestDrainWaitsForUsersWrappers(t *testing.T) {
 	var svc *testService
 	svc = startGreeterOutside(t, 50*time.Millisecond, micro.WrapHandler(func(h server.HandlerFunc) server.HandlerFunc {
@@ -491,7 +492,7 @@ func TestDrainWaitsForSubscribers(t *testing.T) {
 				o.BeforeStart = append(o.BeforeStart, func() error {
 					return micro.RegisterSubscriber("greetings", o.Server, func(ctx context.Context, _ *proto.HelloRequest) error {
 						if Draining(ctx) == nil {
-							t.Error("a subscriber cannot learn of the drain")
+							t.Error("Draining returns nil in a subscriber")
 						}
 						svc.slow()
 						handledInTime.Store(true)
@@ -518,7 +519,7 @@ func TestDrainWaitsForSubscribers(t *testing.T) {
 			svc.expectRunning(wait+1500*time.Millisecond, "a subscriber works")
 			svc.release()
 			if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second || !handledInTime.Load() {
-				t.Errorf("Run returned %v after %s, before the subscriber: %v", err, took, !handledInTime.Load())
+				t.Errorf("Run returned %v after %s; before the subscriber returned: %v", err, took, !handledInTime.Load())
 			}
 			<-handled
 		})
@@ -534,7 +535,7 @@ func (*Streams) Endless(ctx context.Context, stream server.Stream) error {
 	case <-Draining(ctx):
 		return nil
 	case <-time.After(20 * time.Second):
-		return errors.New("the stream does not learn of the drain")
+		return errors.New("the channel of Draining was not closed")
 	}
 }
 
@@ -591,8 +592,8 @@ func TestLastLifecycleClosesRegistry(t *testing.T) {
 	}
 }
 
-// The kubelet counts the grace period from when it sees the deletion, and runs the
-// preStop hook before it sends SIGTERM.
+// The kubelet counts the grace period from the moment when it sees the deletion, and runs
+// the preStop hook before it sends SIGTERM.
 func TestGracePeriodBeginsWithDeletion(t *testing.T) {
 	n := kubetest.NewNamespace(t)
 	period := int64(6)
@@ -606,9 +607,9 @@ func TestGracePeriodBeginsWithDeletion(t *testing.T) {
 	begin := time.Now()
 	time.Sleep(2 * time.Second) // the preStop hook
 	svc.stop()
-	kubetest.Eventually(t, 5*time.Second, "the drain ends", func() error {
+	kubetest.Eventually(t, 5*time.Second, "the drain has begun", func() error {
 		if countLogLines(t, begin, "Waiting for calls in flight") == 0 {
-			return errors.New("it has not begun")
+			return errors.New("the drain has not begun")
 		}
 		return nil
 	})
@@ -616,12 +617,12 @@ func TestGracePeriodBeginsWithDeletion(t *testing.T) {
 	svc.release()
 	err, _ := svc.waitForRun(2 * time.Second)
 	if err == nil || !strings.Contains(err.Error(), "cut off: the pod's grace period ends") {
-		t.Errorf("3.5 s after the deletion with a grace period of 6 s, of which 3 are kept, Run returned %v", err)
+		t.Errorf("the grace period is 6 s and stopMargin 3 s: 3.5 s after the deletion Run returned %v", err)
 	}
 }
 
-// constantAuth never changes. go-micro's own is changed every 15 s by a goroutine of
-// web.Service.Init and one of web.Service.Run, which race.
+// constantAuth never changes. In go-micro's own Auth, a goroutine of web.Service.Init and
+// a goroutine of web.Service.Run change the options every 15 s, which is a data race.
 type constantAuth struct{ auth.Auth }
 
 func (constantAuth) Init(...auth.Option) {}
@@ -630,7 +631,8 @@ func (constantAuth) Options() auth.Options {
 	return auth.Options{Token: &auth.Token{Expiry: time.Now().Add(time.Hour)}}
 }
 
-// The error of a service that cannot register names the flag --registry.
+// The test uses the flag --registry, which the error of a service that cannot register
+// recommends.
 func TestFlagChoosesAnotherRegistry(t *testing.T) {
 	before := os.Args
 	defer func() { os.Args = before }()
@@ -674,7 +676,7 @@ func TestFlagChoosesAnotherRegistry(t *testing.T) {
 			t.Error(err)
 		}
 		if _, err := inner.Options().Registry.GetService("page"); err == nil {
-			t.Error("it is not deregistered")
+			t.Error("the stopped service is still registered")
 		}
 	})
 }

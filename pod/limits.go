@@ -12,24 +12,26 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// A compromised pod can write any value into its own registrations. These limits
-// bound what every reader keeps of one pod, so that such a pod cannot exhaust the
-// memory of others. A registration over a limit is skipped as a whole.
+// A compromised pod can write any value into its own registrations. These limits bound
+// what every other process keeps in memory of one pod, so that such a pod cannot exhaust
+// their memory. A registration that exceeds a limit is skipped as a whole.
 const (
-	// k8s/pod-policy.yaml refuses larger annotations. The Greeter's has 600 bytes.
+	// k8s/pod-policy.yaml refuses larger annotations. The annotation of the Greeter has
+	// 600 bytes.
 	maxAnnotationBytes = 32 << 10
 	// go-micro registers one node for each process.
 	maxNodesPerAnnotation = 16
-	// JSON objects and arrays, each of which needs up to 50 times its bytes in memory.
+	// JSON objects and arrays. Each needs up to 50 times its text's size in memory.
 	// A registration of maxAnnotationBytes with the values of real messages has about 700.
 	maxObjects = 1024
 	// The services of one pod, and the bytes of all their registrations.
 	maxAnnotationsPerPod = 32
 	maxBytesPerPod       = 64 << 10
-	// Deregistered instances that Observe shows until their pod is gone.
+	// Deregistered instances that Observe shows until their pod is gone: of one pod, and
+	// of all pods.
 	maxDeregisteredPerPod = 16
 	maxDeregistered       = 1024
-	// Lines in the log about skipped registrations.
+	// Log lines about skipped registrations of one pod.
 	maxWarningsPerPod = 10
 )
 
@@ -59,8 +61,8 @@ type limits struct{ anyAddress bool }
 // podUsage counts what the registrations of one pod have used of the limits.
 type podUsage struct{ registrations, bytes int }
 
-// decode decodes the registration of the service whose label-safe name is given.
-// The error says which limit the registration exceeds.
+// decode decodes the registration of the service with the given label name. The error
+// says why the registration is skipped, such as a limit that it exceeds.
 func (l limits) decode(name, annotation string, ips []netip.Addr, used *podUsage) (*registry.Service, error) {
 	switch {
 	case len(annotation) > maxAnnotationBytes:
@@ -92,7 +94,7 @@ func (l limits) decode(name, annotation string, ips []netip.Addr, used *podUsage
 	return s, nil
 }
 
-// podIPs returns the IPs of a pod. It has none before its sandbox starts.
+// podIPs returns the IPs of a pod. A pod has none before its sandbox starts.
 func podIPs(p *corev1.Pod) (ips []netip.Addr) {
 	for _, ip := range append([]corev1.PodIP{{IP: p.Status.PodIP}}, p.Status.PodIPs...) {
 		if a, err := netip.ParseAddr(ip.IP); err == nil && !slices.Contains(ips, a) {
@@ -113,9 +115,9 @@ func hostOf(address string) netip.Addr {
 	return ip
 }
 
-// boundDeregistered returns the latest of a pod's deregistered instances that are
-// within the limits, without the parts that a hostile pod could make large. others
-// is the number of deregistered instances of all other pods.
+// boundDeregistered returns the latest deregistered instances of a pod, as many as the
+// limits allow, without the parts that a hostile pod could make large. others is the
+// number of deregistered instances of all other pods.
 func boundDeregistered(instances []*instance, others int) []*instance {
 	room := max(0, min(len(instances), maxDeregisteredPerPod, maxDeregistered-others))
 	var kept []*instance

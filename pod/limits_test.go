@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// podRegistering returns a pod with two IPs that is running, ready and registers the
-// services to which the annotations belong.
+// podRegistering returns a running, ready pod with two IPs and the given annotations, by
+// service.
 func podRegistering(name string, annotations map[string]string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), Labels: map[string]string{typeLabel: typeValue}, Annotations: map[string]string{}}}
 	for service, value := range annotations {
@@ -38,7 +38,7 @@ func registrationOf(service string, addresses ...string) string {
 	return string(b)
 }
 
-// recorder is a logger that keeps what is logged.
+// recorder is a logger that keeps its lines in memory.
 type recorder struct {
 	logger.Logger
 	lines []string
@@ -89,7 +89,7 @@ func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
 		{"one annotation too many", many, maxAnnotationsPerPod, "32 registrations"},
 		{"too many bytes together", map[string]string{"a": large("a", maxAnnotationBytes), "b": large("b", maxAnnotationBytes), "c": registrationOf("c", own)}, 2, "65536 bytes"},
 		{"too many JSON objects", map[string]string{"a": `{"name":"a","endpoints":[` + strings.Repeat("{},", 1100) + `{}],"nodes":[{"id":"x","address":"10.0.0.1:1"}]}`}, 0, "1024"},
-		{"another service than the key's", map[string]string{"a": registrationOf("other", own)}, 0, `"other"`},
+		{"a service that does not match the annotation's key", map[string]string{"a": registrationOf("other", own)}, 0, `"other"`},
 		{"name that the plugin rewrites", map[string]string{"a b/c": registrationOf("a b/c", own)}, 1, ""},
 		{"second IP of the pod", map[string]string{"a": registrationOf("a", "[fd00:0::1]:1")}, 1, ""},
 		{"address without a port", map[string]string{"a": registrationOf("a", "10.0.0.1")}, 1, ""},
@@ -142,8 +142,8 @@ func TestAddressesFollowPodIP(t *testing.T) {
 	}
 }
 
-// TestHostilePodUsesLittleMemory registers and deregisters ever new services with
-// the largest annotations, which took 100 MB before there were limits.
+// TestHostilePodUsesLittleMemory registers and deregisters new services with the largest
+// annotations again and again, which took 100 MB before there were limits.
 func TestHostilePodUsesLittleMemory(t *testing.T) {
 	o, i := newObserver(), newInformer("", nil)
 	o.Update(podRegistering("good", map[string]string{"good": registrationOf("good", "10.0.0.1:1")}))
@@ -175,12 +175,12 @@ func TestHostilePodUsesLittleMemory(t *testing.T) {
 	if want := 1 + 8*maxNodesPerAnnotation + maxDeregisteredPerPod; len(all) > want {
 		t.Errorf("%d instances, want at most %d", len(all), want)
 	}
-	if len(log) > 2*maxWarningsPerPod { // of the observer and of the informer
+	if len(log) > 2*maxWarningsPerPod { // lines of the observer and of the informer
 		t.Errorf("%d lines in the log: %q", len(log), log)
 	}
 }
 
-func TestDeregisteredInstancesAreBoundedInAll(t *testing.T) {
+func TestTotalOfDeregisteredInstancesIsBounded(t *testing.T) {
 	o := newObserver()
 	pods := 2 * maxDeregistered / maxDeregisteredPerPod
 	for n := range pods {
@@ -193,12 +193,12 @@ func TestDeregisteredInstancesAreBoundedInAll(t *testing.T) {
 	}
 	all, _, _ := o.instances()
 	if registered := pods * 2 * maxNodesPerAnnotation; len(all) != registered+maxDeregistered {
-		t.Errorf("%d instances of which %d are registered, want %d deregistered ones", len(all), registered, maxDeregistered)
+		t.Errorf("%d instances, %d of them registered, want %d deregistered instances", len(all), registered, maxDeregistered)
 	}
 }
 
 // registerTwice registers 10 pods of each service, and then each pod again with
-// another version. Every pod has a version of its own, which is the worst case.
+// another version. Every pod has its own version, which is the worst case.
 func registerTwice(table *podTable, services int) {
 	for _, round := range []string{"v1", "v2"} {
 		for s := range services {
@@ -224,10 +224,10 @@ func TestDecodingIsLinear(t *testing.T) {
 		}
 		return best
 	}
-	few, many := perRegistration(50), perRegistration(2000)
-	t.Logf("each registration takes %s with 50 services, %s with 2000", few, many)
+	few, many := perRegistration(50), perRegistration(1000)
+	t.Logf("each registration takes %s with 50 services, %s with 1000", few, many)
 	if many > 4*few {
-		t.Errorf("each registration takes %s with 2000 services and %s with 50, want at most 4 times as long", many, few)
+		t.Errorf("each registration takes %s with 1000 services and %s with 50, want at most 4 times as long", many, few)
 	}
 }
 

@@ -26,8 +26,8 @@ func newNamespace(t *testing.T, verbs ...string) *testNamespace {
 	return &testNamespace{kubetest.NewNamespace(t, verbs...), t}
 }
 
-// openRegistry returns a registry as a process in the pod would have it. It is
-// closed when the test ends.
+// openRegistry returns the registry of a process in the pod. It is closed when the test
+// ends.
 func (ns *testNamespace) openRegistry(pod string, opts ...registry.Option) *Registry {
 	ns.t.Helper()
 	return ns.openRegistryIn(ns.Environment(pod), opts...)
@@ -49,7 +49,7 @@ func (ns *testNamespace) register(pod, service, version, address string) {
 	ns.Register(pod, service, string(annotation(ns.t, pod, service, version, address)))
 }
 
-// annotation is what the plugin writes for a service with one instance.
+// annotation returns the annotation that the plugin writes for a service with one instance.
 func annotation(t testing.TB, pod, service, version, address string) []byte {
 	t.Helper()
 	b, err := json.Marshal(&registry.Service{Name: service, Version: version, Endpoints: []*registry.Endpoint{},
@@ -60,7 +60,7 @@ func annotation(t testing.TB, pod, service, version, address string) []byte {
 	return b
 }
 
-// service is what a server passes to Register.
+// service returns a service as a server passes it to Register.
 func service(name, version, id, address string) *registry.Service {
 	return &registry.Service{Name: name, Version: version, Metadata: map[string]string{"a": "b"},
 		Endpoints: []*registry.Endpoint{{Name: "Greeter.Hello", Request: &registry.Value{Name: "HelloRequest", Type: "HelloRequest",

@@ -11,11 +11,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// State tells whether an instance can receive calls, and why not.
+// State says whether an instance can receive calls, and if not, why.
 type State string
 
-// The states of an instance. GetService, Watch and Select find only instances that
-// are Ready, and those that are NodeUnreachable while a service has no other.
+// The states of an instance. GetService, Watch and Select find only Ready instances, and
+// also NodeUnreachable instances while these outnumber the Ready ones of the service.
 const (
 	Ready           State = "ready"
 	NotReady        State = "not ready"        // the pod is not running, or its readiness probe fails
@@ -33,18 +33,17 @@ type Instance struct {
 	State            State
 }
 
-// observer knows all instances of all services in every state, and remembers those
-// that have deregistered until their pod is gone. It runs one goroutine from start
-// to stop.
+// observer holds all instances of all services in every state, and keeps deregistered
+// instances until their pod is gone. It runs one goroutine from start to stop.
 type observer struct {
 	podWatch
-	changed broadcast // the instances, the error or running have changed
+	changed broadcast // notified when the instances, the error or running have changed
 
 	mu           sync.Mutex
 	table        podTable
 	deregistered map[string][]*instance // by pod
 	synced       bool                   // the first LIST has succeeded
-	err          error                  // of the last attempt to list and watch; nil while it works
+	err          error                  // of the last attempt to list and watch; nil if it succeeded
 }
 
 var _ apiserver.Handler[*corev1.Pod] = (*observer)(nil)
@@ -63,8 +62,8 @@ func (o *observer) stop() {
 	o.changed.notify()
 }
 
-// instances returns all instances by service, oldest pod first, and the error that
-// makes them old. synced is false before the first LIST.
+// instances returns all instances by service, oldest pod first. A non-nil error means
+// that they may be out of date. synced is false before the first LIST.
 func (o *observer) instances() (all []Instance, synced bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -100,7 +99,7 @@ func (e *podEntry) state() State {
 	}
 }
 
-// Update takes in a pod as it is now.
+// Update receives the current state of a pod.
 func (o *observer) Update(p *corev1.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -109,8 +108,8 @@ func (o *observer) Update(p *corev1.Pod) {
 	}
 }
 
-// update also keeps the instances that the pod has deregistered, until it registers
-// them again.
+// update stores a pod. It also keeps the instances that the pod has deregistered, until
+// the pod registers them again.
 func (o *observer) update(p *corev1.Pod) (changed bool) {
 	var before []*instance
 	if o.table.holds(p) {
@@ -133,7 +132,7 @@ func (o *observer) update(p *corev1.Pod) (changed bool) {
 	return changed
 }
 
-// Delete takes in that a pod is gone.
+// Delete receives a pod that is gone.
 func (o *observer) Delete(p *corev1.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -144,7 +143,7 @@ func (o *observer) Delete(p *corev1.Pod) {
 	}
 }
 
-// Replace takes in the result of a LIST.
+// Replace receives the result of a LIST.
 func (o *observer) Replace(pods []*corev1.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -161,10 +160,53 @@ func (o *observer) Replace(pods []*corev1.Pod) {
 	o.changed.notify()
 }
 
-// StateChanged takes in that listing and watching fails, or works again.
+// StateChanged receives the error if listing or watching fails, and nil when it works again.
 func (o *observer) StateChanged(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.err = err
 	o.changed.notify()
+}
+
+// observers are the running calls of Observe, which share one observer. The first call
+// starts it, and the last one stops it.
+type observers struct {
+	mu     sync.Mutex
+	shared *observer // nil while no call of Observe runs
+	count  int
+}
+
+func (s *observers) join(conn *apiserver.Connection, limits limits, apiError func(string, error)) *observer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shared == nil {
+		s.shared = newObserver()
+		s.shared.table.limits, s.shared.apiError = limits, apiError
+		s.shared.start(conn)
+	}
+	s.count++
+	return s.shared
+}
+
+func (s *observers) leave(o *observer) {
+	s.mu.Lock()
+	last := false
+	if s.shared == o { // otherwise drop has removed it
+		if s.count--; s.count == 0 {
+			s.shared, last = nil, true
+		}
+	}
+	s.mu.Unlock()
+	if last {
+		o.stop()
+	}
+}
+
+// drop removes the observer and returns it, or nil; the caller must stop it.
+func (s *observers) drop() *observer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.shared
+	s.shared, s.count = nil, 0
+	return o
 }

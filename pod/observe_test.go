@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// observation is what Observe yields at one time.
+// observation is one element that Observe yields.
 type observation struct {
 	instances []Instance
 	err       error
@@ -29,7 +29,7 @@ func (o observation) String() string {
 	return strings.Join(all, ", ")
 }
 
-// observe starts to observe. next returns what Observe yields next, and end stops it.
+// observe calls Observe in a goroutine. next returns its next element, and end stops it.
 func observe(t *testing.T, r *Registry) (next func() observation, end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -60,7 +60,7 @@ func observe(t *testing.T, r *Registry) (next func() observation, end func()) {
 	}, func() { cancel(); <-ended }
 }
 
-// until reads until Observe yields what is wanted.
+// until reads elements until Observe yields the wanted one.
 func until(t *testing.T, next func() observation, want string) observation {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; {
@@ -78,7 +78,7 @@ func TestObserveShowsStatesOfInstance(t *testing.T) {
 	ns := newNamespace(t)
 	next, _ := observe(t, ns.openRegistry("observer"))
 	if got := next(); got.err != nil || len(got.instances) != 0 {
-		t.Fatalf("of an empty namespace Observe yields %q, %v", got, got.err)
+		t.Fatalf("in an empty namespace Observe yields %q, %v", got, got.err)
 	}
 	created := ns.CreatePod("a").CreationTimestamp.Time
 	const a = "greeter/a 10.0.0.1:9100 "
@@ -89,7 +89,7 @@ func TestObserveShowsStatesOfInstance(t *testing.T) {
 	}{
 		{"registered, not running yet", func() { ns.register("a", "greeter", "v1", "10.0.0.1:9100") }, a + "not ready"},
 		{"running and ready", func() { ns.SetStatus("a", corev1.PodRunning, corev1.ConditionTrue) }, a + "ready"},
-		{"refused by its probe", func() { ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse) }, a + "not ready"},
+		{"its readiness probe fails", func() { ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse) }, a + "not ready"},
 		{"its Kubernetes node stopped reporting", func() {
 			ns.PatchPod("a", `{"status":{"conditions":[{"type":"Ready","status":"False"},{"type":"ContainersReady","status":"True"}]}}`, "status")
 		}, a + "node unreachable"},
@@ -100,14 +100,14 @@ func TestObserveShowsStatesOfInstance(t *testing.T) {
 		{"terminating", func() { ns.TerminatePod("a") }, "greeter/a 10.0.0.2:9100 terminating"},
 		{"deregistered", func() { ns.Deregister("a", "greeter") }, "greeter/a 10.0.0.2:9100 terminating"},
 		{"removed", func() { ns.RemovePod("a") }, ""},
-		{"another pod under its name", func() { ns.CreateReadyPod("a"); ns.register("a", "greeter", "v1", "10.0.0.3:9100") }, "greeter/a 10.0.0.3:9100 ready"},
+		{"another pod with the same name", func() { ns.CreateReadyPod("a"); ns.register("a", "greeter", "v1", "10.0.0.3:9100") }, "greeter/a 10.0.0.3:9100 ready"},
 	} {
 		t.Log(step.what)
 		step.do()
 		got := until(t, next, step.want)
 		if len(got.instances) == 1 && step.what == "running and ready" {
 			if n := got.instances[0]; n.Version != "v1" || !n.Created.Equal(created) {
-				t.Errorf("it shows version %q, created %s; want v1, %s", n.Version, n.Created, created)
+				t.Errorf("the instance has version %q, created %s; want v1, %s", n.Version, n.Created, created)
 			}
 		}
 	}
@@ -135,7 +135,8 @@ func TestObserveOrdersInstances(t *testing.T) {
 	until(t, next, "adder/b 10.0.0.2:9102 ready, "+order(got.instances))
 }
 
-// order is the two greeters in Observe's order, by the second of their creation.
+// order returns the two greeters in Observe's order, which depends on the second in which
+// each was created.
 func order(instances []Instance) string {
 	var two []Instance
 	for _, n := range instances {
@@ -151,9 +152,11 @@ func TestObserversShareOneWatch(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:9100")
-	f := ns.StartProxy()
-	r := ns.openRegistry("observer", registry.Addrs(f.URL))
-	counts := func() string { return fmt.Sprintf("%d LIST, %d WATCH", f.Count(http.MethodGet), f.Count("WATCH")) }
+	proxy := ns.StartProxy()
+	r := ns.openRegistry("observer", registry.Addrs(proxy.URL))
+	counts := func() string {
+		return fmt.Sprintf("%d LIST, %d WATCH", proxy.Count(http.MethodGet), proxy.Count("WATCH"))
+	}
 	if got := counts(); got != "0 LIST, 0 WATCH" {
 		t.Errorf("before the first observer: %s", got)
 	}
@@ -167,11 +170,9 @@ func TestObserversShareOneWatch(t *testing.T) {
 	for _, end := range ends {
 		end()
 	}
-	r.mu.Lock()
-	if r.observer != nil || r.observers != 0 {
-		t.Errorf("%d observers are left", r.observers)
+	if r.observers.shared != nil || r.observers.count != 0 {
+		t.Errorf("%d observers are left", r.observers.count)
 	}
-	r.mu.Unlock()
 	ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse)
 	next, _ := observe(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 not ready")
@@ -190,7 +191,7 @@ func TestSlowObserverGetsLatestState(t *testing.T) {
 		ns.register("a", "greeter", "v1", fmt.Sprintf("10.0.1.%d:9100", i))
 	}
 	until(t, fast, "greeter/a 10.0.1.99:9100 ready")
-	next() // the state of when it last read
+	next() // an older state, which Observe has yielded and the test has not read yet
 	if got := next().String(); got != "greeter/a 10.0.1.99:9100 ready" {
 		t.Errorf("after 100 changes Observe yields %q", got)
 	}
@@ -200,23 +201,23 @@ func TestObserveReportsWatchErrors(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:9100")
-	w := ns.StartRelay(t)
-	r := ns.openRegistryIn(w.Through(ns.Environment("observer")))
+	relay := ns.StartRelay(t)
+	r := ns.openRegistryIn(relay.Through(ns.Environment("observer")))
 	next, _ := observe(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 ready")
-	w.Cut()
+	relay.Cut()
 	got := next()
 	if got.err == nil || got.String() != "greeter/a 10.0.0.1:9100 ready" {
 		t.Errorf("without the API server: %q, %v", got, got.err)
 	}
 	ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse)
-	w.Restore()
+	relay.Restore()
 	until(t, next, "greeter/a 10.0.0.1:9100 not ready")
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if got := next(); got.err == nil || !strings.Contains(got.err.Error(), "closed") {
-		t.Errorf("of a closed registry: %q, %v", got, got.err)
+		t.Errorf("after Close: %q, %v", got, got.err)
 	}
 }
 

@@ -21,21 +21,22 @@ const (
 	baseEjectionTime = 5 * time.Second
 	maxEjectionTime  = 80 * time.Second
 
-	// maxRefusedEjectionTime is the longest ejection after a call that failed in
-	// transport. Such a call costs a retry, not a timeout; and the error may be that
-	// of an old connection to an instance that is back.
+	// maxRefusedEjectionTime is the longest ejection after a call whose connection
+	// failed. Such a call costs a retry, not a timeout, and the error may come from an
+	// old connection to an instance that is back.
 	maxRefusedEjectionTime = 10 * time.Second
 
-	// At most one instance in minInstancesPerEjection is ejected: half of them. It is
-	// better to call an instance that may fail than to overload those that work.
-	// Envoy ignores ejections when fewer than 50 % of the hosts are left (its panic
+	// At most one of minInstancesPerEjection instances is ejected, which is half of
+	// them. It is better to call an instance that may fail than to overload the
+	// instances that work. Envoy ignores ejections when fewer than 50 % of the hosts are left (its panic
 	// threshold); gRFC A50 has max_ejection_percent.
 	minInstancesPerEjection = 2
 
 	// An instance with calls in flight is stalled when its last answer is older than
 	// stallTime and older than stallFactor times its usual latency. A stalled
-	// instance gets no more calls while there are others, so that a frozen pod holds
-	// one or two calls until they time out, not one of each caller.
+	// instance gets no more calls while there are others, so that only one or
+	// two calls of this process, not one of each goroutine, wait for a frozen pod until
+	// they time out.
 	stallTime   = 10 * time.Millisecond
 	stallFactor = 8
 
@@ -48,27 +49,27 @@ const (
 )
 
 // callStats is what the selector knows about the calls to one instance. All times are
-// those of clock, in nanoseconds; 0 means never. Safe for concurrent use.
+// results of clock, in nanoseconds; 0 means never. It is safe for concurrent use.
 type callStats struct {
 	inFlight     atomic.Int64 // calls between Next and Mark
 	lastAnswer   atomic.Int64 // when the instance last answered, or became busy
 	usualLatency atomic.Int64 // time between two answers while busy, a moving average
-	failures     atomic.Int64 // in a row
+	failures     atomic.Int64 // failures in a row
 	lastFailure  atomic.Int64
-	ejections    atomic.Int64 // in a row
+	ejections    atomic.Int64 // ejections in a row
 	ejectedSince atomic.Int64 // start of the first ejection in a row
-	ejectedUntil atomic.Int64 // 0 if the instance is not ejected
-	trial        atomic.Bool  // the one call that tries the instance after its ejection is in flight
+	ejectedUntil atomic.Int64 // 0 if no ejection is running or waiting for its trial
+	trial        atomic.Bool  // the trial, the one call after an ejection, is in flight
 }
 
-// started notes that a call to the instance begins.
+// started records that a call to the instance begins.
 func (c *callStats) started(now int64) {
 	if c.inFlight.Add(1) == 1 {
 		c.lastAnswer.Store(now)
 	}
 }
 
-// transition is what the end of a call means for the instance.
+// transition says how the end of a call changes the instance's health.
 type transition int
 
 const (
@@ -77,12 +78,12 @@ const (
 	recovered            // the instance has answered after failures
 )
 
-// ended notes how a call to the instance has ended.
+// ended records how a call to the instance has ended.
 func (c *callStats) ended(now int64, o outcome) transition {
 	if o == timedOut && !c.hadTimeToAnswer(now) {
 		o = inconclusive
 	}
-	if c.inFlight.Add(-1) < 0 { // Mark without Next
+	if c.inFlight.Add(-1) < 0 { // the caller called Mark without Next
 		c.inFlight.Add(1)
 	}
 	wasTrial := c.trial.Load() && c.trial.CompareAndSwap(true, false)
@@ -111,8 +112,8 @@ func (c *callStats) ended(now int64, o outcome) transition {
 	}
 }
 
-// hadTimeToAnswer reports whether the instance could have answered one of the calls in
-// flight. It is called before the call that timed out is taken from them.
+// hadTimeToAnswer reports whether the instance had time to answer one of the calls in
+// flight. Its caller has not yet subtracted the call that timed out from inFlight.
 func (c *callStats) hadTimeToAnswer(now int64) bool {
 	needed := int64(firstAnswerTime)
 	if usual := c.usualLatency.Load(); usual != 0 {
@@ -145,8 +146,8 @@ func (c *callStats) readmit() (ejectedSince int64) {
 
 func (c *callStats) ejected(now int64) bool { return c.ejectedUntil.Load() > now }
 
-// admit reports whether a call may go to the instance. Of the calls that find an
-// ejection over, one is admitted: it tries the instance.
+// admit reports whether a call may go to the instance. After an ejection it admits one
+// call, the trial.
 func (c *callStats) admit(now int64) bool {
 	until := c.ejectedUntil.Load()
 	if until == 0 || until > now {
@@ -159,9 +160,9 @@ func (c *callStats) admit(now int64) bool {
 	return true
 }
 
-// stalled reports whether the instance has let its calls wait for much longer than
-// usual. No instance is stalled for longer than maxEjectionTime: the caller must have
-// forgotten a Mark.
+// stalled reports whether the calls to the instance have waited much longer than usual.
+// After maxEjectionTime the instance counts as stalled no more, because the caller has
+// probably forgotten to call Mark.
 func (c *callStats) stalled(now int64) bool {
 	if c.inFlight.Load() == 0 {
 		return false
@@ -170,8 +171,8 @@ func (c *callStats) stalled(now int64) bool {
 	return quiet > max(int64(stallTime), stallFactor*c.usualLatency.Load()) && quiet < int64(maxEjectionTime)
 }
 
-// ejecting keeps two ejections from passing the cap together. Only a call that failed
-// takes it.
+// ejecting serializes ejections, so that two of them together do not exceed the cap. Only
+// a call that failed locks it.
 var ejecting sync.Mutex
 
 // eject ejects an instance whose call has failed, unless too many are ejected already.
@@ -212,10 +213,10 @@ func (p *pool) readmit(i *instance, now int64) {
 type outcome int
 
 const (
-	answered       outcome = iota // the instance answered, be it with an error of its handler
+	answered       outcome = iota // the instance answered, possibly with an error of its handler
 	timedOut                      // no answer came in time
 	lostConnection                // there is no connection to the instance, or it broke
-	inconclusive                  // the caller cancelled the call, or the client failed by itself
+	inconclusive                  // the caller cancelled the call, or the client itself failed
 )
 
 // outcomeOf classifies the error with which go-micro's client, or grpc-go, ended a call.
@@ -264,8 +265,8 @@ func outcomeOf(err error) outcome {
 	return answered
 }
 
-// lostConnectionTexts begin the messages of grpc-go's transport and picker with the
-// status UNAVAILABLE.
+// lostConnectionTexts are the beginnings of the messages that grpc-go's transport and
+// picker send with the status UNAVAILABLE.
 var lostConnectionTexts = []string{
 	`connection error: desc = "transport: `,
 	`connection error: desc = "error reading`,

@@ -23,14 +23,15 @@ import (
 // The tests in this file call real servers through go-micro's client, because its
 // errors and those of grpc-go decide which instances the selector blames.
 
-// helloFunc is a greeter service.
+// helloFunc is the handler of a greeter service.
 type helloFunc func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error
 
 func (f helloFunc) Hello(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
 	return f(ctx, req, rsp)
 }
 
-// startServer starts a greeter and returns its address. It runs until stop.
+// startServer starts a greeter and returns its address. The greeter runs until stop or the
+// end of the test.
 func startServer(t *testing.T, hello helloFunc, opts ...server.Option) (address string, stop func()) {
 	t.Helper()
 	s := grpcs.NewServer(append([]server.Option{server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry())}, opts...)...)
@@ -95,7 +96,7 @@ func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *
 	r, inf := newStaticRegistry(t, 0)
 	inf.Replace(readyPodsAt(t, addresses...))
 	s := NewSelector(r)
-	c := grpcc.NewClient(append([]client.Option{client.Registry(r), client.Selector(s)}, opts...)...)
+	c := grpcc.NewClient(append([]client.Option{client.Selector(s), client.Registry(r)}, opts...)...)
 	return &greeterClient{proto.NewGreeterService("greeter", c), inf, s}
 }
 
@@ -122,8 +123,8 @@ func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) 
 	return nil
 }
 
-// go-micro's client sleeps 100 ms before a retry without looking at the deadline, then
-// picks an instance, and reports 408 for it without having called it.
+// go-micro's client sleeps 100 ms before a retry, even if the deadline passes meanwhile.
+// Then it picks an instance and reports 408 for the instance without having called it.
 func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
 		t.Run(name, func(t *testing.T) {
@@ -134,7 +135,7 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 				addresses = append(addresses, a)
 			}
 			c := newGreeterClient(t, addresses, client.Retries(1))
-			for range 40 { // connect to the healthy ones
+			for range 40 { // connect to the healthy instances
 				_ = c.call(time.Second)
 			}
 			for range 3 {
@@ -145,7 +146,7 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 						t.Fatal("the dead instance is not ejected")
 					}
 				}
-				time.Sleep(300 * time.Millisecond) // the retry, whose deadline is over
+				time.Sleep(300 * time.Millisecond) // wait for the retry, whose deadline has passed
 				if got := c.ejected(); len(got) != 1 || got[0] != dead {
 					t.Fatalf("ejected: %q, want only the dead instance %s", got, dead)
 				}
@@ -212,7 +213,8 @@ func TestSelectorDoesNotBlameHandlersErrors(t *testing.T) {
 }
 
 // The handler calls a service that is down, with go-micro's client, and returns the
-// error of that client. Lifecycle gives it the id of the handler's service.
+// error of that client. Lifecycle replaces the error's id by the name of the handler's
+// service.
 func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
 	for name, downstream := range map[string]struct {
 		address  string
@@ -304,7 +306,7 @@ func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	}
 }
 
-// A limit that the documentation of Selector names: go-micro's client calls Mark when a
+// The documentation of Selector names this limit: go-micro's client calls Mark when a
 // stream is open.
 func TestSelectorCountsStreamOnlyWhileItOpens(t *testing.T) {
 	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
@@ -318,7 +320,7 @@ func TestSelectorCountsStreamOnlyWhileItOpens(t *testing.T) {
 	r, inf := newStaticRegistry(t, 0)
 	gone := refusingAddress(t)
 	inf.Replace(readyPodsAt(t, s.Options().Address, gone))
-	c := grpcc.NewClient(client.Registry(r), client.Selector(NewSelector(r)))
+	c := grpcc.NewClient(client.Selector(NewSelector(r)), client.Registry(r))
 	opened, failed := 0, 0
 	for range 20 {
 		stream, err := c.Stream(t.Context(), c.NewRequest("greeter", "Streams.Endless", nil, client.StreamingRequest()))

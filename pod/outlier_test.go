@@ -64,7 +64,7 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 4)
 		s := NewSelector(r)
-		frozen := pickOne(t, s) // without Mark: its call hangs
+		frozen := pickOne(t, s) // no Mark follows, as when its call hangs
 		time.Sleep(stallTime + time.Millisecond)
 		for range 1000 { // as many calls at once as there are other instances
 			var busy []*registry.Node
@@ -123,7 +123,7 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 func TestSelectorIgnoresCanceledCalls(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := NewSelector(r)
-	for _, err := range []error{context.Canceled, // and the two forms that go-micro's client gives it
+	for _, err := range []error{context.Canceled, // and its two forms from go-micro's client
 		errors.Timeout("go.micro.client", "%v", context.Canceled), errors.InternalServerError("go.micro.client", "context canceled")} {
 		if s.Mark("greeter", pickOne(t, s), err); inf.snapshot().instances[0].failures.Load() != 0 {
 			t.Errorf("%v counted as a failure of the instance", err)
@@ -141,14 +141,14 @@ func TestSelectorEjectsAtMostHalf(t *testing.T) {
 		now, ejected := clock(), 0
 		for _, i := range inf.snapshot().instances {
 			if i.failures.Load() == 0 {
-				t.Errorf("of %d instances, all failing, one got no call", n)
+				t.Errorf("all %d instances fail, and one of them got no call", n)
 			}
 			if i.ejected(now) {
 				ejected++
 			}
 		}
 		if ejected != n/2 {
-			t.Errorf("of %d instances, all failing, %d are ejected", n, ejected)
+			t.Errorf("all %d instances fail, and %d of them are ejected, want half of them", n, ejected)
 		}
 	}
 }
@@ -159,7 +159,7 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	for range 200 {
 		s.Mark("greeter", pickOne(t, s), refused)
 	}
-	var left []*corev1.Pod // only the ejected ones stay
+	var left []*corev1.Pod // only the pods of ejected instances are left
 	for i := range 4 {
 		for _, c := range s.Instances("greeter") {
 			if p := readyPod(t, i); p.Name == c.Pod && c.EjectedFor > 0 {
@@ -175,7 +175,7 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 		s.Mark("greeter", n, refused)
 	}
 	if len(left) != 2 || len(seen) != 2 {
-		t.Errorf("of %d instances, all ejected, %v got calls", len(left), seen)
+		t.Errorf("all %d instances are ejected, and %v of them got calls", len(left), seen)
 	}
 }
 
@@ -196,7 +196,7 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 		}
 		call(firstAnswerTime-time.Millisecond, timeout)
 		if n := failures(); n != 0 {
-			t.Errorf("%d failures of an instance that has not answered yet, and had little time", n)
+			t.Errorf("%d failures of an instance that has never answered, after less than firstAnswerTime", n)
 		}
 		for range 20 {
 			call(100*time.Millisecond, nil)
@@ -212,7 +212,7 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 	})
 }
 
-// An instance that answers other calls is not at fault for one that takes too long.
+// An instance that answers other calls is not blamed for one slow call.
 func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 1)
@@ -230,8 +230,8 @@ func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 	})
 }
 
-// The trial after an ejection says nothing if its caller cancels it: the next call is
-// the trial.
+// If the caller cancels the trial after an ejection, the trial is inconclusive, and the
+// next call is the trial.
 func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 2)
@@ -251,7 +251,7 @@ func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 				s.Mark("greeter", n, nil)
 			}
 			if !tried {
-				t.Fatalf("no trial after %d that were cancelled", trial)
+				t.Fatalf("no trial after %d cancelled trials", trial)
 			}
 			time.Sleep(time.Millisecond)
 		}
@@ -344,7 +344,7 @@ func TestOutcomeOf(t *testing.T) {
 		{status.Error(codes.Unavailable, "quota used up"), answered},
 		{errors.InternalServerError("go.micro.srv.greeter", "no such row"), answered},
 		{errors.InternalServerError("go.micro.srv.greeter", refusedText), answered},
-		{errors.InternalServerError("go.micro.client", "rpc error: code = Unavailable desc = "+refusedText), answered}, // of a handler's own client of grpc-go
+		{errors.InternalServerError("go.micro.client", "rpc error: code = Unavailable desc = "+refusedText), answered}, // a handler returns the error of its own grpc-go client
 		{errors.NotFound("go.micro.client", "no such method"), answered},
 	} {
 		if got := outcomeOf(c.err); got != c.want {
@@ -359,18 +359,18 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	n := pickOne(t, s)
 	s.Mark("greeter", n, refused)
 	if inf.snapshot().instances[0].failures.Load() != 1 {
-		t.Fatal("the failure was not noted")
+		t.Fatal("the failure was not recorded")
 	}
 	s.Mark("greeter", pickOne(t, s), nil)
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 || k.ejectedUntil.Load() != 0 || k.inFlight.Load() != 0 {
-		t.Errorf("after a success: %d failures, %d inFlight", k.failures.Load(), k.inFlight.Load())
+		t.Errorf("after a success: %d failures, %d calls in flight", k.failures.Load(), k.inFlight.Load())
 	}
 	s.Mark("greeter", pickOne(t, s), refused)
 	p := readyPod(t, 0)
 	p.Annotations[annotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
 	inf.Update(p)
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 {
-		t.Error("the new process has the old one's failures")
+		t.Error("the new process has the failures of the old process")
 	}
 	// A status update that changes nothing keeps the failures.
 	s.Mark("greeter", pickOne(t, s), refused)
@@ -378,8 +378,8 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 1 {
 		t.Error("a status update ended the ejection")
 	}
-	s.Mark("greeter", n, nil)                                     // a process that has ended
-	s.Mark("greeter", &registry.Node{Id: "x", Address: "y"}, nil) // an address of the caller's own
+	s.Mark("greeter", n, nil)                                     // the node of a process that has ended
+	s.Mark("greeter", &registry.Node{Id: "x", Address: "y"}, nil) // an address that the caller has chosen
 	s.Mark("nobody", n, nil)
 }
 

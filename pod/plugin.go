@@ -24,8 +24,8 @@ const (
 	annotationPrefix = "micro.mu/service-"
 )
 
-// labelName makes a service's name fit for a label's key, byte by byte as the plugin
-// does.
+// labelName replaces the bytes of a service's name that a label key must not contain,
+// as the plugin does.
 func labelName(service string) string {
 	name := []byte(service)
 	for i, c := range name {
@@ -43,9 +43,9 @@ type podMetadata struct {
 	Annotations map[string]*string `json:"annotations,omitempty"`
 }
 
-// podPatch is the strategic merge patch that the plugin sends, and that the
-// registrar sends. The uid, which no patch may change, makes the API server refuse
-// the patch when another pod has taken over the name.
+// podPatch is the strategic merge patch that the plugin and the registrar send. The
+// uid, which no patch may change, makes the API server refuse the registrar's patch
+// when another pod has taken over the name.
 type podPatch struct {
 	Metadata struct {
 		UID types.UID `json:"uid,omitempty"`
@@ -84,12 +84,12 @@ func (m podMetadata) onlyRemoves() bool {
 	return true
 }
 
-// capture lets the plugin write, and returns what it wrote each time.
+// capture runs the writes with the plugin and returns what the plugin sent in each.
 //
 // The plugin's HTTP client has no time limit and reads the service account only
 // once. So capture makes the plugin write to a listener of this process, under a
-// path that no other process knows. The registrar then sends the same to the API
-// server, with a time limit and with the current token.
+// path that no other process knows. The registrar then sends the same metadata to the
+// API server, with a time limit and with the current token.
 func capture(plugin Plugin, writes ...func(registry.Registry) error) ([]podMetadata, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

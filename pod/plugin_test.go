@@ -22,7 +22,7 @@ func TestRegistryWritesSameMetadataAsPlugin(t *testing.T) {
 		ns.CreateReadyPod("theirs")
 		t.Setenv("HOSTNAME", "theirs")
 		plugin := kubernetes.NewRegistry(registry.Addrs(ns.StartProxy().URL))
-		what := service(name, "v1", "greeter-1", "10.0.0.1:9100")
+		greeter := service(name, "v1", "greeter-1", "10.0.0.1:9100")
 		ours := ns.openRegistry("ours")
 		compare := func(step string) {
 			t.Helper()
@@ -31,14 +31,14 @@ func TestRegistryWritesSameMetadataAsPlugin(t *testing.T) {
 				t.Errorf("%s %q: ours %q %q, theirs %q %q", step, name, a.Labels, a.Annotations, b.Labels, b.Annotations)
 			}
 		}
-		if err := errors.Join(ours.Register(what), plugin.Register(what)); err != nil {
+		if err := errors.Join(ours.Register(greeter), plugin.Register(greeter)); err != nil {
 			t.Fatal(err)
 		}
 		if len(ns.GetPod("ours").Annotations) != 1 {
 			t.Errorf("annotations %q, want one", ns.GetPod("ours").Annotations)
 		}
 		compare("Register")
-		if err := errors.Join(ours.Deregister(what), plugin.Deregister(what)); err != nil {
+		if err := errors.Join(ours.Deregister(greeter), plugin.Deregister(greeter)); err != nil {
 			t.Fatal(err)
 		}
 		compare("Deregister")
@@ -69,7 +69,7 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 			t.Errorf("%s: ListServices: %v %v", name, err, names)
 		}
 	}
-	c := cache.New(ours) // go-micro's own cache and selector work on top of it
+	c := cache.New(ours) // go-micro's own cache and selector work with this registry
 	defer c.Stop()
 	if all, err := c.GetService("greeter"); err != nil || len(all) != 1 || len(all[0].Nodes) != 2 {
 		t.Errorf("go-micro's cache: %v %v", err, all)
@@ -83,14 +83,14 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 	}
 }
 
-func TestLabelNameIsThePlugins(t *testing.T) {
+func TestLabelNameEqualsThatOfPlugin(t *testing.T) {
 	for _, name := range []string{"greeter", "go.micro.srv.greeter", "a/b", "a:b", "grüße", "\u65e5\u672c", "a b", "\xff", "😀-1"} {
 		captured, err := capture(kubernetes.NewRegistry, func(plugin registry.Registry) error { return plugin.Register(service(name, "v1", "a", "10.0.0.1:1")) })
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := captured[0].Labels[selectorPrefix+labelName(name)]; !ok {
-			t.Errorf("the plugin's labels of %q are %v, ours ends in %q", name, slices.Collect(maps.Keys(captured[0].Labels)), labelName(name))
+			t.Errorf("the plugin's labels of %q are %v, and labelName returns %q", name, slices.Collect(maps.Keys(captured[0].Labels)), labelName(name))
 		}
 	}
 }

@@ -19,14 +19,14 @@ import (
 // podTable holds the instances that pods carry in their annotations, and whether
 // the pods can receive calls. Its owner locks it.
 type podTable struct {
-	service  string // only instances of this service; empty: of all
+	service  string // the table holds only instances of this service; empty: of all services
 	limits   limits
 	index    *instanceIndex
 	pods     map[string]*podEntry // by name
 	versions map[uint64]*sharedVersion
 }
 
-// podEntry is what a podTable knows of one pod.
+// podEntry is what a podTable holds of one pod.
 type podEntry struct {
 	uid             types.UID
 	created         time.Time
@@ -35,13 +35,13 @@ type podEntry struct {
 	nodeUnreachable bool
 	terminating     bool
 
-	annotations map[string]uint64 // hashes of the annotations that the instances come from
+	annotations map[string]uint64 // hashes of the annotations that the instances come from, by key
 	ips         []netip.Addr
-	reported    map[string]bool // annotations that were skipped and are in the log, at most maxWarningsPerPod
+	reported    map[string]bool // skipped annotations that the log has reported, at most maxWarningsPerPod
 }
 
-// sharedVersion is the part of the annotations that all instances of one version
-// have in common. It is in memory once.
+// sharedVersion is the part of the annotations that all instances of one version have in
+// common. All of them share one copy.
 type sharedVersion struct {
 	service *registry.Service
 	key     uint64
@@ -52,11 +52,10 @@ func newPodTable(service string, index *instanceIndex) podTable {
 	return podTable{service: service, index: index, pods: map[string]*podEntry{}, versions: map[uint64]*sharedVersion{}}
 }
 
-// update takes in a pod, whatever it was before, and reports whether that changes
-// the table.
+// update stores the current state of a pod and reports whether the table has changed.
 func (t *podTable) update(p *corev1.Pod) (changed bool) {
 	e := t.pods[p.Name]
-	if e != nil && e.uid != p.UID { // another pod under the same name
+	if e != nil && e.uid != p.UID { // another pod has this name now
 		t.remove(p.Name)
 		e, changed = nil, true
 	}
@@ -106,7 +105,7 @@ func (e *podEntry) reportSkipped(pod, annotation string, err error) {
 	logger.Warnf("Registry [kubernetes] Skipping the registration in annotation %q of pod %q: %v", annotation, pod, err)
 }
 
-// removeExcept removes the pods that are not among these.
+// removeExcept removes all pods but the given ones.
 func (t *podTable) removeExcept(pods []*corev1.Pod) {
 	exists := map[string]bool{}
 	for _, p := range pods {
@@ -119,7 +118,7 @@ func (t *podTable) removeExcept(pods []*corev1.Pod) {
 	}
 }
 
-// holds reports whether the table holds this very pod, not another of that name.
+// holds reports whether the table holds this pod, and not another pod with the same name.
 func (t *podTable) holds(p *corev1.Pod) bool {
 	e := t.pods[p.Name]
 	return e != nil && e.uid == p.UID
@@ -161,9 +160,9 @@ func (t *podTable) release(instances []*instance) {
 
 var seed = maphash.MakeSeed()
 
-// decode reads a service as the plugin writes it. It accepts any input and never
-// panics, and nor does go-micro when it reads the result: a null among the nodes,
-// the endpoints or the values is left out.
+// decode reads a service in the form in which the plugin writes it. No input makes it
+// panic. It removes each null among the nodes, the endpoints and the values, so that
+// go-micro does not panic when it reads the result.
 func decode(b []byte) (*registry.Service, error) {
 	var s registry.Service
 	if err := json.Unmarshal(b, &s); err != nil {
@@ -198,8 +197,8 @@ func isReady(p *corev1.Pod) bool { return isRunning(p) && hasCondition(p, corev1
 // isNodeUnreachable reports whether a pod is not ready only because its Kubernetes
 // node stopped reporting. kube-controller-manager then sets Ready to false and
 // leaves ContainersReady as the kubelet reported it last; a kubelet changes both
-// together, except for readiness gates. It happens to every pod of a cluster when
-// the API server comes back after more than the node monitor's grace period of 50 s.
+// together, except for readiness gates. When the API server comes back after an outage
+// that was longer than the node monitor's grace period of 50 s, all pods are in this state.
 func isNodeUnreachable(p *corev1.Pod) bool {
 	return isRunning(p) && !hasCondition(p, corev1.PodReady) && hasCondition(p, corev1.ContainersReady) && len(p.Spec.ReadinessGates) == 0
 }

@@ -25,16 +25,16 @@ func TestMalformedAnnotationAffectsOnlyItsPod(t *testing.T) {
 	}
 	ns.CreateReadyPod("good")
 	ns.register("good", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "the good one", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the valid registration is found", has(r, "greeter", "10.0.0.1:1"))
 	ns.register("bad-1", "greeter", "v1", "10.0.0.2:1")
-	kubetest.Eventually(t, 2*time.Second, "a bad one mended", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+	kubetest.Eventually(t, 2*time.Second, "a corrected registration is found", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 	if _, err := r.ListServices(); err != nil {
 		t.Error(err)
 	}
 }
 
-// readAsGoMicro reads services in every way in which go-micro and its tools read them,
-// and writes to them as a caller may.
+// readAsGoMicro reads services in all the ways in which go-micro and its tools read them,
+// and modifies them, which a caller may do.
 func readAsGoMicro(services []*registry.Service) {
 	for _, filter := range []selector.Filter{selector.FilterEndpoint("x"), selector.FilterEndpoint(""), selector.FilterLabel("a", ""), selector.FilterVersion("")} {
 		filter(services)
@@ -100,7 +100,7 @@ func TestNoAnnotationCrashesClients(t *testing.T) {
 				t.Errorf("%s: %d instances, want 1", annotation, len(s.instances))
 			}
 			readAsGoMicro(s.services())
-			readAsGoMicro(s.services()) // a copy, so nothing that the first reader wrote is in it
+			readAsGoMicro(s.services()) // another copy, without what the first reader wrote
 		}()
 	}
 }
@@ -129,7 +129,7 @@ func FuzzDecode(f *testing.F) {
 		o := newObserver()
 		o.table = table
 		if all, _, _ := o.instances(); len(all) != len(table.pods["p"].instances) {
-			t.Errorf("%d instances are observed of %q", len(all), b)
+			t.Errorf("Observe yields %d instances of %q", len(all), b)
 		}
 		table.remove("p")
 		if len(table.versions) != 0 || index.length() != 0 {

@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// podWatch lists and watches pods in a goroutine of its own, from start to stop,
-// and logs when that begins to fail and when it works again.
+// podWatch lists and watches pods in its own goroutine, from start to stop. It logs
+// when watching begins to fail and when it works again.
 type podWatch struct {
 	apiError func(operation string, err error) // Events.APIError; may be nil
 
@@ -22,8 +22,8 @@ type podWatch struct {
 	ended   sync.WaitGroup
 }
 
-// start begins to pass the selected pods, and the errors, on to h. The log calls
-// the pods by the given name.
+// start begins to pass the selected pods and the errors to h. The log calls the pods by
+// the given name.
 func (w *podWatch) start(conn *apiserver.Connection, selector apiserver.Selector, name string, h apiserver.Handler[*corev1.Pod]) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel

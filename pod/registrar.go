@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,83 +20,53 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. It
-// stands in while the own pod is not known.
+// defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. The
+// registrar uses it until it has received its own pod.
 const defaultGracePeriod = 30 * time.Second
 
-// Attempts to patch the own pod that fail are minPatchDelay apart at first and
-// maxPatchDelay at most, less a random part.
-const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
-
-// A registration that is lost is restored at once. While something else keeps
-// changing it, the delay doubles from minRestoreDelay to maxRestoreDelay, plus a
-// random part: that makes at most 10 PATCH in the first minute and then 2 a minute. A
-// registration that has stood for steadyTime starts anew.
-const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Second, time.Minute
-
-// registrar keeps the own pod's labels and annotations as they are desired. It
-// patches the pod when the observed metadata lack something, whatever removed it,
-// and not otherwise. One goroutine reconciles, from the first desired registration
-// until stop; a second one watches the own pod after the first successful patch.
+// registrar keeps the labels and annotations of the process's own pod as they are
+// desired. It patches the pod only when the observed metadata differ from the desired
+// metadata, for whatever reason. One goroutine reconciles, from the first desired
+// registration until stop; a second one watches the pod after the first successful
+// patch.
 type registrar struct {
 	conn          *apiserver.Connection
 	plugin        Plugin
 	statusChanged func() // called when the result of registered, pending or lastError may have changed
 	reconciling   sync.WaitGroup
 	wake          chan struct{} // asks for a reconcile
-	watch         podWatch      // of the own pod
+	watch         podWatch      // watches the process's own pod
 
-	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn's; tests have their own
+	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn.PatchPod, except in tests
 	watchPod func()                                             // starts watch
 
 	mu          sync.Mutex
 	cancel      context.CancelFunc // nil before the first desired registration
-	desired     map[string]*registration
-	observed    *podMetadata // the own pod's; nil while unknown
-	uid         types.UID    // the own pod's
-	version     uint64       // the resource version of observed
+	state       registrations
+	uid         types.UID // of the process's own pod
+	version     uint64    // last observed resource version of the pod
 	gracePeriod time.Duration
 	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
 	attempted   broadcast // an attempt to reconcile has ended
 }
 
-// registration is the desired state of one service.
-type registration struct {
-	service  *registry.Service // nil: the service is to be deregistered
-	json     string            // service as JSON
-	metadata podMetadata       // what the pod is to carry
-	removal  podMetadata       // what deregistering writes
-
-	err       error     // why the pod does not carry it; nil when it does
-	failures  int       // attempts in a row that failed
-	written   time.Time // the last successful patch; zero before the first
-	restores  int       // patches in a row that restored it soon after the one before
-	notBefore time.Time // the next patch
-}
-
-// contested reports whether something else keeps changing the registration.
-func (d *registration) contested() bool { return d.restores > 1 }
-
 func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
 	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
-		desired: map[string]*registration{}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
+		state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
 	r.watchPod = func() {
-		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "the own pod", ownPod{r})
+		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "this process's pod", ownPod{r})
 	}
 	return r
 }
 
 // register makes the service's registration desired and waits for at most limit
 // until the API server has confirmed it; with a limit of 0 it does not wait. After
-// an error the registration stays desired and is retried, unless the API server
-// calls it invalid.
+// an error the registration stays desired and reconcile retries it, unless the API
+// server calls it invalid.
 func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
-	}
-	if other := r.sharesLabel(s.Name); other != "" {
-		return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, selectorPrefix+labelName(s.Name))
 	}
 	d := r.desiredRegistration(s.Name)
 	if d == nil || d.json != string(text) {
@@ -106,8 +74,8 @@ func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 		if err = json.Unmarshal(text, &d.service); err != nil {
 			return err
 		}
-		// Deregister must work when the process has no file descriptor left, so what
-		// it writes is captured now.
+		// Deregister must work even if the process has no file descriptor left then, so
+		// register also captures what the plugin's Deregister writes.
 		captured, err := capture(r.plugin,
 			func(plugin registry.Registry) error { return plugin.Register(s) },
 			func(plugin registry.Registry) error { return plugin.Deregister(s) })
@@ -125,7 +93,7 @@ func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
 	if d := r.desiredRegistration(s.Name); d != nil {
 		removal = d.removal
 	}
-	if removal.empty() { // not registered by this process
+	if removal.empty() { // this process has not registered the service
 		captured, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
 		if err != nil {
 			return err
@@ -138,24 +106,11 @@ func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
 func (r *registrar) desiredRegistration(service string) *registration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.desired[service]
+	return r.state.desired[service]
 }
 
-// sharesLabel returns another registered service whose label has the same key, or "".
-// The two would overwrite each other.
-func (r *registrar) sharesLabel(service string) string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for other, d := range r.desired {
-		if other != service && d.service != nil && labelName(other) == labelName(service) {
-			return other
-		}
-	}
-	return ""
-}
-
-// setDesired replaces the service's desired state, which may be the same as before,
-// and waits for the API server's confirmation.
+// setDesired replaces the service's desired state and waits for the API server's
+// confirmation. The new state may equal the old one.
 func (r *registrar) setDesired(service string, d *registration, limit time.Duration) error {
 	r.mu.Lock()
 	if r.cancel == nil {
@@ -163,20 +118,18 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		r.cancel = cancel
 		r.reconciling.Go(func() { r.run(ctx) })
 	}
-	before := r.desired[service]
-	r.desired[service] = d
-	// A deregistration of the same label key that is pending would remove what d writes.
-	maps.DeleteFunc(r.desired, func(other string, o *registration) bool {
-		return o != d && o.service == nil && labelName(other) == labelName(service)
-	})
-	r.forgetDeregistered()
-	satisfied, contested, attempted := r.satisfied(d), d.contested(), r.attempted.wait()
+	before := r.state.desired[service]
+	if err := r.state.set(service, d); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.wait()
 	switch {
-	case satisfied || d.contested(): // of a contested one the limit of patches stands
+	case satisfied || contested: // a contested registration keeps its delay between patches
 	case limit > 0:
-		d.err, d.notBefore = nil, time.Time{} // the caller wants to know how a new attempt ends
+		d.err, d.notBefore = nil, time.Time{} // the caller waits for the result of a new attempt
 	case before != nil:
-		d.err = before.err // stands until a new attempt ends
+		d.err = before.err // remains the last error until a new attempt ends
 	}
 	r.mu.Unlock()
 	r.statusChanged()
@@ -188,7 +141,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		return nil
 	}
 	if contested {
-		return r.contestedError()
+		return contestedError(r.conn.PodName)
 	}
 
 	t := time.NewTimer(limit)
@@ -201,11 +154,11 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		case <-attempted:
 		}
 		r.mu.Lock()
-		err, done, written := d.err, r.satisfied(d), !d.written.IsZero()
+		err, done, written := d.err, r.state.satisfied(d), !d.written.IsZero()
 		attempted = r.attempted.wait()
 		var status *apierrors.StatusError
-		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.desired[service] == d { // retrying cannot help
-			delete(r.desired, service)
+		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.state.desired[service] == d { // retrying cannot help
+			delete(r.state.desired, service)
 		}
 		r.mu.Unlock()
 		switch {
@@ -214,7 +167,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		case err != nil:
 			return err
 		case timeout && written:
-			return r.contestedError()
+			return contestedError(r.conn.PodName)
 		case timeout:
 			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
 		}
@@ -245,32 +198,21 @@ func (r *registrar) run(ctx context.Context) {
 	}
 }
 
-// reconcile patches the own pod once for each service with pending changes, except
-// for those that must wait. It returns when the first of these is due, or zero.
+// reconcile patches the process's own pod once for each service whose pending changes
+// are due. It returns when the next pending change is due, and zero if there is none.
 func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	r.mu.Lock()
-	pending, tried := r.pendingChanges(), maps.Clone(r.desired)
-	for service := range pending {
-		if time.Now().Before(tried[service].notBefore) {
-			delete(pending, service)
-		}
-	}
+	due, tried := r.state.due(time.Now()), maps.Clone(r.state.desired)
 	r.mu.Unlock()
 	errs := map[string]error{}
-	for service, changes := range pending {
+	for service, changes := range due {
 		errs[service] = r.patch(ctx, changes)
 	}
 	if ctx.Err() != nil {
 		return time.Time{}
 	}
-	reports := map[string]error{}
-	defer func() { // without the lock
-		for service, err := range reports {
-			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
-		}
-	}()
 	changed := map[string]error{}
-	defer func() { // without the lock
+	defer func() { // runs after r.mu is unlocked
 		for service, err := range changed {
 			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
 		}
@@ -282,71 +224,44 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 		written = written || err == nil
 		d := tried[service]
 		before := d.err
-		if r.ended(service, d, pending[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
+		if r.ended(service, d, due[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
 			changed[service] = d.err
 		}
 	}
-	r.forgetDeregistered()
+	r.state.forgetDeregistered()
 	if len(errs) > 0 {
 		r.attempted.notify()
 	}
-	if written && len(r.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
+	if written && len(r.state.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
 		r.watchPod()
 	}
-	for service := range r.pendingChanges() {
-		if t := r.desired[service].notBefore; next.IsZero() || t.Before(next) {
-			next = t
-			if next.IsZero() {
-				next = time.Now()
-			}
-		}
-	}
-	return next
+	return r.state.nextDue(time.Now())
 }
 
-// ended notes how an attempt to write d ended, and when the next one may begin.
+// ended records the result of an attempt to write d, and logs a result that differs from
+// the one before.
 func (r *registrar) ended(service string, d *registration, changes podMetadata, err error) {
-	now := time.Now()
+	before, wasContested := d.err, d.contested()
 	if err != nil {
-		if d.err == nil || d.err.Error() != err.Error() {
+		if d.failed(err, r.conn.RetryAfter()); before == nil || before.Error() != err.Error() {
 			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
 		}
-		delay := min(minPatchDelay<<min(d.failures, 10), maxPatchDelay)
-		d.err, d.failures = err, d.failures+1
-		d.notBefore = now.Add(max(delay/2+rand.N(delay/2), r.conn.RetryAfter()))
 		return
 	}
-	wasContested := d.contested()
-	switch {
-	case d.written.IsZero(): // the first
-	case now.Sub(d.written) < steadyTime:
-		d.restores++
-	default:
-		d.restores = 1
-	}
-	d.err, d.failures, d.written, d.notBefore = nil, 0, now, time.Time{}
-	if d.restores > 0 {
-		delay := min(minRestoreDelay<<min(d.restores-1, 10), maxRestoreDelay)
-		d.notBefore = now.Add(delay + rand.N(delay/10))
-	}
+	d.succeeded(r.conn.PodName)
 	switch {
 	case d.contested():
-		d.err = r.contestedError()
 		if !wasContested {
 			logger.Errorf("Registry [kubernetes] Registering %q: %v", service, d.err)
 		}
 	case changes.onlyRemoves():
 		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
-	case r.satisfied(d):
+	case r.state.satisfied(d):
 		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
 	}
 }
 
-func (r *registrar) contestedError() error {
-	return fmt.Errorf("something else changes or removes its labels or its annotation on pod %q, such as another container with the same service name or an admission webhook; the registry restores them at most every %s", r.conn.PodName, maxRestoreDelay)
-}
-
-// patch writes changes to the own pod.
+// patch writes changes to the process's own pod.
 func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	var p podPatch
 	r.mu.Lock()
@@ -367,36 +282,9 @@ func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
 	return err
 }
 
-// satisfied reports whether the own pod is known to carry what d desires.
-func (r *registrar) satisfied(d *registration) bool {
-	return r.observed != nil && r.observed.diff(d.metadata).empty()
-}
-
-// pendingChanges returns, by service, what the own pod lacks. Everything is
-// pending while the pod is unknown.
-func (r *registrar) pendingChanges() map[string]podMetadata {
-	pending := map[string]podMetadata{}
-	for service, d := range r.desired {
-		changes := d.metadata
-		if r.observed != nil {
-			changes = r.observed.diff(d.metadata)
-		}
-		if !changes.empty() {
-			pending[service] = changes
-		}
-	}
-	return pending
-}
-
-// forgetDeregistered drops deregistrations that the API server has confirmed: what
-// another process writes under that name later is left alone.
-func (r *registrar) forgetDeregistered() {
-	maps.DeleteFunc(r.desired, func(_ string, d *registration) bool { return d.service == nil && r.satisfied(d) })
-}
-
-// observe notes the own pod's metadata. The watch may deliver a version that is
-// older than the response to the last patch; resource versions of one object are
-// numbers that grow (KEP-5504).
+// observe records the state of the process's own pod. The watch may deliver a version
+// that is older than the response to the last patch, which observe ignores; resource
+// versions of one object are growing numbers (KEP-5504).
 func (r *registrar) observe(p *corev1.Pod) {
 	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
 	r.mu.Lock()
@@ -405,15 +293,14 @@ func (r *registrar) observe(p *corev1.Pod) {
 		return
 	}
 	r.uid, r.version = p.UID, version
-	r.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	r.state.observe(p)
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second
 	}
 	if p.DeletionTimestamp != nil && r.terminating.IsZero() {
 		r.terminating = time.Now()
 	}
-	r.forgetDeregistered()
-	pending := len(r.pendingChanges()) > 0
+	pending := len(r.state.pendingChanges()) > 0
 	r.mu.Unlock()
 	r.statusChanged()
 	if pending {
@@ -421,15 +308,7 @@ func (r *registrar) observe(p *corev1.Pod) {
 	}
 }
 
-func pointers(m map[string]string) map[string]*string {
-	all := make(map[string]*string, len(m))
-	for k, v := range m {
-		all[k] = &v
-	}
-	return all
-}
-
-// ownPod passes the watch of the own pod on to the registrar.
+// ownPod passes the events of the process's own pod to the registrar.
 type ownPod struct{ r *registrar }
 
 func (o ownPod) Update(p *corev1.Pod) { o.r.observe(p) }
@@ -440,42 +319,38 @@ func (o ownPod) Replace(pods []*corev1.Pod) {
 	}
 }
 
-func (ownPod) Delete(*corev1.Pod) {} // a pod that is gone runs no process
+func (ownPod) Delete(*corev1.Pod) {} // the process ends before its pod is deleted
 
-func (ownPod) StateChanged(error) {} // a patch that fails says what is wrong
+func (ownPod) StateChanged(error) {} // podWatch logs the error
 
 // registered reports whether the API server has confirmed everything desired.
 func (r *registrar) registered() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.observed != nil && len(r.desired) > 0 && len(r.pendingChanges()) == 0
+	return len(r.state.desired) > 0 && r.state.complete()
 }
 
-// pending reports whether the API server has yet to confirm something.
+// pending reports whether the API server has not yet confirmed everything desired.
 func (r *registrar) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.observed == nil || len(r.pendingChanges()) > 0
+	return !r.state.complete()
 }
 
-// lastError returns why the pod does not carry what is desired, nil while that is not known.
+// lastError returns why the pod does not carry what is desired, nil if it does or while
+// the reason is not known.
 func (r *registrar) lastError() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, service := range slices.Sorted(maps.Keys(r.desired)) {
-		if d := r.desired[service]; d.err != nil && !r.satisfied(d) {
-			return d.err
-		}
-	}
-	return nil
+	return r.state.firstError()
 }
 
-// services returns the services that are desired.
+// services returns the services whose registration is desired.
 func (r *registrar) services() []*registry.Service {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []*registry.Service
-	for _, d := range r.desired {
+	for _, d := range r.state.desired {
 		if d.service != nil {
 			all = append(all, d.service)
 		}
@@ -483,14 +358,14 @@ func (r *registrar) services() []*registry.Service {
 	return all
 }
 
-// podGracePeriod returns how long the own pod may take to stop.
+// podGracePeriod returns how long the process's own pod may take to stop.
 func (r *registrar) podGracePeriod() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.gracePeriod
 }
 
-// podTerminatingSince returns when the registrar saw the own pod's deletion.
+// podTerminatingSince returns when the registrar saw the deletion of the process's own pod.
 func (r *registrar) podTerminatingSince() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()

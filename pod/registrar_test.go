@@ -32,11 +32,11 @@ func TestPodReplacedUnderSameName(t *testing.T) {
 	if err := own.Register(service("web", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "the first", has(r, "web", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the first pod is found", has(r, "web", "10.0.0.1:1"))
 	ns.RemovePod("web-0")
 	ns.CreateReadyPod("web-0")
 	ns.register("web-0", "web", "v1", "10.0.0.2:1")
-	kubetest.Eventually(t, 2*time.Second, "the second", has(r, "web", "10.0.0.2:1"))
+	kubetest.Eventually(t, 2*time.Second, "the second pod is found", has(r, "web", "10.0.0.2:1"))
 	// The first pod's process runs on for a while and must not remove the second pod's registration.
 	err := own.Deregister(service("web", "v1", "a", "10.0.0.1:1"))
 	if err == nil || !strings.Contains(err.Error(), "another pod has this name now") {
@@ -50,8 +50,8 @@ func TestPodReplacedUnderSameName(t *testing.T) {
 func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
-	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistryIn(f.Through(ns.Environment("a")))
+	proxy := ns.StartProxyWithoutCredentials()
+	r := ns.openRegistryIn(proxy.Through(ns.Environment("a")))
 	one, two := service("one", "v1", "a", "10.0.0.1:1"), service("two", "v1", "b", "10.0.0.1:2")
 	if err := errors.Join(r.Register(one), r.Register(two)); err != nil {
 		t.Fatal(err)
@@ -60,19 +60,19 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	if len(before.Annotations) != 2 || !r.Registered() {
 		t.Fatalf("annotations %q, registered %v", before.Annotations, r.Registered())
 	}
-	kubetest.Eventually(t, 5*time.Second, "the own pod is watched", func() error {
-		if f.Count("WATCH") == 0 {
+	kubetest.Eventually(t, 5*time.Second, "the registry watches its own pod", func() error {
+		if proxy.Count("WATCH") == 0 {
 			return errors.New("no watch")
 		}
 		return nil
 	})
-	patches := f.Count("PATCH")
+	patches := proxy.Count("PATCH")
 	for range 20 { // go-micro registers again every 30 s
 		if err := errors.Join(r.Register(one), r.Register(two)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := f.Count("PATCH"); n != patches || n != 2 {
+	if n := proxy.Count("PATCH"); n != patches || n != 2 {
 		t.Errorf("%d PATCH for two services, %d after 40 repetitions, want 2 and 2", patches, n)
 	}
 	ns.PatchPod("a", fmt.Sprintf(`{"metadata":{"labels":{%q:null,%q:null},"annotations":{%q:null,%q:"{}"}}}`,
@@ -108,7 +108,7 @@ func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
 	if err := first.Register(service("greeter", "v1", "before", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "the first process", has(reader, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance of the first process is found", has(reader, "greeter", "10.0.0.1:1"))
 	if err := first.Close(); err != nil { // a killed process does not deregister
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func (s *podServer) count() int {
 	return s.patches
 }
 
-// An admission webhook drops the label from each patch.
+// dropLabel acts as an admission webhook that drops the label from each patch.
 func dropLabel(p *corev1.Pod) { delete(p.Labels, selectorPrefix+"greeter") }
 
 func TestPatchesAreLimitedWhileRegistrationIsDropped(t *testing.T) {
@@ -237,7 +237,7 @@ func TestPatchesAreLimitedWhileRegistrationIsDropped(t *testing.T) {
 	begin := time.Now()
 	err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1"))
 	if err == nil || !strings.Contains(err.Error(), "something else") {
-		t.Errorf("Register: %v, want what is wrong", err)
+		t.Errorf("Register: %v, want the error of a contested registration", err)
 	}
 	time.Sleep(time.Until(begin.Add(5 * time.Second)))
 	if n := api.count(); n > 6 {
@@ -277,7 +277,7 @@ func newTestRegistrar(api *podServer) *registrar {
 	return r
 }
 
-func TestFightOverRegistrationIsLimited(t *testing.T) {
+func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
 	text, label := `{"name":"greeter"}`, typeValue
 	greeter := podMetadata{Labels: map[string]*string{selectorPrefix + "greeter": &label}, Annotations: map[string]*string{annotationPrefix + "greeter": &text}}
 	for name, start := range map[string]func(*testing.T) (count func() int, stop func()){
@@ -292,7 +292,7 @@ func TestFightOverRegistrationIsLimited(t *testing.T) {
 			r := newTestRegistrar(api)
 			r.patchPod = func(_ context.Context, body []byte) (*corev1.Pod, error) {
 				written := api.patch(body)
-				r.observe(api.edit(func(p *corev1.Pod) { p.Annotations[annotationPrefix+"greeter"] = "other" })) // the watch is faster than the response
+				r.observe(api.edit(func(p *corev1.Pod) { p.Annotations[annotationPrefix+"greeter"] = "other" })) // the watch delivers this change before the response to the patch
 				return written, nil
 			}
 			_ = r.setDesired("greeter", &registration{service: &registry.Service{}, metadata: greeter}, 0)
@@ -349,12 +349,15 @@ func TestServiceWithLabelKeyOfAnotherIsRefused(t *testing.T) {
 	if err := r.Register(service("a:b", "v1", "a", "10.0.0.1:1")); err == nil || !strings.Contains(err.Error(), `"a/b"`) {
 		t.Errorf("Register of a name with the same label key: %v", err)
 	}
+	if err := r.Deregister(service("a:b", "v1", "a", "10.0.0.1:1")); err == nil { // as go-micro's server does when it stops
+		t.Error("deregistered a name that was refused")
+	}
 	time.Sleep(2 * time.Second)
 	if n := api.count(); n != 1 || !r.Registered() {
 		t.Errorf("%d PATCH, want 1; Registered is %v", n, r.Registered())
 	}
 	if err := errors.Join(r.Deregister(service("a/b", "v1", "a", "10.0.0.1:1")), r.Register(service("a:b", "v1", "a", "10.0.0.1:1"))); err != nil || !r.Registered() {
-		t.Errorf("after the first has deregistered: %v", err)
+		t.Errorf("after the first service has deregistered: %v", err)
 	}
 }
 
@@ -387,7 +390,7 @@ func TestDeregisterNeedsNoPlugin(t *testing.T) {
 	_, env := kubetest.StartFake(t, api)
 	var broken atomic.Bool
 	r := newRegistry(env, func(opts ...registry.Option) registry.Registry {
-		if broken.Load() { // no file descriptor is left for a listener, say
+		if broken.Load() { // as when no file descriptor is left for a listener
 			opts = []registry.Option{registry.Addrs("http://127.0.0.1:1")}
 		}
 		return kubernetes.NewRegistry(opts...)

@@ -16,9 +16,9 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// Plugin is the constructor of a registry plugin as a value, such as
-// kubernetes.NewRegistry. The registry calls it when there is something to
-// register, and tells it where to write.
+// Plugin is the constructor of a registry plugin, such as kubernetes.NewRegistry. The
+// registry calls it for each new registration, with the address of a local listener
+// that receives what the plugin writes.
 type Plugin = func(...registry.Option) registry.Registry
 
 // Registry finds services by watching pods, and registers a service by patching
@@ -26,31 +26,30 @@ type Plugin = func(...registry.Option) registry.Registry
 type Registry struct {
 	plugin    Plugin
 	env       apiserver.Environment
-	instances instanceIndex // of all informers
+	instances instanceIndex // the instances of all informers
 
 	statusChanged broadcast // the result of Registered, deregistrationPending or registrationError may have changed
 
 	mu        sync.Mutex
 	options   registry.Options
 	closed    bool
-	conn      *apiserver.Connection // nil before the first use, as are the next two
-	registrar *registrar
-	observer  *observer // nil while nobody observes
-	observers int
+	conn      *apiserver.Connection // nil before the first use
+	registrar *registrar            // nil before the first use
+	observers observers
 	informers map[string]*informer // by service; "" for all services
 	served    map[string]bool      // names of services and handlers that were ever registered
 
 	// Set by a lifecycle:
 	background bool              // Register and Deregister do not wait for the API server
 	stopping   bool              // Register does nothing
-	lifecycles int               // that have started and not ended
-	other      registry.Registry // Register and Deregister pass calls on to it; nil: they do not
+	lifecycles int               // number of lifecycles that have started and not ended
+	other      registry.Registry // receives the calls of Register and Deregister instead; may be nil
 }
 
 var _ registry.Registry = (*Registry)(nil)
 
-// NewRegistry returns a registry that writes what the plugin writes and reads
-// without it. It makes no call and starts no goroutine before it is used.
+// NewRegistry returns a registry that writes what the plugin would write, and reads
+// pods without the plugin. It makes no call and starts no goroutine before it is used.
 func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 	return newRegistry(apiserver.ProcessEnvironment, plugin, opts...)
 }
@@ -64,8 +63,8 @@ func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Opti
 }
 
 // Init applies options: Timeout, and Addrs, whose first address replaces the API
-// server's. Another address closes the connection to the old one; go-micro's next
-// Register registers with the new one.
+// server's. A changed address closes the connection to the old API server; go-micro's
+// next call of Register registers with the new one.
 func (r *Registry) Init(opts ...registry.Option) error {
 	r.mu.Lock()
 	before := slices.Clone(r.options.Addrs)
@@ -88,12 +87,12 @@ func (r *Registry) Options() registry.Options {
 	return r.options
 }
 
-// String returns "kubernetes", as the plugin does, so that logs and metadata read
+// String returns "kubernetes", as the plugin does, so that logs and metadata are
 // the same as without this package.
 func (r *Registry) String() string { return "kubernetes" }
 
 // Close stops every goroutine of the registry and waits for them. It does not
-// deregister: the pod keeps what is registered. Closing twice is no error.
+// deregister: the pod keeps its registrations. Closing twice is no error.
 func (r *Registry) Close() error {
 	r.mu.Lock()
 	r.closed = true
@@ -103,11 +102,11 @@ func (r *Registry) Close() error {
 	return nil
 }
 
-// detach drops the connection and everything that uses it, and returns a function
-// that ends their goroutines. r.mu is held.
+// detach removes the connection and everything that uses it from the registry, and
+// returns a function that stops their goroutines. The caller holds r.mu.
 func (r *Registry) detach() (disconnect func()) {
-	conn, registrar, observer, informers := r.conn, r.registrar, r.observer, slices.Collect(maps.Values(r.informers))
-	r.conn, r.registrar, r.observer, r.observers = nil, nil, nil, 0
+	conn, registrar, observer, informers := r.conn, r.registrar, r.observers.drop(), slices.Collect(maps.Values(r.informers))
+	r.conn, r.registrar = nil, nil
 	clear(r.informers)
 	return func() {
 		if registrar != nil {
@@ -125,7 +124,7 @@ func (r *Registry) detach() (disconnect func()) {
 	}
 }
 
-// connect returns the connection, which the first call makes. r.mu is held.
+// connect returns the connection, which the first call makes. The caller holds r.mu.
 func (r *Registry) connect() (*apiserver.Connection, error) {
 	if r.closed {
 		return nil, errors.New("using the registry: it is closed")
@@ -144,7 +143,7 @@ func (r *Registry) connect() (*apiserver.Connection, error) {
 	return r.conn, nil
 }
 
-// timeout is how long a call may wait for the API server.
+// timeout returns how long a call may wait for the API server.
 func (r *Registry) timeout() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -156,18 +155,18 @@ func (r *Registry) timeout() time.Duration {
 
 // ---- Registering ----
 
-// Register registers the service on the own pod and waits until the API server has
-// confirmed it, for at most registry.Timeout, 5 s by default. With a Lifecycle it
-// does not wait, since readiness reports the outcome.
+// Register registers the service on the process's own pod and waits until the API
+// server has confirmed it, for at most registry.Timeout, 5 s by default. With a
+// Lifecycle it does not wait, since readiness reports the outcome.
 //
 // After an error the registry keeps trying in the background, unless the API server
 // calls the registration invalid. Register makes no request when the pod already
-// carries the registration, as with go-micro's repeated Register.
+// carries the registration, so go-micro's periodic calls of Register cost nothing.
 //
-// Register advertises the pod's IP, POD_IP, in place of an address of the pod's
-// interfaces. Without POD_IP it refuses an address that no other pod can reach, such
-// as a loopback address. It refuses a service whose name gives the same label key as
-// another's, such as a/b and a:b.
+// Register replaces an address of the pod's network interfaces by the pod's IP, which
+// POD_IP holds. Without POD_IP it refuses an address that no other pod can reach, such
+// as a loopback address. It refuses a service whose label key equals that of another
+// registered service, as with the names a/b and a:b.
 //
 // It needs the verb patch on pods, and the verbs list and watch to notice that
 // something else removed the registration.
@@ -176,24 +175,24 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 		return other.Register(s, opts...)
 	}
 	if s == nil || len(s.Nodes) == 0 {
-		return errors.New("registering a service: it has no node")
+		return errors.New("registering a service: the service has no node")
+	}
+	r.mu.Lock()
+	stopping := r.stopping // go-micro may register once more after it has deregistered
+	r.served[s.Name] = true
+	for _, e := range s.Endpoints {
+		handler, _, _ := strings.Cut(e.Name, ".")
+		r.served[handler] = true
+	}
+	r.mu.Unlock()
+	if stopping {
+		return nil
 	}
 	registrar, err := r.writableRegistrar()
 	if err == nil {
-		r.mu.Lock()
-		stopping := r.stopping
-		r.served[s.Name] = true
-		for _, e := range s.Endpoints {
-			handler, _, _ := strings.Cut(e.Name, ".")
-			r.served[handler] = true
-		}
-		r.mu.Unlock()
-		if stopping {
-			return nil
-		}
 		var reachable *registry.Service
 		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
-			err = registrar.register(reachable, r.confirmationTimeout())
+			err = registrar.register(reachable, r.confirmationWait())
 		}
 	}
 	if err != nil {
@@ -202,18 +201,18 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 	return nil
 }
 
-// Deregister removes the service from the own pod and waits as Register does. It
-// needs the verb patch on pods.
+// Deregister removes the service from the process's own pod and waits as Register
+// does. It needs the verb patch on pods.
 func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOption) error {
 	if other := r.otherRegistry(); other != nil {
 		return other.Deregister(s, opts...)
 	}
 	if s == nil || len(s.Nodes) == 0 {
-		return errors.New("deregistering a service: it has no node")
+		return errors.New("deregistering a service: the service has no node")
 	}
 	registrar, err := r.writableRegistrar()
 	if err == nil {
-		err = registrar.deregister(s, r.confirmationTimeout())
+		err = registrar.deregister(s, r.confirmationWait())
 	}
 	if err != nil {
 		return fmt.Errorf("deregistering service %q: %w", s.Name, err)
@@ -240,7 +239,7 @@ func (r *Registry) writableRegistrar() (*registrar, error) {
 		return nil, err
 	}
 	if conn.PodName == "" {
-		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in its manifest")
+		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in the pod's manifest")
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
@@ -256,8 +255,9 @@ func (r *Registry) currentRegistrar() *registrar {
 	return r.registrar
 }
 
-// confirmationTimeout is how long Register and Deregister wait for the API server.
-func (r *Registry) confirmationTimeout() time.Duration {
+// confirmationWait returns how long Register and Deregister wait for the API server, 0 if
+// they do not wait.
+func (r *Registry) confirmationWait() time.Duration {
 	r.mu.Lock()
 	background := r.background
 	r.mu.Unlock()
@@ -267,7 +267,7 @@ func (r *Registry) confirmationTimeout() time.Duration {
 	return r.timeout()
 }
 
-// ---- What a lifecycle needs ----
+// ---- For lifecycles ----
 
 // registerInBackground makes Register and Deregister return without waiting. Its
 // error says that this process can never register the service.
@@ -297,8 +297,8 @@ func (r *Registry) deregisterAll() {
 	}
 }
 
-// deregistrationPending reports whether the API server has yet to confirm what
-// deregisterAll asked for.
+// deregistrationPending reports whether deregisterAll was called and the API server
+// has not yet confirmed every deregistration.
 func (r *Registry) deregistrationPending() bool {
 	r.mu.Lock()
 	stopping, registrar := r.stopping, r.registrar
@@ -306,7 +306,7 @@ func (r *Registry) deregistrationPending() bool {
 	return stopping && registrar != nil && registrar.pending()
 }
 
-// registrationError returns why the last attempt to register failed, nil when none did.
+// registrationError returns why the last attempt to register failed, nil if it did not.
 func (r *Registry) registrationError() error {
 	if registrar := r.currentRegistrar(); registrar != nil {
 		return registrar.lastError()
@@ -314,7 +314,7 @@ func (r *Registry) registrationError() error {
 	return nil
 }
 
-// gracePeriod returns how long the own pod may take to stop.
+// gracePeriod returns how long the process's own pod may take to stop.
 func (r *Registry) gracePeriod() time.Duration {
 	if registrar := r.currentRegistrar(); registrar != nil {
 		return registrar.podGracePeriod()
@@ -322,8 +322,8 @@ func (r *Registry) gracePeriod() time.Duration {
 	return defaultGracePeriod
 }
 
-// terminatingSince returns when the registry saw that the own pod is being deleted, the
-// zero time if it is not.
+// terminatingSince returns when the registry saw that the process's own pod is being
+// deleted, and the zero time if it is not.
 func (r *Registry) terminatingSince() time.Time {
 	if registrar := r.currentRegistrar(); registrar != nil {
 		return registrar.podTerminatingSince()
@@ -344,7 +344,7 @@ func (r *Registry) otherRegistry() registry.Registry {
 	return r.other
 }
 
-// retain notes that a lifecycle uses the registry, until release.
+// retain records that a lifecycle uses the registry, until release.
 func (r *Registry) retain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -373,12 +373,12 @@ func (r *Registry) serves(name string) bool {
 // ---- Reading ----
 
 // GetService returns the service's versions with their routable instances: those
-// whose pod is running, ready and not terminating. It reads memory. Only the first
-// call for a name waits for the API server, for at most registry.Timeout, 5 s by
+// whose pod is running, ready and not terminating. It reads from memory. Only the
+// first call for a name waits for the API server, for at most registry.Timeout, 5 s by
 // default. The caller may modify the result.
 //
-// The error is registry.ErrNotFound when no such pod carries the service. It needs
-// the verbs list and watch on pods.
+// GetService returns registry.ErrNotFound when no such pod carries the service. It
+// needs the verbs list and watch on pods.
 func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
 	s, err := r.snapshot(name)
 	if err != nil {
@@ -408,9 +408,9 @@ func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, er
 	return all, nil
 }
 
-// Watch returns the changes from now on: those of one service with
-// registry.WatchService, otherwise those of all services. Each result holds one
-// instance and says create, update or delete. A slow reader delays nothing: it
+// Watch returns a watcher of the changes from now on: the changes of one service with
+// registry.WatchService, otherwise the changes of all services. Each result holds one
+// instance and its action is create, update or delete. A slow reader delays nothing: it
 // receives the difference between what it saw last and the current state. Watch
 // needs the verbs list and watch on pods.
 func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error) {
@@ -428,8 +428,8 @@ func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error)
 	return newWatcher(i), nil
 }
 
-// snapshot returns the current state of a service, or of all when the name is
-// empty. The first call waits for the API server.
+// snapshot returns the current state of a service, or of all services when the name
+// is empty. The first call waits for the API server.
 func (r *Registry) snapshot(service string) (*snapshot, error) {
 	i, err := r.informer(service)
 	if err == nil {
@@ -441,8 +441,8 @@ func (r *Registry) snapshot(service string) (*snapshot, error) {
 	return i.snapshot(), nil
 }
 
-// informer returns the informer of a service, or of all when the name is empty. The
-// first call starts it.
+// informer returns the informer of a service, or of all services when the name is
+// empty. The first call starts it.
 func (r *Registry) informer(service string) (*informer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -462,14 +462,14 @@ func (r *Registry) informer(service string) (*informer, error) {
 }
 
 // instanceOf returns the instance to which a node that the selector returned
-// belongs, nil when it is not of this registry or is gone.
+// belongs, nil when this registry does not know the node or no longer does.
 func (r *Registry) instanceOf(n *registry.Node) *instance { return r.instances.find(n) }
 
 // ---- Observing ----
 
-// LastContact returns when the API server last sent anything. What the registry
-// returns is at most that old, plus the 15 s after which a silent connection is
-// given up. It is zero before the first time, and after Close.
+// LastContact returns when the API server last sent anything. The registry's data is
+// at most as old as that, plus the 15 s after which it gives up a silent connection.
+// LastContact is zero before the first contact, and after Close.
 func (r *Registry) LastContact() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -484,24 +484,25 @@ func (r *Registry) LastContact() time.Time {
 // GetService and Select. A slow reader misses intermediate states and receives the
 // latest.
 //
-// An instance that has deregistered is shown as Terminating until its pod is gone,
-// if it was registered when the observation began: the pod keeps no trace of it.
+// An instance that has deregistered is shown as Terminating until its pod is gone.
+// Observe knows only instances that were registered at some time since it began,
+// because a deregistration leaves no trace on the pod.
 //
-// An error comes with the instances as they were known last, none at first, and
-// means that the API server cannot be watched now. The sequence continues, and
-// yields again when that changes. It ends with ctx, or with a last error when the
-// registry cannot connect or is closed.
+// A yielded error means that the API server cannot be watched now. It comes with the
+// instances as they were last known; there are none before the first LIST. The
+// sequence continues, and yields again when watching works again. It ends with ctx, or
+// with a last error when the registry cannot connect or is closed.
 //
 // One LIST and one WATCH of pods serve all observers. They begin with the first
 // observer and end with the last. Observe needs the verbs list and watch on pods.
 func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
-		o, err := r.join()
+		o, err := r.observer()
 		if err != nil {
 			yield(nil, fmt.Errorf("observing services: %w", err))
 			return
 		}
-		defer r.leave(o)
+		defer r.observers.leave(o)
 		for {
 			changed := o.changed.wait()
 			if ctx.Err() != nil {
@@ -527,35 +528,13 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	}
 }
 
-// join returns the observer that all who observe share. The first starts it.
-func (r *Registry) join() (*observer, error) {
+// observer returns the observer that all calls of Observe share.
+func (r *Registry) observer() (*observer, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	conn, err := r.connect()
 	if err != nil {
 		return nil, err
 	}
-	if r.observer == nil {
-		r.observer = newObserver()
-		r.observer.table.limits.anyAddress = anyAddress(r.options)
-		r.observer.apiError = eventsOf(r.options).APIError
-		r.observer.start(conn)
-	}
-	r.observers++
-	return r.observer, nil
-}
-
-// leave stops the observer when the last one leaves.
-func (r *Registry) leave(o *observer) {
-	r.mu.Lock()
-	last := false
-	if r.observer == o { // otherwise detach has stopped it
-		if r.observers--; r.observers == 0 {
-			r.observer, last = nil, true
-		}
-	}
-	r.mu.Unlock()
-	if last {
-		o.stop()
-	}
+	return r.observers.join(conn, limits{anyAddress(r.options)}, eventsOf(r.options).APIError), nil
 }

@@ -34,23 +34,23 @@ func TestGetServiceSeesChangesInAnyOrder(t *testing.T) {
 	if got, err := addresses(r, "greeter"); err != nil || got != nil {
 		t.Fatal(got, err)
 	}
-	const limit = 2 * time.Second // generous; the benchmark measures
+	const limit = 2 * time.Second // generous: only the benchmark measures the time
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, limit, "registration after the last status change", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, limit, "a pod that was Ready before its registration", has(r, "greeter", "10.0.0.1:1"))
 
 	ns.CreatePod("b")
 	ns.register("b", "greeter", "v1", "10.0.0.2:1")
 	ns.SetStatus("b", corev1.PodRunning, corev1.ConditionTrue)
-	kubetest.Eventually(t, limit, "registration before it is Ready", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+	kubetest.Eventually(t, limit, "a pod that becomes Ready after its registration", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 
 	ns.SetStatus("b", corev1.PodRunning, corev1.ConditionFalse)
-	kubetest.Eventually(t, limit, "not Ready any more", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, limit, "the pod is not Ready any more", has(r, "greeter", "10.0.0.1:1"))
 	ns.SetStatus("b", corev1.PodRunning, corev1.ConditionTrue)
-	kubetest.Eventually(t, limit, "Ready again", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+	kubetest.Eventually(t, limit, "the pod is Ready again", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 
 	ns.register("b", "greeter", "v2", "10.0.0.2:1")
-	kubetest.Eventually(t, limit, "another version", func() error {
+	kubetest.Eventually(t, limit, "both versions are found", func() error {
 		all, err := r.GetService("greeter")
 		if err != nil || len(all) != 2 {
 			return fmt.Errorf("%v %v", err, all)
@@ -64,9 +64,9 @@ func TestGetServiceSeesChangesInAnyOrder(t *testing.T) {
 	if ns.GetPod("a").DeletionTimestamp == nil {
 		t.Fatal("the pod is removed, not terminating")
 	}
-	kubetest.Eventually(t, limit, "a terminating pod is gone", has(r, "greeter", "10.0.0.2:2"))
+	kubetest.Eventually(t, limit, "the terminating pod is not routable", has(r, "greeter", "10.0.0.2:2"))
 	ns.SetStatus("b", corev1.PodFailed, corev1.ConditionFalse)
-	kubetest.Eventually(t, limit, "failed", has(r, "greeter"))
+	kubetest.Eventually(t, limit, "the failed pod is not routable", has(r, "greeter"))
 	if _, err := r.GetService("greeter"); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("GetService: %v, want registry.ErrNotFound", err)
 	}
@@ -79,7 +79,7 @@ func TestRegistrySurvivesAPIServerRestart(t *testing.T) {
 	if err := own.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	ns.KillAndWait(t, func() {
 		if err := has(r, "greeter", "10.0.0.1:1")(); err != nil {
 			t.Fatalf("without the API server: %v", err)
@@ -90,7 +90,7 @@ func TestRegistrySurvivesAPIServerRestart(t *testing.T) {
 	took := kubetest.Eventually(t, 5*time.Second, "the change is seen after the restart", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 	t.Logf("seen %s after the write", took)
 	ns.PatchPod("a", `{"metadata":{"labels":{"micro.mu/type":null}}}`)
-	kubetest.Eventually(t, 5*time.Second, "the own pod is watched again", func() error {
+	kubetest.Eventually(t, 5*time.Second, "the registry watches its own pod again", func() error {
 		if ns.GetPod("a").Labels[typeLabel] != typeValue {
 			return errors.New("the label is missing")
 		}
@@ -105,10 +105,10 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 	r := ns.openRegistry("reader", registry.Timeout(2*time.Second))
 	own := ns.openRegistry("a", registry.Timeout(time.Second))
 	ours := NewSelector(r)
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	thaw := ns.Freeze(t)
 	slowest := time.Duration(0)
-	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // longer than the connection's ping timeout
+	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // longer than the 15 s until a silent connection is closed
 		begin := time.Now()
 		next, err := ours.Select("greeter")
 		if err == nil {
@@ -130,7 +130,7 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 		t.Errorf("the slowest choice took %s", slowest)
 	}
 	begin := time.Now()
-	_, err := r.GetService("not-asked-for-before")
+	_, err := r.GetService("never-looked-up-before")
 	if err == nil || errors.Is(err, registry.ErrNotFound) || time.Since(begin) > 10*time.Second {
 		t.Errorf("first GetService of a name: %v after %s, want an error within its timeout", err, time.Since(begin))
 	}
@@ -159,29 +159,29 @@ func TestTokenRotation(t *testing.T) {
 	}
 	env := ns.Environment("a")
 	kubetest.WriteVolumeFile(t, env.ServiceAccountDir, "token", []byte(ns.Token(&authenticationv1.BoundObjectReference{Kind: "Secret", APIVersion: "v1", Name: secret.Name, UID: secret.UID})))
-	w := ns.StartRelay(t)
-	r := ns.openRegistryIn(w.Through(env), registry.Timeout(2*time.Second))
+	relay := ns.StartRelay(t)
+	r := ns.openRegistryIn(relay.Through(env), registry.Timeout(2*time.Second))
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	if err := ns.Admin.CoreV1().Secrets(ns.Name).Delete("bound", &metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 30*time.Second, "the API server refuses the token", func() error { // it caches tokens for some seconds
+	kubetest.Eventually(t, 30*time.Second, "the API server refuses the token", func() error { // the API server caches tokens for some seconds
 		err := r.Register(service("greeter", "v1", "a", fmt.Sprint("10.0.0.1:", time.Now().Nanosecond())))
 		if err == nil || !strings.Contains(err.Error(), "does not accept the token") {
 			return fmt.Errorf("Register: %v", err)
 		}
 		return nil
 	})
-	w.Cut()
-	w.Restore()
+	relay.Cut()
+	relay.Restore()
 	kubetest.WriteVolumeFile(t, env.ServiceAccountDir, "token", []byte(ns.Token(nil)))
 	kubetest.Eventually(t, 10*time.Second, "Register with the new token", func() error { return r.Register(service("greeter", "v2", "a", "10.0.0.1:2")) })
 	ns.CreateReadyPod("b")
 	ns.register("b", "greeter", "v2", "10.0.0.2:1")
-	kubetest.Eventually(t, 10*time.Second, "reads with the new token", has(r, "greeter", "10.0.0.1:2", "10.0.0.2:1"))
+	kubetest.Eventually(t, 10*time.Second, "the registry reads with the new token", has(r, "greeter", "10.0.0.1:2", "10.0.0.2:1"))
 }
 
 func TestCertificateAuthorityRotation(t *testing.T) {
@@ -204,7 +204,7 @@ func TestCertificateAuthorityRotation(t *testing.T) {
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	serving.Store(&second.cert)
 	relay.CloseConnections()
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:2")); err == nil || !strings.Contains(err.Error(), "certificate") {
@@ -212,7 +212,7 @@ func TestCertificateAuthorityRotation(t *testing.T) {
 	}
 	kubetest.WriteVolumeFile(t, env.ServiceAccountDir, "ca.crt", second.pem)
 	kubetest.Eventually(t, 10*time.Second, "Register with the new authority", func() error { return r.Register(service("greeter", "v1", "a", "10.0.0.1:3")) })
-	kubetest.Eventually(t, 10*time.Second, "reads", has(r, "greeter", "10.0.0.1:3"))
+	kubetest.Eventually(t, 10*time.Second, "the registry reads with the new authority", has(r, "greeter", "10.0.0.1:3"))
 }
 
 type authority struct {
@@ -261,14 +261,14 @@ func TestErrorsNameMissingVerb(t *testing.T) {
 			}
 		})
 	}
-	t.Run("watch", func(t *testing.T) { // the informer then only lists: changes arrive late
+	t.Run("watch", func(t *testing.T) { // without the verb watch the informer only lists, so changes arrive late
 		ns := newNamespace(t, "list", "patch")
 		ns.CreateReadyPod("a")
 		r := ns.openRegistry("a")
 		if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 			t.Fatal(err)
 		}
-		kubetest.Eventually(t, 5*time.Second, "reading", has(r, "greeter", "10.0.0.1:1"))
+		kubetest.Eventually(t, 5*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 		i, err := r.informer("greeter")
 		if err != nil {
 			t.Fatal(err)
@@ -287,8 +287,8 @@ func TestErrorsNameMissingVerb(t *testing.T) {
 func TestInitAndCloseTwice(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
-	f := ns.StartProxyWithoutCredentials()
-	r := ns.openRegistryIn(f.Trust(ns.Environment("a")))
+	proxy := ns.StartProxyWithoutCredentials()
+	r := ns.openRegistryIn(proxy.Trust(ns.Environment("a")))
 	for range 2 {
 		if err := r.Init(registry.Timeout(3 * time.Second)); err != nil {
 			t.Fatal(err)
@@ -300,7 +300,7 @@ func TestInitAndCloseTwice(t *testing.T) {
 	if r.conn != nil || r.registrar != nil || len(r.informers) > 0 {
 		t.Error("the registry has started something before its first use")
 	}
-	for _, address := range []string{"", f.URL, f.URL} { // the first use, another address, the same address again
+	for _, address := range []string{"", proxy.URL, proxy.URL} { // first use, changed address, same address again
 		if address != "" {
 			if err := r.Init(registry.Addrs(address)); err != nil {
 				t.Fatal(err)
@@ -309,10 +309,10 @@ func TestInitAndCloseTwice(t *testing.T) {
 		if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 			t.Fatal(err)
 		}
-		kubetest.Eventually(t, 2*time.Second, "reading", has(r, "greeter", "10.0.0.1:1"))
+		kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	}
-	if f.Count("PATCH") != 1 {
-		t.Errorf("%d PATCH through the new address, want 1", f.Count("PATCH"))
+	if proxy.Count("PATCH") != 1 {
+		t.Errorf("%d PATCH through the new address, want 1", proxy.Count("PATCH"))
 	}
 	w, err := r.Watch()
 	if err != nil {
@@ -337,7 +337,7 @@ func TestInitAndCloseTwice(t *testing.T) {
 func TestErrorsSayWhatToDo(t *testing.T) {
 	ns := newNamespace(t)
 	ns.CreateReadyPod("a")
-	what := service("greeter", "v1", "a", "10.0.0.1:1")
+	greeter := service("greeter", "v1", "a", "10.0.0.1:1")
 	without := func(name string) apiserver.Environment { return kubetest.With(ns.Environment("a"), name, "") }
 	empty := ns.Environment("a")
 	empty.ServiceAccountDir = t.TempDir()
@@ -351,15 +351,15 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"outside a pod, no kubeconfig", without("KUBERNETES_SERVICE_HOST"), filepath.Join(t.TempDir(), "none"), "not in a pod"},
 		{"outside a pod, with a kubeconfig", without("KUBERNETES_SERVICE_HOST"), ns.Kubeconfig, "can be read, not written"},
 		{"no service account", empty, "", "serviceAccountName"},
-		{"no name", without("POD_NAME"), "", "set POD_NAME"},
-		{"another's name, as under hostNetwork", elsewhere, "", "set POD_NAME"},
+		{"no pod name", without("POD_NAME"), "", "set POD_NAME"},
+		{"the name of the Kubernetes node, as under hostNetwork", elsewhere, "", "set POD_NAME"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("KUBECONFIG", c.kubeconfig)
 			t.Setenv("HOME", t.TempDir())
 			r := newRegistry(c.env, kubernetes.NewRegistry, registry.Timeout(3*time.Second))
 			defer r.Close()
-			if err := r.Register(what); err == nil || !strings.Contains(err.Error(), c.want) {
+			if err := r.Register(greeter); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("Register: %v, want %q", err, c.want)
 			}
 			if strings.Contains(c.name, "with a kubeconfig") {
@@ -376,7 +376,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	if err := r.Register(service(strings.Repeat("long", 30), "v1", "a", "10.0.0.1:1")); err == nil || !strings.Contains(err.Error(), "63") {
 		t.Errorf("a name too long for a label: %v", err)
 	}
-	if err := r.Register(what); err != nil || !r.Registered() {
-		t.Errorf("a good one after it: %v", err)
+	if err := r.Register(greeter); err != nil || !r.Registered() {
+		t.Errorf("a valid registration afterwards: %v", err)
 	}
 }

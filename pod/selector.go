@@ -30,12 +30,12 @@ import (
 // passed over before they time out. The log has one line for each ejection and one for
 // its end; see also Instances and Events.
 //
-// An instance is not blamed for what its handler returns, and not for a call that its
-// caller cancels or that began too late to be answered. go-micro's gRPC client hides the
-// gRPC status from a selector, which therefore goes by the text of the error. So one case
-// is left: a handler that returns the error of its own go-micro client, with the id
-// go.micro.client, is blamed for the service that it called, unless it is a service with
-// Lifecycle, which gives such errors its own id.
+// An instance is not blamed for an error that its handler returns, and not for a call
+// that its caller cancels or that began too late to be answered. go-micro's gRPC client
+// hides the gRPC status from a selector, which therefore judges by the text of the error.
+// This leaves one wrong verdict: if a handler returns the error of its own go-micro client, with
+// the id go.micro.client, its instance is blamed for the service that it called. A service
+// with Lifecycle avoids this, because Lifecycle replaces the id of such errors.
 //
 // # Streams
 //
@@ -51,13 +51,13 @@ import (
 // from Next to Mark: a caller of Next that never calls Mark, unlike go-micro's clients,
 // makes the instance look busier than it is.
 //
-// Safe for concurrent use.
+// A Selector is safe for concurrent use.
 type Selector struct {
 	mu    sync.Mutex
 	state atomic.Pointer[selectorState]
 }
 
-// selectorState is the state of a selector at one time. It is immutable, so that a
+// selectorState is the state of a selector at one moment. It is immutable, so that a
 // choice takes no lock.
 type selectorState struct {
 	options selector.Options
@@ -118,14 +118,14 @@ func (p *pool) selectNext() (selector.Next, error) {
 	return p.next, nil
 }
 
-// selectSlow is Select for the first use of a service, for filters, for a strategy of
-// the caller, and for a registry of another package.
+// selectSlow is Select without the fast path: for the first use of a service, with
+// filters, with a strategy of the caller, and with a registry of another package.
 func (s *Selector) selectSlow(service string, options selector.Options, opts []selector.SelectOption) (selector.Next, error) {
 	o := selector.SelectOptions{Strategy: options.Strategy}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	p := &pool{} // of a registry of another package: no instance has statistics
+	p := &pool{} // for a registry of another package, whose instances have no statistics
 	var known []*instance
 	if r, ok := options.Registry.(*Registry); ok {
 		var err error
@@ -153,7 +153,7 @@ func (s *Selector) selectSlow(service string, options selector.Options, opts []s
 	if o.Strategy != nil {
 		return o.Strategy(services), nil
 	}
-	type key struct{ id, address string } // a fixed server.Id is that of every instance
+	type key struct{ id, address string } // the id alone is not unique: with a fixed server.Id all instances have the same
 	byKey := map[key]*instance{}
 	for _, i := range known {
 		byKey[key{i.Id, i.Address}] = i
@@ -171,8 +171,8 @@ func (s *Selector) selectSlow(service string, options selector.Options, opts []s
 	return func() (*registry.Node, error) { return p.pick(filtered) }, nil
 }
 
-// pool returns the pool of a service, made on first use, when it waits for the first
-// LIST.
+// pool returns the pool of a service. The first call makes the pool, and waits for the
+// informer's first LIST.
 func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 	inf, err := r.informer(service)
 	if err != nil {
@@ -207,7 +207,7 @@ func (p *pool) pick(instances []*instance) (*registry.Node, error) {
 	a := draw(instances, nil, now)
 	b := draw(instances, a, now)
 	x, y := a.inFlight.Load(), b.inFlight.Load()
-	if y < x || y == x && x > 0 && b.lastAnswer.Load() > a.lastAnswer.Load() { // a stalled instance wins no tie
+	if y < x || y == x && x > 0 && b.lastAnswer.Load() > a.lastAnswer.Load() { // a tie goes to the instance that answered last, which is not stalled
 		a, b = b, a
 	}
 	if !a.admit(now) {
@@ -220,16 +220,16 @@ func (p *pool) pick(instances []*instance) (*registry.Node, error) {
 	return &a.Node, nil
 }
 
-// draw takes an instance at random. While there are others, it takes no ejected
-// instance; of the rest no stalled instance; of the rest not the excluded one.
+// draw takes an instance at random. It avoids, as long as other instances are left, first
+// ejected instances, then stalled instances, and then the excluded instance.
 func draw(instances []*instance, excluded *instance, now int64) *instance {
-	for range 4 { // rarely more than one
+	for range 4 { // the first try usually succeeds
 		if n := instances[rand.IntN(len(instances))]; n != excluded && !n.ejected(now) && !n.stalled(now) {
 			return n
 		}
 	}
-	// Most instances are ejected or stalled: take the best of 32 at most, because the
-	// time of a pick must not grow with the number of instances.
+	// Most instances are ejected or stalled: take the best of at most 32 instances,
+	// because the time of a pick must not grow with their number.
 	first := rand.IntN(len(instances))
 	best, bestScore := instances[first], -1
 	for i := range min(len(instances), 32) {
@@ -260,10 +260,10 @@ func clock() int64 { return int64(time.Since(epoch)) + 1<<62 }
 
 var epoch = time.Now()
 
-// Mark notes how a call to an instance that Next returned has ended. The instance
-// alone counts: go-micro's client passes another service name to Mark than to Select if
-// MICRO_PROXY or MICRO_NETWORK is set. Mark ignores an instance that the registry does
-// not know, or no longer knows, such as an address of the caller's own.
+// Mark records how a call to an instance that Next returned has ended. It ignores the
+// service name, because go-micro's client passes another name to Mark than to Select if
+// MICRO_PROXY or MICRO_NETWORK is set. Mark ignores a node that the registry does not
+// know or no longer knows, such as an address that the caller has chosen.
 func (s *Selector) Mark(_ string, n *registry.Node, err error) {
 	state := s.state.Load()
 	r, ok := state.options.Registry.(*Registry)
@@ -301,14 +301,14 @@ func (s *Selector) Reset(service string) {
 // InstanceCalls is what a selector knows about the calls to one instance.
 type InstanceCalls struct {
 	Pod, Address string
-	InFlight     int           // calls that have not ended
-	Failures     int           // calls in a row that failed by the instance's fault; those within 5 s count once
+	InFlight     int           // calls in flight
+	Failures     int           // calls in a row that failed by the instance's fault; failures within 5 s count once
 	EjectedFor   time.Duration // how long the ejection still lasts; 0 if the instance is not ejected
 }
 
 // Instances returns what the selector knows about the routable instances of a service, in
-// no particular order; nothing for a service that was never selected. Other processes may
-// see the same instances differently.
+// no particular order. It returns nil for a service that was never selected. The selectors
+// of other processes may judge the same instances differently.
 func (s *Selector) Instances(service string) []InstanceCalls {
 	p := s.state.Load().pools[service]
 	if p == nil {
@@ -326,5 +326,5 @@ func (s *Selector) Instances(service string) []InstanceCalls {
 // Close does nothing: the registry owns the goroutines.
 func (s *Selector) Close() error { return nil }
 
-// String is "pod".
+// String returns "pod".
 func (s *Selector) String() string { return "pod" }

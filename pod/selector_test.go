@@ -72,7 +72,7 @@ var (
 func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 	r, _ := newStaticRegistry(t, 4)
 	s := NewSelector(r)
-	stuck := pickOne(t, s) // without Mark: its call hangs
+	stuck := pickOne(t, s) // no Mark follows, as when its call hangs
 	counts := map[string]int{}
 	for range 4000 {
 		n := pickOne(t, s)
@@ -80,7 +80,7 @@ func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 		s.Mark("greeter", n, nil)
 	}
 	for address, n := range counts {
-		if address == stuck.Address && n > 4000/16*2 { // both draws take it: 1 in 16
+		if address == stuck.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
 			t.Errorf("the busy instance was picked %d times of 4000", n)
 		}
 		if address != stuck.Address && (n < 800 || n > 1800) {
@@ -118,9 +118,9 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 		s.Mark("greeter", n, nil)
 	}
 	if _, err := s.Select("greeter", selector.WithFilter(selector.FilterVersion("v9"))); err != selector.ErrNoneAvailable {
-		t.Errorf("a filter that leaves none: %v", err)
+		t.Errorf("a filter that leaves no instance: %v", err)
 	}
-	overwrite := func(all []*registry.Service) []*registry.Service { // it gets a copy
+	overwrite := func(all []*registry.Service) []*registry.Service { // writes to its argument, which must be a copy
 		for _, v := range all {
 			v.Nodes[0].Address, v.Version = "overwritten", "overwritten"
 		}
@@ -146,8 +146,8 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	}
 }
 
-// With MICRO_NETWORK, go-micro's client passes the network's name to Select, and the
-// service's to Mark.
+// With MICRO_NETWORK, go-micro's client passes the network's name to Select and the
+// service's name to Mark.
 func TestSelectorMarksInstanceUnderAnyServiceName(t *testing.T) {
 	r, inf := newStaticRegistry(t, 2)
 	s := NewSelector(r)

@@ -7,23 +7,23 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// instance is one instance of a service, on one pod. It lives for as long as the
-// pod's annotation stays the same, and so do the statistics of its calls.
+// instance is one instance of a service, on one pod. The instance and the statistics of
+// its calls exist as long as the pod's annotation stays the same.
 type instance struct {
 	registry.Node                   // what callers receive; nothing writes to it
 	service       *registry.Service // without its nodes; shared by all instances of one version
-	version       *sharedVersion    // of the table that counts its uses
+	version       *sharedVersion    // the podTable's entry for service, which counts its uses
 	pod           string
 	annotation    string // key of the annotation that describes the instance
 
 	callStats
 }
 
-// snapshot is what an informer knows at one moment. It never changes.
+// snapshot is the routable instances of an informer at one moment. It is immutable.
 type snapshot struct{ instances []*instance }
 
-// services returns the snapshot in go-micro's form, merged by version as the
-// plugin does. Callers may write to the result, which is a copy.
+// services returns the snapshot in go-micro's form, with one service for each version,
+// as the plugin does. Callers may write to the result, which is a copy.
 func (s *snapshot) services() []*registry.Service {
 	byVersion := map[string]*registry.Service{}
 	var all []*registry.Service
@@ -68,8 +68,8 @@ func copyValue(v *registry.Value) *registry.Value {
 }
 
 // instanceIndex finds the instance to which a node that a caller received belongs,
-// whatever its service is called. Its zero value is empty. A nil index takes
-// nothing in.
+// without the name of the service. Its zero value is an empty index. A nil index
+// ignores what is added.
 type instanceIndex struct{ byNode sync.Map } // *registry.Node -> *instance
 
 func (x *instanceIndex) add(i *instance) {
@@ -84,7 +84,7 @@ func (x *instanceIndex) remove(i *instance) {
 	}
 }
 
-// find returns nil for a node that is not, or no longer, in the index.
+// find returns the instance of a node, and nil if the index does not hold the node.
 func (x *instanceIndex) find(n *registry.Node) *instance {
 	if i, ok := x.byNode.Load(n); ok {
 		return i.(*instance)

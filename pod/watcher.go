@@ -6,9 +6,9 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// watcher returns the differences between the snapshot that its reader saw last
-// and the informer's current one. Its memory is that of one snapshot, however slow
-// its reader is.
+// watcher returns the differences between the snapshot that its reader saw last and
+// the informer's current snapshot. It holds no more than one snapshot and its
+// differences, however slow its reader is.
 type watcher struct {
 	informer *informer
 	stopped  chan struct{}
@@ -16,7 +16,7 @@ type watcher struct {
 
 	mu      sync.Mutex
 	seen    map[string]*instance // by service, pod and node id
-	results []*registry.Result   // not yet returned
+	results []*registry.Result   // results that Next has not returned yet
 }
 
 func newWatcher(i *informer) *watcher {
@@ -49,7 +49,7 @@ func (w *watcher) Next() (*registry.Result, error) {
 	}
 }
 
-// next returns the next result, nil when the reader has seen the current snapshot.
+// next returns the next result, and nil when the reader has seen the current snapshot.
 func (w *watcher) next() *registry.Result {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -66,8 +66,8 @@ func (w *watcher) next() *registry.Result {
 	return r
 }
 
-// diffInstances returns what has changed. Deletions come first, so that a pod whose
-// process has a new id is never two instances.
+// diffInstances returns the changes from before to after. Deletions come first, so that
+// the reader never sees two instances of a pod whose process has a new id.
 func diffInstances(before, after map[string]*instance) (results []*registry.Result) {
 	add := func(action string, i *instance) {
 		results = append(results, &registry.Result{Action: action, Service: (&snapshot{instances: []*instance{i}}).services()[0]})

@@ -16,7 +16,7 @@ func TestWatchReturnsChanges(t *testing.T) {
 	r := ns.openRegistry("reader")
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "before", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	for _, opts := range [][]registry.WatchOption{nil, {registry.WatchService("greeter")}} {
 		w, err := r.Watch(opts...)
 		if err != nil {
@@ -69,6 +69,6 @@ func TestSlowWatcherDelaysNothing(t *testing.T) {
 	})
 	got, err := w.Next()
 	if err != nil || got.Action != "create" || got.Service.Nodes[0].Address != "10.0.0.1:300" {
-		t.Errorf("it reads %v %+v, want what is now", err, got)
+		t.Errorf("Next: %v %+v, want the current state", err, got)
 	}
 }

@@ -18,39 +18,40 @@ import (
 // maxRequestBody is the largest body of a request to a web service, in bytes.
 const maxRequestBody = 1 << 20
 
-// WebLifecycle gives a web service what Lifecycle gives a gRPC service; see there
-// for start and stop. It must come after web.Server, if that option is given.
+// WebLifecycle gives a web service health checks, readiness and drain, as Lifecycle gives
+// them to a gRPC service; see Lifecycle for start and stop. It must come after web.Server,
+// if that option is given.
 //
 // Health: GET /healthz answers 200 as long as the process answers; GET /readyz
 // answers 200 if the service is ready, else 503 and the reason. Both are answered
 // before the service's own handlers and are not advertised.
 //
-// Stop: while the service accepts calls for DrainWait, each response asks its client
-// to open a new connection, which goes to another pod; then http.Server.Shutdown
-// waits for the requests in flight. It does not wait for hijacked connections, such
-// as WebSockets; a response without an end of its own should end when Draining is
-// closed.
+// Stop: while the service accepts calls for DrainWait, each response asks its client to
+// open a new connection, which goes to another pod. Then http.Server.Shutdown waits for
+// the requests in flight, but not for hijacked connections, such as WebSockets. The
+// handler of an endless response should return when the channel of Draining is closed.
 //
-// Limits, if web.Server gives no server: the header of a request may
-// take 5 s and 16 KiB (431), its body 30 s and 1 MiB (413). The time for the
-// response has no limit, because a limit would cut long downloads and event streams.
-// There may be 1,200 connections. For one more, the connection is closed that has
-// waited longest for its client to send a request.
+// Limits, without the option web.Server: the header of a request may take 5 s and have
+// 16 KiB (status 431), its body may take 30 s and have 1 MiB (status 413). The time for
+// the response has no limit, because a limit would cut long downloads and event streams.
+// There may be 1,200 connections, at most 600 of them of one client address. When there
+// is one more, the server closes the connection that has waited longest for its client to
+// send a request.
 //
-// Run also returns the error with which serving ends, which go-micro drops. The flag
-// --registry works with web.Registry, which go-micro alone does not allow.
+// Run also returns the error with which serving ends; go-micro alone drops it. The flag
+// --registry also works with web.Registry; go-micro alone ignores the flag then.
 func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 	return func(o *web.Options) {
 		w := &webLifecycle{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-			limitConnections(w.server, maxConnections)
+			limitConnections(w.server, maxConnections, maxClientConnections)
 			w.limitBody = true
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and
 		// closes the listener without waiting for the requests in flight. So the
-		// server in its options only hands its listener to the server that serves.
-		handover := &http.Server{} //nolint:gosec // it reads no header: the other server does
+		// server in its options only hands the listener over to w.server, which serves.
+		handover := &http.Server{} //nolint:gosec // it reads no header: w.server does
 		handover.BaseContext = func(l net.Listener) context.Context {
 			w.serve(l, handover.Handler)
 			return context.Background()
@@ -82,8 +83,8 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 	}
 }
 
-// setUp finds out which registry the service uses, as go-micro does, and whether it can
-// register there.
+// setUp determines which registry the service uses, as go-micro does, and returns an
+// error if the service can never register there.
 func (w *webLifecycle) setUp(o *web.Options) error {
 	r := registry.Registry(w.registry)
 	used := o.Registry
@@ -91,7 +92,7 @@ func (w *webLifecycle) setUp(o *web.Options) error {
 		used = o.Service.Client().Options().Registry
 	}
 	// The flag --registry, and MICRO_REGISTRY, change the registry of the inner service;
-	// go-micro ignores that if web.Registry is given. Without web.Service.Init, which
+	// go-micro ignores them if web.Registry is given. Without web.Service.Init, which
 	// reads the flags, the inner service has the default registry.
 	if flag := o.Service.Options().Registry; used == r && flag != r && flag != registry.DefaultRegistry {
 		w.registry.registerWith(flag)
@@ -103,12 +104,12 @@ func (w *webLifecycle) setUp(o *web.Options) error {
 type webLifecycle struct {
 	*lifecycle
 	server      *http.Server
-	limitBody   bool               // the bodies of requests are limited
-	stopService context.CancelFunc // makes Run stop
+	limitBody   bool               // bound the size of request bodies and the time to read them
+	stopService context.CancelFunc // makes Run stop the service
 	served      chan struct{}      // closed when serving has ended
 
 	mu       sync.Mutex
-	serveErr error // why serving ended before the stop
+	serveErr error // why serving ended before the stop began
 }
 
 // serve accepts connections until go-micro closes the listener.
@@ -153,8 +154,9 @@ func (w *webLifecycle) handler(next http.Handler) http.Handler {
 			rw.Header().Set("Connection", "close")
 		}
 		if w.limitBody {
-			// A body that declares its length is refused before the handler sees it.
-			// Of any other the handler reads the first MiB, and then an error.
+			// A request that declares a larger body is refused before the handler sees
+			// it. The handler of a body without a declared length reads the first MiB
+			// and then gets an error.
 			if r.ContentLength > maxRequestBody {
 				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxRequestBody), http.StatusRequestEntityTooLarge)
 				return

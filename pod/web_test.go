@@ -29,7 +29,7 @@ func startWebOn(t *testing.T, registry *Registry, wait time.Duration, opts ...we
 	started := make(chan struct{})
 	service := web.NewService(append([]web.Option{
 		web.Name("page"), web.HandleSignal(false), web.Context(ctx), web.Address("127.0.0.1:0"),
-		web.MicroService(micro.NewService(micro.Auth(auth.NewAuth()))), // web.Service.Run changes its options
+		web.MicroService(micro.NewService(micro.Auth(auth.NewAuth()))), // not the default service, because web.Service.Run changes the service's options
 		web.Registry(svc.registry), web.RegisterInterval(50 * time.Millisecond),
 		WebLifecycle(svc.registry, DrainWait(wait)),
 		web.AfterStart(func() error { close(started); return nil }),
@@ -162,7 +162,7 @@ func TestDrainClosesKeepAliveConnections(t *testing.T) {
 func TestRunReturnsErrorOfServing(t *testing.T) {
 	n := kubetest.NewNamespace(t)
 	n.CreateReadyPod("a")
-	svc := startWeb(t, n.Environment("a"), 0, func(o *web.Options) { // closes the listener under the server
+	svc := startWeb(t, n.Environment("a"), 0, func(o *web.Options) { // closes the listener before the server uses it
 		serve := o.Server.BaseContext
 		o.Server.BaseContext = func(l net.Listener) context.Context {
 			l.Close()

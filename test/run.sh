@@ -4,12 +4,12 @@
 # check, gcc for the race detector; everything else is built or downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The flags of the Makefile, so that all go commands share compiled packages. Only the race
-# detector needs cgo; the programs that a test starts do not.
+# The same flags as in cluster/settings.mk, so that all go commands share compiled packages. Only
+# the race detector needs cgo; the programs that a test starts do not.
 export GOFLAGS=-trimpath CGO_ENABLED=0
 race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 
-step() { # what the step is for, and how long it usually takes on two cores
+step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
 }
 modules='. cluster proto/gen test/psa third_party/etcd'
@@ -71,7 +71,7 @@ if [[ ${1:-} == check ]]; then
 		fi
 	done
 	grep -E '^ok ' "$log"
-	printf '\nNot run, %d tests that need an API server or a cluster, and the end-to-end tests; run all with: make test\n' "$(grep -c '^ *--- SKIP' "$log" || true)"
+	printf '\nNot run: %d tests that need an API server or a cluster, and the end-to-end tests. Run everything with: make test\n' "$(grep -c '^ *--- SKIP' "$log" || true)"
 	printf '\n== Passed after %d s\n' "$SECONDS"
 	exit
 fi
@@ -88,7 +88,7 @@ fi
 
 format
 
-# Kubernetes builds in the background while the checks run, which measure no time.
+# Kubernetes is built in the background while these checks run, because none of them measures time.
 build_log=$(mktemp)
 go run -C cluster . build >"$build_log" 2>&1 &
 build=$!
@@ -113,15 +113,15 @@ cat "$build_log"
 trap 'rm -f "$build_log"' EXIT
 
 step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
-race ./...
+race -timeout 30m ./...
 race -C third_party/etcd ./...
-go test -C test/psa -count=1 ./... # without the test cache, which does not notice changed manifests
+go test -C test/psa -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
 
-# Without the test cache, which does not notice changes of the host and of files outside the module.
-step 'The cluster launcher: start, stop, what it leaves on the host, images from two checkouts' '2 minutes'
-race -C cluster -count=1 ./...
+# -count=1 disables the test cache, which does not notice changes of the host and of files outside the module.
+step 'The cluster launcher: start, stop, clean-up of the host, the same images from two checkouts' '2 minutes'
+race -C cluster -timeout 30m -count=1 ./...
 
-step 'End to end: the README, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
+step 'End to end: the documents, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
 race -count=1 -v -timeout 45m -tags e2e ./test/e2e
 
 printf '\n== Passed after %d s\n' "$SECONDS"

@@ -19,9 +19,10 @@ import (
 
 var buildkit = flag.String("buildkit", "", "address of a buildkitd: build every Dockerfile of testdata/buildkit.txt there and write the file again; needs buildctl")
 
-// testdata/buildkit.txt has blocks of a Dockerfile below FROM scratch, a .dockerignore,
-// and the image that BuildKit v0.31.2 made of them, in a context of these files.
-// "refused" stands in front of an image that this package does not make.
+// buildkitContext is the build context of all blocks in testdata/buildkit.txt. A block
+// consists of the lines of a Dockerfile, to which the test prepends FROM scratch if they
+// contain no FROM; optionally a .dockerignore; and the image that BuildKit v0.31.2 built
+// from them. "refused" precedes an image that this package does not build.
 var buildkitContext = files{
 	"server": "#!s", "a.txt": "a", "b.txt": "b", "c.TXT": "C", "conf/app.yaml": "y", "conf/sub/deep": "d", "conf/current": "->sub/deep", "conf/empty/": "",
 	"link": "->conf/app.yaml", "dirlink": "->conf", "we[i]rd": "w", "doc/a.md": "a", "doc/b.md": "b", "doc/sub/c.md": "c", "x/y/z.tmp": "t", "x/k": "k", "sp ace": "s",
@@ -62,7 +63,7 @@ func TestSameAsBuildKit(t *testing.T) {
 				}
 			}
 			if got != want && !(got == "refused" && strings.HasPrefix(want, "refused\n")) {
-				t.Errorf("image is\n%s\nwant, as BuildKit makes it,\n%s", got, want)
+				t.Errorf("image is\n%s\nwant, as BuildKit builds it,\n%s", got, want)
 			}
 		})
 		written = append(written, source+imagePart+want)
@@ -74,7 +75,7 @@ func TestSameAsBuildKit(t *testing.T) {
 	}
 }
 
-// contents describes an image: its configuration and the files of all layers together.
+// contents describes an image: its configuration and the merged files of all layers.
 func contents(t *testing.T, img v1.Image) string {
 	t.Helper()
 	c := config(t, img)
@@ -102,7 +103,7 @@ func nonEmpty[M ~map[K]V, K comparable, V any](m M) M {
 	return m
 }
 
-// buildWithBuildKit returns the contents of the image that BuildKit makes, or its error.
+// buildWithBuildKit returns the contents of the image that BuildKit builds, or its error.
 func buildWithBuildKit(t *testing.T, dir string) string {
 	t.Helper()
 	tmp, err := os.MkdirTemp("", "image-") // not t.TempDir, whose name may contain a comma

@@ -31,7 +31,7 @@ type entry struct {
 
 type owner struct{ uid, gid int }
 
-// parseOwner parses uid[:gid]. Without a gid it is the uid, as with Docker.
+// parseOwner parses uid[:gid]. Without a gid, the gid equals the uid, as with Docker.
 func parseOwner(s string) (owner, error) {
 	if s == "" {
 		return owner{}, nil
@@ -48,6 +48,7 @@ func parseOwner(s string) (owner, error) {
 	return owner{int(uid), int(gid)}, nil
 }
 
+// readIgnore returns the patterns of the ignore file, or no patterns if there is none.
 func readIgnore(root *os.Root) (*patternmatcher.PatternMatcher, error) {
 	for _, name := range []string{"Dockerfile.dockerignore", ".dockerignore"} {
 		text, err := root.ReadFile(name)
@@ -71,14 +72,15 @@ func (b *builder) ignored(name string) (bool, error) {
 	return b.ignore.MatchesOrParentMatches(name)
 }
 
-// copy adds sources to the layer by the rules of Docker: a directory adds its
-// contents; a file is named after the destination unless that is a directory.
+// copy adds sources to the layer by the rules of Docker: a directory adds its contents;
+// a file takes the name of the destination, unless the destination is a directory. If
+// unpacks is true, Docker would unpack archives, which copy refuses.
 func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpacks bool) error {
-	own, err := parseOwner(chown)
+	fileOwner, err := parseOwner(chown)
 	if err != nil {
 		return err
 	}
-	mode := int64(-1) // the file's own
+	mode := int64(-1) // -1 keeps the mode of each file
 	if chmod != "" {
 		if mode, err = strconv.ParseInt(chmod, 8, 64); err != nil || mode < 0 || mode > 0o7777 {
 			return fmt.Errorf("--chmod=%s is not an octal mode: write 755 or 0644", chmod)
@@ -93,15 +95,15 @@ func (b *builder) copy(c instructions.SourcesAndDest, chown, chmod string, unpac
 		found = append(found, names...)
 	}
 	dst := b.absolute(c.DestPath)
-	into := strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || b.tree[dst] == tar.TypeDir
+	intoDirectory := strings.HasSuffix(c.DestPath, "/") || path.Base(c.DestPath) == "." || b.tree[dst] == tar.TypeDir
 	if b.tree[dst] == tar.TypeSymlink {
 		return fmt.Errorf("copying to %q: it is a symlink in the image, and following it is not supported: name its target", c.DestPath)
 	}
-	if len(found) > 1 && !into {
+	if len(found) > 1 && !intoDirectory {
 		return fmt.Errorf("copying %d sources to %q: only a directory can hold them: end it with a slash", len(found), c.DestPath)
 	}
 	for _, name := range found {
-		if err := b.copyOne(name, dst, into, own, mode, unpacks); err != nil {
+		if err := b.copyOne(name, dst, intoDirectory, fileOwner, mode, unpacks); err != nil {
 			return fmt.Errorf("copying %q: %w", name, err)
 		}
 	}
@@ -116,12 +118,12 @@ func (b *builder) find(src string) ([]string, error) {
 	case src == "":
 		return nil, errors.New("the name expands to an empty string: give its variable a value")
 	case strings.Contains(src, "://") || strings.HasPrefix(src, "git@"):
-		return nil, errors.New("downloading is not supported: download it before the build and COPY it, or use docker build")
+		return nil, errors.New("downloading is not supported: download the file before the build and COPY it, or use docker build")
 	case name == ".." || strings.HasPrefix(name, "../"):
 		return nil, fmt.Errorf("it is outside the context %q: move it inside", b.dir)
 	}
-	names, wild := []string{name}, strings.ContainsAny(name, `*?[\`)
-	if wild {
+	names, hasWildcard := []string{name}, strings.ContainsAny(name, `*?[\`)
+	if hasWildcard {
 		var err error
 		if names, err = fs.Glob(b.root.FS(), name); err != nil {
 			return nil, fmt.Errorf("%w: wildcards are those of Go's path.Match", err)
@@ -143,7 +145,7 @@ func (b *builder) find(src string) ([]string, error) {
 		// The ignore file may include some contents of an ignored directory.
 		if !ignored || info.IsDir() && b.ignore.Exclusions() {
 			found = append(found, name)
-		} else if !wild {
+		} else if !hasWildcard {
 			return nil, errors.New(".dockerignore excludes it: include it by a line that starts with !")
 		}
 	}
@@ -153,7 +155,7 @@ func (b *builder) find(src string) ([]string, error) {
 	return found, nil
 }
 
-func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, unpacks bool) error {
+func (b *builder) copyOne(name, dst string, intoDirectory bool, fileOwner owner, mode int64, unpacks bool) error {
 	info, err := b.root.Stat(name)
 	switch {
 	case err != nil:
@@ -162,12 +164,12 @@ func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, un
 		if unpacks && b.isArchive(name) {
 			return errors.New("ADD would unpack this archive, which is not supported: unpack it before the build, or COPY it")
 		}
-		if into {
+		if intoDirectory {
 			dst = path.Join(dst, path.Base(name))
 		}
-		return b.putFile(name, info, dst, own, mode)
+		return b.putFile(name, info, dst, fileOwner, mode)
 	}
-	if err := b.mkdirs(dst, own, mode); err != nil {
+	if err := b.mkdirs(dst, fileOwner, mode); err != nil {
 		return err
 	}
 	dir, err := fs.Sub(b.root.FS(), name)
@@ -191,7 +193,7 @@ func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, un
 		if err != nil {
 			return err
 		}
-		return b.putFile(from, info, path.Join(dst, rel), own, mode)
+		return b.putFile(from, info, path.Join(dst, rel), fileOwner, mode)
 	})
 }
 
@@ -200,7 +202,7 @@ func (b *builder) copyOne(name, dst string, into bool, own owner, mode int64, un
 func (b *builder) isArchive(name string) bool {
 	f, err := b.root.Open(name)
 	if err != nil {
-		return false // write returns the same error
+		return false // write returns the error later
 	}
 	defer f.Close()
 	_, notTar := tar.NewReader(f).Next()
@@ -211,7 +213,7 @@ func (b *builder) isArchive(name string) bool {
 }
 
 // putFile adds a file, a directory, or a symlink inside a copied directory.
-func (b *builder) putFile(from string, info fs.FileInfo, to string, own owner, mode int64) error {
+func (b *builder) putFile(from string, info fs.FileInfo, to string, fileOwner owner, mode int64) error {
 	link := ""
 	if info.Mode().Type() == fs.ModeSymlink {
 		var err error
@@ -228,40 +230,41 @@ func (b *builder) putFile(from string, info fs.FileInfo, to string, own owner, m
 	if mode >= 0 && link == "" {
 		h.Mode = mode
 	}
-	if err := b.mkdirs(path.Dir(to), own, mode); err != nil {
+	if err := b.mkdirs(path.Dir(to), fileOwner, mode); err != nil {
 		return err
 	}
-	return b.put(to, h.Typeflag, h.Mode, own, link, from)
+	return b.put(to, h.Typeflag, h.Mode, fileOwner, link, from)
 }
 
 // mkdirs adds missing directories as Docker does: with the owner and the mode that the
-// instruction sets for the files in them. Without a mode, -1, it is 0755.
-func (b *builder) mkdirs(dir string, own owner, mode int64) error {
+// instruction sets for the files in them. If mode is -1, the mode is 0755.
+func (b *builder) mkdirs(dir string, fileOwner owner, mode int64) error {
 	if b.tree[dir] == tar.TypeDir {
 		return nil
 	}
-	if err := b.mkdirs(path.Dir(dir), own, mode); err != nil {
+	if err := b.mkdirs(path.Dir(dir), fileOwner, mode); err != nil {
 		return err
 	}
 	if mode < 0 {
 		mode = 0o755
 	}
-	return b.put(dir, tar.TypeDir, mode, own, "", "")
+	return b.put(dir, tar.TypeDir, mode, fileOwner, "", "")
 }
 
-func (b *builder) put(name string, typ byte, mode int64, own owner, link, from string) error {
+// put adds an entry to the layer.
+func (b *builder) put(name string, typ byte, mode int64, fileOwner owner, link, from string) error {
 	if old, ok := b.tree[name]; ok && (old == tar.TypeDir) != (typ == tar.TypeDir) {
 		return fmt.Errorf("%q is already in the image, and only one of the two is a directory: choose another destination", name)
 	}
 	b.tree[name] = typ
 	b.layer[name] = &entry{from: from, Header: tar.Header{
-		Typeflag: typ, Mode: mode, Uid: own.uid, Gid: own.gid, Linkname: link, ModTime: time.Unix(0, 0),
+		Typeflag: typ, Mode: mode, Uid: fileOwner.uid, Gid: fileOwner.gid, Linkname: link, ModTime: time.Unix(0, 0),
 	}}
 	return nil
 }
 
 // pack writes the layer to memory, so that the image does not depend on the files
-// afterwards. Package tarball compresses it once, with gzip's fastest level.
+// afterwards. Package tarball compresses the layer once, with gzip's fastest level.
 func (b *builder) pack() (v1.Layer, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)

@@ -1,5 +1,5 @@
-// Package image builds OCI images from Dockerfiles, pushes them to registries, and
-// is the registry of a cluster, without Docker.
+// Package image builds OCI images from Dockerfiles without Docker, pushes them to
+// registries, and implements the image registry of a cluster.
 //
 // It reads a Dockerfile with BuildKit's parser, like docker build, and either makes
 // the same image or returns an error. It never ignores an instruction.
@@ -13,12 +13,12 @@
 //   - COPY and ADD of files and directories of the context, with wildcards,
 //     --chown=uid[:gid] and --chmod=octal, one layer each
 //   - WORKDIR, which makes the directory, and USER, EXPOSE, VOLUME, STOPSIGNAL
-//   - CMD and ENTRYPOINT as JSON arrays: scratch has no shell for the other form
-//   - LABEL, MAINTAINER, ENV and ARG, expanded in the lines below them; the platform
+//   - CMD and ENTRYPOINT as JSON arrays, because scratch has no shell for the shell form
+//   - LABEL, MAINTAINER, ENV and ARG, whose variables later lines may use; the platform
 //     arguments such as TARGETARCH are set; there is no --build-arg
-//   - .dockerignore, or Dockerfile.dockerignore in its place
+//   - Dockerfile.dockerignore or, if that does not exist, .dockerignore
 //
-// Everything else is an error with its line number: RUN, another base image, a
+// Everything else is an error that contains the line number: RUN, another base image, a
 // second stage, URLs, archives that ADD would unpack, heredocs, HEALTHCHECK,
 // symbolic modes, user names where a number is needed, sources outside the context.
 //
@@ -28,9 +28,9 @@
 // --chmod sets the modes. Another Go release may compress differently and give
 // another digest.
 //
-// What is supported gives the same image as BuildKit, except that a wildcard without a
-// match is an error. TestSameAsBuildKit compares the two. Like BuildKit, and unlike
-// Docker's reference, an ARG below an ENV of the same name replaces its value.
+// A supported Dockerfile gives the same image as BuildKit, except that a wildcard without
+// a match is an error. TestSameAsBuildKit compares the images. As with BuildKit, and
+// unlike Docker's reference, an ARG below an ENV of the same name replaces its value.
 package image
 
 import (
@@ -60,8 +60,8 @@ import (
 // defaultPath is the PATH that BuildKit sets in a scratch image.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// refused are the unsupported instructions, each with its reason and remedy.
-var refused = map[string]string{
+// unsupported contains the instructions that Build refuses, each with reason and remedy.
+var unsupported = map[string]string{
 	"RUN":         "needs a running container, which this builder does not have: make the file before the build and COPY it, or use docker build",
 	"HEALTHCHECK": "is ignored by Kubernetes: write probes in the pod's manifest",
 	"ONBUILD":     "is for images that others build from: leave it out, or use docker build",
@@ -72,16 +72,16 @@ var stopSignals = strings.Fields("HUP INT QUIT ABRT KILL USR1 USR2 PIPE ALRM TER
 
 type builder struct {
 	dir     string
-	root    *os.Root // the context: nothing is read outside of it
+	root    *os.Root // the context: the builder reads no file outside of it
 	ignore  *patternmatcher.PatternMatcher
 	lex     *shell.Lex
 	global  []string // platform arguments and each ARG before FROM, as key=value
 	env     []string // variables that the current line may use
-	started bool     // FROM was seen
+	started bool     // FROM has been executed
 	image   *v1.ConfigFile
 	adds    []mutate.Addendum
 	tree    map[string]byte   // the tar type of each path in the image so far
-	layer   map[string]*entry // what the current instruction adds to it
+	layer   map[string]*entry // paths that the current instruction adds to tree
 }
 
 // Build builds the Dockerfile in contextDir for a platform, whose OS must be linux.
@@ -103,12 +103,12 @@ func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if syntax, _, at, ok := parser.DetectSyntax(dockerfile); ok && !strings.Contains("/"+syntax, "/docker/dockerfile") {
-		return nil, fmt.Errorf("line %d: syntax %q is not that of a Dockerfile: leave the line out, or use docker build", at[0].Start.Line, syntax)
+	if syntax, _, location, ok := parser.DetectSyntax(dockerfile); ok && !strings.Contains("/"+syntax, "/docker/dockerfile") {
+		return nil, fmt.Errorf("line %d: syntax %q is not that of a Dockerfile: leave the line out, or use docker build", location[0].Start.Line, syntax)
 	}
 	parsed, err := parser.Parse(bytes.NewReader(dockerfile))
 	if err != nil {
-		return nil, located(err)
+		return nil, withLine(err)
 	}
 	base, err := empty.Image.ConfigFile()
 	if err != nil {
@@ -143,16 +143,17 @@ func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 	return mutate.Append(img, b.adds...)
 }
 
-// located adds the line number to an error of the parser.
-func located(err error) error {
+// withLine adds the line number to an error of the parser.
+func withLine(err error) error {
 	var at *parser.LocationError
 	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
-		// The parser numbers the lines of directives from 0, all others from 1.
+		// The parser numbers the lines of directives from 0, and all other lines from 1.
 		return fmt.Errorf("line %d: %w", max(1, at.Locations[0][0].Start.Line), err)
 	}
 	return err
 }
 
+// platformArgs returns the variables that BuildKit predefines for a platform.
 func platformArgs(p v1.Platform) []string {
 	build := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	return []string{
@@ -170,8 +171,8 @@ func (b *builder) expand(word string) (string, error) {
 // line executes one instruction.
 func (b *builder) line(n *parser.Node) error {
 	name := strings.ToUpper(n.Value)
-	if why, ok := refused[name]; ok {
-		return fmt.Errorf("%s %s", name, why)
+	if reason, ok := unsupported[name]; ok {
+		return fmt.Errorf("%s %s", name, reason)
 	}
 	for _, f := range n.Flags {
 		if flag, _, _ := strings.Cut(f, "="); flag != "--chown" && flag != "--chmod" {
@@ -230,8 +231,8 @@ func (b *builder) from(c *instructions.Stage) error {
 	return nil
 }
 
-// arg sets variables for the following lines. An ARG without a value takes the value
-// that it was given before FROM.
+// arg sets variables for the following lines. An ARG without a value takes its value from
+// the ARG of the same name before FROM, or from the platform arguments.
 func (b *builder) arg(c *instructions.ArgCommand) error {
 	for _, a := range c.Args {
 		if a.Value != nil {
@@ -274,12 +275,12 @@ func (b *builder) apply(cmd any) error {
 	case *instructions.UserCommand:
 		config.User = c.User
 	case *instructions.WorkdirCommand:
-		own, err := parseOwner(config.User)
+		fileOwner, err := parseOwner(config.User)
 		if err != nil {
 			return fmt.Errorf("making %q for USER: %w", c.Path, err)
 		}
 		config.WorkingDir = b.absolute(c.Path)
-		return b.mkdirs(config.WorkingDir, own, -1)
+		return b.mkdirs(config.WorkingDir, fileOwner, -1)
 	case *instructions.ExposeCommand:
 		for _, spec := range c.Ports {
 			words, err := b.lex.ProcessWords(spec, shell.EnvsFromSlice(b.env))
@@ -318,6 +319,7 @@ func (b *builder) apply(cmd any) error {
 	return nil
 }
 
+// execForm returns an error unless the command is a JSON array.
 func execForm(name string, c instructions.ShellDependantCmdLine) error {
 	if c.PrependShell {
 		return fmt.Errorf("%s in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, %s [\"/server\"]", name, name)
@@ -325,6 +327,7 @@ func execForm(name string, c instructions.ShellDependantCmdLine) error {
 	return nil
 }
 
+// expose adds a port or a range of ports.
 func (b *builder) expose(spec string) error {
 	ports, proto, _ := strings.Cut(spec, "/")
 	if proto = strings.ToLower(proto); proto == "" {

@@ -25,8 +25,8 @@ import (
 
 var amd64 = v1.Platform{OS: "linux", Architecture: "amd64"}
 
-// files is a build context: name to content. A name that ends in / is a directory.
-// Content that starts with -> is a symlink, with #! an executable file.
+// files is a build context that maps names to contents. A name that ends in / is a
+// directory. Content that starts with -> makes a symlink, and with #! an executable file.
 type files map[string]string
 
 func (f files) write(t testing.TB) string {
@@ -116,7 +116,7 @@ func TestConfig(t *testing.T) {
 		want             v1.Config
 	}{
 		{"nothing but a base", "FROM scratch", v1.Config{}},
-		{"the document's service", "FROM scratch\nEXPOSE 9100\nUSER 65532:65532\nCMD [\"/server\"]\n",
+		{"the Dockerfile of a service", "FROM scratch\nEXPOSE 9100\nUSER 65532:65532\nCMD [\"/server\"]\n",
 			v1.Config{ExposedPorts: ports{"9100/tcp": {}}, User: "65532:65532", Cmd: []string{"/server"}, ArgsEscaped: true}},
 		{"lower case, a name, comments, continuation", "# build\nfrom scratch as final\n\n# why\nentrypoint [\"/a\", \\\n  \"-b\"]\ncmd []",
 			v1.Config{Entrypoint: []string{"/a", "-b"}, Cmd: []string{}, ArgsEscaped: true}},
@@ -182,7 +182,7 @@ func TestCopy(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, lines string
-		want        [][]string // one list a layer
+		want        [][]string // one list for each layer
 	}{
 		{"file to a name", "COPY server /server", [][]string{{"755 0:0 server #!s"}}},
 		{"file to a directory", "ADD ./server /bin/", [][]string{{"755 0:0 bin/", "755 0:0 bin/server #!s"}}},
@@ -192,7 +192,7 @@ func TestCopy(t *testing.T) {
 		{"relative to WORKDIR", "WORKDIR /w\nCOPY a.txt .\nCOPY a.txt sub/c\nCOPY a.txt ../d",
 			[][]string{{"755 0:0 w/"}, {"644 0:0 w/a.txt a"}, {"755 0:0 w/sub/", "644 0:0 w/sub/c a"}, {"644 0:0 d a"}}},
 		{"a name that is a directory already", "WORKDIR /w\nCOPY a.txt b.txt /w", [][]string{{"755 0:0 w/"}, {"644 0:0 w/a.txt a", "644 0:0 w/b.txt b"}}},
-		{"the last of one name stays", "COPY a.txt /z\nCOPY b.txt /z", [][]string{{"644 0:0 z a"}, {"644 0:0 z b"}}},
+		{"a later file replaces an earlier one", "COPY a.txt /z\nCOPY b.txt /z", [][]string{{"644 0:0 z a"}, {"644 0:0 z b"}}},
 		{"a directory gives its contents", "COPY conf /etc/app", [][]string{{
 			"755 0:0 etc/", "755 0:0 etc/app/", "644 0:0 etc/app/app.yaml y", "777 0:0 etc/app/current -> sub/deep",
 			"755 0:0 etc/app/empty/", "755 0:0 etc/app/sub/", "644 0:0 etc/app/sub/deep d"}}},
@@ -236,7 +236,7 @@ func TestDockerignore(t *testing.T) {
 		{"a pattern", files{".dockerignore": "*.md\n**/a.md\nDockerfile\n.dockerignore"}, []string{"doc/", "doc/b.md", "server"}},
 		{"a directory", files{".dockerignore": "doc\n.dockerignore"}, []string{"Dockerfile", "server"}},
 		{"all but", files{".dockerignore": "*\n!server\n!doc/b.md"}, []string{"doc/", "doc/b.md", "server"}},
-		{"one's own file wins", files{".dockerignore": "server", "Dockerfile.dockerignore": "*\n!server"}, []string{"server"}},
+		{"Dockerfile.dockerignore comes first", files{".dockerignore": "server", "Dockerfile.dockerignore": "*\n!server"}, []string{"server"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			maps.Copy(tt.ignore, files{"Dockerfile": "FROM scratch\nCOPY . /", "server": "s", "doc/a.md": "a", "doc/b.md": "b"})
@@ -407,7 +407,7 @@ func TestReproducible(t *testing.T) {
 	}
 	context["server"] = "#!t"
 	if third := digest(0); third == first {
-		t.Error("another file, the same digest")
+		t.Error("the digest is the same after a file has changed")
 	}
 }
 

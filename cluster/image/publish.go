@@ -27,9 +27,9 @@ type Variant struct {
 	SBOM  []byte // CycloneDX, JSON
 }
 
-// Publish writes an index of the variants to the registry in ref, with the
-// credentials that docker login or podman login stored. Each SBOM is a referrer of
-// its image (OCI 1.1), where `oras discover` and scanners find it.
+// Publish writes an index of the variants to the registry that ref names, with the
+// credentials that docker login or podman login has stored. Each SBOM is a referrer of
+// its image (OCI 1.1), so that `oras discover` and scanners find the SBOM.
 func Publish(ctx context.Context, ref string, variants []Variant) (digest v1.Hash, err error) {
 	defer func() {
 		if err != nil {
@@ -52,9 +52,9 @@ func Publish(ctx context.Context, ref string, variants []Variant) (digest v1.Has
 		})
 	}
 	if err := remote.WriteIndex(tag, index, options...); err != nil {
-		var answer *transport.Error
-		if errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden) {
-			err = fmt.Errorf("%w: run `docker login %s`, or name a registry of yours with REGISTRY=", err, tag.RegistryStr())
+		var response *transport.Error
+		if errors.As(err, &response) && (response.StatusCode == http.StatusUnauthorized || response.StatusCode == http.StatusForbidden) {
+			err = fmt.Errorf("%w: run `docker login %s`, or name your own registry with REGISTRY=", err, tag.RegistryStr())
 		}
 		return digest, err
 	}
@@ -63,18 +63,19 @@ func Publish(ctx context.Context, ref string, variants []Variant) (digest v1.Has
 		if err != nil {
 			return digest, err
 		}
-		name, err := sbom.Digest()
+		sbomDigest, err := sbom.Digest()
 		if err != nil {
 			return digest, err
 		}
-		if err := remote.Write(tag.Digest(name.String()), sbom, options...); err != nil {
-			return digest, fmt.Errorf("its SBOM: %w", err)
+		if err := remote.Write(tag.Digest(sbomDigest.String()), sbom, options...); err != nil {
+			return digest, fmt.Errorf("writing its SBOM: %w", err)
 		}
 	}
 	return index.Digest()
 }
 
-// referrer returns the SBOM as an OCI artifact. The media type of its config is the artifact type.
+// referrer returns the SBOM of v as an OCI artifact that refers to the image of v. The
+// media type of its config is the artifact type.
 func referrer(v Variant) (v1.Image, error) {
 	subject, err := partial.Descriptor(v.Image)
 	if err != nil {

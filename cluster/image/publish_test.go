@@ -12,13 +12,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// Registries older than OCI 1.1 have referrers as a tag.
+// In registries older than OCI 1.1 a tag stands for the list of referrers.
 func TestPublishToAnOldRegistry(t *testing.T) {
 	tag, err := name.NewTag(testRegistry(t) + "/you/go-micro-srv:v1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second time the registry has all of it
+	for range 2 { // the second time the registry already contains everything
 		variants := []Variant{{testImage(t, "amd64"), []byte("{}")}, {testImage(t, "arm64"), []byte("{ }")}}
 		digest, err := Publish(t.Context(), tag.String(), variants)
 		if err != nil {
@@ -28,11 +28,11 @@ func TestPublishToAnOldRegistry(t *testing.T) {
 			t.Errorf("the tag is %v, published was %s; %v", d, digest, err)
 		}
 		for _, v := range variants {
-			of, err := v.Image.Digest()
+			imageDigest, err := v.Image.Digest()
 			if err != nil {
 				t.Fatal(err)
 			}
-			referrers, err := remote.Referrers(tag.Digest(of.String()))
+			referrers, err := remote.Referrers(tag.Digest(imageDigest.String()))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -67,7 +67,7 @@ func TestPublishRefused(t *testing.T) {
 	for _, tt := range []struct{ name, ref, want string }{
 		{"no name", "a/B:c", ": write it as docker.io/you/go-micro-srv:v1"},
 		{"a digest", "a/b@sha256:" + strings.Repeat("a", 64), ": write it as docker.io/you/go-micro-srv:v1"},
-		{"no right", host + "/a/b:c", ": run `docker login " + host + "`, or name a registry of yours with REGISTRY="},
+		{"no right", host + "/a/b:c", ": run `docker login " + host + "`, or name your own registry with REGISTRY="},
 		{"nobody there", "127.0.0.1:1/a/b:c", "connection refused"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 
 // Push writes an image, or an index of images for several platforms, to the Writer
 // of a Registry, from which containerd pulls it as ref. dial connects to the Writer,
-// which speaks plain HTTP. ref may name any registry; without one it is docker.io's,
-// and "busybox" is docker.io/library/busybox:latest. ctx limits the total time. Push
+// which speaks plain HTTP. ref may name any registry; the default is docker.io, so
+// "busybox" means docker.io/library/busybox:latest. ctx limits the total time. Push
 // returns whether it changed the registry.
 func Push(ctx context.Context, img remote.Taggable, ref string, dial func(context.Context) (net.Conn, error)) (changed bool, err error) {
 	defer func() {
@@ -25,11 +25,11 @@ func Push(ctx context.Context, img remote.Taggable, ref string, dial func(contex
 			err = fmt.Errorf("pushing %q: %w", ref, err)
 		}
 	}()
-	tag, err := stored(ref)
+	tag, err := storedName(ref)
 	if err != nil {
 		return false, err
 	}
-	transport := &http.Transport{ // without a proxy
+	transport := &http.Transport{ // uses no proxy
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}
 	defer transport.CloseIdleConnections()
@@ -37,16 +37,16 @@ func Push(ctx context.Context, img remote.Taggable, ref string, dial func(contex
 	backoff := remote.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 3}
 	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(transport), remote.WithRetryBackoff(backoff)}
 	if digest, err := partial.Digest(img); err == nil {
-		if there, err := remote.Head(tag, options...); err == nil && there.Digest == digest {
+		if existing, err := remote.Head(tag, options...); err == nil && existing.Digest == digest {
 			return false, nil
 		}
 	}
 	return true, remote.Push(tag, img, options...)
 }
 
-// stored is the name under which a Registry stores ref. It parses ref with the
-// package that containerd uses.
-func stored(ref string) (name.Tag, error) {
+// storedName returns the name under which a Registry stores ref. It parses ref with
+// the package that containerd uses.
+func storedName(ref string) (name.Tag, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
 		return name.Tag{}, fmt.Errorf("%w: write it as user/service:tag", err)
@@ -55,6 +55,6 @@ func stored(ref string) (name.Tag, error) {
 	if !ok {
 		return name.Tag{}, errors.New("it names a digest, which depends on the content: use a tag")
 	}
-	// dial ignores the host.
+	// The host is a placeholder, because dial does not use it.
 	return name.NewTag("registry.invalid/"+hostDirectory(reference.Domain(named))+"/"+reference.Path(named)+":"+tagged.Tag(), name.Insecure)
 }

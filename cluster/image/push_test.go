@@ -36,8 +36,8 @@ func testImage(t *testing.T, arch string) v1.Image {
 	return img
 }
 
-// pushTarget starts a Registry and returns how Push reaches it and the address at
-// which containerd does.
+// pushTarget starts a Registry. It returns the function with which Push connects to the
+// Writer, and the address of the Reader.
 func pushTarget(t *testing.T) (dial func(context.Context) (net.Conn, error), reader string) {
 	r := NewRegistry(log.New(io.Discard, "", 0))
 	w := httptest.NewServer(r.Writer())
@@ -51,7 +51,7 @@ func dialTo(address string) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", address) }
 }
 
-// mirrorClient adds the parameter with which containerd asks a mirror.
+// mirrorClient adds the query parameter ns to requests, as containerd does for a mirror.
 type mirrorClient struct{ host string }
 
 func (c mirrorClient) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -71,7 +71,7 @@ func TestPush(t *testing.T) {
 		{"846602483/go-micro-srv", "docker.io", "846602483/go-micro-srv:latest"},
 		{"coredns:1.2", "docker.io", "library/coredns:1.2"},
 		{"index.docker.io/busybox", "docker.io", "library/busybox:latest"},
-		{"busybox", "", "library/busybox:latest"}, // a client that does not know of mirrors
+		{"busybox", "", "library/busybox:latest"}, // a client that does not send ns
 		{"quay.io/a/b:c", "quay.io", "a/b:c"},
 		{"registry.k8s.io/pause:3.10", "registry.k8s.io", "pause:3.10"},
 		{"localhost/b", "localhost", "b:latest"},
@@ -87,11 +87,11 @@ func TestPush(t *testing.T) {
 			if changed, err := Push(t.Context(), img, tt.ref, dial); err != nil || changed {
 				t.Errorf("pushed again: changed %v, %v", changed, err)
 			}
-			at, err := name.NewTag(reader+"/"+tt.path, name.StrictValidation)
+			tag, err := name.NewTag(reader+"/"+tt.path, name.StrictValidation)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := remote.Image(at, remote.WithTransport(mirrorClient{tt.host}))
+			got, err := remote.Image(tag, remote.WithTransport(mirrorClient{tt.host}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -117,12 +117,12 @@ func TestRegistriesAreSeparate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	at, err := name.NewTag(reader + "/a/b:c")
+	tag, err := name.NewTag(reader + "/a/b:c")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for host, arch := range map[string]string{"docker.io": "amd64", "quay.io": "arm64"} {
-		img, err := remote.Image(at, remote.WithTransport(mirrorClient{host}))
+		img, err := remote.Image(tag, remote.WithTransport(mirrorClient{host}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,22 +130,22 @@ func TestRegistriesAreSeparate(t *testing.T) {
 			t.Errorf("%s/a/b:c is for %s, pushed for %s", host, got, arch)
 		}
 	}
-	if _, err := remote.Head(at, remote.WithTransport(mirrorClient{"gcr.io"})); err == nil {
-		t.Error("gcr.io/a/b:c exists, and nobody has pushed it")
+	if _, err := remote.Head(tag, remote.WithTransport(mirrorClient{"gcr.io"})); err == nil {
+		t.Error("gcr.io/a/b:c exists, but was never pushed")
 	}
 }
 
-// Whoever reaches the Reader cannot change an image.
+// The Reader refuses every request that would change an image.
 func TestReaderRefusesWrites(t *testing.T) {
 	dial, reader := pushTarget(t)
 	if _, err := Push(t.Context(), testImage(t, "amd64"), "a/b:c", dial); err != nil {
 		t.Fatal(err)
 	}
-	at, err := name.NewTag(reader + "/a/b:c")
+	tag, err := name.NewTag(reader + "/a/b:c")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := remote.Push(at, testImage(t, "arm64")); err == nil {
+	if err := remote.Push(tag, testImage(t, "arm64")); err == nil {
 		t.Error("pushing to the reader succeeded")
 	}
 	for _, r := range []struct{ method, path string }{
@@ -163,7 +163,7 @@ func TestReaderRefusesWrites(t *testing.T) {
 			t.Errorf("%s %s: %s, want 405", r.method, r.path, resp.Status)
 		}
 	}
-	img, err := remote.Image(at)
+	img, err := remote.Image(tag)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,12 +183,12 @@ func TestPushIndexOfTwoPlatforms(t *testing.T) {
 	if _, err := Push(t.Context(), index, "846602483/go-micro-web:kubernetes", dial); err != nil {
 		t.Fatal(err)
 	}
-	at, err := name.NewTag(reader + "/846602483/go-micro-web:kubernetes")
+	tag, err := name.NewTag(reader + "/846602483/go-micro-web:kubernetes")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, arch := range []string{"amd64", "arm64"} {
-		img, err := remote.Image(at, remote.WithPlatform(v1.Platform{OS: "linux", Architecture: arch}))
+		img, err := remote.Image(tag, remote.WithPlatform(v1.Platform{OS: "linux", Architecture: arch}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 )
 
-// Registry is an image registry in memory that has images of every registry: the
-// name of an image contains its host.
+// Registry is an image registry in memory. It stores images of all registries, each under
+// a name that begins with the host of its registry.
 type Registry struct{ images http.Handler }
 
 // NewRegistry returns an empty registry that logs each request.
@@ -21,8 +21,8 @@ func NewRegistry(requests *log.Logger) *Registry {
 // Writer accepts the images that Push sends.
 func (r *Registry) Writer() http.Handler { return r.images }
 
-// Reader answers containerd, which adds the host of the image's name as the query
-// parameter ns when it asks a mirror. It refuses every method that writes.
+// Reader serves images to containerd. When containerd asks a mirror, it adds the host in
+// the image's name as the query parameter ns. Reader refuses every method that writes.
 func (r *Registry) Reader() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodGet && req.Method != http.MethodHead {
@@ -41,10 +41,10 @@ func (r *Registry) Reader() http.Handler {
 	})
 }
 
-var notInRepository = regexp.MustCompile(`[^a-z0-9.-]`)
+var invalidInRepository = regexp.MustCompile(`[^a-z0-9.-]`)
 
-// hostDirectory is the first element of the repositories of a registry's host. A
-// repository may not contain the colon of a port.
+// hostDirectory returns the first path element of the repositories that belong to a
+// registry's host. A repository may not contain the colon of a port.
 func hostDirectory(host string) string {
-	return notInRepository.ReplaceAllString(strings.ToLower(host), "_")
+	return invalidInRepository.ReplaceAllString(strings.ToLower(host), "_")
 }

@@ -1,5 +1,3 @@
-//go:build e2e
-
 package dashboard
 
 import (
@@ -18,11 +16,19 @@ import (
 )
 
 // These tests show the page in a real browser, with a registry that they control.
+// They need Chromium, and with -short they are skipped.
 
 const (
 	connectionText = `document.getElementById("connection").textContent`
 	contactText    = `document.getElementById("contact").textContent`
 )
+
+func needsBrowser(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a browser")
+	}
+}
 
 func openPage(t *testing.T, srv *httptest.Server) *browser.Tab {
 	t.Helper()
@@ -36,6 +42,7 @@ func openPage(t *testing.T, srv *httptest.Server) *browser.Tab {
 }
 
 func TestBrowserRebinding(t *testing.T) {
+	needsBrowser(t)
 	_, _, srv := serve(t, greeterInstance(1, pod.Ready))
 	host := strings.Replace(srv.Listener.Addr().String(), "127.0.0.1", "evil.example", 1)
 	b := browser.Open(t, "http://"+host+"/", map[string]string{"host-resolver-rules": "MAP evil.example 127.0.0.1"})
@@ -52,6 +59,7 @@ func TestBrowserRebinding(t *testing.T) {
 }
 
 func TestBrowserAcceptsTheNamesThatTheServerAccepts(t *testing.T) {
+	needsBrowser(t)
 	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
 	c.calledAddresses = []string{"10.244.0.1:9100"}
 	b := openPage(t, srv)
@@ -78,6 +86,7 @@ func TestBrowserAcceptsTheNamesThatTheServerAccepts(t *testing.T) {
 }
 
 func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
+	needsBrowser(t)
 	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
 	c.setLastContact(time.Now())
 	b := openPage(t, srv)
@@ -96,9 +105,10 @@ func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
 	b.Wait("the end of the problem", connectionText+` === "Live" && !document.getElementById("problem").textContent`)
 }
 
-// Nothing changes and no error is known, but the API server is silent: a stream of
-// the dashboard is no proof that the registry is read.
+// The registry reports neither a change nor an error, but the API server sends nothing:
+// an open event stream does not prove that the pod can still read the registry.
 func TestBrowserShowsSilenceOfTheAPIServer(t *testing.T) {
+	needsBrowser(t)
 	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
 	c.setLastContact(time.Now())
 	b := openPage(t, srv)
@@ -113,6 +123,7 @@ func TestBrowserShowsSilenceOfTheAPIServer(t *testing.T) {
 }
 
 func TestBrowserPollsIfTheStreamIsRefused(t *testing.T) {
+	needsBrowser(t)
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
 	var releases []func()
 	for range maxClientStreams {
@@ -140,6 +151,7 @@ func TestBrowserPollsIfTheStreamIsRefused(t *testing.T) {
 }
 
 func TestBrowserFilter(t *testing.T) {
+	needsBrowser(t)
 	var instances []pod.Instance
 	for i := range 40 {
 		in := greeterInstance(i, []pod.State{pod.Ready, pod.NotReady, pod.Terminating, pod.NodeUnreachable}[i%4])
@@ -188,9 +200,10 @@ func TestBrowserFilter(t *testing.T) {
 	}
 }
 
-// A region that scrolls must be reachable with the keyboard; one that does not is
-// only one more stop on the way.
-func TestBrowserFocusesOnlyWhatScrolls(t *testing.T) {
+// A region that scrolls must be reachable with the keyboard. A region that does not
+// scroll must not take the focus, because it would only be one more Tab key to press.
+func TestBrowserFocusesOnlyRegionsThatScroll(t *testing.T) {
+	needsBrowser(t)
 	var instances []pod.Instance
 	for i := range 100 {
 		in := greeterInstance(i, pod.Ready)

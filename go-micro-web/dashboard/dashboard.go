@@ -11,9 +11,26 @@
 //	POST /registry/               calls Greeter.Hello with the form field "name"; the answer is the page,
 //	                              or JSON if the Accept header contains application/json
 //
-// A change passes through three types: hub observes the registry while the page
-// has viewers and builds a view, the JSON of a view is encoded once for all
-// viewers, and each handler writes the latest view to its own viewer.
+// The hub observes the registry while the page has viewers. It builds a view after
+// each change and encodes the view once for all viewers. A handler of each viewer
+// writes the latest view.
+//
+// # Hosts
+//
+// The dashboard answers requests whose Host header is an IP address, localhost, a name of
+// the Service go-micro-web in the namespace of the pod, or one of the names that
+// the environment variable DASHBOARD_HOSTS lists, separated by commas: list the
+// host of an Ingress, and the host of the API server if it is a name and the page is
+// viewed through its proxy. The answer to all other requests is 421 Misdirected Request.
+//
+// # Limits
+//
+// A pod serves at most 1,000 event streams, 100 of them to one client address. A page
+// whose stream is refused polls services.json every 10 s. A view has at most 5,000 instances,
+// 1,000 of a service and 32 of a pod, and says how many it omits. A viewer has 5 s
+// to receive an event or to send the form, and 30 s to receive the page.
+//
+// There is no authentication: everybody who reaches the port sees the registry.
 package dashboard
 
 import (
@@ -50,18 +67,32 @@ type dashboard struct {
 
 // New returns the handler of all paths below /registry/. It observes the registry
 // only while somebody views the page. The first viewer starts an informer of
-// go-micro-srv too, which runs until the registry is closed: so a greeting finds
-// the instances that the page shows, also when the API server does not answer.
+// go-micro-srv too, which runs until the registry is closed. With it a greeting
+// finds the instances that the page shows, even when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
-	c := grpcc.NewClient(client.Registry(registry), client.Selector(pod.NewSelector(registry)))
+	selector := pod.NewSelector(registry)
+	c := grpcc.NewClient(client.Registry(registry), client.Selector(selector))
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	return newDashboard(registry, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
+	return newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
 }
 
-func newDashboard(s source, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
-	return &dashboard{hub: newHub(s, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
+func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
+	return &dashboard{hub: newHub(s, calls, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
 		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second}
+}
+
+// callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
+func callsOf(s *pod.Selector) map[callTarget]calls {
+	byTarget := map[callTarget]calls{}
+	for _, i := range s.Instances(greeterName) {
+		c := calls{InFlight: i.InFlight}
+		if i.EjectedFor > 0 {
+			c.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
+		}
+		byTarget[callTarget{i.Pod, i.Address}] = c
+	}
+	return byTarget
 }
 
 func (d *dashboard) handler() http.Handler {

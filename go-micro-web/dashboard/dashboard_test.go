@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -21,14 +22,15 @@ import (
 
 // fakeCluster is a registry that the hub observes, and a Greeter.
 type fakeCluster struct {
-	mu           sync.Mutex
-	instances    []pod.Instance
-	err          error
-	changed      chan struct{}
-	observers    int
-	observations int       // since the start
-	lastContact  time.Time // now if zero
-	prepared     bool      // the informer of the Greeter has been started
+	mu              sync.Mutex
+	instances       []pod.Instance
+	err             error
+	changed         chan struct{}
+	observers       int
+	observations    int       // since the start
+	lastContact     time.Time // now if zero
+	calls           map[callTarget]calls
+	informerStarted bool // the informer of the Greeter has been started
 
 	calledAddresses []string // the tries of the next calls, in order
 	callError       error
@@ -83,10 +85,22 @@ func (c *fakeCluster) setLastContact(t time.Time) {
 	c.lastContact = t
 }
 
-func (c *fakeCluster) prepare() {
+func (c *fakeCluster) callsNow() map[callTarget]calls {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.prepared = true
+	return maps.Clone(c.calls)
+}
+
+func (c *fakeCluster) setCalls(byTarget map[callTarget]calls) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = byTarget
+}
+
+func (c *fakeCluster) startInformer() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.informerStarted = true
 }
 
 func (c *fakeCluster) count() (observers, observations int) {
@@ -136,7 +150,7 @@ func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
-	d := newDashboard(c, c.prepare, c, "go-micro-web-1", "go-micro")
+	d := newDashboard(c, c.callsNow, c.startInformer, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond
 	srv := httptest.NewServer(d.handler())
 	t.Cleanup(srv.Close)

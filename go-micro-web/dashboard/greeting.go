@@ -30,14 +30,14 @@ const (
 	maxName = 64
 )
 
-// namePattern is nameProblem as the pattern attribute of an input, which a browser
-// compiles with the flag v. It differs only for characters that one of the two
-// Unicode versions does not have.
+// namePattern expresses the rules of nameProblem as the pattern attribute of an input,
+// which a browser compiles with the flag v. The two differ only for characters that the
+// Unicode version of Go or of the browser does not have.
 var namePattern = fmt.Sprintf(`\p{White_Space}*(?!\p{White_Space})[^\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]{1,%d}\p{White_Space}*`, maxName)
 
-// nameProblem says why a name without spaces around it cannot be greeted; "" if it
-// can. The greeting ends up in logs and terminals, so that control characters,
-// directional overrides and text that nobody sees are refused.
+// nameProblem returns the reason why a name without spaces around it cannot be
+// greeted, or "" if it can. The greeting is written to logs and terminals, so
+// nameProblem refuses control characters, directional overrides and invisible text.
 func nameProblem(name string) string {
 	if name == "" || utf8.RuneCountInString(name) > maxName || !utf8.ValidString(name) {
 		return fmt.Sprintf("Enter a name of 1 to %d characters.", maxName)
@@ -52,8 +52,8 @@ func nameProblem(name string) string {
 // answer is the result of a greeting.
 type answer struct {
 	Greeting string  `json:"greeting,omitempty"`
-	Pod      string  `json:"pod,omitempty"`     // that was called
-	Address  string  `json:"address,omitempty"` // that was called
+	Pod      string  `json:"pod,omitempty"`     // the pod that was called
+	Address  string  `json:"address,omitempty"` // the address that was called
 	Millis   float64 `json:"ms"`
 	Problem  string  `json:"problem,omitempty"` // why there is no greeting
 }
@@ -94,14 +94,14 @@ func (d *dashboard) parseForm(w http.ResponseWriter, r *http.Request) error {
 	return rc.SetReadDeadline(time.Time{}) // to notice when the client closes the connection
 }
 
-// greet calls Greeter.Hello at an instance that the selector chooses. A call
+// greet calls Greeter.Hello on an instance that the selector chooses. A call
 // wrapper learns the address of the instance, and the view knows the pod at that
 // address, so the answer names the pod without a field for it in the proto file.
 func (d *dashboard) greet(ctx context.Context, name string) (answer, int) {
 	defer d.hub.join()()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var called atomic.Pointer[registry.Node] // by the last try; a try that timed out may still be running
+	var called atomic.Pointer[registry.Node] // the instance of the last try; atomic, because a try that timed out may still be running
 	record := func(call client.CallFunc) client.CallFunc {
 		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
 			called.Store(n)
@@ -123,8 +123,8 @@ func (d *dashboard) greet(ctx context.Context, name string) (answer, int) {
 	}
 	logger.Warnf("Calling %q at %q: %v", "Greeter.Hello", cmp.Or(a.Address, greeterName), err)
 	var e *microerrors.Error
-	switch v, unread := d.hub.wait(ctx); {
-	case a.Address == "" && (unread != nil || v.Problem != ""):
+	switch v, waitErr := d.hub.wait(ctx); {
+	case a.Address == "" && (waitErr != nil || v.Problem != ""):
 		a.Problem = fmt.Sprintf("The registry cannot be read, so this pod knows no instance of %s. Try again later.", greeterName)
 		return a, http.StatusServiceUnavailable
 	case a.Address == "":

@@ -20,11 +20,11 @@ import (
 func TestForm(t *testing.T) {
 	notFound := microerrors.New("go.micro.client", "service go-micro-srv: not found", 500)
 	for _, test := range []struct {
-		name, input string
-		addresses   []string
-		callError   error
-		code        int
-		message, by string
+		name, input         string
+		addresses           []string
+		callError           error
+		code                int
+		message, answeredBy string
 	}{
 		{"answered", " you ", []string{"10.244.0.1:9100"}, nil, 200, "Hello you!", "go-micro-srv-1"},
 		{"answered by the second try", "you", []string{"10.244.0.1:9100", "10.244.0.2:9100"}, nil, 200, "Hello you!", "go-micro-srv-2"},
@@ -61,14 +61,14 @@ func TestForm(t *testing.T) {
 				}
 				if accept == "application/json" {
 					var a answer
-					if err := json.Unmarshal(body, &a); err != nil || a.Greeting+a.Problem != test.message || a.Pod != test.by && a.Address != test.by {
+					if err := json.Unmarshal(body, &a); err != nil || a.Greeting+a.Problem != test.message || a.Pod != test.answeredBy && a.Address != test.answeredBy {
 						t.Errorf("the answer is %s, %v", body, err)
 					}
 					continue
 				}
 				escaped := strings.NewReplacer("<", "&lt;", ">", "&gt;").Replace(test.message)
-				if !strings.Contains(string(body), `<b class="message">`+escaped+`</b> <code class="pod">`+test.by+`</code>`) || strings.Contains(string(body), "secret") {
-					t.Errorf("the page does not show %q by %q:\n%s", escaped, test.by, body)
+				if !strings.Contains(string(body), `<b class="message">`+escaped+`</b> <code class="pod">`+test.answeredBy+`</code>`) || strings.Contains(string(body), "secret") {
+					t.Errorf("the page does not show %q by %q:\n%s", escaped, test.answeredBy, body)
 				}
 			}
 		})
@@ -134,7 +134,7 @@ func TestSlowFormIsCutOff(t *testing.T) {
 	}
 }
 
-// The call after the form takes longer than the form may take.
+// The call that follows the form takes longer than the timeout of the form.
 func TestFormTimeoutEndsWithTheForm(t *testing.T) {
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
 	d.formTimeout, c.calledAddresses, c.delay = 100*time.Millisecond, []string{"10.244.0.1:9100"}, 300*time.Millisecond
@@ -182,11 +182,11 @@ func TestNoInstanceWhileRegistryCannotBeRead(t *testing.T) {
 
 func TestGreeterIsLookedUpForFirstViewer(t *testing.T) {
 	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
-	prepared := func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.prepared }
+	informerStarted := func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.informerStarted }
 	get(t, srv.URL+root+"page.css")
-	if prepared() {
+	if informerStarted() {
 		t.Error("the Greeter is looked up without a viewer")
 	}
 	get(t, srv.URL+root)
-	eventually(t, time.Second, "the lookup of the Greeter", prepared)
+	eventually(t, time.Second, "the lookup of the Greeter", informerStarted)
 }

@@ -34,8 +34,8 @@ func (d *dashboard) render(w http.ResponseWriter, r *http.Request, code int, p p
 	}
 }
 
-// limitWrite bounds the time that a viewer may take to receive a response, until
-// done is called: the next request on the connection has a time of its own.
+// limitWrite sets a deadline for sending a response. done flushes the response and
+// removes the deadline, which would also apply to the next request on the connection.
 func limitWrite(w http.ResponseWriter, timeout time.Duration) (done func()) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Now().Add(timeout))
@@ -95,10 +95,10 @@ func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-changed:
 		case <-ticker.C:
-			now, _ := json.Marshal(times{now(), milliseconds(d.hub.source.LastContact())}) // times never fail
+			now, _ := json.Marshal(times{now(), milliseconds(d.hub.source.LastContact())}) // the encoding of times cannot fail
 			ok = send([]byte("event: heartbeat\ndata: "), now, []byte("\n\n"))
 		case <-pod.Draining(r.Context()):
-			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // the deadline of the last event may be over
+			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // the deadline of the last event may have passed
 			return
 		case <-r.Context().Done():
 			return

@@ -17,14 +17,14 @@ const (
 // checkHost answers 421 Misdirected Request unless the Host header is an IP
 // address, localhost, a name of the Service in this namespace, or a name listed in
 // DASHBOARD_HOSTS. A web site whose name resolves to the address of the dashboard
-// (DNS rebinding) is same-origin to the browser, so that only the Host header
-// tells its requests from those of the page.
+// (DNS rebinding) is same-origin to the browser. Only the Host header
+// distinguishes its requests from those of the page.
 //
 // The check covers all paths of the dashboard and no others. The probes and GET /
 // disclose nothing but the name of the pod, and a load balancer or an Ingress may
 // send them with any Host header. `kubectl get --raw …/proxy/registry/` passes on
-// the host of the API server, which is an IP address in most clusters; otherwise
-// list its name.
+// the host of the API server, which is an IP address in most clusters. If it is a
+// name, list it in DASHBOARD_HOSTS.
 func checkHost(namespace string, next http.Handler) http.Handler {
 	allowed := map[string]bool{"localhost": true, serviceName: true}
 	if namespace != "" {

@@ -9,7 +9,7 @@ import (
 )
 
 // A web site whose name resolves to the address of the dashboard (DNS rebinding)
-// is same-origin to a browser; only the Host header tells it apart.
+// is same-origin to a browser. Only the Host header distinguishes its requests.
 func TestHostHeader(t *testing.T) {
 	t.Setenv("DASHBOARD_HOSTS", "registry.example.com, Other.example.com:8080")
 	_, _, srv := serve(t, greeterInstance(1, pod.Ready))
@@ -48,7 +48,7 @@ func TestHostHeader(t *testing.T) {
 			}
 			req.Host = host
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-			req.Header.Set("Sec-Fetch-Site", "same-origin") // as a browser says after rebinding
+			req.Header.Set("Sec-Fetch-Site", "same-origin") // as a browser sends it after rebinding
 			rsp, err := http.DefaultClient.Do(req)
 			if err != nil {
 				t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"sync"
 	"time"
 
@@ -11,12 +12,13 @@ import (
 )
 
 const (
-	minInterval = 100 * time.Millisecond // between two views
-	maxRate     = 50 << 20               // bytes per second to all event streams together; large views come less often
-	linger      = 10 * time.Second       // observation after the last viewer, so that a reload does not LIST all pods again
+	minInterval   = 100 * time.Millisecond // between two views
+	maxRate       = 50 << 20               // bytes per second to all event streams together; large views come less often
+	callsInterval = time.Second            // between two reads of the calls, whose changes cause no notification
+	linger        = 10 * time.Second       // observation after the last viewer, so that a reload does not LIST all pods again
 )
 
-// source is what the hub needs of a pod.Registry.
+// source is the part of pod.Registry that the hub uses.
 type source interface {
 	Observe(context.Context) iter.Seq2[[]pod.Instance, error]
 	LastContact() time.Time
@@ -27,10 +29,15 @@ type source interface {
 // delays others. It is safe for concurrent use.
 type hub struct {
 	source  source
-	onStart func() // called in a goroutine when an observation starts
+	calls   func() map[callTarget]calls // returns the current calls of this pod
+	onStart func()                      // called in a goroutine when an observation starts
 	podName string
 	linger  time.Duration
 	streams streams
+
+	building  sync.Mutex     // held while a view is built and published, so that views stay in order
+	instances []pod.Instance // of the last observation, with its error
+	err       error
 
 	mu      sync.Mutex
 	viewers int
@@ -39,8 +46,8 @@ type hub struct {
 	changed chan struct{}      // closed when latest is replaced
 }
 
-func newHub(s source, onStart func(), podName string) *hub {
-	return &hub{source: s, onStart: onStart, podName: podName, linger: linger, changed: make(chan struct{})}
+func newHub(s source, calls func() map[callTarget]calls, onStart func(), podName string) *hub {
+	return &hub{source: s, calls: calls, onStart: onStart, podName: podName, linger: linger, changed: make(chan struct{})}
 }
 
 // join adds a viewer until leave is called. The first viewer starts the observation.
@@ -75,18 +82,46 @@ func (h *hub) stopIfUnused() {
 
 // run publishes a view after each change. Changes within an interval share one view.
 func (h *hub) run(ctx context.Context) {
-	sleep := func(d time.Duration) {
-		select {
-		case <-time.After(d):
-		case <-ctx.Done():
+	go h.watchCalls(ctx)
+	for ; ctx.Err() == nil; sleep(ctx, time.Second) { // the sequence ends early if the registry cannot be used
+		for instances, err := range h.source.Observe(ctx) {
+			h.building.Lock()
+			h.instances, h.err = instances, err
+			v := h.build(ctx, h.calls())
+			h.building.Unlock()
+			sleep(ctx, max(minInterval, h.interval(v)))
 		}
 	}
-	for ; ctx.Err() == nil; sleep(time.Second) { // the sequence ends early if the registry cannot be used
-		for instances, err := range h.source.Observe(ctx) {
-			v := newView(h.podName, instances, err, h.source.LastContact())
-			h.publish(ctx, v)
-			sleep(max(minInterval, time.Duration(h.streams.count()*len(v.json)*1000/maxRate)*time.Millisecond))
+}
+
+// watchCalls publishes a view when the calls have changed and the registry has not.
+func (h *hub) watchCalls(ctx context.Context) {
+	for interval := callsInterval; ctx.Err() == nil; sleep(ctx, interval) {
+		current := h.calls()
+		h.building.Lock()
+		if v, _ := h.current(); v != nil && !maps.Equal(current, v.calls) {
+			interval = max(callsInterval, h.interval(h.build(ctx, current)))
 		}
+		h.building.Unlock()
+	}
+}
+
+// build builds and publishes a view of the last observation. The caller holds h.building.
+func (h *hub) build(ctx context.Context, byTarget map[callTarget]calls) *view {
+	v := newView(h.podName, h.instances, h.err, h.source.LastContact(), byTarget)
+	h.publish(ctx, v)
+	return v
+}
+
+// interval returns the time that sending a view to all event streams takes at maxRate.
+func (h *hub) interval(v *view) time.Duration {
+	return time.Duration(h.streams.count()*len(v.json)*1000/maxRate) * time.Millisecond
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
 	}
 }
 
@@ -101,7 +136,7 @@ func (h *hub) publish(ctx context.Context, v *view) {
 }
 
 // current returns the latest view, nil if there is none yet, and a channel that
-// is closed when it is replaced.
+// is closed when the view is replaced.
 func (h *hub) current() (*view, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -36,6 +36,34 @@ func TestEventsCarryStateAndChanges(t *testing.T) {
 	}
 }
 
+func TestEventsCarryEjectionsAndCallsInFlight(t *testing.T) {
+	c, _, srv := serve(t, greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready))
+	s := openStream(t, srv)
+	if v := s.next(); v.Services[0].Instances[0].Calls != nil {
+		t.Errorf("before the first call the view shows %+v", v.Services[0].Instances[0].Calls)
+	}
+	until := time.Now().Add(time.Minute).UTC().Round(time.Second)
+	for _, step := range []struct {
+		calls calls
+		want  string
+	}{
+		{calls{InFlight: 1}, "1 call in flight"},
+		{calls{InFlight: 2, EjectedUntil: until}, "ejected until " + until.Format("15:04:05") + " UTC"},
+		{calls{}, ""},
+	} {
+		c.setCalls(map[callTarget]calls{{"go-micro-srv-2", "10.244.0.2:9100"}: step.calls})
+		begin := time.Now()
+		v := s.next()
+		first, second := v.Services[0].Instances[0].Calls, v.Services[0].Instances[1].Calls
+		if first != nil || second == nil || *second != step.calls || second.Text() != step.want {
+			t.Errorf("after %+v the view shows %+v and %+v", step.calls, first, second)
+		}
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Errorf("the view came after %s", took)
+		}
+	}
+}
+
 func TestObservationRunsOnlyWhileViewed(t *testing.T) {
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
 	if _, observations := c.count(); observations != 0 {

@@ -15,8 +15,8 @@ const (
 // streams counts the open event streams and bounds them, in all and for each client
 // address, so that one client cannot keep all others from the live page. Behind a
 // proxy or a port-forward many viewers share an address, and with it the limit.
-// Whoever is refused can poll services.json, which has no limit. The zero value is
-// ready to use, also concurrently.
+// A client whose stream is refused can poll services.json, which has no limit. The
+// zero value is ready to use. It is safe for concurrent use.
 type streams struct {
 	mu       sync.Mutex
 	total    int
@@ -57,7 +57,7 @@ func (s *streams) count() int {
 }
 
 // clientOf returns the addresses that belong to one client: an IPv4 address, or an
-// IPv6 network of 64 bits, which is what a single host is assigned.
+// IPv6 network of 64 bits, because a single host can use all addresses of its network.
 func clientOf(remoteAddr string) netip.Prefix {
 	ap, err := netip.ParseAddrPort(remoteAddr)
 	if err != nil {

@@ -15,17 +15,19 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// Other pods write what the page shows, so that a view is bounded. The page says how
-// many instances it leaves out.
+// Other pods write the data that the page shows, so the size of a view is limited. The
+// page says how many instances it omits.
 const (
-	maxText           = 200  // characters of a text; endpoints of a service; fields of a message
+	maxText           = 200  // characters of a text
+	maxEndpoints      = 200  // endpoints of a service
+	maxFields         = 200  // fields of a message
 	maxPodRows        = 32   // instances of a pod, in all services
 	maxServiceRows    = 1000 // instances of a service
 	maxRows           = 5000 // instances
 	maxMessageNesting = 3
 )
 
-// times are what a viewer needs to tell how old the view is.
+// times tell a viewer how old the view is.
 type times struct {
 	Time        time.Time  `json:"time"`                  // of the clock of the pod that serves the page
 	LastContact *time.Time `json:"lastContact,omitempty"` // when the API server last sent anything; absent before the first time
@@ -43,7 +45,7 @@ func milliseconds(t time.Time) *time.Time {
 	return &t
 }
 
-// view is what the page shows of the registry at one time. It is immutable.
+// view is the state of the registry that the page shows at one time. It is immutable.
 type view struct {
 	Pod string `json:"pod"` // the pod that serves the page
 	times
@@ -51,7 +53,8 @@ type view struct {
 	Services []service `json:"services"`
 	Omitted  int       `json:"omitted,omitempty"` // instances, in all services
 
-	json []byte // the fields above, encoded once for all viewers
+	json  []byte               // the fields above, encoded once for all viewers
+	calls map[callTarget]calls // of this pod, as the instances show them
 }
 
 type service struct {
@@ -60,7 +63,7 @@ type service struct {
 	Instances []instance `json:"instances"`
 	Omitted   int        `json:"omitted,omitempty"` // instances
 
-	described map[*registry.Endpoint]bool // first endpoint of the instances whose endpoints are listed
+	described map[*registry.Endpoint]bool // contains the first endpoint of each version whose endpoints are already listed
 }
 
 type endpoint struct {
@@ -75,14 +78,37 @@ type instance struct {
 	Version string    `json:"version"`
 	State   pod.State `json:"state"`
 	Created time.Time `json:"created"`
-	Age     string    `json:"-"` // when the view was built
+	Age     string    `json:"-"`               // when the view was built
+	Calls   *calls    `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
+}
+
+// calls describes the calls to an instance by the pod that serves the page.
+type calls struct {
+	InFlight     int       `json:"inFlight"`
+	EjectedUntil time.Time `json:"ejectedUntil,omitzero"` // to the second; absent if the instance is not ejected
+}
+
+// callTarget is an instance of go-micro-srv, the only service that the page calls.
+type callTarget struct{ pod, address string }
+
+// Text describes the ejection, or else the calls in flight. The script writes the same text.
+func (c *calls) Text() string {
+	switch {
+	case c == nil:
+		return ""
+	case !c.EjectedUntil.IsZero():
+		return "ejected until " + c.EjectedUntil.Format("15:04:05") + " UTC"
+	case c.InFlight > 0:
+		return count(c.InFlight, "call") + " in flight"
+	}
+	return ""
 }
 
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
-// by service, and the error that says why they may be out of date. The cost is
-// linear in the number of instances.
-func newView(podName string, instances []pod.Instance, err error, lastContact time.Time) *view {
-	v := &view{Pod: podName, times: times{now(), milliseconds(lastContact)}, Services: []service{}}
+// by service, and the error that says why they may be out of date. byTarget has the
+// calls of this pod. The cost is linear in the number of instances.
+func newView(podName string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]calls) *view {
+	v := &view{Pod: podName, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
 	if err != nil { // package pod has logged the error
 		v.Problem = "The registry cannot be read; the page shows its last known state. The log of " + cmp.Or(podName, "this pod") + " says why."
 	}
@@ -106,7 +132,11 @@ func newView(podName string, instances []pod.Instance, err error, lastContact ti
 		}
 		rows++
 		podRows[i.Pod]++
-		s.Instances = append(s.Instances, instance{clip(i.Pod), clip(i.Address), clip(i.Version), i.State, i.Created.UTC(), age(v.Time.Sub(i.Created))})
+		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Created: i.Created.UTC(), Age: age(v.Time.Sub(i.Created))}
+		if c, ok := byTarget[callTarget{i.Pod, i.Address}]; ok && i.Service == greeterName {
+			shown.Calls = &c
+		}
+		s.Instances = append(s.Instances, shown)
 		s.addEndpoints(i.Endpoints)
 	}
 	v.json, err = json.Marshal(v)
@@ -124,7 +154,7 @@ func (s *service) addEndpoints(endpoints []*registry.Endpoint) {
 	}
 	s.described[endpoints[0]] = true
 	for _, e := range endpoints {
-		if len(s.Endpoints) == maxText {
+		if len(s.Endpoints) == maxEndpoints {
 			return
 		}
 		if e == nil {
@@ -137,8 +167,8 @@ func (s *service) addEndpoints(endpoints []*registry.Endpoint) {
 	}
 }
 
-// clip makes a text that another pod or a viewer wrote fit to be shown: at most
-// maxText characters, each of them visible.
+// clip returns the part of a text by another pod or a viewer that the page shows: at
+// most maxText characters. It replaces invisible characters by U+FFFD.
 func clip(s string) string {
 	if len(s) <= maxText && !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || invisible(r) }) {
 		return s
@@ -158,7 +188,7 @@ func clip(s string) string {
 	return b.String()
 }
 
-// invisible reports whether a character has no glyph of its own, spaces apart:
+// invisible reports whether a character is not a space and has no glyph of its own:
 // control characters, directional overrides, joiners, fillers.
 func invisible(r rune) bool {
 	return !unicode.IsGraphic(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
@@ -178,7 +208,7 @@ func signature(v *registry.Value, depth int) string {
 		default:
 			fields = append(fields, f.Name+" "+signature(f, depth-1))
 		}
-		if len(fields) == maxText {
+		if len(fields) == maxFields {
 			break
 		}
 	}
@@ -242,7 +272,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %s", n, noun)
 }
 
-// age formats the age of a pod in its largest unit; below two minutes that is seconds.
+// age formats the age of a pod in one unit: seconds, minutes, hours or days.
 func age(d time.Duration) string {
 	switch s := int(d.Seconds()); {
 	case s < 120:
@@ -256,7 +286,7 @@ func age(d time.Duration) string {
 	}
 }
 
-// page is what the template renders: a view, and the answer to the form if the
+// page is the data of the template: a view, and the answer to the form if the
 // form was sent.
 type page struct {
 	*view

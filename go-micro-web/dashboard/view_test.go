@@ -41,7 +41,7 @@ func TestOnePodCannotFillTheView(t *testing.T) {
 	}
 	instances = append(instances, greeterInstance(1, pod.Ready))
 	instances = append(instances, hostilePod("evil", "go-micro-srv", 11000)...)
-	v := newView("web", instances, nil, time.Now())
+	v := newView("web", instances, nil, time.Now(), nil)
 	if len(v.json) > 256<<10 {
 		t.Errorf("the view is %d KiB, want at most 256", len(v.json)>>10)
 	}
@@ -71,7 +71,7 @@ func TestViewOmitsInstancesOverTheBounds(t *testing.T) {
 			instances = append(instances, in)
 		}
 	}
-	v := newView("web", instances, nil, time.Now())
+	v := newView("web", instances, nil, time.Now(), nil)
 	if want := "5 services, 5000 instances: 5000 ready; 7000 more not shown"; v.Summary() != want {
 		t.Errorf("the summary is %q, want %q", v.Summary(), want)
 	}
@@ -92,14 +92,14 @@ func TestViewCostIsLinear(t *testing.T) {
 			for i := range n {
 				in := greeterInstance(i, pod.Ready)
 				in.Service = service(i)
-				in.Endpoints = greeterInstance(i, pod.Ready).Endpoints // of its own, as of a version of its own
+				in.Endpoints = greeterInstance(i, pod.Ready).Endpoints // separate endpoints, as for separate versions
 				in.Endpoints[0].Name = fmt.Sprint(i)
 				instances = append(instances, in)
 			}
 			best := time.Hour
 			for range 5 {
 				begin := time.Now()
-				newView("web", instances, nil, time.Now())
+				newView("web", instances, nil, time.Now(), nil)
 				best = min(best, time.Since(begin))
 			}
 			return best

@@ -18,22 +18,23 @@ import (
 )
 
 // ConfigMap is one ConfigMap as a source of go-micro's configuration; the package
-// comment says how its values are read. Make it with New. Safe for concurrent use.
+// comment says how its values are read. Make it with New. It is safe for concurrent use.
 type ConfigMap struct {
 	env             apiserver.Environment
 	namespace, name string
 
 	mu       sync.Mutex
 	closed   bool
-	lastRead *source.ChangeSet // what Read returned last
+	lastRead *source.ChangeSet // last result of Read
 	watchers map[*watcher]struct{}
-	invalid  map[string]string // by key, values that do not parse and are in the log
+	invalid  map[string]string // by key, values that cannot be parsed and that the log has reported
 }
 
 var _ source.Source = (*ConfigMap)(nil)
 
-// New returns the ConfigMap with that name. An empty namespace is the pod's own, or
-// outside a pod that of the kubeconfig. New makes no call and starts no goroutine.
+// New returns the ConfigMap with that name. An empty namespace stands for the pod's own
+// namespace, or outside a pod for the kubeconfig's. New makes no call and starts no
+// goroutine.
 func New(namespace, name string) *ConfigMap {
 	return newConfigMap(apiserver.ProcessEnvironment, namespace, name)
 }
@@ -42,16 +43,16 @@ func newConfigMap(env apiserver.Environment, namespace, name string) *ConfigMap 
 	return &ConfigMap{env: env, namespace: namespace, name: name, watchers: map[*watcher]struct{}{}, invalid: map[string]string{}}
 }
 
-// String is "configmap", as for the configmap plugin.
+// String returns "configmap", as the configmap plugin does.
 func (c *ConfigMap) String() string { return "configmap" }
 
-// Write returns an error: kubectl, or the owner of a ConfigMap, changes it.
+// Write always returns an error: use kubectl to change a ConfigMap.
 func (c *ConfigMap) Write(*source.ChangeSet) error {
 	return fmt.Errorf("writing ConfigMap %q: not supported; change it with kubectl", path.Join(c.namespace, c.name))
 }
 
 // Read gets the ConfigMap from the API server, which has 5 s to answer. The error wraps
-// that of the API server. Read needs the verb get on configmaps.
+// the API server's error. Read needs the verb get on configmaps.
 func (c *ConfigMap) Read() (*source.ChangeSet, error) {
 	a, err := c.connect()
 	if err != nil {
@@ -69,16 +70,16 @@ func (c *ConfigMap) Read() (*source.ChangeSet, error) {
 }
 
 // Watch returns a watcher whose Next returns the content when it differs from the
-// result of the last Read; without a Read, from the present content, which Watch then
-// reads. Until Stop the watcher holds one goroutine and one connection. Watch needs the
-// verbs list and watch on configmaps, and get if there was no Read.
+// result of the last Read. If Read was never called, Watch itself reads the content first.
+// Until Stop the watcher holds one goroutine and one connection. Watch needs the verbs
+// list and watch on configmaps, and get if Read was never called.
 func (c *ConfigMap) Watch() (source.Watcher, error) {
 	c.mu.Lock()
 	last := c.lastRead
 	c.mu.Unlock()
 	w, err := c.watch(context.Background(), last)
 	if err != nil {
-		return nil, err // not w: a nil *watcher is not a nil source.Watcher
+		return nil, err // not w, since a nil *watcher makes a source.Watcher that is not nil
 	}
 	return w, nil
 }
@@ -97,17 +98,17 @@ func (c *ConfigMap) Close() error {
 }
 
 // Follow yields the configuration at once, and again after each change of the ConfigMap,
-// until ctx ends or the loop breaks; then nothing of it runs any more. Follow reads the
+// until ctx ends or the loop breaks; after that no goroutine is left. Follow reads the
 // sources in before once, at the start, and merges them in their order, the ConfigMap
-// last: if two sources hold the same key, the later one wins.
+// last: if two sources hold the same key, the later source wins.
 //
-// A slow loop gets the latest configuration. A change that leaves the content as it is,
-// such as a new label, yields nothing. After the ConfigMap was deleted, Follow yields a
-// configuration without it.
+// A slow loop misses intermediate configurations and gets the latest. A change that does
+// not affect the content, such as a new label, yields nothing. After the ConfigMap was
+// deleted, Follow yields a configuration without it.
 //
 // If the first read fails, Follow yields the error and ends: the ConfigMap does not exist,
 // the right to get it is missing, there is no cluster, or the API server has not answered
-// for 5 s. Later failures are retried, and logged when they begin and end. Follow needs
+// for 5 s. After later failures Follow retries, and logs when they begin and end. It needs
 // the verbs get, list and watch on configmaps.
 //
 // Each configuration is a snapshot that stays valid and may be shared by goroutines. Only
@@ -158,7 +159,7 @@ func (c *ConfigMap) Follow(ctx context.Context, before ...source.Source) iter.Se
 	}
 }
 
-// connect makes a connection for one use, so that nothing is left after it.
+// connect makes a connection for one Read, Watch or Follow, which closes it.
 func (c *ConfigMap) connect() (*apiserver.Connection, error) {
 	c.mu.Lock()
 	closed := c.closed
@@ -181,7 +182,8 @@ func (c *ConfigMap) get(ctx context.Context, a *apiserver.Connection) (*source.C
 	return c.changeSet(m.Data), nil
 }
 
-// changeSet converts the data of a ConfigMap to go-micro's form. No data makes it panic.
+// changeSet converts the data of a ConfigMap to go-micro's form. It accepts any data and
+// never panics.
 func (c *ConfigMap) changeSet(data map[string]string) *source.ChangeSet {
 	values := map[string]any{}
 	c.mu.Lock()
@@ -198,13 +200,13 @@ func (c *ConfigMap) changeSet(data map[string]string) *source.ChangeSet {
 		}
 		values[k], c.invalid[k] = v, v
 	}
-	b, _ := json.Marshal(values) // cannot fail: strings, and trees that parse made of JSON
+	b, _ := json.Marshal(values) // cannot fail: values holds strings and trees that parse has decoded from JSON
 	set := &source.ChangeSet{Data: b, Format: "json", Source: c.String(), Timestamp: time.Now()}
 	set.Checksum = set.Sum()
 	return set
 }
 
-// parse reads a value in the format that the ending of its key names.
+// parse decodes a value in the format that the extension of its key names.
 func parse(key, value string) (parsed any, err error) {
 	switch path.Ext(key) {
 	case ".json":

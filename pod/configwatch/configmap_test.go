@@ -34,7 +34,7 @@ type namespace struct {
 }
 
 // newNamespace creates a namespace whose service account may do what
-// k8s/configmap-rbac.yaml grants, or only the given verbs of it.
+// k8s/configmap-rbac.yaml grants, or only the given verbs.
 func newNamespace(t *testing.T, verbs ...string) *namespace {
 	t.Helper()
 	n := &namespace{kubetest.NewNamespace(t), t}
@@ -99,7 +99,7 @@ func startLoop(t *testing.T, c *ConfigMap, before ...source.Source) *loop {
 		for cfg, err := range c.Follow(ctx, before...) {
 			select {
 			case l.elements <- element{cfg, err}:
-			case <-ctx.Done(): // the loop goes on, as that of a reader that ignores the context
+			case <-ctx.Done(): // the body ignores the end of the context, so Follow must end the loop
 			}
 		}
 	}()
@@ -110,16 +110,17 @@ func startLoop(t *testing.T, c *ConfigMap, before ...source.Source) *loop {
 	return l
 }
 
-// next returns the next element. An error ends the test, as it would end the loop.
+// next returns the configuration of the next element. An element with an error ends the
+// test.
 func (l *loop) next(limit time.Duration, what string) (config.Config, time.Duration) {
 	l.t.Helper()
 	begin := time.Now()
 	select {
-	case y := <-l.elements:
-		if y.err != nil {
-			l.t.Fatalf("%s: %v", what, y.err)
+	case got := <-l.elements:
+		if got.err != nil {
+			l.t.Fatalf("%s: %v", what, got.err)
 		}
-		return y.cfg, time.Since(begin)
+		return got.cfg, time.Since(begin)
 	case <-l.done:
 		l.t.Fatalf("%s: the loop has ended", what)
 	case <-time.After(limit):
@@ -132,8 +133,8 @@ func (l *loop) next(limit time.Duration, what string) (config.Config, time.Durat
 func (l *loop) expectNothing(what string) {
 	l.t.Helper()
 	select {
-	case y := <-l.elements:
-		l.t.Errorf("%s: yielded %v %v", what, y.cfg.Map(), y.err)
+	case got := <-l.elements:
+		l.t.Errorf("%s: yielded %v %v", what, got.cfg.Map(), got.err)
 	case <-l.done:
 		l.t.Errorf("%s: the loop has ended", what)
 	case <-time.After(300 * time.Millisecond):
@@ -144,8 +145,8 @@ func (l *loop) expectNothing(what string) {
 func (l *loop) expectEnd(limit time.Duration, what string) {
 	l.t.Helper()
 	select {
-	case y := <-l.elements:
-		l.t.Fatalf("%s: yielded %v %v", what, y.cfg, y.err)
+	case got := <-l.elements:
+		l.t.Fatalf("%s: yielded %v %v", what, got.cfg, got.err)
 	case <-l.done:
 	case <-time.After(limit):
 		l.t.Fatalf("%s: the loop still runs after %s", what, limit)
@@ -192,7 +193,7 @@ func TestFollowYieldsEachChange(t *testing.T) {
 	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName),
 		fixedSource{data: `{"home": "/", "who": "first", "db": {"a": 1}}`}, fixedSource{data: `{"who": "second", "db": {"b": 2}}`})
 
-	first, _ := l.next(limit, "the present configuration")
+	first, _ := l.next(limit, "the current configuration")
 	expectJSON(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`)
 	if got := first.Get("DB_HOST").String(""); got != "192.168.0.1" {
 		t.Errorf("DB_HOST is %q", got)
@@ -223,14 +224,14 @@ func TestFollowYieldsEachChange(t *testing.T) {
 	if got := cfg.Get("DB_HOST").String(""); got != "192.168.0.3" {
 		t.Errorf("DB_HOST is %q", got)
 	}
-	expectJSON(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`) // it is a snapshot
+	expectJSON(t, first, `{"DB_HOST": "192.168.0.1", "who": "map", "home": "/", "db": {"a": 1, "b": 2}}`) // the first snapshot has not changed
 }
 
 func TestValuesAreStringsOrTrees(t *testing.T) {
 	n := newNamespace(t)
 	n.setData(map[string]string{
 		"DB_HOST": "192.168.0.1", "PORT": "9100", "DEBUG": "true", "TIMEOUT": "3s", "EMPTY": "", "PAIR": "host=db\nport=1",
-		"app.yaml": "db:\n  host: db-1\n  ports: [1, 2]\n1: one\ntrue: yes\n? [a]\n: b\n", // a key that is a list: not JSON
+		"app.yaml": "db:\n  host: db-1\n  ports: [1, 2]\n1: one\ntrue: yes\n? [a]\n: b\n", // not JSON, because one key is a list
 		"app.yml":  "db:\n  host: db-1\n  port: 5432\n1: one\n2.5: two\n",
 		"app.json": `{"db": {"host": "db-2"}, "big": 1000000}`,
 		"bad.json": `{"db":`, "bad.yaml": "a: [", "list.yaml": "- a\n- b\n", "empty.yaml": "", "nan.yaml": "a: .nan",
@@ -281,7 +282,7 @@ func TestValuesAreStringsOrTrees(t *testing.T) {
 	}
 	for _, key := range []string{"bad.json", "bad.yaml", "nan.yaml", "app.yaml"} {
 		if n := countLogLines(t, begin, fmt.Sprintf("%q", key)); n != 1 {
-			t.Errorf("%q does not parse: %d lines in the log, want 1", key, n)
+			t.Errorf("%q cannot be parsed: %d lines in the log, want 1", key, n)
 		}
 	}
 }
@@ -313,14 +314,14 @@ func TestFollowSurvivesCutWatch(t *testing.T) {
 	relay := n.StartRelay(t)
 	l := startLoop(t, newConfigMap(relay.Through(n.Environment("reader")), "", mapName))
 	l.next(2*time.Second, "before")
-	change := func(i int) { // delete and create: one change, because the watch is cut
+	change := func(i int) { // Follow sees the deletion and the creation as one change, because the watch is cut
 		n.deleteMap()
 		n.setData(map[string]string{"n": fmt.Sprint(i)})
 	}
 	for i := range 3 {
 		relay.Cut()
 		change(i + 1)
-		n.Compact(t) // the version of the watch is gone: 410
+		n.Compact(t) // the next watch gets 410, because its version is compacted
 		relay.Restore()
 		cfg, took := l.next(3*time.Second, "a change after Restore")
 		expectJSON(t, cfg, fmt.Sprintf(`{"n": "%d"}`, i+1))
@@ -333,12 +334,12 @@ func TestFollowSurvivesCutWatch(t *testing.T) {
 	expectJSON(t, cfg, `{}`)
 }
 
-func TestFollowWithoutVerbWatchIsLateButRight(t *testing.T) {
+func TestFollowWithoutVerbWatchYieldsChangesLate(t *testing.T) {
 	n := newNamespace(t, "get", "list")
 	n.setData(map[string]string{"n": "1"})
 	begin := time.Now()
 	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName))
-	l.next(2*time.Second, "the present configuration")
+	l.next(2*time.Second, "the current configuration")
 	for i := range 3 {
 		n.setData(map[string]string{"n": fmt.Sprint("new ", i)})
 		l.next(3*time.Second, "a change")
@@ -353,17 +354,17 @@ func TestSlowLoopGetsTheLatest(t *testing.T) {
 	n.setData(map[string]string{"n": "0"})
 	c := newConfigMap(n.Environment("reader"), "", mapName)
 	slow, quick := startLoop(t, c), startLoop(t, c)
-	slow.next(2*time.Second, "the present configuration")
-	quick.next(2*time.Second, "the present configuration")
+	slow.next(2*time.Second, "the current configuration")
+	quick.next(2*time.Second, "the current configuration")
 	n.setData(map[string]string{"n": "1"})
 	quick.next(2*time.Second, "the first change")
-	for i := range 100 { // while the body of the slow loop has not returned from the first element
+	for i := range 100 { // meanwhile the body of the slow loop still runs with an old element
 		n.setData(map[string]string{"n": fmt.Sprint(i + 2)})
 	}
 	for cfg := config.Config(nil); cfg == nil || cfg.Get("n").String("") != "101"; {
 		cfg, _ = quick.next(2*time.Second, "the last change")
 	}
-	cfg, _ := slow.next(2*time.Second, "the element of its body")
+	cfg, _ := slow.next(2*time.Second, "the element that its body already has")
 	for n := 0; cfg.Get("n").String("") != "101"; n++ {
 		if n == 2 {
 			t.Fatalf("two elements later the slow loop still has %s", cfg.Bytes())
@@ -373,14 +374,14 @@ func TestSlowLoopGetsTheLatest(t *testing.T) {
 	slow.expectNothing("after the latest")
 }
 
-// newNamespace checks that no goroutine is left.
+// newNamespace checks at the end of the test that no goroutine is left.
 func TestFollowLeavesNothingBehind(t *testing.T) {
 	n := newNamespace(t)
 	n.setData(map[string]string{"n": "1"})
 	c := newConfigMap(n.Environment("reader"), "", mapName)
 	t.Run("its context ends while it waits", func(t *testing.T) {
 		l := startLoop(t, c)
-		l.next(2*time.Second, "the present configuration")
+		l.next(2*time.Second, "the current configuration")
 		l.stop()
 		l.expectEnd(time.Second, "the end of its context")
 	})
@@ -422,7 +423,7 @@ func TestFollowLeavesNothingBehind(t *testing.T) {
 	})
 	t.Run("the ConfigMap is closed", func(t *testing.T) {
 		l := startLoop(t, c)
-		l.next(2*time.Second, "the present configuration")
+		l.next(2*time.Second, "the current configuration")
 		for range 2 {
 			if err := c.Close(); err != nil {
 				t.Error(err)
@@ -506,7 +507,7 @@ func TestWatcher(t *testing.T) {
 		t.Fatal(err)
 	}
 	if set, err := w.Next(); err != nil || string(set.Data) != `{"n":"3"}` {
-		t.Errorf("Next: %v %v, want what changed since Read", set, err)
+		t.Errorf("Next: %v %v, want the content that changed after Read", set, err)
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
@@ -535,7 +536,7 @@ func TestFailedFirstReadEndsWithRemedy(t *testing.T) {
 	}{
 		{"no such ConfigMap", newConfigMap(n.Environment("reader"), "", mapName), true, []string{n.Name + "/" + mapName, "not found", "create it"}},
 		{"no right to read it", newConfigMap(without.Environment("reader"), "", mapName), false, []string{"forbidden", `verb "get" on configmaps`, "k8s/configmap-rbac.yaml", without.Name}},
-		{"another namespace's", newConfigMap(n.Environment("reader"), without.Name, mapName), false, []string{"forbidden", without.Name + "/" + mapName}},
+		{"ConfigMap in another namespace", newConfigMap(n.Environment("reader"), without.Name, mapName), false, []string{"forbidden", without.Name + "/" + mapName}},
 		{"not in a cluster", newConfigMap(outside, "", mapName), false, []string{mapName, "not in a pod", "KUBECONFIG"}},
 		{"no service account", newConfigMap(empty, "", mapName), false, []string{mapName, "serviceAccountName"}},
 		{"no API server", newConfigMap(down.Through(n.Environment("reader")), "", mapName), false, []string{"connection refused", "up?"}},
@@ -551,7 +552,7 @@ func TestFailedFirstReadEndsWithRemedy(t *testing.T) {
 				}
 				var status *apierrors.StatusError
 				if c.missing != (errors.As(err, &status) && apierrors.IsNotFound(status)) {
-					t.Errorf("unwrapped, %v is %v", err, status)
+					t.Errorf("%v wraps %v, want NotFound: %v", err, status, c.missing)
 				}
 			}
 			_, err := c.m.Read()
@@ -598,24 +599,24 @@ func TestFollowSurvivesFrozenAPIServer(t *testing.T) {
 	begin := time.Now()
 	for cfg, err := range c.Follow(t.Context()) {
 		if err == nil || !strings.Contains(err.Error(), "does not answer") {
-			t.Errorf("a start while it is frozen: %v %v", cfg, err)
+			t.Errorf("Follow while the API server is frozen: %v %v", cfg, err)
 		}
 	}
 	took := time.Since(begin)
 	if took > 8*time.Second {
-		t.Errorf("it took %s to fail", took)
+		t.Errorf("Follow took %s to fail", took)
 	}
-	t.Logf("a start while it is frozen fails after %s", took)
+	t.Logf("Follow while the API server is frozen fails after %s", took)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	begin = time.Now()
 	for cfg, err := range c.Follow(ctx) {
-		t.Errorf("a start that is cancelled: %v %v", cfg, err)
+		t.Errorf("Follow with a cancelled context: %v %v", cfg, err)
 	}
 	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("a cancelled start took %s", took)
+		t.Errorf("Follow with a cancelled context took %s", took)
 	}
-	l.expectNothing("while it is frozen")
+	l.expectNothing("while the API server is frozen")
 	thaw()
 	kubetest.Eventually(t, 30*time.Second, "the API server answers", func() error {
 		_, err := n.Admin.CoreV1().ConfigMaps(n.Name).Get(mapName, metav1.GetOptions{})
@@ -634,7 +635,7 @@ func TestVariableThatBreaksConfigurationIsLogged(t *testing.T) {
 	n.setData(map[string]string{"x": "${GOOD}"})
 	begin := time.Now()
 	l := startLoop(t, newConfigMap(n.Environment("reader"), "", mapName))
-	cfg, _ := l.next(2*time.Second, "the present configuration")
+	cfg, _ := l.next(2*time.Second, "the current configuration")
 	if got := cfg.Get("x").String(""); got != "a value" {
 		t.Errorf("x is %q", got)
 	}
@@ -644,7 +645,7 @@ func TestVariableThatBreaksConfigurationIsLogged(t *testing.T) {
 		t.Errorf("%d lines in the log, want 1", lines)
 	}
 	n.setData(map[string]string{"x": "good"})
-	cfg, _ = l.next(2*time.Second, "a value that does not")
+	cfg, _ = l.next(2*time.Second, "a value that does not break the JSON")
 	expectJSON(t, cfg, `{"x": "good"}`)
 }
 
@@ -658,7 +659,7 @@ func FuzzParse(f *testing.F) {
 		c := newConfigMap(apiserver.Environment{}, "", mapName)
 		cfg, err := newSnapshot(c.changeSet(map[string]string{key: value}))
 		if err != nil {
-			return // a ${NAME}
+			return // the value holds a ${NAME} that breaks the JSON
 		}
 		cfg.Get(key).String("")
 		if _, err := json.Marshal(cfg.Map()); err != nil {

@@ -9,7 +9,7 @@
 //		...
 //	}
 //
-// The body of the loop runs with the present configuration, and again after each change
+// The body of the loop runs with the current configuration, and again after each change
 // of the ConfigMap. A program that wants the configuration only once, or merges it with
 // config.NewConfig, uses a ConfigMap as any other source: Read returns the content, and
 // Watch returns a watcher.
@@ -18,22 +18,22 @@
 //
 // Each key holds its value as a string: cfg.Get("DB_HOST").String(""). If the key ends in
 // .json, .yaml or .yml, the value is parsed and the key holds the tree:
-// cfg.Get("app.yaml", "db", "host"). Of several YAML documents in one value the first one
-// counts. A value that does not parse stays a string, and the log has one line about it.
-// go-micro replaces ${NAME} in a value by the environment variable NAME, as it does for
-// every source. binaryData is ignored.
+// cfg.Get("app.yaml", "db", "host"). If a value holds several YAML documents, only the
+// first one is read. A value that cannot be parsed stays a string, and the log has one
+// line about it. go-micro replaces ${NAME} in a value by the environment variable NAME, as
+// it does for every source. binaryData is ignored.
 //
 // The configmap plugin of go-plugins differs: it splits each value into key=value pairs,
-// so that "localhost" becomes the map {"localhost": ""}. Its watcher does not see that the
-// ConfigMap was created or deleted, cannot be stopped, and has no time limit.
+// so that "localhost" becomes the map {"localhost": ""}. Its watcher does not notice when
+// the ConfigMap is created or deleted, cannot be stopped, and has no time limit.
 //
 // # API server
 //
-// The API server is found as a pod finds it, or outside a pod through a kubeconfig. Each
-// Read, Watch and Follow opens one connection and closes it at its end. Every call has a
-// time limit of 5 s, except the watch itself. A watch that is closed, cut, refused or
-// expired is retried at most one second apart; a watch whose connection is silent is
-// noticed after 15 s.
+// In a pod the package finds the API server through the environment that Kubernetes gives
+// every pod, elsewhere through a kubeconfig. Each Read, Watch and Follow opens one
+// connection and closes it at its end. Every call has a time limit of 5 s, except the
+// watch itself. A lost watch is retried at most one second apart. A watch whose connection
+// has become silent is given up, and retried, after 15 s.
 //
 // The service account needs these verbs on the ConfigMap, which k8s/configmap-rbac.yaml
 // grants:

@@ -10,7 +10,7 @@ import (
 	"github.com/micro/go-micro/v2/config/source/env"
 )
 
-// The body of the loop runs with the present configuration, and again after each change
+// The body of the loop runs with the current configuration, and again after each change
 // of the ConfigMap, until SIGTERM.
 func ExampleConfigMap_Follow() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// go-micro's config/source imports the interfaces of its client, but no implementation.
+// go-micro's package config/source imports the interfaces of go-micro's client, but not
+// its implementations.
 func TestLinksNeitherServiceFrameworkNorEtcd(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
 	if err != nil {

@@ -9,17 +9,17 @@ import (
 	"github.com/micro/go-micro/v2/config/source"
 )
 
-// snapshot is a configuration that no source changes. It replaces go-micro's own
-// configuration, which updates itself with goroutines that race (its loader's update
-// reads what its watcher's Next writes), loses an update when two come at once, watches
-// the other sources too, and lives on for a second after Close.
+// snapshot is a configuration that never changes when its sources change. It replaces
+// go-micro's own configuration, which has a data race (its loader's update reads what its
+// watcher's Next writes), loses an update when two arrive at once, watches the other
+// sources too, and keeps goroutines for a second after Close.
 type snapshot struct{ reader.Values }
 
 var _ config.Config = snapshot{}
 
 var errSnapshot = errors.New("using a snapshot of the configuration: it cannot load or watch sources; give all sources to Follow")
 
-// newSnapshot merges sources as go-micro does.
+// newSnapshot merges change sets as go-micro does.
 func newSnapshot(sets ...*source.ChangeSet) (config.Config, error) {
 	r := jsonreader.NewReader()
 	merged, err := r.Merge(sets...)

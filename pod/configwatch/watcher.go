@@ -13,7 +13,7 @@ import (
 )
 
 // watcher holds the latest content of a ConfigMap and the content that its reader
-// received last. It holds no other content, however slow the reader is.
+// received last. It skips the contents in between if the reader is slow.
 type watcher struct {
 	configMap  *ConfigMap
 	connection *apiserver.Connection
@@ -24,7 +24,7 @@ type watcher struct {
 	changed    chan struct{} // holds one element after a change that Next has not seen
 
 	mu      sync.Mutex
-	data    map[string]string // the latest
+	data    map[string]string // the latest content
 	deleted bool              // the ConfigMap does not exist
 	last    *source.ChangeSet // what the reader received last
 }
@@ -34,8 +34,8 @@ var (
 	_ apiserver.Handler[*corev1.ConfigMap] = (*watcher)(nil)
 )
 
-// watch returns a watcher whose reader has the content last; if last is nil, watch reads
-// the present content.
+// watch returns a watcher whose Next first returns content that differs from last. If last
+// is nil, watch reads the current content and uses that.
 func (c *ConfigMap) watch(ctx context.Context, last *source.ChangeSet) (*watcher, error) {
 	a, err := c.connect()
 	if err != nil {
@@ -59,9 +59,9 @@ func (c *ConfigMap) watch(ctx context.Context, last *source.ChangeSet) (*watcher
 	return w, nil
 }
 
-// Next waits until the content differs from what it returned last, and returns the
-// latest content, however many changes there were. The content of a deleted ConfigMap is
-// "{}". After Stop, Next returns source.ErrWatcherStopped.
+// Next waits until the content differs from the content that it returned last, and
+// returns the latest content, however many changes there were. The content of a deleted
+// ConfigMap is "{}". After Stop, Next returns source.ErrWatcherStopped.
 func (w *watcher) Next() (*source.ChangeSet, error) {
 	for {
 		select {
@@ -110,7 +110,7 @@ func (w *watcher) set(data map[string]string, deleted bool) {
 	}
 }
 
-// Update receives the ConfigMap when it was created or has changed.
+// Update receives the ConfigMap after it was created or changed.
 func (w *watcher) Update(m *corev1.ConfigMap) { w.set(m.Data, false) }
 
 // Delete receives the ConfigMap that was deleted.

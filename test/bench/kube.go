@@ -61,6 +61,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	at, _ := url.Parse(proxy.URL)
 	os.Setenv("KUBERNETES_SERVICE_HOST", at.Hostname())
 	os.Setenv("KUBERNETES_SERVICE_PORT", at.Port())
+	os.Setenv("POD_IP", "10.0.0.1")                                   // registries replace loopback addresses by this address
 	const directory = "/var/run/secrets/kubernetes.io/serviceaccount" // the path that both registries read
 	if err := syscall.Mount("tmpfs", "/var/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return nil, fmt.Errorf("mounting over /var/run: %w", err)
@@ -74,7 +75,7 @@ func enterPod(kubeconfig string) (*kube, error) {
 	if err := os.WriteFile("token", []byte("unused: the proxy sets the credentials"), 0o600); err != nil {
 		return nil, err
 	}
-	if err := k.move("bench"); err != nil {
+	if err := k.enterNamespace("bench"); err != nil {
 		return nil, err
 	}
 	return k, os.WriteFile("ca.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: proxy.Certificate().Raw}), 0o600)
@@ -127,9 +128,9 @@ func (k *kube) do(method, path string, body, into any) error {
 	return err
 }
 
-// move creates a namespace and moves this process's pod there. A registry reads
+// enterNamespace creates a namespace and moves this process's pod there. A registry reads
 // the namespace when it is created or first used.
-func (k *kube) move(namespace string) error {
+func (k *kube) enterNamespace(namespace string) error {
 	err := k.do("POST", "/api/v1/namespaces", object{"metadata": object{"name": namespace}}, nil)
 	if err == nil { // admission requires this account, and no controller runs that would create it
 		err = k.do("POST", "/api/v1/namespaces/"+namespace+"/serviceaccounts", object{"metadata": object{"name": "default"}}, nil)
@@ -207,10 +208,10 @@ const image = "846602483/go-micro-srv:kubernetes"
 
 // running returns the status that a kubelet writes for a pod whose container runs.
 func running(ready bool, ip string) object {
-	now, is := time.Now().UTC().Format(time.RFC3339), map[bool]string{true: "True", false: "False"}[ready]
+	now, status := time.Now().UTC().Format(time.RFC3339), map[bool]string{true: "True", false: "False"}[ready]
 	var conditions []object
 	for _, c := range []string{"Initialized", "Ready", "ContainersReady", "PodScheduled"} {
-		conditions = append(conditions, object{"type": c, "status": is, "lastTransitionTime": now})
+		conditions = append(conditions, object{"type": c, "status": status, "lastTransitionTime": now})
 	}
 	digest := strings.Repeat("0", 64)
 	return object{"phase": "Running", "podIP": ip, "hostIP": "10.0.0.2", "startTime": now, "conditions": conditions, "containerStatuses": []object{{

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Command bench compares pod/ with what it replaces: the reading half of
+// Command bench compares pod/ with the code that it replaces: the reading half of
 // go-micro's Kubernetes plugin, and go-micro's selector with its cache. It measures
 // both in one run with one real API server, prints a Markdown table and writes it
 // to test/bench/RESULTS.md.
@@ -42,7 +42,7 @@ type sizes struct {
 	Timeout    time.Duration // how long to wait until a change is seen
 	Many       int           // pods of the large service
 	Starts     int           // first calls to the large service
-	Rest       time.Duration // period in which requests of idle services are counted
+	Idle       time.Duration // period in which requests of idle services are counted
 	Watched    time.Duration // period in which the page is measured
 	LastsAbout string        // the usual duration of the whole benchmark
 	Root       string        // the project's root directory
@@ -54,7 +54,7 @@ var (
 )
 
 func main() {
-	run, kubeconfig := start, os.Getenv(inside)
+	run, kubeconfig := start, os.Getenv(kubeconfigVariable)
 	if kubeconfig != "" { // the parent holds the other end of standard input, so this process ends with it
 		go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(1) }()
 		run = func(n sizes) error { return measure(n, kubeconfig) }
@@ -74,7 +74,7 @@ func main() {
 	}
 }
 
-const inside = "BENCH_KUBECONFIG" // set for the measuring process
+const kubeconfigVariable = "BENCH_KUBECONFIG" // set for the measuring process
 
 // start starts the control plane and the measuring process.
 func start(sizes) error {
@@ -87,7 +87,7 @@ func start(sizes) error {
 		return err
 	}
 	pod := exec.Command("/proc/self/exe", os.Args[1:]...)
-	pod.Env = append(os.Environ(), inside+"="+kubeconfig, "MICRO_LOG_LEVEL=error", "NO_PROXY=*", "no_proxy=*") // it connects only to loopback addresses
+	pod.Env = append(os.Environ(), kubeconfigVariable+"="+kubeconfig, "MICRO_LOG_LEVEL=error", "NO_PROXY=*", "no_proxy=*") // it connects only to loopback addresses
 	pod.Stdout, pod.Stderr = os.Stdout, os.Stderr
 	id := func(id int) []syscall.SysProcIDMap { return []syscall.SysProcIDMap{{HostID: id, Size: 1}} }
 	pod.SysProcAttr = &syscall.SysProcAttr{
@@ -125,7 +125,7 @@ func measure(n sizes, kubeconfig string) error {
 	}
 	load := loadAverage()
 	var t table
-	for _, m := range []func(*kube, sizes, *table) error{picks, changes, first, page, unary} {
+	for _, m := range []func(*kube, sizes, *table) error{picks, changes, firstCalls, page, unary} {
 		if err := m(k, n, &t); err != nil {
 			return err
 		}
@@ -144,7 +144,7 @@ its requests for %s. In addition, pod/ reopens each of its watches every 5 to 10
 loopback, all on the same cores; a change is a registration, measured from the start of its request, p50 / p99 of all in %s; memory is RssAnon.
 *Unary call* is client and server in one process over loopback, time and allocations of both, the best of %d alternating rounds.
 `, time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), cpuModel(), load, loadAverage(), runtime.Version(), version.GitVersion,
-		t.String(), n.Rounds, n.Events, n.Starts, n.Rest, n.Watched, 2*n.Rounds)
+		t.String(), n.Rounds, n.Events, n.Starts, n.Idle, n.Watched, 2*n.Rounds)
 	fmt.Print(text)
 	if n.Rounds == short.Rounds {
 		return nil

@@ -207,7 +207,7 @@ func (c change) latency(o *observer, pod string, sent, deadline time.Time) (time
 
 // measure makes the changes and measures how long each candidate takes to see
 // them. It waits for pod/ after each change, and for upstream at the end.
-func (c change) measure(t *table, pods []string, timeout time.Duration, up, our *observer) error {
+func (c change) measure(t *table, pods []string, timeout time.Duration, upstreamObserver, podObserver *observer) error {
 	gap := max(c.period/time.Duration(len(pods)), 20*time.Millisecond)
 	progress("  %s (%s)", c.what, (gap * time.Duration(len(pods))).Round(time.Second))
 	sent := map[string]time.Time{}
@@ -218,30 +218,30 @@ func (c change) measure(t *table, pods []string, timeout time.Duration, up, our 
 			return fmt.Errorf("%s: %w", c.what, err)
 		}
 		writes = append(writes, time.Since(sent[pod]))
-		c.latency(our, pod, sent[pod], sent[pod].Add(timeout))
+		c.latency(podObserver, pod, sent[pod], sent[pod].Add(timeout))
 		time.Sleep(time.Until(sent[pod].Add(gap/2 + rand.N(gap)))) // random, so that no timer runs in step with the changes
 	}
 	deadline := time.Now().Add(timeout)
 	var cells []string
-	for _, o := range []*observer{up, our} {
+	for _, o := range []*observer{upstreamObserver, podObserver} {
 		var all []time.Duration
 		for _, pod := range pods {
 			if d, ok := c.latency(o, pod, sent[pod], deadline); ok {
 				all = append(all, d)
 			}
 		}
-		cell := spread(all)
+		cell := percentiles(all)
 		if missing := len(pods) - len(all); missing > 0 {
 			cell = strings.TrimPrefix(fmt.Sprintf("%s, %d of %d not seen in %s", cell, missing, len(pods), format(timeout)), ", ")
 		}
 		cells = append(cells, cell)
 	}
-	t.row(fmt.Sprintf("%s (the request itself: %s)", c.what, spread(writes)), cells[0], cells[1])
+	t.row(fmt.Sprintf("%s (the request itself: %s)", c.what, percentiles(writes)), cells[0], cells[1])
 	return nil
 }
 
-// spread returns p50 / p99.
-func spread(all []time.Duration) string {
+// percentiles returns p50 / p99.
+func percentiles(all []time.Duration) string {
 	if len(all) == 0 {
 		return ""
 	}
@@ -250,15 +250,15 @@ func spread(all []time.Duration) string {
 }
 
 func changes(k *kube, n sizes, t *table) error {
-	counted, err := startRest(k, n.Rest) // counts for two minutes in the background
+	counted, err := startIdle(k, n.Idle) // counts for two minutes in the background
 	if err != nil {
 		return err
 	}
 	const address = "10.0.0.1:9100"
-	// Each part has its own namespace and registries, so that no part uses what the
-	// caches hold from an earlier one.
+	// Each part has its own namespace and registries, so that no part uses
+	// cached data of an earlier part.
 	part := func(namespace string, timeout time.Duration, registered bool, all ...change) error {
-		err := k.move(namespace)
+		err := k.enterNamespace(namespace)
 		if err == nil { // one instance always exists, because a service without instances is looked up again each time
 			_, err = k.fill(namespace, "first", 1, "greeter", address, true)
 		}
@@ -273,13 +273,13 @@ func changes(k *kube, n sizes, t *table) error {
 		if err != nil {
 			return err
 		}
-		up, stopUp := observe(upstream(), "greeter")
-		defer stopUp()
-		our, stopOur := observe(ours(), "greeter")
-		defer stopOur()
+		upstreamObserver, stopUpstream := observe(upstream(), "greeter")
+		defer stopUpstream()
+		podObserver, stopPod := observe(ours(), "greeter")
+		defer stopPod()
 		time.Sleep(settle)
 		for _, c := range all {
-			if err := c.measure(t, pods, c.period+timeout, up, our); err != nil {
+			if err := c.measure(t, pods, c.period+timeout, upstreamObserver, podObserver); err != nil {
 				return err
 			}
 		}
@@ -297,7 +297,7 @@ func changes(k *kube, n sizes, t *table) error {
 		change{"registered pod becomes Running and Ready", true, 0, ready(true)},
 		change{"pod is no longer Ready", false, 0, ready(false)},
 		change{"pod is Ready again", true, 0, ready(true)},
-		change{"pod vanishes (force-deleted)", false, 0, remove("early", 0)},
+		change{"pod is force-deleted", false, 0, remove("early", 0)},
 	); err != nil {
 		return err
 	}
@@ -305,7 +305,7 @@ func changes(k *kube, n sizes, t *table) error {
 		change{"late registration", true, n.Late, func(p string) error {
 			return k.do("PATCH", pods("late")+p, object{"metadata": registrationMetadata(p, "greeter", address)}, nil)
 		}},
-		change{"pod is asked to stop (deletionTimestamp)", false, 0, remove("late", 30)},
+		change{"pod becomes terminating (deletionTimestamp)", false, 0, remove("late", 30)},
 	); err != nil {
 		return err
 	}
@@ -314,17 +314,17 @@ func changes(k *kube, n sizes, t *table) error {
 
 // ---- requests of idle services ----
 
-// startRest starts one registered service of each kind that calls one other
+// startIdle starts one registered service of each kind that calls one other
 // service. The returned function waits until their requests have been counted.
-func startRest(k *kube, period time.Duration) (func(*table) error, error) {
+func startIdle(k *kube, period time.Duration) (func(*table) error, error) {
 	progress("counting the requests of idle services for %s while other measurements run", period)
-	if err := k.move("rest"); err != nil {
+	if err := k.enterNamespace("idle"); err != nil {
 		return nil, err
 	}
-	if _, err := k.fill("rest", "target", 1, "target", "10.0.0.1:9100", true); err != nil {
+	if _, err := k.fill("idle", "target", 1, "target", "10.0.0.1:9100", true); err != nil {
 		return nil, err
 	}
-	own, err := k.fill("rest", "own", len(candidates), "", "", true)
+	own, err := k.fill("idle", "own", len(candidates), "", "", true)
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +334,7 @@ func startRest(k *kube, period time.Duration) (func(*table) error, error) {
 	var stops []func() error
 	for i, new := range candidates {
 		s := new()
-		service := newService(fmt.Sprint("rest-", i), s)
+		service := newService(fmt.Sprint("idle-", i), s)
 		if err := service.Server().Start(); err != nil { // registers now and every 30 s
 			cancel()
 			return nil, err
@@ -355,7 +355,7 @@ func startRest(k *kube, period time.Duration) (func(*table) error, error) {
 	before := map[string]int{}
 	for _, agent := range agents {
 		for _, verb := range verbs {
-			before[agent+verb] = k.counted(agent, "rest", verb)
+			before[agent+verb] = k.counted(agent, "idle", verb)
 		}
 	}
 	row := make(chan []string, 1)
@@ -364,7 +364,7 @@ func startRest(k *kube, period time.Duration) (func(*table) error, error) {
 		for _, agent := range agents {
 			var counts []string
 			for _, verb := range verbs {
-				if n := k.counted(agent, "rest", verb) - before[agent+verb]; n > 0 {
+				if n := k.counted(agent, "idle", verb) - before[agent+verb]; n > 0 {
 					counts = append(counts, fmt.Sprintf("%.3g %s", float64(n)/period.Minutes(), verb))
 				}
 			}
@@ -396,9 +396,9 @@ func newService(name string, s candidate) micro.Service {
 
 // ---- the first call to a large service ----
 
-func first(k *kube, n sizes, t *table) error {
+func firstCalls(k *kube, n sizes, t *table) error {
 	progress("creating %d registered pods (1 minute), then %d first calls with each implementation (5 s each)", n.Many, n.Starts)
-	if err := k.move("many"); err != nil {
+	if err := k.enterNamespace("many"); err != nil {
 		return err
 	}
 	if _, err := k.fill("many", "pod", n.Many, "many", "10.0.0.1:9100", true); err != nil {
@@ -455,7 +455,7 @@ func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloRes
 func unary(k *kube, n sizes, t *table) error {
 	const replicas = 100
 	progress("the unary call (%d rounds of 5 times %s)", 2*n.Rounds, n.Benchtime)
-	if err := k.move("call"); err != nil {
+	if err := k.enterNamespace("call"); err != nil {
 		return err
 	}
 	r := memory.NewRegistry()

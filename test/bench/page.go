@@ -30,7 +30,7 @@ const (
 // change, and the memory of the process. The viewers connect over loopback.
 func page(k *kube, n sizes, t *table) error {
 	progress("page of go-micro-web: %d viewers, %d changing pods (%s)", viewers, changingPods, n.Watched)
-	if err := k.move("page"); err != nil {
+	if err := k.enterNamespace("page"); err != nil {
 		return err
 	}
 	if _, err := k.fill("page", "web", 1, "", "", true); err != nil {
@@ -52,14 +52,14 @@ func page(k *kube, n sizes, t *table) error {
 	memory := []string{resident(web.Process.Pid)}
 
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	var running sync.WaitGroup
-	defer running.Wait()
+	defer func() { cancel(); running.Wait() }()
 	var counter probeCounter
 	failed := make(chan error, viewers+1)
-	for range viewers {
+	for i := range viewers {
 		running.Go(func() {
-			if err := counter.view(ctx, "http://"+address+"/registry/events"); ctx.Err() == nil {
+			client := net.IPv4(127, 0, 1, byte(1+i/50)) // an address has at most 100 streams
+			if err := counter.view(ctx, client, "http://"+address+"/registry/events"); ctx.Err() == nil {
 				failed <- fmt.Errorf("reading events: %w", err)
 			}
 		})
@@ -103,7 +103,7 @@ func page(k *kube, n sizes, t *table) error {
 	running.Wait()
 	time.Sleep(12 * time.Second) // the observation continues for 10 s
 	memory = append(memory, resident(web.Process.Pid))
-	t.row(fmt.Sprintf("page: a change until the last of %d viewers has it, while %d pods change 40 times per second", viewers, changingPods), "", spread(took))
+	t.row(fmt.Sprintf("page: a change until the last of %d viewers has it, while %d pods change 40 times per second", viewers, changingPods), "", percentiles(took))
 	t.row("memory of go-micro-web: without viewers / with them / 12 s after them", "", strings.Join(memory, " / "))
 	return nil
 }
@@ -172,13 +172,14 @@ func (m *probeCounter) wait(probe int) <-chan time.Time {
 	return m.last
 }
 
-// view reads an event stream until ctx ends.
-func (m *probeCounter) view(ctx context.Context, url string) error {
+// view reads an event stream from a local address until ctx ends.
+func (m *probeCounter) view(ctx context.Context, client net.IP, url string) error {
 	r, err := http.NewRequestWithContext(ctx, "GET", url, nil)
 	if err != nil {
 		return err
 	}
-	rsp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: client}}
+	rsp, err := (&http.Transport{DisableKeepAlives: true, DialContext: dialer.DialContext}).RoundTrip(r)
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// Tab is a tab of a browser of its own. Each of its operations may take 10 s and
-// fails T when it does not succeed.
+// Tab is the only tab of a browser. Each of its operations may take 10 s and fails
+// the test T if it does not succeed.
 type Tab struct {
 	T   *testing.T // the test that runs; a subtest sets its own
 	ctx context.Context
@@ -27,7 +27,7 @@ type Tab struct {
 }
 
 // Open starts a browser with a light theme and no animations, and opens a page.
-// The browser ends with the test. Flags are those of Chromium, without dashes.
+// The browser ends with the test. flags are flags of Chromium, without dashes.
 func Open(t *testing.T, url string, flags map[string]string) *Tab {
 	t.Helper()
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(find(t)), chromedp.WindowSize(1000, 860))
@@ -113,7 +113,7 @@ func Evaluate[T any](b *Tab, expression string) T {
 	return Run(b, chromedp.Evaluate[T](expression))
 }
 
-// Command makes an action of a command of the DevTools protocol.
+// Command returns an action that sends a command of the DevTools protocol.
 func Command[P, R any](command cdp.Command[P, R], params P) chromedp.Action[R] {
 	return func(ctx context.Context, t *chromedp.Target) (R, error) { return cdp.Call(ctx, t, command, params) }
 }

@@ -2,6 +2,8 @@ package docs
 
 import (
 	"flag"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +15,7 @@ import (
 	"unicode"
 )
 
-var update = flag.Bool("update", false, "copy the files into the blocks that show them, and write the Chinese pictures")
+var update = flag.Bool("update", false, "copy files and measured numbers into the documents that show them, and write the Chinese pictures")
 
 const root = "../.."
 
@@ -35,61 +37,90 @@ func parse(t *testing.T, name string) (all []Block, prose []string) {
 	return all, prose
 }
 
+// pages returns the English documents: README.md and those in docs/.
+func pages(t *testing.T) []string {
+	t.Helper()
+	all, err := Pages(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 9 {
+		t.Fatalf("found %d documents, want at least 9", len(all))
+	}
+	return all
+}
+
+// chinese returns the name of a document's Chinese version.
+func chinese(page string) string { return strings.TrimSuffix(page, ".md") + "_zh.md" }
+
+// bothLanguages returns all documents.
+func bothLanguages(t *testing.T) (all []string) {
+	for _, p := range pages(t) {
+		all = append(all, p, chinese(p))
+	}
+	return all
+}
+
 func TestSameBlocksInBothLanguages(t *testing.T) {
-	en, _ := parse(t, "README.md")
-	zh, _ := parse(t, "README_zh.md")
-	for i := range max(len(en), len(zh)) {
-		if i >= len(en) || i >= len(zh) {
-			t.Fatalf("README.md has %d blocks, README_zh.md %d", len(en), len(zh))
+	for _, page := range pages(t) {
+		en, _ := parse(t, page)
+		zh, _ := parse(t, chinese(page))
+		if len(en) != len(zh) {
+			t.Errorf("%s has %d blocks, %s %d", page, len(en), chinese(page), len(zh))
+			continue
 		}
-		if en[i].Text != zh[i].Text || en[i].Kind != zh[i].Kind || en[i].File != zh[i].File {
-			t.Errorf("block %d differs: README.md:%d and README_zh.md:%d", i+1, en[i].Line, zh[i].Line)
+		for i := range en {
+			if en[i].Text != zh[i].Text || en[i].Kind != zh[i].Kind || en[i].File != zh[i].File {
+				t.Errorf("block %d differs: %s:%d and %s:%d", i+1, page, en[i].Line, chinese(page), zh[i].Line)
+			}
 		}
 	}
 }
 
-func TestSameHeadingsInBothLanguages(t *testing.T) {
-	heading := regexp.MustCompile(`^(#+) `)
-	var levels [2][]string
-	for i, name := range []string{"README.md", "README_zh.md"} {
+// TestSameStructureInBothLanguages compares the levels of the headings, the
+// folded parts, and the number of columns of each table row.
+func TestSameStructureInBothLanguages(t *testing.T) {
+	structure := regexp.MustCompile(`^(#+ |<details>|</details>|\|.*)`)
+	of := func(name string) (all []string) {
 		_, prose := parse(t, name)
 		for _, l := range prose {
-			if m := heading.FindStringSubmatch(l); m != nil {
-				levels[i] = append(levels[i], m[1])
+			if m := structure.FindString(l); strings.HasPrefix(m, "|") {
+				all = append(all, strings.Repeat("|", strings.Count(m, "|")))
+			} else if m != "" {
+				all = append(all, m)
 			}
 		}
+		return all
 	}
-	if !slices.Equal(levels[0], levels[1]) {
-		t.Errorf("the levels of the headings differ:\n%q\n%q", levels[0], levels[1])
+	for _, page := range pages(t) {
+		if en, zh := of(page), of(chinese(page)); !slices.Equal(en, zh) {
+			t.Errorf("headings, folded parts or tables of %s and %s differ:\n%q\n%q", page, chinese(page), en, zh)
+		}
 	}
 }
 
 func TestBlocksMatchFiles(t *testing.T) {
-	for _, name := range []string{"README.md", "README_zh.md"} {
+	for _, name := range bothLanguages(t) {
 		lines := strings.Split(read(t, name), "\n")
-		shown := 0
 		all, _ := parse(t, name)
+		shown := 0
 		slices.Reverse(all) // from the end, so that -update does not move the lines of blocks not yet replaced
 		for _, b := range all {
 			if b.File == "" {
 				continue
 			}
 			shown++
-			text, err := os.ReadFile(filepath.Join(root, b.File))
-			if err != nil {
-				t.Errorf("%s:%d: %v", name, b.Line, err)
+			text := strings.TrimRight(read(t, b.File), "\n")
+			if shows(b.Text, text) {
 				continue
 			}
-			if strings.Contains("\n"+string(text)+"\n", "\n"+b.Text+"\n") {
-				continue
-			}
-			if whole := strings.Split(strings.TrimRight(string(text), "\n"), "\n"); *update {
-				lines = slices.Replace(lines, b.Line, b.Line+strings.Count(b.Text, "\n")+1, whole...)
+			if *update && !strings.Contains(b.Text, "···") {
+				lines = slices.Replace(lines, b.Line, b.Line+strings.Count(b.Text, "\n")+1, strings.Split(text, "\n")...)
 			} else {
-				t.Errorf("%s:%d: the block differs from %s; `go test ./test/docs -update` copies the file", name, b.Line, b.File)
+				t.Errorf("%s:%d: the block differs from %s; `go test ./test/docs -update` copies whole files, blocks with ··· are edited by hand", name, b.Line, b.File)
 			}
 		}
-		if shown < 10 {
+		if strings.HasPrefix(name, "README") && shown < 10 {
 			t.Errorf("%s shows %d files, want at least 10", name, shown)
 		}
 		if *update {
@@ -100,9 +131,137 @@ func TestBlocksMatchFiles(t *testing.T) {
 	}
 }
 
+// TestFalsifiedBlocksDiffer changes each block that shows a file and expects that
+// the comparison notices.
+func TestFalsifiedBlocksDiffer(t *testing.T) {
+	for _, name := range bothLanguages(t) {
+		all, _ := parse(t, name)
+		for _, b := range all {
+			if b.File == "" {
+				continue
+			}
+			file := strings.TrimRight(read(t, b.File), "\n")
+			lines := strings.Split(b.Text, "\n")
+			for i, l := range lines {
+				for what, changed := range map[string][]string{
+					"changed":  slices.Replace(slices.Clone(lines), i, i+1, l+"x"),
+					"added":    slices.Insert(slices.Clone(lines), i, "a line that is in no file"),
+					"left out": slices.Delete(slices.Clone(lines), i, i+1),
+				} {
+					if l == "···" || what == "left out" && (i > 0 && lines[i-1] == "···" || i+1 < len(lines) && lines[i+1] == "···") {
+						continue // the block stays true
+					}
+					if shows(strings.Join(changed, "\n"), file) {
+						t.Errorf("%s:%d: with line %q %s the block still passes", name, b.Line+i+1, l, what)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestShows(t *testing.T) {
+	for _, c := range []struct {
+		block string
+		want  bool
+	}{
+		{"a\nb\nc\nd", true},
+		{"a\nb\nc", false}, // a part without ···
+		{"b\nc\nd", false},
+		{"a\nb\nc\n···", true},
+		{"···\nb\n···", true},
+		{"···\nd", true},
+		{"a\n···\nd", true},
+		{"a\nd", false},
+		{"a\nb\n···\nc\nd", false}, // ··· that stands for no line
+		{"d\n···\na", false},
+	} {
+		if got := shows(c.block, "a\nb\nc\nd"); got != c.want {
+			t.Errorf("%q: got %v, want %v", c.block, got, c.want)
+		}
+	}
+}
+
+// measured finds a link to where a number comes from: its text is the number, the
+// title says which. The text of
+//
+//	[126 ns](../test/bench/RESULTS.md "pod/: pick an instance of 10")
+//
+// contains the first numbers of the column pod/ in that row, and that of
+//
+//	[4 failed](../test/e2e/faults_test.go "a replica frozen for 30 s")
+//
+// the number of calls that may fail, and the throughput that must remain.
+var measured = regexp.MustCompile(`\[([^\[\]]*)\]\((?:\.\./)?(test/bench/RESULTS\.md|test/e2e/faults_test\.go) "([^"]*)"\)`)
+
+var number = regexp.MustCompile(`\d[\d,]*(\.\d+)?( ?(ns|µs|ms|s|MiB|%)\b)?`)
+
+// measurement returns the numbers that a link of measured stands for.
+func measurement(file, text, title string) ([]string, error) {
+	if strings.HasSuffix(file, ".go") {
+		for _, m := range regexp.MustCompile(`\{"([^"]+)", (\d+), ([\d.]+),`).FindAllStringSubmatch(text, -1) {
+			if m[1] == title {
+				share, err := strconv.ParseFloat(m[3], 64)
+				return []string{m[2], fmt.Sprintf("%.0f", 100*share)}, err
+			}
+		}
+		return nil, fmt.Errorf("no fault %q", title)
+	}
+	column, row, ok := strings.Cut(title, ": ")
+	for line := range strings.Lines(text) {
+		cells := strings.Split(strings.TrimSpace(line), " | ")
+		if ok && len(cells) == 3 && strings.TrimPrefix(cells[0], "| ") == row {
+			cell := cells[1]
+			if column == "pod/" {
+				cell = cells[2]
+			} else if column != "plugin" {
+				break
+			}
+			return number.FindAllString(cell, -1), nil
+		}
+	}
+	return nil, fmt.Errorf("no row %q with a column \"plugin: \" or \"pod/: \"", title)
+}
+
+// TestMeasuredNumbers compares the numbers in the documents with the benchmark's
+// result and with the budgets of the fault test. With -update it copies them.
+func TestMeasuredNumbers(t *testing.T) {
+	for _, name := range bothLanguages(t) {
+		before, found := read(t, name), 0
+		after := measured.ReplaceAllStringFunc(before, func(link string) string {
+			found++
+			m := measured.FindStringSubmatch(link)
+			want, err := measurement(m[2], read(t, m[2]), m[3])
+			if err != nil {
+				t.Errorf("%s: %s: %v", name, m[2], err)
+				return link
+			}
+			got := number.FindAllString(m[1], -1)
+			if len(got) == 0 || len(got) > len(want) {
+				t.Errorf("%s: [%s] has %d numbers, %q in %s has %d", name, m[1], len(got), m[3], m[2], len(want))
+				return link
+			}
+			i := -1
+			text := number.ReplaceAllStringFunc(m[1], func(string) string { i++; return want[i] })
+			if text != m[1] && !*update {
+				t.Errorf("%s says %q, %s %q; `go test ./test/docs -update` copies the numbers", name, m[1], m[2], text)
+			}
+			return strings.Replace(link, "["+m[1]+"]", "["+text+"]", 1)
+		})
+		if strings.HasPrefix(name, "docs/guarantees") && found < 10 {
+			t.Errorf("%s has %d measured numbers, want at least 10", name, found)
+		}
+		if *update && after != before {
+			if err := os.WriteFile(filepath.Join(root, name), []byte(after), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 func TestCodeIsEnglish(t *testing.T) {
 	han := func(r rune) bool { return unicode.Is(unicode.Han, r) }
-	for _, name := range []string{"README.md", "README_zh.md"} {
+	for _, name := range bothLanguages(t) {
 		all, _ := parse(t, name)
 		for _, b := range all {
 			if strings.ContainsFunc(b.Text, han) {
@@ -151,8 +310,9 @@ func anchors(t *testing.T, name string) map[string]bool {
 }
 
 func TestLinksResolve(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)\s]+)\)|(?:src|href|srcset)="([^"]+)"`)
-	for _, name := range []string{"README.md", "README_zh.md", "CONTRIBUTING.md", "SECURITY.md"} {
+	link := regexp.MustCompile(`\]\(([^)\s]+)[^)]*\)|(?:src|href|srcset)="([^"]+)"`)
+	linked := map[string]bool{}
+	for _, name := range append(bothLanguages(t), "CONTRIBUTING.md", "SECURITY.md") {
 		_, prose := parse(t, name)
 		inside := 0
 		for _, m := range link.FindAllStringSubmatch(strings.Join(prose, "\n"), -1) {
@@ -163,7 +323,10 @@ func TestLinksResolve(t *testing.T) {
 			if file == "" {
 				file = name
 				inside++
+			} else {
+				file = filepath.Join(filepath.Dir(name), file)
 			}
+			linked[name+" "+file] = true
 			if _, err := os.Stat(filepath.Join(root, file)); err != nil {
 				t.Errorf("%s: %v", name, err)
 			} else if has && !anchors(t, file)[anchor] {
@@ -172,6 +335,40 @@ func TestLinksResolve(t *testing.T) {
 		}
 		if strings.HasPrefix(name, "README") && inside < 10 {
 			t.Errorf("%s has %d links to its own headings, want at least 10", name, inside)
+		}
+	}
+	for _, page := range pages(t)[1:] {
+		for _, want := range []string{"README.md " + page, "README_zh.md " + chinese(page), page + " " + chinese(page), chinese(page) + " " + page} {
+			if !linked[want] {
+				t.Errorf("a link is missing: %s", strings.Replace(want, " ", " to ", 1))
+			}
+		}
+	}
+}
+
+// TestSecurityNamesTests checks that every test that SECURITY.md names exists.
+func TestSecurityNamesTests(t *testing.T) {
+	defined := map[string]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(b, -1) {
+			defined[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\bTest[A-Z]\w*`).FindAllString(read(t, "SECURITY.md"), -1)
+	if len(names) < 10 {
+		t.Errorf("SECURITY.md names %d tests, want at least 10", len(names))
+	}
+	for _, name := range names {
+		if !defined[name] {
+			t.Errorf("SECURITY.md names %s, which does not exist", name)
 		}
 	}
 }

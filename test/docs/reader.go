@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Reader runs the commands of a README in one shell and compares their output
-// with the README.
+// Reader runs the commands of a document in one shell and compares their output
+// with the document.
 type Reader struct {
 	Checkout string        // the root directory of the checkout
 	Cluster  string        // the cluster's name, which replaces demo
@@ -27,15 +27,15 @@ type Reader struct {
 }
 
 // variable lists the parts of the output that differ from run to run. They are
-// replaced, in this order, in the output and in the README. The order of lines does
+// replaced, in this order, in the output and in the document. The order of lines does
 // not differ, because the API server lists objects by name.
 var variable = []struct{ pattern, replacement string }{
 	{`[^\s=]*/\.cluster/[\w-]+/`, "CHECKOUT/.cluster/NAME/"},
 	{`cluster "[\w-]+"`, "cluster NAME"},
+	{`(make cluster-\w+) CLUSTER=[\w-]+$`, "$1"}, // printed unless the cluster is called demo
 	{`\[ *\d+\.\ds\]`, "[SECONDS]"},
 	{`\d+\.\d MB, sha256:[0-9a-f]{12}`, "SIZE, DIGEST"},
 	{`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`, "TIME"},
-	{`file=(\S+):\d+`, "file=$1:LINE"}, // changes with every edit above that line
 	{`\b(go-micro-[a-z-]+)-[0-9a-z]{8,10}-[0-9a-z]{5}\b`, "$1-HASH-POD"},
 	{`pod-template-hash=[0-9a-z]{8,10}`, "pod-template-hash=HASH"},
 	{`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1,12}`, "UUID"}, // kubectl describe truncates it
@@ -54,17 +54,17 @@ var (
 	endless  = regexp.MustCompile(` (-f|-w|--follow|--watch)\b`)
 )
 
-// Read runs all sh blocks of a README. It returns all differences between output
-// and README together. A command that fails unexpectedly ends the run, because the
+// Read runs all sh blocks of a document in a new shell. It returns all differences
+// between output and document together. A command that fails unexpectedly ends the run, because the
 // following blocks build on it.
-func (r Reader) Read(readme string) error {
-	text, err := os.ReadFile(filepath.Join(r.Checkout, readme))
+func (r Reader) Read(document string) error {
+	text, err := os.ReadFile(filepath.Join(r.Checkout, document))
 	if err != nil {
 		return err
 	}
 	blocks, _, err := Blocks(string(text))
 	if err != nil {
-		return fmt.Errorf("%s: %w", readme, err)
+		return fmt.Errorf("%s: %w", document, err)
 	}
 	sh, err := r.open()
 	if err != nil {
@@ -86,15 +86,15 @@ func (r Reader) Read(readme string) error {
 			if err, fatal := sh.run(b, shown); err == nil {
 				break
 			} else if fatal {
-				return errors.Join(append(differences, fmt.Errorf("%s:%d: %w", readme, b.Line+1, err))...)
+				return errors.Join(append(differences, fmt.Errorf("%s:%d: %w", document, b.Line+1, err))...)
 			} else if !onlyReads(b) || time.Now().After(deadline) {
-				differences = append(differences, fmt.Errorf("%s:%d: %w", readme, b.Line+1, err))
+				differences = append(differences, fmt.Errorf("%s:%d: %w", document, b.Line+1, err))
 				break
 			}
 			time.Sleep(time.Second)
 		}
 		if r.Log != nil {
-			r.Log("%5.1f s  %s:%d  %s", time.Since(begin).Seconds(), readme, b.Line+1, strings.ReplaceAll(b.Text, "\n", "; "))
+			r.Log("%5.1f s  %s:%d  %s", time.Since(begin).Seconds(), document, b.Line+1, strings.ReplaceAll(b.Text, "\n", "; "))
 		}
 	}
 	return errors.Join(differences...)
@@ -111,7 +111,7 @@ func onlyReads(b Block) bool {
 	return true
 }
 
-// compareOutput returns an error that names the first line of the README that the
+// compareOutput returns an error that names the first line of the document that the
 // output does not match.
 func compareOutput(shown, printed string) error {
 	printed = normalize(printed)

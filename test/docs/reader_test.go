@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// example returns a README with three backquotes for each ”'.
+// example replaces each three single quotes in a document by three backquotes.
 func example(text string) string { return strings.ReplaceAll(text, "'''", "```") }
 
 func TestReader(t *testing.T) {
@@ -213,12 +213,12 @@ fake ~/k8s-micro/.cluster/demo/kubeconfig
 		{"variable parts of the output", `
 '''sh
 echo 'go-micro-srv-c5cf784f6-7nkzc      1/1     Running     0          16s   10.244.0.3   k8s-micro   <none>'
-echo '2026-11-23 19:59:56  file=pod/registrar.go:171 level=info Registered go-micro-srv-e80defbf-d21e-4ac8-aff0-7f887d29b1ec'
+echo '2026-11-23 19:59:56  level=info Registered go-micro-srv-e80defbf-d21e-4ac8-aff0-7f887d29b1ec'
 echo 'map[go:map[micro:map[srv:tcp://10.96.84.144:9100]] home:/]'
 '''
 '''text
 go-micro-srv-6dcf6dd547-g9xdt   1/1   Running   0   4m9s   10.244.0.12   k8s-micro   <none>
-2020-04-28 03:31:03  file=pod/registrar.go:9 level=info Registered go-micro-srv-5c1ae799-d6be-48aa-b56c-be3457508bc5
+2020-04-28 03:31:03  level=info Registered go-micro-srv-5c1ae799-d6be-48aa-b56c-be3457508bc5
 map[go:map[micro:map[srv:map[port:9100]]] home:/]
 '''`, ""},
 		{"other differences", `

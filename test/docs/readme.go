@@ -1,30 +1,66 @@
-// Package docs tests the READMEs. It parses their fenced blocks, runs the
-// commands in one shell and compares the output with the README.
+// Package docs tests the documents: README.md, the pages in docs/, and their
+// Chinese versions. It parses their fenced blocks, runs the commands of each
+// document in one shell and compares the output with the document.
 //
 // The word after the opening fence says what a block is:
 //
-//   - sh: commands that run in the order of the README, in one shell, in the
+//   - sh: commands that run in the order of the document, in one shell, in the
 //     root directory of the checkout. Every command must succeed.
 //   - sh fails: commands that must fail.
 //   - sh no-run: commands for the reader's own machine, which the test does not run.
 //   - text, after an sh block: the output of that block. The line ··· stands for
 //     omitted lines, and ··· inside a line for an omitted part of the line.
 //   - any word, below a line that consists of a file's path in backquotes and a
-//     colon: consecutive lines of that file. `go test ./test/docs -update` replaces
-//     a block that differs with the whole file.
+//     colon: that file. The line ··· stands for omitted lines; a block without it
+//     shows the whole file, and `go test ./test/docs -update` replaces it.
 package docs
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
 )
 
-// Block is one fenced block of a README.
+// Pages returns the English documents of a checkout, relative to it: README.md
+// and those in docs/. The Chinese version of x.md is x_zh.md.
+func Pages(checkout string) ([]string, error) {
+	found, err := filepath.Glob(filepath.Join(checkout, "docs", "*.md"))
+	if err != nil {
+		return nil, err
+	}
+	all := []string{"README.md"}
+	for _, f := range found {
+		if !strings.HasSuffix(f, "_zh.md") {
+			all = append(all, "docs/"+filepath.Base(f))
+		}
+	}
+	if len(all) == 1 {
+		return nil, errors.New("finding the documents: docs/ has none")
+	}
+	return all, nil
+}
+
+// shows reports whether a block shows a file: all of it, or with lines ··· in
+// place of omitted lines, of which there must be at least one.
+func shows(block, file string) bool {
+	pattern := ""
+	for line := range strings.SplitSeq(block, "\n") {
+		if line == "···" {
+			pattern += `(?:.*\n)+?`
+		} else {
+			pattern += regexp.QuoteMeta(line) + `\n`
+		}
+	}
+	return regexp.MustCompile("^" + pattern + "$").MatchString(file + "\n")
+}
+
+// Block is one fenced block of a document.
 type Block struct {
 	Kind string // sh, sh no-run, text, yaml …
 	Text string
-	File string // the file whose lines the block shows, "" if none
+	File string // the file that the block shows, "" if none
 	Line int    // the line number of its first line of text, from 0
 }
 
@@ -33,7 +69,7 @@ var (
 	filePath = regexp.MustCompile("^`([^`]+)`(（[^）]*）| \\([^)]*\\))?[:：]$")
 )
 
-// Blocks returns the fenced blocks of a README and all lines outside of them.
+// Blocks returns the fenced blocks of a document and all lines outside of them.
 func Blocks(text string) (all []Block, prose []string, err error) {
 	lines := strings.Split(text, "\n")
 	lineAbove := ""

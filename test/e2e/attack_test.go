@@ -42,7 +42,7 @@ func TestAttack(t *testing.T) {
 	rolledOut(t)
 	registeredOnPods(t)
 	scripts := map[string][]string{"registry": {"attack"}, "everything": {"attack", "http://go-micro-web.go-micro:9200/registry/"}}
-	page := pageURL(t) // through the forward of the launcher, as a viewer reaches it
+	page := pageURL(t) // through the port that the launcher forwards, as a viewer uses it
 	forwarded := must(url.Parse(page)).Host
 
 	calls := startLoad(t, "attack-calls", "call", "-retries=0", "2", "50ms")
@@ -108,7 +108,7 @@ func TestAttack(t *testing.T) {
 			for _, s := range services {
 				limit := maxRSS
 				if name == "everything" && s.name == "go-micro-web" {
-					limit = 128 << 10 // of its manifest
+					limit = 128 << 10 // the limit in its manifest
 				}
 				if peak[s.name] == 0 || peak[s.name] > limit {
 					t.Errorf("%s used up to %d KiB, want at most %d", s.name, peak[s.name], limit)
@@ -159,8 +159,8 @@ func view(address string, stop <-chan struct{}) {
 	}
 }
 
-// holdConnections keeps n connections open until stop is closed, and opens again
-// those that were closed.
+// holdConnections keeps n connections open until stop is closed. It replaces
+// connections that the server closes.
 func holdConnections(address string, n int, stop <-chan struct{}) {
 	var all sync.WaitGroup
 	for range n {

@@ -70,7 +70,7 @@ func apply(t *testing.T, manifest string) {
 }
 
 // eventually calls check every 250 ms until it returns nil. It ends the test if
-// that takes longer than limit. All waiting in this package goes through it.
+// that takes longer than limit. All tests of this package wait with eventually.
 func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
@@ -196,7 +196,7 @@ func onNode(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// nodeProcess returns the ID of the one process whose command line matches the pattern.
+// nodeProcess returns the ID of the only process whose command line matches the pattern.
 func nodeProcess(t *testing.T, pattern string) string {
 	t.Helper()
 	return processID(t, pattern, `pgrep -f -- "$0"; true`)

@@ -35,7 +35,7 @@ func TestFaults(t *testing.T) {
 		newCallers    bool    // callers that have seen no earlier fault
 		run           func(*testing.T, *load)
 	}{
-		// These share their callers, so that the watch that survived one fault must also survive the next.
+		// These five faults share their callers, so that the watch that survived one fault must also survive the next.
 		{"the API server frozen for 100 s", 0, 0.8, true, freezeAPIServer},
 		{"the API server killed and restarted", 0, 0, false, killAPIServer},
 		{"a container killed", 0, 0, false, killContainer},
@@ -99,7 +99,7 @@ func freezeAPIServer(t *testing.T, _ *load) {
 	resume := sync.OnceFunc(func() { onNode(t, "kill", "-CONT", kubelet) })
 	t.Cleanup(resume)
 	onNode(t, "kill", "-STOP", kubelet)
-	frozen(t, nodeProcess(t, "[k]ube-apiserver --"), 100*time.Second)
+	freezeProcess(t, nodeProcess(t, "[k]ube-apiserver --"), 100*time.Second)
 	apiServerReady(t)
 	eventually(t, time.Minute, "all pods marked not ready", func() error {
 		for _, p := range pods(t, "go-micro-srv") {
@@ -149,7 +149,7 @@ func scaleDownAndUp(t *testing.T, calls *load) {
 }
 
 func freezeReplica(t *testing.T, _ *load) {
-	frozen(t, podProcess(t, pods(t, "go-micro-srv")[0]), 30*time.Second)
+	freezeProcess(t, podProcess(t, pods(t, "go-micro-srv")[0]), 30*time.Second)
 }
 
 func dropReplicaPackets(t *testing.T, _ *load) {
@@ -163,8 +163,8 @@ func dropReplicaPackets(t *testing.T, _ *load) {
 	restore()
 }
 
-// frozen stops a process of the node for the given time.
-func frozen(t *testing.T, pid string, duration time.Duration) {
+// freezeProcess stops a process of the node for the given time.
+func freezeProcess(t *testing.T, pid string, duration time.Duration) {
 	t.Helper()
 	resume := sync.OnceFunc(func() { onNode(t, "sh", "-c", "kill -CONT "+pid+" || true") }) // its liveness probe may have ended the process
 	t.Cleanup(resume)

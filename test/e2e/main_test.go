@@ -4,8 +4,8 @@
 // manifests, start the programs, break things, and then check the state that is
 // left: labels, annotations, logs and answers.
 //
-// The package starts its own cluster, named e2e, and removes it at the end, also
-// when the test process is killed. `make test` runs these tests. One test:
+// The package starts its own cluster, named e2e, and removes it at the end, even
+// if the test process is killed. `make test` runs these tests. One test:
 //
 //	go test -tags e2e ./test/e2e -run TestWalkthrough
 package e2e

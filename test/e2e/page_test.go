@@ -47,7 +47,7 @@ func TestPage(t *testing.T) {
 		{"the page shows all registered instances", pageInstances},
 		{"the page is served only at its own hosts", pageHosts},
 		{"scaling to 5 and to 1 appears at once", pageScaling},
-		{"the keyboard is enough", pageKeyboard},
+		{"the page works with the keyboard alone", pageKeyboard},
 		{"several pods answer the form", pageForm},
 		{"a frozen pod becomes not ready", pageFrozenPod},
 		{"HTML in the registry is shown as text", pageInjection},
@@ -104,9 +104,10 @@ type transition struct {
 	At    int64  `json:"at"` // Unix time in milliseconds
 }
 
-// recordTransitions records when pods of go-micro-srv change their state in the API
-// server and when they do on the page, until stop is called. stop returns the
-// transitions on the page, and the delays of those to the given states.
+// recordTransitions records the times at which pods of go-micro-srv change their state
+// in the API server and on the page, until stop is called. stop returns the transitions
+// on the page, and the delay between API server and page of each transition to one of
+// the given states.
 func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transition, delays []time.Duration)) {
 	b.T.Helper()
 	browser.Evaluate[bool](b.Tab, `(() => {
@@ -228,8 +229,8 @@ func pageInstances(t *testing.T, b *tab) {
 	}
 }
 
-// pageHosts asks for the page as a web site does whose name resolves to its address,
-// and in the ways that have to work.
+// pageHosts sends requests with the Host header of a web site whose name resolves to
+// the address of the page (DNS rebinding), and with Host headers that must be accepted.
 func pageHosts(t *testing.T, b *tab) {
 	index := strings.TrimSuffix(b.url, "registry/")
 	for _, test := range []struct {
@@ -405,8 +406,9 @@ func deleteUnscheduledPods(t *testing.T) {
 
 func pageInjection(t *testing.T, b *tab) {
 	t.Cleanup(func() { deleteUnscheduledPods(t) })
-	const name = `<img src=x onerror=alert(1)>`
-	apply(t, unscheduledPod("evil", "evil", string(must(json.Marshal(map[string]any{"name": name, "version": `<script>alert(2)</script>`,
+	// The key of a registration is the service's name with "_" for what a label does not allow.
+	const name, key = `<img src=x onerror=alert(1)>evil`, "_img_src_x_onerror_alert_1__evil"
+	apply(t, unscheduledPod("evil", key, string(must(json.Marshal(map[string]any{"name": name, "version": `<script>alert(2)</script>`,
 		"endpoints": []any{map[string]any{"name": `<b onclick=alert(3)>Click</b>`, "request": map[string]string{"name": "x", "type": `"><script>alert(4)</script>`}}},
 		"nodes":     []any{map[string]string{"id": "evil", "address": `javascript:alert(5)`}}})))))
 	shown := fmt.Sprintf(`[...document.querySelectorAll('h2 .name')].some(h => h.textContent === %q)`, name)
@@ -462,8 +464,8 @@ func pageRollout(t *testing.T, b *tab) {
 	t.Logf("the rollout took %s", time.Since(begin).Round(100*time.Millisecond))
 }
 
-// pageFrozenAPIServer greets for the first time when new pods of go-micro-web cannot
-// read the registry any more.
+// pageFrozenAPIServer freezes the API server before new pods of go-micro-web have sent
+// their first greeting, and checks that this greeting is answered.
 func pageFrozenAPIServer(t *testing.T, b *tab) {
 	kubectl(t, "rollout", "restart", "-n", namespace, "deployment/go-micro-web")
 	kubectl(t, "rollout", "status", "-n", namespace, "deployment/go-micro-web", "--timeout=2m")

@@ -15,8 +15,9 @@ import (
 )
 
 // TestREADME runs every command of README.md, from `make demo` to the end, on a
-// second cluster, and compares the output with the README. Then it runs
-// `make demo` again on the finished cluster.
+// second cluster, and then the commands of each page in docs/ on the same cluster,
+// each page in a shell of its own. It compares the output with the documents.
+// Then it runs `make demo` again on the finished cluster.
 func TestREADME(t *testing.T) {
 	name := clusterName + "-demo"
 	t.Cleanup(func() {
@@ -26,8 +27,16 @@ func TestREADME(t *testing.T) {
 	})
 	kubectl := filepath.Join(root, ".cluster", name, "bin") // the cluster's own kubectl, whatever this machine has installed
 	reader := docs.Reader{Checkout: root, Cluster: name, Environ: append(originalEnviron, "PATH="+kubectl+":"+originalPath), Log: t.Logf}
-	if err := reader.Read("README.md"); err != nil {
-		t.Error(err)
+	pages, err := docs.Pages(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		begin := time.Now()
+		if err := reader.Read(page); err != nil {
+			t.Error(err)
+		}
+		t.Logf("%s took %.1f s", page, time.Since(begin).Seconds())
 	}
 	var out bytes.Buffer
 	if err := command(5*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {

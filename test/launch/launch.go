@@ -58,8 +58,8 @@ func Up(name string, args ...string) (kubeconfig string, down func() error, err 
 	return kubeconfig, down, nil
 }
 
-// Root returns the project's root directory, which it looks for from the working
-// directory upwards.
+// Root returns the project's root directory: the nearest directory that contains
+// cluster/kube/go.mod, from the working directory upwards.
 func Root() (string, error) {
 	wd, err := os.Getwd()
 	if err != nil {

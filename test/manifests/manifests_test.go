@@ -82,7 +82,7 @@ func folders(t *testing.T) []string {
 	if err != nil || len(all) != 4 {
 		t.Fatalf("folders with manifests: %q, %v", all, err)
 	}
-	components, err := filepath.Glob(filepath.Join(root, "k8s", "components", "*"))
+	components, err := filepath.Glob(filepath.Join(root, "k8s", "components", "network-*")) // local-images has only patches
 	if err != nil || len(components) != 1 {
 		t.Fatalf("components: %q, %v", components, err)
 	}
@@ -133,15 +133,24 @@ func TestComponentsAreOptIn(t *testing.T) {
 	if _, err := run("", "make", "overlay", "COMPONENTS=network-policy"); err != nil {
 		t.Fatal(err)
 	}
-	with, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+	withComponent, err := run("", "kubectl", "kustomize", ".cluster/deploy")
 	if err == nil {
-		err = dryRun(with)
+		err = dryRun(withComponent)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Count(with, "kind: NetworkPolicy"); got != 4 {
+	if got := strings.Count(withComponent, "kind: NetworkPolicy"); got != 4 {
 		t.Errorf("with COMPONENTS=network-policy there are %d NetworkPolicies, want 4", got)
+	}
+	if _, err := run("", "make", "overlay", "COMPONENTS=local-images"); err != nil {
+		t.Fatal(err)
+	}
+	if withComponent, err = run("", "kubectl", "kustomize", ".cluster/deploy"); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(withComponent, "imagePullPolicy: IfNotPresent"); got != 4 || strings.Contains(withComponent, "imagePullPolicy: Always") {
+		t.Errorf("with COMPONENTS=local-images %d containers use local images, want all 4", got)
 	}
 }
 

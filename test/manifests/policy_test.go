@@ -57,8 +57,8 @@ func TestPodPolicy(t *testing.T) {
 	srv, web, client := create("srv-0", "go-micro-srv", nil), create("web-0", "go-micro-web", nil), create("client-0", "go-micro-client", nil)
 	several := create("several-0", "go-micro-web", map[string]string{"micro.mu/services": "accounts.v1, orders_admin"})
 
-	// with returns a patch function that uses the token that Kubernetes would mount into the pod.
-	with := func(p *corev1.Pod, bound bool) func(pod string, kind types.PatchType, body string) (*corev1.Pod, error) {
+	// patchAs returns a patch function that uses the token that Kubernetes would mount into the pod.
+	patchAs := func(p *corev1.Pod, bound bool) func(pod string, kind types.PatchType, body string) (*corev1.Pod, error) {
 		t.Helper()
 		request := &authenticationv1.TokenRequest{}
 		if bound {
@@ -85,7 +85,7 @@ func TestPodPolicy(t *testing.T) {
 		managedFields   = "a service may not change the managed fields of others"
 		metadataOnly    = "a service may change nothing of a pod but labels and annotations"
 	)
-	attack := with(web, true)
+	attack := patchAs(web, true)
 	deadline := time.Now().Add(30 * time.Second)
 	for { // until the API server has loaded the policy
 		_, err := attack(srv.Name, types.StrategicMergePatchType, metadataPatch("labels", "micro.mu/type", "service"))
@@ -104,7 +104,7 @@ func TestPodPolicy(t *testing.T) {
 		service string
 	}{{srv, "go-micro-srv"}, {web, "go-micro-web"}, {client, "go-micro-client"}, {several, "go-micro-web"}, {several, "accounts.v1"}, {several, "orders_admin"}} {
 		t.Run(c.pod.Name+" registers "+c.service, func(t *testing.T) {
-			patch := with(c.pod, true)
+			patch := patchAs(c.pod, true)
 			for _, registration := range []map[string]any{
 				{"labels": map[string]any{"micro.mu/type": "service", "micro.mu/selector-" + c.service: "service"}, "annotations": map[string]any{"micro.mu/service-" + c.service: value}},
 				{"labels": map[string]any{"micro.mu/selector-" + c.service: nil}, "annotations": map[string]any{"micro.mu/service-" + c.service: nil}},
@@ -140,7 +140,7 @@ func TestPodPolicy(t *testing.T) {
 	}{
 		{"annotation of another service's pod", attack, srv, metadataPatch("annotations", "micro.mu/service-go-micro-srv", redirected), ownPodOnly},
 		{"label of another service's pod", attack, srv, `{"metadata": {"labels": {"micro.mu/type": null}}}`, ownPodOnly},
-		{"token that is not bound to a pod", with(web, false), web, metadataPatch("labels", "micro.mu/type", "service"), ownPodOnly},
+		{"token that is not bound to a pod", patchAs(web, false), web, metadataPatch("labels", "micro.mu/type", "service"), ownPodOnly},
 		{"registration of another service", attack, web, metadataPatch("annotations", "micro.mu/service-go-micro-srv", redirected), ownServicesOnly},
 		{"selector label of another service", attack, web, metadataPatch("labels", "micro.mu/selector-go-micro-srv", "service"), ownServicesOnly},
 		{"registration of a service that does not exist", attack, web, metadataPatch("annotations", "micro.mu/service-new", redirected), ownServicesOnly},

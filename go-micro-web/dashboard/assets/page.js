@@ -1,4 +1,4 @@
-// Keeps the page equal to the registry. The server renders the page once; each
+// Keeps the page up to date with the registry. The server renders the page once; each
 // event then carries the whole registry as JSON, and the script changes the rows
 // in place. Text from the registry is only ever written as text, never as HTML.
 'use strict'
@@ -7,7 +7,7 @@ const byId = id => document.getElementById(id)
 const byClass = (element, name) => element.querySelector('.' + name)
 const clone = template => byId(template + '-template').content.firstElementChild.cloneNode(true)
 
-// Screen readers announce writes, so the same text is not written twice.
+// Screen readers announce writes, so an unchanged text is not written again.
 const setText = (element, text) => { if (element.textContent !== text) element.textContent = text }
 const setLabel = (element, text) => { if (element.getAttribute('aria-label') !== text) element.setAttribute('aria-label', text) }
 
@@ -27,6 +27,7 @@ let problem = ''
 
 function connect() {
   disconnect()
+  if (connection === 'open') setConnection('reconnecting')
   stream = new EventSource('events')
   stream.onmessage = event => { onAlive(); show(JSON.parse(event.data)) }
   stream.addEventListener('heartbeat', event => { onAlive(); showTimes(JSON.parse(event.data)) })
@@ -50,16 +51,16 @@ function onAlive() {
 }
 
 // poll fetches the registry a number of times and then tries to connect again. The
-// random part keeps pages apart that were refused at the same time.
+// random part of the delay spreads the requests of pages that were refused together.
 async function poll(times) {
   disconnect()
-  const own = attempt
+  const thisAttempt = attempt
   let view
   try {
     const response = await fetch('services.json')
     if (response.ok) view = await response.json()
   } catch { /* the server does not answer */ }
-  if (attempt !== own) return
+  if (attempt !== thisAttempt) return
   setConnection(view ? 'polling' : 'reconnecting')
   if (view) show(view)
   timer = setTimeout(() => times > 1 ? poll(times - 1) : connect(), pollInterval + 2000 * Math.random())
@@ -81,8 +82,8 @@ function showTimes(times) {
 
 const serverNow = () => Date.now() + clockOffset
 
-// showConnection claims that the page is live only while the stream is open and the
-// API server is heard from.
+// showConnection shows "Live" only while the stream is open, the API server has sent
+// something in the last 15 s and the view has no problem.
 function showConnection() {
   const texts = {polling: `Too many viewers: updated every ${pollInterval / 1000} s`, reconnecting: 'Reconnecting…', open: 'Live'}
   let text = texts[connection]
@@ -137,8 +138,15 @@ function updateInstance(row, instance) {
   const state = byClass(row, 'state')
   state.dataset.state = instance.state
   setText(state.firstElementChild, instance.state)
+  setText(byClass(row, 'calls'), callsText(instance.calls))
   row.created = Date.parse(instance.created)
   setText(byClass(row, 'age'), age(row.created))
+}
+
+// callsText describes the calls of the pod that serves the page: an ejection, or else the calls in flight.
+function callsText(calls) {
+  if (calls?.ejectedUntil) return `ejected until ${new Date(calls.ejectedUntil).toISOString().slice(11, 19)} UTC`
+  return calls?.inFlight ? `${count(calls.inFlight, 'call')} in flight` : ''
 }
 
 const endpointText = e => e.name + (e.request ? `(${e.request})` : '') + (e.response ? ` → ${e.response}` : '')
@@ -190,9 +198,9 @@ setInterval(() => {
 // ---- filter ----
 
 // filter hides the rows that do not match the query, and services without a row.
-// The query may name states, of which a row must have one; each other word must be
+// If the query names states, a row must have one of them. Each other word must be
 // part of the service, pod, address or version, or begin a word of the state. So
-// "ready" does not find "not ready". The filter appears above 20 rows.
+// "ready" does not find "not ready". The filter appears if there are more than 20 rows.
 function filter() {
   let query = byId('query').value.toLowerCase().trim().replace(/\s+/g, ' ')
   const active = query !== ''

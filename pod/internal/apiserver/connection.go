@@ -1,11 +1,11 @@
-// Package apiserver reaches the Kubernetes API server the way a pod does.
+// Package apiserver connects to the Kubernetes API server as a pod does.
 //
 // Connect finds the API server: in a pod through the environment variables and
 // the service account volume that Kubernetes gives every pod, elsewhere through
 // a kubeconfig. A Connection then reads and patches objects of one namespace:
 //
-//   - Every call has a time limit, CallTimeout, except a running watch, whatever the
-//     API server answers.
+//   - Every call has a time limit, CallTimeout, whatever the API server answers; only
+//     a running watch has none.
 //   - The token and the certificate authority are read again for each use, so
 //     their rotation needs no restart. The token is sent only to the API server's
 //     own address, and only over TLS that is verified for that address.
@@ -43,7 +43,8 @@ import (
 // CallTimeout bounds every call to the API server except a running watch.
 const CallTimeout = 5 * time.Second
 
-// Environment is where a process learns which pod it runs in. Tests make their own.
+// Environment holds what Kubernetes gives a process in a pod: environment variables and
+// a service account volume. Tests make their own Environment.
 type Environment struct {
 	Getenv            func(string) string
 	ServiceAccountDir string // holds the files token, ca.crt and namespace
@@ -54,21 +55,21 @@ var ProcessEnvironment = Environment{os.Getenv, "/var/run/secrets/kubernetes.io/
 
 // Options change what Connect finds in the environment.
 type Options struct {
-	Address   string // of the API server, as a URL or as host:port, which means https; empty: found in the environment
-	Namespace string // of the objects; empty: the pod's own or the kubeconfig's
+	Address   string // address of the API server, a URL or host:port, which means https; if empty, Connect finds it in the environment
+	Namespace string // namespace of the objects; if empty, the pod's own or the kubeconfig's
 }
 
-// Connection is the API server as the pod's service account may use it, for the
-// objects of one namespace. It is safe for concurrent use.
+// Connection calls the API server with the rights of the pod's service account, for
+// the objects of one namespace. It is safe for concurrent use.
 type Connection struct {
 	Host           string // URL of the API server
-	Namespace      string // of all objects that the connection reads and writes
+	Namespace      string // namespace of all objects that the connection reads and writes
 	PodName        string // name of the process's own pod; empty when unknown
 	OutsideCluster bool   // connected through a kubeconfig
 
 	client  rest.Interface
 	dialer  dialer
-	retryAt atomic.Int64 // the API server wants no request before; Unix time in nanoseconds
+	retryAt atomic.Int64 // the API server asks for no request before this Unix time, in nanoseconds
 }
 
 var (
@@ -110,7 +111,8 @@ func Connect(env Environment, options Options) (*Connection, error) {
 }
 
 // config reads the environment, or outside a pod a kubeconfig, and sets the
-// connection's namespace and pod name. A non-empty address replaces the one found.
+// connection's namespace and pod name. A non-empty address replaces the address that it
+// finds.
 func (c *Connection) config(env Environment, address string) (*rest.Config, error) {
 	if address != "" && !strings.Contains(address, "://") {
 		address = "https://" + address
@@ -158,13 +160,12 @@ func (c *Connection) config(env Environment, address string) (*rest.Config, erro
 	return &rest.Config{Host: address, Transport: newServiceAccountTransport(env.ServiceAccountDir, server, &c.dialer)}, nil
 }
 
-// Close closes all network connections, also those in use. Calls that are under
-// way fail.
+// Close closes all network connections, including those in use. Calls in flight fail.
 func (c *Connection) Close() { c.dialer.close() }
 
 // LastContact returns when the API server last sent anything, such as an event or
 // the response to the ping that an idle connection sends every 10 s. It is zero
-// before the first time.
+// before the first contact.
 func (c *Connection) LastContact() time.Time {
 	if n := c.dialer.lastRead.Load(); n != 0 {
 		return time.Unix(0, n)
@@ -172,14 +173,14 @@ func (c *Connection) LastContact() time.Time {
 	return time.Time{}
 }
 
-// RetryAfter returns for how long the API server, in a header Retry-After of its
-// last response, wants no further request; 0 if it did not say so.
+// RetryAfter returns how long the API server still asks for no further request, by the
+// last header Retry-After that it sent; 0 if there is no such time left.
 func (c *Connection) RetryAfter() time.Duration {
 	return max(0, time.Until(time.Unix(0, c.retryAt.Load())))
 }
 
 // PatchPod applies a strategic merge patch to the process's own pod and returns
-// the pod as it is afterwards. It needs the verb patch on pods.
+// the patched pod. It needs the verb patch on pods.
 func (c *Connection) PatchPod(ctx context.Context, patch []byte) (*corev1.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
@@ -221,9 +222,9 @@ func (c *Connection) watch(ctx context.Context, resource string, options metav1.
 	return drainingWatch{w, cancel}, nil
 }
 
-// drainingWatch reads the events that are left when the watch is stopped.
-// Otherwise this version of client-go leaves a goroutine behind that is blocked on
-// delivering one more event.
+// drainingWatch reads the remaining events when the watch is stopped. Otherwise this
+// version of client-go leaves a goroutine behind that blocks on delivering one more
+// event.
 type drainingWatch struct {
 	watch.Interface
 	cancel context.CancelFunc

@@ -17,8 +17,8 @@ var grants = map[string]struct{ manifest, serviceAccount string }{
 	"configmaps": {"k8s/configmap-rbac.yaml", "micro-config"},
 }
 
-// explain adds to an error which verb on which object failed and what to do about
-// it. Unwrapped, the result is the API server's error.
+// explain adds to an error the verb, the object and the remedy. errors.Unwrap of the
+// result returns the API server's error.
 func (c *Connection) explain(err error, verb, resource, object string) error {
 	if err == nil {
 		return nil
@@ -27,16 +27,16 @@ func (c *Connection) explain(err error, verb, resource, object string) error {
 	var network net.Error
 	var dial *net.OpError
 	switch {
-	case (apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)) && strings.HasPrefix(c.Host, "http://"):
+	case (apierrors.IsUnauthorized(err) || strings.Contains(err.Error(), `"system:anonymous"`)) && strings.HasPrefix(c.Host, "http://"):
 		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
-	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
+	case apierrors.IsForbidden(err) && !c.OutsideCluster && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
 		remedy = fmt.Sprintf(": the pod runs as the service account \"default\": set serviceAccountName: %s in its manifest, to which %s grants the verb %q on %s", grants[resource].serviceAccount, grants[resource].manifest, verb, resource)
 	case apierrors.IsForbidden(err):
 		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grants[resource].manifest)
 	case apierrors.IsUnauthorized(err):
-		remedy = ": the API server does not accept the token of its service account; it is read again for each attempt"
+		remedy = ": the API server does not accept the token of the service account; each attempt reads the token again"
 	case apierrors.IsNotFound(err) && verb == "patch":
-		remedy = ": this is not the pod's name; set POD_NAME from metadata.name in its manifest"
+		remedy = ": this is not the pod's name; set POD_NAME from metadata.name in the pod's manifest"
 	case apierrors.IsNotFound(err) && verb == "get":
 		remedy = ": create it, or check the name and the namespace"
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():

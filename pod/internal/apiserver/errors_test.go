@@ -42,6 +42,10 @@ func TestExplainNamesVerbObjectCauseAndRemedy(t *testing.T) {
 			t.Errorf("%v does not wrap %v", got, tt.err)
 		}
 	}
+	c.Host = "http://consul:8500"
+	if err := c.explain(apierrors.NewUnauthorized("no credentials"), "list", "pods", "pods"); !strings.Contains(err.Error(), "over https only, and the address is http://consul:8500") {
+		t.Errorf("without TLS: %v", err)
+	}
 	if err := c.explain(nil, "list", "pods", "pods"); err != nil {
 		t.Errorf("without an error: %v", err)
 	}

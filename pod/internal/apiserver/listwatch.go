@@ -16,10 +16,10 @@ import (
 // pageSize is the number of objects in one LIST response.
 const pageSize = 500
 
-// Attempts that fail are minDelay apart at first and maxDelay at most, less a
-// random part: a thousand clients do not return at the same moment, and no client
-// is late by more than a second, unless the API server asks for more time. A watch
-// that has lasted for workingWatch is no failure: the next delay is minDelay again.
+// The delay after a failed attempt grows from minDelay to maxDelay, less a random part,
+// so that a thousand clients do not return at the same moment. No client waits longer
+// than a second, unless the API server asks for more time. A watch that has lasted for
+// workingWatch is no failure: the next delay is minDelay again.
 const minDelay, maxDelay, workingWatch = 100 * time.Millisecond, time.Second, 10 * time.Second
 
 // Handler receives the objects of a list and watch. One goroutine calls it.
@@ -30,8 +30,8 @@ type Handler[T runtime.Object] interface {
 	Update(object T)
 	// Delete receives the last state of an object that was deleted.
 	Delete(object T)
-	// StateChanged receives an error when listing or watching fails otherwise than
-	// in the attempt before, and nil when a watch has begun after that. A LIST
+	// StateChanged receives an error when listing or watching fails with another
+	// error than in the attempt before, and nil when a watch has begun again. A LIST
 	// alone does not count as success: without a watch, changes arrive late.
 	StateChanged(err error)
 }
@@ -43,7 +43,7 @@ type Selector struct{ Labels, Fields string }
 // once and then watches; when the watch ends, for whatever reason, it continues
 // from the last version or lists again. trim reduces each listed pod to the fields
 // that h reads, page by page, so that thousands of whole pods are never in memory
-// together. It needs the verbs list and watch on pods.
+// at the same time. It needs the verbs list and watch on pods.
 func (c *Connection) ListWatchPods(ctx context.Context, selector Selector, trim func(*corev1.Pod) *corev1.Pod, h Handler[*corev1.Pod]) {
 	list := func(options metav1.ListOptions) (runtime.Object, error) {
 		var pods corev1.PodList
@@ -58,8 +58,8 @@ func (c *Connection) ListWatchPods(ctx context.Context, selector Selector, trim 
 	listWatch(ctx, c, "pods", selector, &corev1.Pod{}, list, h)
 }
 
-// ListWatchConfigMap keeps h up to date with the ConfigMap of that name, or its
-// absence, until ctx ends, as ListWatchPods does. It needs the verbs list and watch
+// ListWatchConfigMap keeps h up to date with the ConfigMap of that name until ctx ends,
+// as ListWatchPods does. The ConfigMap need not exist. It needs the verbs list and watch
 // on configmaps.
 func (c *Connection) ListWatchConfigMap(ctx context.Context, name string, h Handler[*corev1.ConfigMap]) {
 	list := func(options metav1.ListOptions) (runtime.Object, error) {
@@ -116,7 +116,7 @@ func listWatch[T runtime.Object](ctx context.Context, c *Connection, resource st
 		watchBegin = time.Time{}
 		r := cache.NewReflector(lw, example, store[T]{h}, 0)
 		r.WatchListPageSize = pageSize
-		_ = r.ListAndWatch(ctx.Done()) // report has received its error
+		_ = r.ListAndWatch(ctx.Done()) // report has received the error already
 		if !watchBegin.IsZero() && time.Since(watchBegin) >= workingWatch {
 			delay = minDelay
 		}
@@ -128,8 +128,8 @@ func listWatch[T runtime.Object](ctx context.Context, c *Connection, resource st
 	}
 }
 
-// store passes what a client-go reflector writes on to a Handler. The reflector
-// never calls the methods that read.
+// store passes what a client-go reflector writes to a Handler. The reflector never
+// calls the methods that read.
 type store[T runtime.Object] struct{ handler Handler[T] }
 
 var _ cache.Store = store[*corev1.Pod]{}

@@ -13,15 +13,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// ignoring is a handler that ignores everything.
-type ignoring struct{}
+// ignoreAll is a handler that ignores everything.
+type ignoreAll struct{}
 
-func (ignoring) Replace([]*corev1.Pod) {}
-func (ignoring) Update(*corev1.Pod)    {}
-func (ignoring) Delete(*corev1.Pod)    {}
-func (ignoring) StateChanged(error)    {}
+func (ignoreAll) Replace([]*corev1.Pod) {}
+func (ignoreAll) Update(*corev1.Pod)    {}
+func (ignoreAll) Delete(*corev1.Pod)    {}
+func (ignoreAll) StateChanged(error)    {}
 
-// listWatch lists and watches pods until stop, which waits for its end.
+// listWatch calls ListWatchPods in a goroutine. stop ends the goroutine and waits for it.
 func listWatch(t *testing.T, env apiserver.Environment, h apiserver.Handler[*corev1.Pod]) (stop func()) {
 	t.Helper()
 	c, err := apiserver.Connect(env, apiserver.Options{})
@@ -60,10 +60,10 @@ func TestListWatchBacksOffWhenWatchesEndAtOnce(t *testing.T) {
 					fmt.Fprint(w, emptyList)
 				}
 			}))
-			stop := listWatch(t, env, ignoring{})
+			stop := listWatch(t, env, ignoreAll{})
 			time.Sleep(5 * time.Second)
 			stop()
-			// Attempts are 0.1, 0.2, 0.4, 0.8 and then 1 s apart, less up to a half: at most 12 of LIST and WATCH.
+			// Delays are 0.1, 0.2, 0.4, 0.8 and then 1 s, less up to a half: at most 12 LIST and 12 WATCH requests.
 			if n := requests.Load(); n < 4 || n > 24 {
 				t.Errorf("%d requests in 5 s, want between 4 and 24", n)
 			}
@@ -85,7 +85,7 @@ func TestRetryAfterDoesNotHoldUpCalls(t *testing.T) {
 	if _, err := c.PatchPod(t.Context(), []byte("{}")); err == nil || time.Since(begin) > 2*time.Second {
 		t.Errorf("PatchPod: %v after %s, want the API server's refusal at once", err, time.Since(begin))
 	}
-	stop := listWatch(t, env, ignoring{})
+	stop := listWatch(t, env, ignoreAll{})
 	time.Sleep(200 * time.Millisecond)
 	begin = time.Now()
 	if stop(); time.Since(begin) > time.Second {

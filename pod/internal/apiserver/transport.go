@@ -17,9 +17,10 @@ import (
 	"time"
 )
 
-// A connection on which nothing arrives for idleTimeout is sent an HTTP/2 ping and
-// is closed when no answer comes within pingTimeout. So a watch that a firewall or
-// a lost Kubernetes node has cut silently is noticed after the sum of the two.
+// When nothing arrives on a connection for idleTimeout, the transport sends an HTTP/2
+// ping, and closes the connection if no answer arrives within pingTimeout. So a watch
+// that a firewall or a lost Kubernetes node has cut silently ends after the sum of the
+// two.
 const idleTimeout, pingTimeout = 10 * time.Second, 5 * time.Second
 
 // serviceAccountTransport adds the service account's token to each request and
@@ -28,7 +29,7 @@ const idleTimeout, pingTimeout = 10 * time.Second, 5 * time.Second
 // account tokens, KEP-1205). This version of client-go rereads the token only.
 type serviceAccountTransport struct {
 	dir    string
-	server *url.URL // the only one that receives the token
+	server *url.URL // the only server that receives the token
 	base   *http.Transport
 }
 
@@ -78,11 +79,11 @@ func (t *serviceAccountTransport) RoundTrip(r *http.Request) (*http.Response, er
 	return t.base.RoundTrip(r)
 }
 
-// maxRetryAfter is the longest time for which a header Retry-After is respected. API
-// Priority and Fairness sends up to 32 s.
+// maxRetryAfter is the longest time for which the transport respects a header
+// Retry-After. API Priority and Fairness sends up to 32 s.
 const maxRetryAfter = 32 * time.Second
 
-// retryAfterTransport notes the header Retry-After and removes it from the response.
+// retryAfterTransport records the header Retry-After and removes it from the response.
 // Otherwise this version of client-go sleeps for that time within the call, up to ten
 // times, and looks neither at the call's context nor at its time limit.
 type retryAfterTransport struct {
@@ -103,8 +104,8 @@ func (t *retryAfterTransport) RoundTrip(r *http.Request) (*http.Response, error)
 	return rsp, nil
 }
 
-// dialer keeps its open connections, so that close can close them all. An HTTP
-// transport closes only the connections that are idle at that moment.
+// dialer tracks its open connections, so that close can close them all. An HTTP
+// transport closes only idle connections.
 type dialer struct {
 	lastRead atomic.Int64 // Unix time in nanoseconds; 0: never
 
@@ -147,7 +148,7 @@ type trackedConn struct {
 	dialer *dialer
 }
 
-// Read notes the time. The response to an HTTP/2 ping is data too.
+// Read records the time of arrival. The response to an HTTP/2 ping counts too.
 func (c *trackedConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 )
 
-// recorder notes the Authorization headers that it receives.
+// recorder records the Authorization headers that it receives.
 type recorder struct {
 	mu     sync.Mutex
 	tokens []string
@@ -63,13 +63,13 @@ func TestTokenIsSentOnlyToTheAPIServerOverTLS(t *testing.T) {
 		t.Errorf("an address without TLS received %q", stranger.seen())
 	}
 
-	// A server whose certificate is trusted, but is for another host.
+	// The certificate of this server is trusted, but names another host.
 	elsewhere := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
 	if err := get(t, env, elsewhere); err == nil || !strings.Contains(err.Error(), "certificate") || strings.Count(api.seen(), "secret") != 2 {
 		t.Errorf("a certificate for another host: %v, received %q", err, api.seen())
 	}
 
-	// A trusted server that redirects to another one.
+	// A trusted server redirects to another server.
 	second := httptest.NewTLSServer(&stranger)
 	defer second.Close()
 	_, redirecting := kubetest.StartFake(t, http.RedirectHandler(second.URL, http.StatusFound))

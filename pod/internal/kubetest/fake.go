@@ -10,8 +10,9 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 )
 
-// StartFake serves h over TLS until the test ends, and returns the environment of a
-// pod "a" in the namespace "test" whose API server it is. It needs no Kubernetes.
+// StartFake serves h over TLS until the test ends, as a fake API server. It returns the
+// environment of a pod "a" in the namespace "test" that uses this API server. It needs no
+// Kubernetes.
 func StartFake(t testing.TB, h http.Handler) (*httptest.Server, apiserver.Environment) {
 	t.Helper()
 	server := httptest.NewUnstartedServer(h)

@@ -35,18 +35,18 @@ type Namespace struct {
 }
 
 // NewNamespace creates a namespace whose service account may do what
-// k8s/pod-rbac.yaml grants, or only the given verbs on pods. When the test ends it
-// fails the test if goroutines are left.
+// k8s/pod-rbac.yaml grants, or only the given verbs on pods. The test fails if it leaves
+// goroutines behind.
 func NewNamespace(t *testing.T, verbs ...string) *Namespace {
 	t.Helper()
 	server := Start(t)
-	before := goleak.IgnoreCurrent() // started by the initialization of packages, and by the API server's launcher
+	before := goleak.IgnoreCurrent() // goroutines of initialized packages and of the API server's launcher
 	t.Cleanup(func() {
 		if !t.Failed() {
-			goleak.VerifyNone(t, before, // go-micro leaves these behind:
-				goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"),            // a client, until it is collected
-				goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/util/auth.Generate.func1"),   // a web service that ran
-				goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/web.(*service).start.func2"), // a web service whose stop returned an error
+			goleak.VerifyNone(t, before, // and except the goroutines that go-micro leaves behind:
+				goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"),            // of a client, until the client is garbage collected
+				goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/util/auth.Generate.func1"),   // of a web service that ran
+				goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/web.(*service).start.func2"), // of a web service whose stop returned an error
 			)
 		}
 	})
@@ -108,7 +108,7 @@ func (n *Namespace) GrantVerb(verb string) {
 	}
 }
 
-// CreatePod creates a pod with a status that no kubelet has written yet.
+// CreatePod creates a pod whose status no kubelet has written yet.
 func (n *Namespace) CreatePod(name string, changes ...func(*corev1.Pod)) *corev1.Pod {
 	n.t.Helper()
 	no := false
@@ -176,7 +176,7 @@ func (n *Namespace) RemovePod(name string) {
 }
 
 // Register writes the labels and the annotation of a service onto a pod, as the
-// registry plugin does. The service's name must be fit for a label's key.
+// registry plugin does. The service's name must be valid in a label key.
 func (n *Namespace) Register(pod, service, annotation string) {
 	n.t.Helper()
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
@@ -200,7 +200,8 @@ func (n *Namespace) Registered(pod, service string) bool {
 	return n.GetPod(pod).Labels["micro.mu/selector-"+service] != ""
 }
 
-// Environment is what a process in a pod finds: variables and a service account volume.
+// Environment returns the environment of a process in a pod: variables and a service
+// account volume.
 func (n *Namespace) Environment(pod string) apiserver.Environment {
 	n.t.Helper()
 	dir := n.t.TempDir()
@@ -215,7 +216,7 @@ func (n *Namespace) Environment(pod string) apiserver.Environment {
 	return apiserver.Environment{Getenv: func(k string) string { return variables[k] }, ServiceAccountDir: dir}
 }
 
-// With returns an environment in which one variable has another value.
+// With returns env with another value of one variable.
 func With(env apiserver.Environment, name, value string) apiserver.Environment {
 	getenv := env.Getenv
 	env.Getenv = func(k string) string {

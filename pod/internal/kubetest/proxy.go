@@ -17,14 +17,14 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Proxy is an HTTP proxy to the API server that counts requests. It serves the
-// namespace "default", the only one that the registry plugin uses when it is given
-// an address, as the test's namespace.
+// Proxy is an HTTP proxy to the API server that counts requests. It maps the namespace
+// "default" to the test's namespace, because the registry plugin always uses "default"
+// when it is given an address.
 type Proxy struct {
 	*httptest.Server
 	t           testing.TB
 	counts      sync.Map    // kind of request -> *atomic.Int64
-	expireWatch atomic.Bool // the next watch asks for a version that is long gone
+	expireWatch atomic.Bool // the proxy makes the next watch ask for a compacted version
 }
 
 // StartProxy starts a proxy without TLS that adds the administrator's credentials to
@@ -41,7 +41,7 @@ func (n *Namespace) StartProxy() *Proxy {
 }
 
 // StartProxyWithoutCredentials starts a proxy with TLS that passes requests on with
-// the credentials that they carry. See Trust and Through.
+// the credentials that they carry. Trust and Through make environments that use it.
 func (n *Namespace) StartProxyWithoutCredentials() *Proxy {
 	n.t.Helper()
 	tlsConfig, err := rest.TLSConfigFor(n.Config)
@@ -88,7 +88,7 @@ func (n *Namespace) newProxy(transport *http.Transport) *Proxy {
 	return p
 }
 
-// Trust adds the proxy's certificate to those that env trusts.
+// Trust adds the proxy's certificate to the certificates that env trusts.
 func (p *Proxy) Trust(env apiserver.Environment) apiserver.Environment {
 	p.t.Helper()
 	ca, err := os.ReadFile(filepath.Join(env.ServiceAccountDir, "ca.crt"))
@@ -106,8 +106,8 @@ func (p *Proxy) Through(env apiserver.Environment) apiserver.Environment {
 	return With(p.Trust(env), "KUBERNETES_SERVICE_PORT", port)
 }
 
-// ExpireNextWatch makes the next watch ask for a version that etcd has compacted.
-// Count knows that watch as EXPIRED.
+// ExpireNextWatch makes the next watch ask for a version that etcd has compacted. Count
+// counts that watch under EXPIRED, not under WATCH.
 func (p *Proxy) ExpireNextWatch() { p.expireWatch.Store(true) }
 
 // Count returns the number of requests of a kind: GET, PATCH, WATCH, EXPIRED.

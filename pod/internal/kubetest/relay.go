@@ -9,7 +9,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 )
 
-// Relay carries TCP connections to the API server and can be cut.
+// Relay forwards TCP connections to the API server. Cut and Restore interrupt it.
 type Relay struct {
 	listener net.Listener
 	dial     func() (net.Conn, error)
@@ -30,7 +30,8 @@ func (s *Server) StartRelay(t testing.TB) *Relay {
 	return StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", s.Address()) })
 }
 
-// StartRelay connects what l accepts with what dial returns, until the test ends.
+// StartRelay forwards each connection that l accepts to a connection from dial, until
+// the test ends.
 func StartRelay(t testing.TB, l net.Listener, dial func() (net.Conn, error)) *Relay {
 	r := &Relay{listener: l, dial: dial, conns: map[net.Conn]bool{}}
 	r.ended.Go(func() {
@@ -83,14 +84,14 @@ func (r *Relay) Cut() {
 	r.CloseConnections()
 }
 
-// Restore ends Cut.
+// Restore lets the relay accept connections again after Cut.
 func (r *Relay) Restore() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.cut = false
 }
 
-// CloseConnections closes the connections of the moment.
+// CloseConnections closes the current connections.
 func (r *Relay) CloseConnections() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,10 +100,10 @@ func (r *Relay) CloseConnections() {
 	}
 }
 
-// Close stops listening, so that connecting is refused.
+// Close stops listening, so that new connections are refused.
 func (r *Relay) Close() { r.listener.Close() }
 
-// Through returns an environment whose API server is reached through the relay.
+// Through returns an environment that reaches the API server through the relay.
 func (r *Relay) Through(env apiserver.Environment) apiserver.Environment {
 	_, port, _ := net.SplitHostPort(r.listener.Addr().String())
 	return With(env, "KUBERNETES_SERVICE_PORT", port)

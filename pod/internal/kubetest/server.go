@@ -1,8 +1,8 @@
 // Package kubetest gives tests a real Kubernetes API server.
 //
-// The API server and its etcd are built, where that has not happened yet, and
-// started when a test first calls NewNamespace. They run until the test process
-// ends, however it ends. A package's tests therefore start with
+// The first call of NewNamespace builds the API server and its etcd, unless they are
+// built already, and starts them. They run until the test process ends, however it
+// ends. A package that uses kubetest has this TestMain:
 //
 //	func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
 //
@@ -36,7 +36,7 @@ import (
 // Server is a running API server as its administrator sees it.
 type Server struct {
 	Admin      clientset.Interface
-	Config     *rest.Config // of the administrator
+	Config     *rest.Config // configuration of the administrator's client
 	Kubeconfig string       // path of the administrator's kubeconfig
 }
 
@@ -58,8 +58,8 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Start returns the API server, which the first call starts. With -short it skips
-// the test instead, as make check does, which says how many tests it left out.
+// Start returns the API server, which the first call starts. With -short it skips the
+// test instead. make check runs with -short, and prints how many tests it skipped.
 func Start(t testing.TB) *Server {
 	t.Helper()
 	if testing.Short() {
@@ -73,7 +73,8 @@ func Start(t testing.TB) *Server {
 }
 
 func start() (*Server, error) {
-	// The name of the test binary, such as pod.test: packages are tested in parallel.
+	// Packages are tested in parallel, so each has its own server, named after the test
+	// binary, such as pod.test.
 	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
 	kubeconfig, down, err := launch.Up(name, "-control-plane")
 	if err != nil {
@@ -88,7 +89,8 @@ func start() (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The administrator's client keeps no connection, which goleak would find.
+	// The administrator's client keeps no idle connection, because goleak would report its
+	// goroutines.
 	s.Admin, err = clientset.NewForConfig(&rest.Config{Host: s.Config.Host, QPS: 1000, Burst: 1000,
 		Transport: &http.Transport{TLSClientConfig: tlsConfig, DisableKeepAlives: true}})
 	return s, err
@@ -97,7 +99,7 @@ func start() (*Server, error) {
 // Address returns the API server's host and port.
 func (s *Server) Address() string { return strings.TrimPrefix(s.Config.Host, "https://") }
 
-// stateDir is the cluster's directory.
+// stateDir returns the directory of the cluster's state.
 func (s *Server) stateDir() string { return filepath.Dir(s.Kubeconfig) }
 
 // Kill kills the API server, which its supervisor then starts again.
@@ -108,8 +110,8 @@ func (s *Server) Kill(t testing.TB) {
 	}
 }
 
-// KillAndWait kills the API server and waits until it serves again. It calls
-// meanwhile, which may be nil, again and again until then.
+// KillAndWait kills the API server and waits until it serves again. While it waits, it
+// calls meanwhile repeatedly, unless that is nil.
 func (s *Server) KillAndWait(t testing.TB, meanwhile func()) {
 	t.Helper()
 	s.Kill(t)
@@ -139,7 +141,7 @@ func (s *Server) Freeze(t testing.TB) (thaw func()) {
 	return thaw
 }
 
-// pid is the process id of kube-apiserver.
+// pid returns the process id of kube-apiserver.
 func (s *Server) pid(t testing.TB) int {
 	t.Helper()
 	out, err := exec.Command("pgrep", "-f", "kube-apiserver .*"+s.stateDir()+"/pki").Output()
@@ -182,8 +184,8 @@ func (s *Server) Compact(t testing.TB) {
 	}
 }
 
-// Eventually calls condition until it returns nil, for at most limit, and returns
-// how long that took. It fails the test, with what was expected, after limit.
+// Eventually calls condition until it returns nil, and returns how long that took. If
+// that takes longer than limit, Eventually fails the test with the text of expected.
 func Eventually(t testing.TB, limit time.Duration, expected string, condition func() error) time.Duration {
 	t.Helper()
 	begin := time.Now()

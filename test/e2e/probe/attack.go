@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// attackResult counts what the attacks achieved since the start.
+// attackResult counts the results of the attacks since the start.
 type attackResult struct {
 	Registrations int // own registrations that the API server accepted, each as large as the policy allows
 	Refused       int // requests to the API server that it refused, as it should
@@ -98,7 +98,7 @@ func (a *attacker) repeat(attack func() error) {
 }
 
 // attackRegistry registers and deregisters the largest registration that
-// k8s/pod-policy.yaml allows ten times a second. It also tries what the policy refuses.
+// k8s/pod-policy.yaml allows ten times a second. It also makes requests that the policy must refuse.
 func (a *attacker) attackRegistry(api kubernetes.Interface) {
 	const namespace = "go-micro"
 	self, ip := os.Getenv("POD_NAME"), ownIP()
@@ -115,7 +115,7 @@ func (a *attacker) attackRegistry(api kubernetes.Interface) {
 			"labels":      map[string]any{"micro.mu/type": "service", "micro.mu/selector-" + service: "service"},
 			"annotations": map[string]any{"micro.mu/service-" + service: annotation}}
 	}
-	refused := func(what string, err error) {
+	expectRefusal := func(what string, err error) {
 		switch {
 		case err == nil:
 			a.count(func(r *attackResult) { r.Succeeded = append(r.Succeeded, what) })
@@ -153,10 +153,10 @@ func (a *attacker) attackRegistry(api kubernetes.Interface) {
 			continue
 		}
 		stolen := fmt.Sprintf(`{"name":"go-micro-srv","version":"latest","nodes":[{"id":"attacker","address":"%s:9100"}]}`, ip)
-		refused("registering another service", patch(self, register("go-micro-srv", stolen)))
-		refused("registering a new service", patch(self, register(fmt.Sprint("new-", round), stolen)))
-		refused("registering 200 KiB", patch(self, register(self, large+strings.Repeat(" ", 168<<10))))
-		refused("changing the label app", patch(self, map[string]any{"labels": map[string]any{"app": "go-micro-srv"}}))
+		expectRefusal("registering another service", patch(self, register("go-micro-srv", stolen)))
+		expectRefusal("registering a new service", patch(self, register(fmt.Sprint("new-", round), stolen)))
+		expectRefusal("registering 200 KiB", patch(self, register(self, large+strings.Repeat(" ", 168<<10))))
+		expectRefusal("changing the label app", patch(self, map[string]any{"labels": map[string]any{"app": "go-micro-srv"}}))
 	}
 }
 

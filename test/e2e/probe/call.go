@@ -52,7 +52,7 @@ func (c *counter) update(f func(*second)) {
 }
 
 // run starts the callers. Each of them calls do until the pod ends and pauses
-// after each call. Run prints one line per second.
+// after each call. run prints one line per second.
 func (c *counter) run(callers int, pause time.Duration, do func() error) error {
 	c.current.reset(time.Now())
 	startTimes := make([]atomic.Int64, callers) // of each caller's call in flight, Unix time in nanoseconds; 0 between calls

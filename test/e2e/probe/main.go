@@ -1,4 +1,4 @@
-// Probe runs inside the cluster, calls services and prints the results as JSON.
+// Command probe runs inside the cluster, calls services and prints the results as JSON.
 //
 //	probe services NAME...   ListServices, and GetService of each name, through go-micro's registry plugin
 //	probe get URL TIMES      the bodies of TIMES responses, each over a new connection

@@ -1,0 +1,170 @@
+package pod
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/micro/go-micro/v2/registry"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// The delay after a failed patch grows from minPatchDelay to maxPatchDelay, less a
+// random part.
+const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
+
+// The registrar restores a lost registration at once. While something else keeps
+// changing it, the delay doubles from minRestoreDelay to maxRestoreDelay, plus a
+// random part: at most 10 PATCH requests in the first minute and then 2 a minute. A
+// registration that was unchanged for steadyTime is restored at once again.
+const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Second, time.Minute
+
+// registration is the desired state of one service and the progress of writing it.
+type registration struct {
+	service  *registry.Service // nil if the service should be deregistered
+	json     string            // service as JSON
+	metadata podMetadata       // what the pod should carry
+	removal  podMetadata       // what deregistering writes
+
+	err       error     // why the pod does not carry it; nil when it does, or while that is not known
+	failures  int       // attempts in a row that failed
+	written   time.Time // the last successful patch; zero before the first
+	restores  int       // patches in a row that restored the registration within steadyTime of the one before
+	notBefore time.Time // earliest time of the next patch
+}
+
+// contested reports whether something else keeps changing the registration.
+func (d *registration) contested() bool { return d.restores > 1 }
+
+func contestedError(pod string) error {
+	return fmt.Errorf("something else changes or removes its labels or its annotation on pod %q, such as another container with the same service name or an admission webhook; the registry restores them at most every %s", pod, maxRestoreDelay)
+}
+
+// failed records a failed patch. The next patch waits for retryAfter at least.
+func (d *registration) failed(err error, retryAfter time.Duration) {
+	delay := min(minPatchDelay<<min(d.failures, 10), maxPatchDelay)
+	d.err, d.failures = err, d.failures+1
+	d.notBefore = time.Now().Add(max(delay/2+rand.N(delay/2), retryAfter))
+}
+
+// succeeded records a patch that the API server accepted.
+func (d *registration) succeeded(pod string) {
+	now := time.Now()
+	switch {
+	case d.written.IsZero(): // the first patch restores nothing
+	case now.Sub(d.written) < steadyTime:
+		d.restores++
+	default:
+		d.restores = 1
+	}
+	d.err, d.failures, d.written, d.notBefore = nil, 0, now, time.Time{}
+	if d.restores > 0 {
+		delay := min(minRestoreDelay<<min(d.restores-1, 10), maxRestoreDelay)
+		d.notBefore = now.Add(delay + rand.N(delay/10))
+	}
+	if d.contested() {
+		d.err = contestedError(pod)
+	}
+}
+
+// registrations are the desired registrations and the observed metadata of the process's
+// own pod. The caller holds the registrar's lock.
+type registrations struct {
+	desired  map[string]*registration // by service
+	observed *podMetadata             // nil while unknown
+}
+
+// set replaces the desired state of a service. It returns an error if the label of
+// another registered service has the same key: the two would overwrite each other.
+func (s *registrations) set(service string, d *registration) error {
+	for other, o := range s.desired {
+		if other == service || labelName(other) != labelName(service) {
+			continue
+		}
+		if o.service != nil {
+			return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, selectorPrefix+labelName(service))
+		}
+		delete(s.desired, other) // this pending deregistration would remove what d writes
+	}
+	s.desired[service] = d
+	s.forgetDeregistered()
+	return nil
+}
+
+// observe records the pod's metadata.
+func (s *registrations) observe(p *corev1.Pod) {
+	s.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	s.forgetDeregistered()
+}
+
+func pointers(m map[string]string) map[string]*string {
+	all := make(map[string]*string, len(m))
+	for k, v := range m {
+		all[k] = &v
+	}
+	return all
+}
+
+// forgetDeregistered drops deregistrations that the API server has confirmed, so that
+// the registrar leaves alone what another process writes under that name later.
+func (s *registrations) forgetDeregistered() {
+	maps.DeleteFunc(s.desired, func(_ string, d *registration) bool { return d.service == nil && s.satisfied(d) })
+}
+
+// satisfied reports whether the pod is known to carry what d desires.
+func (s *registrations) satisfied(d *registration) bool {
+	return s.observed != nil && s.observed.diff(d.metadata).empty()
+}
+
+// complete reports whether the pod is known to carry everything desired.
+func (s *registrations) complete() bool { return s.observed != nil && len(s.pendingChanges()) == 0 }
+
+// pendingChanges returns the diff of each service that must still be written. Everything
+// is pending while the pod's metadata are unknown.
+func (s *registrations) pendingChanges() map[string]podMetadata {
+	pending := map[string]podMetadata{}
+	for service, d := range s.desired {
+		changes := d.metadata
+		if s.observed != nil {
+			changes = s.observed.diff(d.metadata)
+		}
+		if !changes.empty() {
+			pending[service] = changes
+		}
+	}
+	return pending
+}
+
+// due returns the pending changes that may be written now.
+func (s *registrations) due(now time.Time) map[string]podMetadata {
+	pending := s.pendingChanges()
+	maps.DeleteFunc(pending, func(service string, _ podMetadata) bool { return now.Before(s.desired[service].notBefore) })
+	return pending
+}
+
+// nextDue returns when the next pending change may be written, and zero if there is none.
+func (s *registrations) nextDue(now time.Time) (next time.Time) {
+	for service := range s.pendingChanges() {
+		t := s.desired[service].notBefore
+		if t.Before(now) {
+			t = now
+		}
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	return next
+}
+
+// firstError returns why the pod does not carry a desired registration. If the reason is
+// known for several services, it returns that of the first service by name.
+func (s *registrations) firstError() error {
+	for _, service := range slices.Sorted(maps.Keys(s.desired)) {
+		if d := s.desired[service]; d.err != nil && !s.satisfied(d) {
+			return d.err
+		}
+	}
+	return nil
+}

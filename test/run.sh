@@ -12,7 +12,7 @@ race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
 }
-modules='. cluster proto/gen test/policies third_party/etcd'
+modules='. cluster proto/gen test/faults/plot test/policies third_party/etcd'
 
 format() {
 	step 'Format: every Go file is formatted with gofmt' '1 s'
@@ -64,7 +64,7 @@ if [[ ${1:-} == check ]]; then
 	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
 	log=$(mktemp)
 	trap 'rm -f "$log"' EXIT
-	for module in . cluster third_party/etcd test/policies; do
+	for module in . cluster third_party/etcd test/faults/plot test/policies; do
 		if ! go test -C "$module" -short -v ./... >>"$log" 2>&1; then
 			grep -v '^=== ' "$log" >&2
 			exit 1
@@ -115,6 +115,7 @@ trap 'rm -f "$build_log"' EXIT
 step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
 race -timeout 30m ./...
 race -C third_party/etcd ./...
+race -C test/faults/plot ./...
 go test -C test/policies -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
 
 # These tests mostly wait, so two programs run at the same time, each with clusters of its own. -count=1 disables the

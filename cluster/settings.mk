@@ -16,7 +16,7 @@ CLUSTER.pattern    := [A-Za-z0-9][A-Za-z0-9_-]{0,62}
 CLUSTER.example    := demo
 COMPONENTS.pattern := ($(component)( +$(component))*)?
 COMPONENTS.example := network-policy
-FAULT.pattern      := [a-z]+(-[a-z]+)*
+FAULT.pattern      := ([a-z]+(-[a-z]+)*)?
 FAULT.example      := api-frozen
 define newline
 

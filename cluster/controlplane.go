@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,11 +17,12 @@ import (
 // controlPlane runs etcd and kube-apiserver of a cluster, with or without a node.
 type controlPlane struct {
 	*cluster
-	kube     string // the binary that is built from cluster/kube
-	ip       string // address on which kube-apiserver listens and to which the other components connect
-	port     int
-	etcdPort int
-	pki      *pki
+	kube      string // the binary that is built from cluster/kube
+	apiServer string // another kube-apiserver, or "" for the one in kube
+	ip        string // address on which kube-apiserver listens and to which the other components connect
+	port      int
+	etcdPort  int
+	pki       *pki
 }
 
 const (
@@ -65,7 +67,7 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	if err := p.await(ctx, "etcd", cp.probe("apiserver-etcd", etcd+"/readyz")); err != nil {
 		return err
 	}
-	p.start("kube-apiserver", cp.kube, "kube-apiserver",
+	p.start("kube-apiserver", cmp.Or(cp.apiServer, cp.kube), "kube-apiserver",
 		"--etcd-servers="+etcd, "--etcd-cafile="+cp.cert("ca.crt"), "--etcd-certfile="+cp.cert("apiserver-etcd.crt"), "--etcd-keyfile="+cp.cert("apiserver-etcd.key"),
 		"--bind-address="+cp.ip, "--advertise-address="+cp.ip, fmt.Sprint("--secure-port=", cp.port),
 		"--service-cluster-ip-range="+serviceCIDR, "--endpoint-reconciler-type="+endpoints,

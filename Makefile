@@ -1,10 +1,11 @@
 # `make` lists the targets. CLUSTER=NAME selects the cluster. push, images, deploy and undeploy also take REGISTRY= and TAG=;
-# deploy and undeploy take COMPONENTS=.
+# deploy and undeploy take COMPONENTS=; faults takes FAULT=.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
+FAULT    ?=
 KUBE     := go run -C cluster .
 TOOL      = go tool -modfile=$(call quote,$(CURDIR)/test/tools/go.mod)
 include cluster/settings.mk
@@ -24,7 +25,7 @@ test: ## everything that CI runs: check, all unit tests, end-to-end tests (about
 	@test/run.sh
 
 lint: ## run golangci-lint (3 minutes the first time)
-	@for m in . cluster proto/gen test/policies third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
+	@for m in . cluster proto/gen test/faults/plot test/policies third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
 
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
@@ -34,6 +35,10 @@ compat: ## test the manifests and pod/ with the API servers of the oldest suppor
 
 bench: ## compare pod/ with go-micro's plugin and selector, write test/bench/RESULTS.md (7 minutes)
 	@go run ./test/bench
+
+faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME (15 minutes)
+	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' cluster/demo.sh
+	@go run ./test/faults/run -cluster '$(CLUSTER)' -fault '$(FAULT)'
 
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
@@ -88,4 +93,4 @@ clean: ## stop the clusters of this checkout and delete its build results; ~/.ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster images
 
-.PHONY: help demo check test lint vuln compat bench screenshots cluster-up cluster-down build load images sbom push deploy verify-deploy undeploy overlay proto verify clean
+.PHONY: help demo check test lint vuln compat bench faults screenshots cluster-up cluster-down build load images sbom push deploy verify-deploy undeploy overlay proto verify clean

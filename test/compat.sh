@@ -35,7 +35,6 @@ func main() {
 			os.Exit(1)
 		}()
 	}
-	os.Args = os.Args[1:]
 	os.Exit(cli.Run(app.NewAPIServerCommand()))
 }
 GO

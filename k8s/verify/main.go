@@ -171,7 +171,7 @@ func (v verifier) deployment(ctx context.Context, name string) (string, error) {
 	}
 	for _, c := range d.Status.Conditions {
 		if c.Type == "ReplicaFailure" && c.Status == "True" {
-			return "", finding{fmt.Sprintf("%s: a policy refuses its pods: %s", name, c.Message),
+			return "", finding{fmt.Sprintf("%s: a policy refuses its pods: %s", name, oneLine(c.Message)),
 				"correct the Deployment's pod template, or the policy that the message names", true}
 		}
 	}

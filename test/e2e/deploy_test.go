@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -66,17 +67,20 @@ func TestDeployWithoutRegistry(t *testing.T) {
 	}
 }
 
-// ctr returns the path of containerd's command line: that of the node's containerd, or
-// the one in PATH, or a new build.
+// ctr returns the path of containerd's command line: the one of the package from which
+// the node's containerd comes, or a build of the version that the launcher builds.
 func ctr(t *testing.T) string {
 	t.Helper()
-	containerd := strings.TrimSpace(onNode(t, "sh", "-c", `readlink -f "$(command -v containerd)"`))
-	beside := filepath.Join(filepath.Dir(containerd), "ctr")
-	if _, err := exec.LookPath(beside); err == nil {
-		return beside
+	var state struct{ Tools struct{ Bin string } }
+	b, err := os.ReadFile(filepath.Join(root, ".cluster", clusterName, "cluster.json"))
+	if err = errors.Join(err, json.Unmarshal(b, &state)); err != nil {
+		t.Fatal(err)
 	}
-	if path, err := exec.LookPath("ctr"); err == nil {
-		return path
+	containerd := must(filepath.EvalSymlinks(filepath.Join(state.Tools.Bin, "containerd")))
+	for _, path := range []string{"ctr", "../root/usr/bin/ctr"} { // the second is in the launcher's copy of the Debian package
+		if path = filepath.Join(filepath.Dir(containerd), path); exec.Command(path, "--version").Run() == nil {
+			return path
+		}
 	}
 	dir := t.TempDir()
 	install := exec.Command("go", "install", "github.com/containerd/containerd/v2/cmd/ctr@v2.4.2")

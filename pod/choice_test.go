@@ -9,7 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // A simulation runs calls against instances in virtual time: it takes the time of every
@@ -26,18 +29,18 @@ type simulation struct {
 
 	random   *rand.Rand
 	events   eventQueue
-	attempts []attempt
-	calls    []call
+	attempts []simulatedAttempt
+	calls    []simulatedCall
 }
 
-// attempt is one attempt of a call.
-type attempt struct {
+// simulatedAttempt is one attempt of a call.
+type simulatedAttempt struct {
 	begin    time.Duration
 	instance int
 }
 
-// call is what a caller sees.
-type call struct {
+// simulatedCall is what a caller sees.
+type simulatedCall struct {
 	begin, latency time.Duration
 	failed         bool
 }
@@ -68,16 +71,16 @@ type balancer interface {
 // balancers are the candidates, each for n instances.
 var balancers = []struct {
 	name string
-	make func(t testing.TB, n int, r *rand.Rand) balancer
+	make func(n int, r *rand.Rand) balancer
 }{
-	{"random", func(_ testing.TB, n int, r *rand.Rand) balancer {
+	{"random", func(n int, r *rand.Rand) balancer {
 		return &simple{n: n, pick: func(b *simple) int { return r.IntN(b.n) }}
 	}},
-	{"round robin", func(_ testing.TB, n int, r *rand.Rand) balancer {
+	{"round robin", func(n int, r *rand.Rand) balancer {
 		last := r.IntN(n)
 		return &simple{n: n, pick: func(b *simple) int { last = (last + 1) % b.n; return last }}
 	}},
-	{"least in flight", func(_ testing.TB, n int, r *rand.Rand) balancer {
+	{"least in flight", func(n int, r *rand.Rand) balancer {
 		return &simple{n: n, pick: func(b *simple) int {
 			i, j := r.IntN(b.n), r.IntN(b.n-1)
 			if j >= i {
@@ -113,7 +116,7 @@ type podBalancer struct {
 	index map[*instance]int
 }
 
-func newPodBalancer(_ testing.TB, n int, r *rand.Rand) balancer {
+func newPodBalancer(n int, r *rand.Rand) balancer {
 	inf := newInformer("greeter", nil)
 	b := &podBalancer{&pool{informer: inf, random: r}, map[*instance]int{}}
 	for range n {
@@ -142,11 +145,11 @@ func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome
 
 func (s *simulation) at(t time.Duration, do func()) { heap.Push(&s.events, event{t, do}) }
 
-func (s simulation) run(t testing.TB, make func(testing.TB, int, *rand.Rand) balancer) *simulation {
+func (s simulation) run(make func(int, *rand.Rand) balancer) *simulation {
 	s.random = rand.New(rand.NewPCG(1, 2))
 	var clients []balancer
 	for i := range max(1, s.clients) {
-		b := make(t, s.instances, rand.New(rand.NewPCG(3, uint64(i))))
+		b := make(s.instances, rand.New(rand.NewPCG(3, uint64(i))))
 		clients = append(clients, b)
 		if s.joins != 0 {
 			s.at(s.joins, b.join)
@@ -168,7 +171,7 @@ func (s simulation) run(t testing.TB, make func(testing.TB, int, *rand.Rand) bal
 
 func (s *simulation) attempt(b balancer, begin, now time.Duration, retries int) {
 	i, end := b.begin(now)
-	s.attempts = append(s.attempts, attempt{now, i})
+	s.attempts = append(s.attempts, simulatedAttempt{now, i})
 	latency, o := s.answer(s.random, i, now)
 	s.at(now+latency, func() {
 		end(now+latency, o)
@@ -176,11 +179,12 @@ func (s *simulation) attempt(b balancer, begin, now time.Duration, retries int) 
 			s.attempt(b, begin, now+latency, retries-1)
 			return
 		}
-		s.calls = append(s.calls, call{begin, now + latency - begin, o != answered})
+		s.calls = append(s.calls, simulatedCall{begin, now + latency - begin, o != answered})
 	})
 }
 
-// share returns which share of the attempts that began in a period went to an instance.
+// share returns which share of the attempts that began in a period, in percent, went to
+// an instance.
 func (s *simulation) share(instance int, from, to time.Duration) float64 {
 	var all, n float64
 	for _, a := range s.attempts {
@@ -191,11 +195,12 @@ func (s *simulation) share(instance int, from, to time.Duration) float64 {
 			}
 		}
 	}
-	return n / all
+	return 100 * n / all
 }
 
-// percentile returns a percentile of the latencies of the calls that began in a period.
-func (s *simulation) percentile(p float64, from, to time.Duration) time.Duration {
+// percentile returns a percentile of the latencies of the calls that began in a period,
+// in milliseconds.
+func (s *simulation) percentile(p float64, from, to time.Duration) float64 {
 	var all []time.Duration
 	for _, c := range s.calls {
 		if from <= c.begin && c.begin < to {
@@ -203,22 +208,175 @@ func (s *simulation) percentile(p float64, from, to time.Duration) time.Duration
 		}
 	}
 	slices.Sort(all)
-	return all[int(p*float64(len(all)-1))]
+	return float64(all[int(p/100*float64(len(all)-1))]) / 1e6
 }
 
-// count returns the share of the calls for which f is true.
-func (s *simulation) count(f func(call) bool) float64 {
+// percent returns which share of the calls f is true for.
+func (s *simulation) percent(f func(simulatedCall) bool) float64 {
 	var n float64
 	for _, c := range s.calls {
 		if f(c) {
 			n++
 		}
 	}
-	return n / float64(len(s.calls))
+	return 100 * n / float64(len(s.calls))
 }
 
 func lognormal(r *rand.Rand, median time.Duration, sigma float64) time.Duration {
 	return time.Duration(float64(median) * math.Exp(sigma*r.NormFloat64()))
+}
+
+// usual is the answer of an undisturbed instance of most simulations.
+func usual(r *rand.Rand) time.Duration { return lognormal(r, 20*time.Millisecond, 0.25) }
+
+// slowServer is the experiment of "Beyond Round Robin: Load Balancing for Latency"
+// (Buoyant, 2016).
+func slowServer(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+	if instance == 0 && 15*time.Second <= now && now < 45*time.Second {
+		return 2 * time.Second, answered
+	}
+	return lognormal(r, 167*time.Millisecond, 0.25), answered
+}
+
+// failing returns the answers of instances of which the first fails at once from second 2
+// on.
+func failing(o outcome) func(*rand.Rand, int, time.Duration) (time.Duration, outcome) {
+	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		if instance == 0 && now >= 2*time.Second {
+			return 200 * time.Microsecond, o
+		}
+		return usual(r), answered
+	}
+}
+
+// workers returns the answers of instances that handle four calls at once each and let the
+// others wait.
+func workers(instances int, work func(r *rand.Rand, instance int) time.Duration) func(*rand.Rand, int, time.Duration) (time.Duration, outcome) {
+	free := make([][4]time.Duration, instances) // when each worker is free
+	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		first := &free[instance][0]
+		for i := range free[instance] {
+			if w := &free[instance][i]; *w < *first {
+				first = w
+			}
+		}
+		*first = max(now, *first) + work(r, instance)
+		return *first - now, answered
+	}
+}
+
+// Each row is one measure of one situation; for all measures, less is better. The choice
+// of this package must stay below a limit, and must not be worse than the others.
+func TestChoiceComparedWithOthers(t *testing.T) {
+	t.Parallel()
+	const second = time.Second
+	type measure struct {
+		what  string
+		of    func(*simulation) float64
+		limit float64 // for this package
+		slack float64 // what the best of the others is multiplied with
+	}
+	var situations []struct {
+		name     string
+		sim      func() simulation
+		measures []measure
+	}
+	add := func(name string, sim func() simulation, measures ...measure) {
+		situations = append(situations, struct {
+			name     string
+			sim      func() simulation
+			measures []measure
+		}{name, sim, measures})
+	}
+	over1s := measure{"calls over 1 s (%)", func(s *simulation) float64 {
+		return s.percent(func(c simulatedCall) bool { return c.latency >= second })
+	}, 0.1, 0.2}
+	add("one of 11 slow, 500 calls/s", func() simulation {
+		return simulation{instances: 11, rate: 500, length: 60 * second, answer: slowServer}
+	}, over1s)
+	add("one of 11 slow, 1000 calls/s", func() simulation {
+		return simulation{instances: 11, rate: 1000, length: 60 * second, answer: slowServer}
+	}, over1s)
+	for _, rate := range []float64{50, 500} {
+		add(fmt.Sprintf("one of 10 ten times slower for 10 s, %v calls/s", rate), func() simulation {
+			return simulation{instances: 10, rate: rate, length: 15 * second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+				latency := usual(r)
+				if instance == 0 && now >= 5*second {
+					latency *= 10
+				}
+				return latency, answered
+			}}
+		}, measure{"its share (%)", func(s *simulation) float64 { return s.share(0, 5*second, 15*second) }, 2, 0.5},
+			measure{"p99 after 3 s, to that before", func(s *simulation) float64 {
+				return s.percentile(99, 8*second, 15*second) / s.percentile(99, 0, 5*second)
+			}, 2, 0.5})
+	}
+	for _, failure := range []struct {
+		what  string
+		micro *errors.Error
+		code  codes.Code
+		text  string
+	}{
+		{"in transport", nil, codes.Unavailable, refusedText},
+		{"with Unavailable", nil, codes.Unavailable, "shutting down"},
+		{"with a go-micro error", errors.InternalServerError("greeter", "no database").(*errors.Error), codes.Internal, "no database"},
+	} {
+		o := outcomeOfStatus(status.New(failure.code, failure.text), failure.micro)
+		for _, retries := range []int{0, 1} {
+			add(fmt.Sprintf("one of 10 fails at once %s, %d retries", failure.what, retries), func() simulation {
+				return simulation{instances: 10, rate: 200, length: 12 * second, retries: retries, answer: failing(o)}
+			}, measure{"its share in the first second (%)", func(s *simulation) float64 { return s.share(0, 2*second, 3*second) }, 10, 1},
+				measure{"its share afterwards (%)", func(s *simulation) float64 { return s.share(0, 3*second, 12*second) }, 1, 0.2},
+				measure{"calls that fail (%)", func(s *simulation) float64 { return s.percent(func(c simulatedCall) bool { return c.failed }) }, 0.5, 1})
+		}
+	}
+	add("one joins 9", func() simulation {
+		return simulation{instances: 9, joins: 2 * second, rate: 500, length: 6 * second, answer: func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, outcome) { return usual(r), answered }}
+	}, measure{"fair share to its share in the first second, or the inverse", func(s *simulation) float64 {
+		share := s.share(9, 2*second, 3*second)
+		return max(share/10, 10/share)
+	}, 1.5, math.Inf(1)}, measure{"the same afterwards", func(s *simulation) float64 {
+		share := s.share(9, 3*second, 6*second)
+		return max(share/10, 10/share)
+	}, 1.2, math.Inf(1)})
+	p99 := func(length time.Duration) func(*simulation) float64 {
+		return func(s *simulation) float64 { return s.percentile(99, length/3, length) }
+	}
+	add("4 workers in each of 10 instances, 80 % busy", func() simulation {
+		return simulation{instances: 10, clients: 3, rate: 0.8 * 40 / 0.0206, length: 6 * second, answer: workers(10, func(r *rand.Rand, _ int) time.Duration { return usual(r) })}
+	}, measure{"p99 (ms)", p99(6 * second), 60, 1.15})
+	add("as before, half of the instances 2.5 times slower", func() simulation {
+		return simulation{instances: 10, clients: 3, rate: 0.7 * 28 / 0.0206, length: 6 * second, answer: workers(10, func(r *rand.Rand, instance int) time.Duration {
+			if instance < 5 {
+				return usual(r) * 5 / 2
+			}
+			return usual(r)
+		})}
+	}, measure{"p99 (ms)", p99(6 * second), 130, 1})
+
+	begin := time.Now()
+	for _, situation := range situations {
+		results := make([][]float64, len(situation.measures))
+		for _, b := range balancers {
+			s := situation.sim().run(b.make)
+			for i, m := range situation.measures {
+				results[i] = append(results[i], m.of(s))
+			}
+		}
+		t.Log(situation.name)
+		for i, m := range situation.measures {
+			line := ""
+			for j, b := range balancers {
+				line += fmt.Sprintf("  %s %.3f", b.name, results[i][j])
+			}
+			t.Logf("    %s:%s", m.what, line)
+			last := len(balancers) - 1
+			if got, others := results[i][last], slices.Min(results[i][:last]); got > m.limit || got > m.slack*others {
+				t.Errorf("%s: %s: %.3f, want at most %.3f and %v of the best of the others, %.3f", situation.name, m.what, got, m.limit, m.slack, others)
+			}
+		}
+	}
+	t.Logf("%s", time.Since(begin).Round(time.Millisecond))
 }
 
 func BenchmarkChoice(b *testing.B) {

@@ -59,7 +59,8 @@ func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Cl
 func checkNoLeak(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() {
-		goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"))
+		goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"), // of go-micro's client
+			goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune"))
 	})
 }
 

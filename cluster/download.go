@@ -126,7 +126,8 @@ func (d *downloader) programs(ctx context.Context, dir string, files []officialF
 		return err
 	}
 	defer os.RemoveAll(part)
-	defer d.showProgress()()
+	begin := time.Now()
+	defer repeat(d.every, func() { progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin))) })()
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(d.parallel)
 	for _, f := range files {
@@ -288,23 +289,6 @@ func (d *downloader) resume(ctx context.Context, address string, f *os.File, fro
 			return err
 		}
 	}
-}
-
-// showProgress prints a line of progress periodically until the returned function is called.
-func (d *downloader) showProgress() (stop func()) {
-	begin, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-end:
-				return
-			case <-time.After(d.every):
-				progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin)))
-			}
-		}
-	}()
-	return func() { close(end); <-ended }
 }
 
 // downloadProgress describes a download. total is 0 if it is unknown.

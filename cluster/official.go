@@ -146,30 +146,35 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 	return dir, nil
 }
 
-// downloadKube returns the directory of the official programs, or "" if they have to be
-// built or are built already.
-func (c *cluster) downloadKube(ctx context.Context, cache string, built bool) (dir string, err error) {
+// downloadKube returns the directory of the official programs, or "" if the programs have
+// to be built or are built already. Then why is the reason.
+func (c *cluster) downloadKube(ctx context.Context, cache string, built bool) (dir, why string, err error) {
 	s, err := sourceFromEnvironment()
 	if err != nil || built && !s.download && s.mirror == nil {
-		return "", err
+		return "", "", err
 	}
 	goMod, err := os.ReadFile(filepath.Join(c.root, "cluster", "kube", "go.mod"))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	r, err := releasesOf(goMod)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	dir, err = provideOfficial(ctx, cache, s, r)
 	if err == nil || ctx.Err() != nil {
-		return dir, err
+		return dir, "", err
 	}
 	if s.download {
-		return "", fmt.Errorf("downloading %s: %w; unset %s to build them instead", r, err, envSource)
+		return "", "", fmt.Errorf("downloading %s: %w; unset %s to build them instead", r, err, envSource)
 	}
-	progress("using Kubernetes built from its Go modules, not the official binaries: %s", err)
-	return "", nil
+	if s.build {
+		return "", err.Error(), nil
+	}
+	if built {
+		progress("using the Kubernetes that was built earlier, because the official binaries cannot be downloaded: %s", err)
+	}
+	return "", fmt.Sprintf("the official binaries cannot be downloaded: %s", err), nil
 }
 
 // programs are the components and tools of a Kubernetes, official or built.

@@ -116,8 +116,9 @@ func (d *downloader) request(ctx context.Context, method, address string, header
 }
 
 // programs downloads files, compares them with their checksums, and puts their programs
-// into the directory dir, which appears only when it is complete.
-func (d *downloader) programs(ctx context.Context, dir string, files []officialFile) error {
+// into the directory dir, which appears only when it is complete and check, unless it is
+// nil, accepts it.
+func (d *downloader) programs(ctx context.Context, dir string, files []officialFile, check func(dir string) error) error {
 	part := fmt.Sprintf("%s.part-%d", dir, os.Getpid())
 	if err := os.RemoveAll(part); err != nil {
 		return err
@@ -135,6 +136,11 @@ func (d *downloader) programs(ctx context.Context, dir string, files []officialF
 	}
 	if err := group.Wait(); err != nil {
 		return err
+	}
+	if check != nil {
+		if err := check(part); err != nil {
+			return err
+		}
 	}
 	return os.Rename(part, dir)
 }

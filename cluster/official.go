@@ -133,13 +133,20 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 		return "", err
 	}
 	d.total.Store(size)
-	amount := "about 500 MB"
+	amount := "about 400 MB"
 	if size > 0 {
 		amount = fmt.Sprintf("%.0f MB", float64(size)/1e6)
 	}
 	progress("downloading %s, once: %s from %s; %s=build would build them instead", r, amount, s.host(), envSource)
 	begin := time.Now()
-	if err := d.programs(ctx, dir, files); err != nil {
+	// kubelet is the only one that needs libraries of this machine.
+	runs := func(dir string) error {
+		if out, err := interruptible(ctx, filepath.Join(dir, "kubelet"), "--version").CombinedOutput(); err != nil {
+			return fmt.Errorf("running the downloaded kubelet: %w: %s", err, lastLine(out))
+		}
+		return nil
+	}
+	if err := d.programs(ctx, dir, files, runs); err != nil {
 		return "", err
 	}
 	progress("  downloaded and verified in %s", time.Since(begin).Round(100*time.Millisecond))
@@ -240,7 +247,7 @@ func fromOfficial(ctx context.Context, cache string, want []nodeTool) (map[strin
 	d.total.Store(size)
 	for _, dir := range slices.Sorted(maps.Keys(missing)) {
 		progress("downloading %s from %s", path.Base(missing[dir].url), s.host())
-		if err := d.programs(ctx, dir, []officialFile{missing[dir]}); err != nil {
+		if err := d.programs(ctx, dir, []officialFile{missing[dir]}, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -6,6 +6,7 @@
 //	go run -C cluster . status        print the version, the start time and the directory of the logs
 //	go run -C cluster . load IMAGE=DIR ...   build the image of DIR/Dockerfile and push it to the cluster's registry
 //	go run -C cluster . push IMAGE=DIR ...   build for linux/amd64 and linux/arm64, push both and their SBOMs to the registry named in IMAGE
+//	go run -C cluster . save FILE IMAGE=DIR ...   build like load, and write the images to a file that other clusters can import
 //	go run -C cluster . kubectl ARG ...      run the kubectl of the cluster's Kubernetes version
 //	go run -C cluster . forward NAMESPACE/SERVICE:PORT   listen on the host's loopback for a Service until the cluster stops
 //	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node
@@ -84,6 +85,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
@@ -110,7 +112,7 @@ func main() {
 // another process. Users do not run them.
 var subprocesses = map[string]func(args []string) error{"supervisor": supervisor}
 
-const commandNames = "up, status, load, push, kubectl, forward, node, down or build"
+const commandNames = "up, status, load, push, save, kubectl, forward, node, down or build"
 
 const help = `usage: cluster COMMAND [-name NAME] [ARGUMENTS]
 
@@ -151,6 +153,10 @@ func run(args []string) error {
 		flags.PrintDefaults()
 		fmt.Fprint(flags.Output(), helpEnvironment)
 	}
+	arch := ""
+	if command == "save" {
+		flags.StringVar(&arch, "arch", runtime.GOARCH, "processor architecture of the cluster's nodes: amd64 or arm64")
+	}
 	_ = flags.Parse(args) // exits on error
 	args = flags.Args()
 	c, err := newCluster(*name)
@@ -173,6 +179,8 @@ func run(args []string) error {
 		return c.load(args)
 	case "push":
 		return push(args)
+	case "save":
+		return save(arch, args)
 	case "kubectl":
 		return c.kubectl(args)
 	case "forward":

@@ -30,6 +30,7 @@ k8s-micro: four Go-Micro services on a Kubernetes of their own.
 The first run downloads Kubernetes, about 400 MB. Where it cannot, it builds Kubernetes
 from Go modules, which takes 7 to 16 minutes on two cores; the lines below tell.
 Every later run, in any clone, takes less than a minute.
+Meanwhile: README.md explains what you will see, docs/guarantees.md what pod/ adds to go-micro.
 WELCOME
 
 # The four programs compile while the launcher downloads. When it builds, nice leaves the

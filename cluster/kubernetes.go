@@ -65,7 +65,6 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 	defer log.Close()
 	progress("building Kubernetes %s from its Go modules, once, because %s", version, why)
 	progress("  usually 4 to 12 minutes on two cores, less with more; the log is %s", logPath)
-	progress("  meanwhile: README.md explains what the demo will show, docs/guarantees.md what package pod adds to go-micro")
 	progress("  downloading its modules, about 250 MB, unless they are in the module cache")
 	// Every component reads its own version from these variables; kubectl fails without them.
 	const v = "-X k8s.io/component-base/version."

@@ -137,7 +137,7 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 	if size > 0 {
 		amount = fmt.Sprintf("%.0f MB", float64(size)/1e6)
 	}
-	progress("downloading %s, once: %s from %s; %s=build would build them instead", r, amount, s.host(), envSource)
+	progress("downloading %s, once, because %s answered: %s; %s=build builds them instead", r, s.host(), amount, envSource)
 	begin := time.Now()
 	// kubelet is the only one that needs libraries of this machine.
 	runs := func(dir string) error {

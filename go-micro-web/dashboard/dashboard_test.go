@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -114,14 +115,17 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 	for _, opt := range opts {
 		opt(&o)
 	}
-	for _, address := range c.calledAddresses {
-		try := client.CallFunc(func(context.Context, *registry.Node, client.Request, any, client.CallOptions) error { return nil })
+	for n, address := range c.calledAddresses { // the last try decides
+		try := client.CallFunc(func(context.Context, *registry.Node, client.Request, any, client.CallOptions) error {
+			if n < len(c.calledAddresses)-1 {
+				return errors.New("connection refused")
+			}
+			return c.callError
+		})
 		for _, w := range o.CallWrappers {
 			try = w(try)
 		}
-		if err := try(ctx, &registry.Node{Address: address}, nil, nil, o); err != nil {
-			return nil, err
-		}
+		_ = try(ctx, &registry.Node{Address: address}, nil, nil, o)
 	}
 	select {
 	case <-time.After(c.delay):
@@ -186,7 +190,7 @@ func TestOnlyOwnScriptsRun(t *testing.T) {
 	evil.Service, evil.Pod, evil.Version = `<script>alert(1)</script>`, `" onmouseover="alert(2)`, `</td><img src=x onerror=alert(3)>`
 	evil.Endpoints = []*registry.Endpoint{{Name: `<b>bold</b>`, Request: &registry.Value{Type: `</code><script>alert(4)</script>`}}, nil}
 	_, _, srv := serve(t, evil)
-	for _, path := range []string{"", "services.json", "page.css", "page.js", "nothing"} {
+	for _, path := range []string{"", "services.json", "changes.json", "calls.json", "page.css", "page.js", "changes.js", "calls.js", "stream.js", "nothing"} {
 		rsp, body := get(t, srv.URL+root+path)
 		csp := rsp.Header.Get("Content-Security-Policy")
 		if !strings.HasPrefix(csp, "default-src 'none'; script-src 'self';") || strings.Contains(csp, "unsafe") {
@@ -200,7 +204,7 @@ func TestOnlyOwnScriptsRun(t *testing.T) {
 				t.Errorf("%q contains the unescaped text %q", path, raw)
 			}
 		}
-		if path == "" && (strings.Count(body, "<script") != 1 || strings.Contains(body, "style=") || strings.Contains(body, "http")) {
+		if path == "" && (strings.Count(body, "<script") != strings.Count(body, `<script src="`) || strings.Count(body, "<script") != len(scripts) || strings.Contains(body, "style=") || strings.Contains(body, "http")) {
 			t.Errorf("the page has a script, style or link that is not its own:\n%s", body)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	cdppage "github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/jiangjiancc/go_micro_k8s/test/browser"
 )
@@ -30,9 +32,23 @@ func needsBrowser(t *testing.T) {
 	}
 }
 
+// fastTimers makes the timers of a page timerFactor times as fast.
+const (
+	timerFactor = 10
+	fastTimers  = `{ const original = setTimeout; window.setTimeout = (f, ms) => original(f, ms / 10) }`
+)
+
 func openPage(t *testing.T, srv *httptest.Server) *browser.Tab {
 	t.Helper()
-	b := browser.Open(t, srv.URL+root, nil)
+	return openPageWith(t, srv, "")
+}
+
+// openPageWith opens the page after a script that runs before those of the page.
+func openPageWith(t *testing.T, srv *httptest.Server, script string) *browser.Tab {
+	t.Helper()
+	b := browser.Open(t, "about:blank", nil)
+	browser.Run(b, browser.Command(cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: script}))
+	b.Do(chromedp.Navigate(srv.URL + root))
 	t.Cleanup(func() {
 		if messages := b.Messages(); len(messages) > 0 {
 			t.Errorf("the console of the browser shows %q", messages)
@@ -87,18 +103,19 @@ func TestBrowserAcceptsTheNamesThatTheServerAccepts(t *testing.T) {
 
 func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
 	needsBrowser(t)
-	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.heartbeat = 300 * time.Millisecond
 	c.setLastContact(time.Now())
 	b := openPage(t, srv)
 	b.Wait("the event stream", connectionText+` === "Live"`)
 	b.Wait("the time of the last contact", `/^API server heard from [0-5]s ago$/.test(`+contactText+`)`)
 	c.set([]pod.Instance{greeterInstance(1, pod.Ready)}, errors.New("list pods: no answer"))
 	b.Wait("the problem", `document.getElementById("problem").textContent`)
-	for range 30 { // longer than a heartbeat
+	for range 10 { // longer than three heartbeats
 		if got := browser.Evaluate[string](b, connectionText); got != "Not live" {
 			t.Fatalf("beside the problem the page shows %q", got)
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
 	c.set([]pod.Instance{greeterInstance(1, pod.Ready)}, nil)
 	c.setLastContact(time.Now())
@@ -109,13 +126,19 @@ func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
 // an open event stream does not prove that the pod can still read the registry.
 func TestBrowserShowsSilenceOfTheAPIServer(t *testing.T) {
 	needsBrowser(t)
-	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	d.heartbeat = 300 * time.Millisecond
 	c.setLastContact(time.Now())
 	b := openPage(t, srv)
 	b.Wait("the event stream", connectionText+` === "Live"`)
-	begin := time.Now()
+	contact := time.Now().Add(-13 * time.Second)
+	c.setLastContact(contact)
+	b.Wait("the earlier contact", `/^API server heard from 1[34]s ago$/.test(`+contactText+`)`)
+	if got := browser.Evaluate[string](b, connectionText); got != "Live" && time.Since(contact) < 15*time.Second {
+		t.Errorf("before 15 s have passed the page shows %q", got)
+	}
 	b.Wait("the silence", connectionText+` === "API server silent" && /^API server heard from 1[0-9]s ago$/.test(`+contactText+`)`)
-	if took := time.Since(begin); took > 17*time.Second {
+	if took := time.Since(contact); took < 15*time.Second || took > 17*time.Second {
 		t.Errorf("the page shows the silence after %s", took)
 	}
 	c.setLastContact(time.Now())
@@ -133,12 +156,13 @@ func TestBrowserPollsIfTheStreamIsRefused(t *testing.T) {
 		}
 		releases = append(releases, release)
 	}
-	b := openPage(t, srv)
+	d.heartbeat = 300 * time.Millisecond
+	b := openPageWith(t, srv, fastTimers)
 	b.Wait("the refusal", connectionText+` === "Too many viewers: updated every 10 s"`)
 	c.set([]pod.Instance{greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready)}, nil)
 	begin := time.Now()
-	b.Wait("the next poll", `document.querySelectorAll("tbody tr").length === 2`)
-	if took := time.Since(begin); took > 16*time.Second {
+	b.Wait("the next poll", `document.querySelectorAll("#services tbody tr").length === 2`)
+	if took := time.Since(begin) * timerFactor; took > 40*time.Second { // the poll itself is not faster, and takes longer on a busy machine
 		t.Errorf("a change is shown after %s", took)
 	}
 	if got := browser.Evaluate[string](b, connectionText); got != "Too many viewers: updated every 10 s" {
@@ -161,7 +185,8 @@ func TestBrowserFilter(t *testing.T) {
 	}
 	_, _, srv := serve(t, instances...)
 	b := openPage(t, srv)
-	b.Wait("the filter", `!document.getElementById("filter").hidden`)
+	b.Wait("the event stream", connectionText+` === "Live"`)
+	browser.Evaluate[bool](b, `document.querySelectorAll("#services details").forEach(d => d.open = true), true`)
 	type result struct {
 		Rows, Sections int
 		States         []string
@@ -187,10 +212,10 @@ func TestBrowserFilter(t *testing.T) {
 	} {
 		browser.Evaluate[bool](b, fmt.Sprintf(`(() => { const q = document.getElementById("query"); q.value = %q; q.dispatchEvent(new Event("input")); return true })()`, test.query))
 		got := browser.Evaluate[result](b, `(() => {
-			const rows = [...document.querySelectorAll("tbody tr")].filter(row => row.checkVisibility())
+			const rows = [...document.querySelectorAll("#services tbody tr")].filter(row => row.checkVisibility())
 			return {
 				Rows: rows.length,
-				Sections: [...document.querySelectorAll("section")].filter(section => section.checkVisibility()).length,
+				Sections: [...document.querySelectorAll("#services section")].filter(section => section.checkVisibility()).length,
 				States: [...new Set(rows.map(row => row.querySelector(".state").textContent))].sort(),
 				Count: document.getElementById("matches").textContent}
 		})()`)
@@ -212,7 +237,8 @@ func TestBrowserFocusesOnlyRegionsThatScroll(t *testing.T) {
 	}
 	c, _, srv := serve(t, instances...)
 	b := openPage(t, srv)
-	regions := `[...document.querySelectorAll(".instances")].map(e => [e.closest("section").dataset.key, e.getAttribute("role"), e.getAttribute("aria-label"), e.tabIndex].join(" ")).join("; ")`
+	browser.Evaluate[bool](b, `document.querySelectorAll("#services details").forEach(d => d.open = true), true`)
+	regions := `[...document.querySelectorAll("#services .instances")].map(e => [e.closest("section").dataset.key, e.getAttribute("role"), e.getAttribute("aria-label"), e.tabIndex].join(" ")).join("; ")`
 	b.Wait("the regions", regions+` === "small   -1; large region Instances of large 0"`)
 	c.set(instances[:5], nil)
 	b.Wait("no region that scrolls", regions+` === "small   -1; large   -1"`)

@@ -69,6 +69,7 @@ type dashboard struct {
 	formTimeout time.Duration // to receive the form
 	pageTimeout time.Duration // to send the page or JSON
 	maxCalling  time.Duration // of a stream that calls
+	heartbeat   time.Duration
 }
 
 // New returns the handler of all paths below /registry/. It observes the registry
@@ -87,7 +88,7 @@ func New(registry *pod.Registry) http.Handler {
 
 func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
 	d := &dashboard{hub: newHub(s, calls, onStart, podName, namespace), greeter: greeter, podName: podName, namespace: namespace,
-		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second, maxCalling: maxCalling}
+		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second, maxCalling: maxCalling, heartbeat: heartbeat}
 	d.traffic = newTraffic(d.callRepeatedly)
 	return d
 }

@@ -108,7 +108,7 @@ func (d *dashboard) stream(w http.ResponseWriter, r *http.Request, rate int) {
 		}
 		return rc.Flush() == nil
 	}
-	ticker := time.NewTicker(heartbeat)
+	ticker := time.NewTicker(d.heartbeat)
 	defer ticker.Stop()
 	var sent *view
 	sentChange := -1 // so that the first event is sent even without a change

@@ -33,6 +33,10 @@ func openStream(t *testing.T, srv *httptest.Server) *stream {
 		t.Fatalf("opening a stream: %s, header %q, Connection: close %v", rsp.Status, rsp.Header, rsp.Close)
 	}
 	t.Cleanup(func() { rsp.Body.Close() })
+	return newStream(t, rsp)
+}
+
+func newStream(t *testing.T, rsp *http.Response) *stream {
 	lines := bufio.NewScanner(rsp.Body)
 	lines.Buffer(nil, 16<<20)
 	return &stream{t, rsp, lines}

@@ -33,13 +33,14 @@ const (
 // the last minute. All viewers of a pod share the calls: the rate is the highest that one
 // of them has chosen. It is safe for concurrent use.
 type traffic struct {
-	call func(ctx context.Context, tried func(sample)) error // one call; tried is called after each try, possibly later than the return
+	call   func(ctx context.Context, tried func(sample)) error // one call; tried is called after each try, possibly later than the return
+	window time.Duration                                       // callWindow
 
 	mu      sync.Mutex
 	rates   map[*int]int // of the viewers
 	stop    func()       // ends the calls and waits for them; nil while there are none
 	calls   []sample     // that ended in the last minute, oldest first
-	tries   []sample     // that ended in the last 10 s, oldest first
+	tries   []sample     // that ended in the window, oldest first
 	failing bool         // the last call failed
 }
 
@@ -52,7 +53,7 @@ type sample struct {
 }
 
 func newTraffic(call func(context.Context, func(sample)) error) *traffic {
-	return &traffic{call: call, rates: map[*int]int{}}
+	return &traffic{call: call, window: callWindow, rates: map[*int]int{}}
 }
 
 // parseRate reads a number of calls per second.
@@ -123,7 +124,7 @@ func (t *traffic) callOnce(ctx context.Context) {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			s.end = time.Now() // with the lock, so that the samples are in order
-			t.tries = append(recent(t.tries, callWindow), s)
+			t.tries = append(recent(t.tries, t.window), s)
 		}
 	})
 	if ctx.Err() != nil {
@@ -191,10 +192,10 @@ type timeline struct {
 func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics {
 	rate := t.rate()
 	t.mu.Lock()
-	all, tries := recent(t.calls, timelineLength*time.Second), recent(t.tries, callWindow)
-	s := statistics{Time: now(), Rate: rate, Viewers: len(t.rates), Seconds: int(callWindow / time.Second), Instances: []instanceStats{}}
+	all, tries := recent(t.calls, timelineLength*time.Second), recent(t.tries, t.window)
+	s := statistics{Time: now(), Rate: rate, Viewers: len(t.rates), Seconds: int(t.window / time.Second), Instances: []instanceStats{}}
 	t.mu.Unlock() // the samples are never changed
-	s.outcomes = outcomesOf(recent(all, callWindow))
+	s.outcomes = outcomesOf(recent(all, t.window))
 
 	s.Timeline = timeline{s.Time.Truncate(time.Second).Add(-(timelineLength - 1) * time.Second), make([]int, timelineLength), make([]int, timelineLength)}
 	for _, c := range all {
@@ -310,6 +311,7 @@ func (d *dashboard) serveCalling(w http.ResponseWriter, r *http.Request) {
 
 // callRepeatedly is the call of traffic.
 func (d *dashboard) callRepeatedly(ctx context.Context, tried func(sample)) error {
+	_, _ = d.hub.wait(ctx) // the first view, so that the pods at the addresses are known; without one the calls go on
 	_, _, err := d.hello(ctx, callName, tried)
 	return err
 }

@@ -13,6 +13,7 @@ import (
 
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/jiangjiancc/go_micro_k8s/test/browser"
 )
@@ -32,10 +33,10 @@ func needsBrowser(t *testing.T) {
 	}
 }
 
-// fastTimers makes the timers of a page timerFactor times as fast.
 const (
 	timerFactor = 10
-	fastTimers  = `{ const original = setTimeout; window.setTimeout = (f, ms) => original(f, ms / 10) }`
+	// fastTimers is a script that makes the timeouts of a page timerFactor times as short.
+	fastTimers = `{ const original = setTimeout; window.setTimeout = (f, ms) => original(f, ms / 10) }`
 )
 
 func openPage(t *testing.T, srv *httptest.Server) *browser.Tab {
@@ -242,4 +243,174 @@ func TestBrowserFocusesOnlyRegionsThatScroll(t *testing.T) {
 	b.Wait("the regions", regions+` === "small   -1; large region Instances of large 0"`)
 	c.set(instances[:5], nil)
 	b.Wait("no region that scrolls", regions+` === "small   -1; large   -1"`)
+}
+
+func press(key string) chromedp.Action[chromedp.Void] { return chromedp.KeyEvent(key) }
+
+// calling is the text that the page announces about the calls.
+const callingText = `document.getElementById("calling").textContent`
+
+// share is the JavaScript expression for the share of the calls of an instance, as text.
+func share(i int) string {
+	return fmt.Sprintf(`[...document.querySelectorAll("#traffic tbody tr")].find(row => row.dataset.key.startsWith("go-micro-srv-%d "))?.querySelector(".share").textContent`, i)
+}
+
+func TestBrowserKeepsCalling(t *testing.T) {
+	needsBrowser(t)
+	instances := []pod.Instance{greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready), greeterInstance(3, pod.Ready)}
+	c, d, srv := serve(t, instances...)
+	d.traffic.window = 2 * time.Second
+	c.setTries(alternate(address(1), address(2), address(3)))
+	b := openPage(t, srv)
+	b.Wait("the event stream", connectionText+` === "Live"`)
+	if n := c.countCalls(); n != 0 || !browser.Evaluate[bool](b, `document.getElementById("traffic").hidden`) {
+		t.Errorf("before anybody asks for calls there are %d, or their numbers are shown", n)
+	}
+
+	// With the keyboard alone: name, button, checkbox, rate.
+	b.Do(press(kb.Tab), press(kb.Tab), press(kb.Tab))
+	if got := browser.Evaluate[string](b, `document.activeElement.id`); got != "keep" {
+		t.Fatalf("the third Tab key moves the focus to %q", got)
+	}
+	b.Do(press(" "), press(kb.Tab))
+	if got := browser.Evaluate[string](b, `document.activeElement.id`); got != "rate" {
+		t.Fatalf("the fourth Tab key moves the focus to %q", got)
+	}
+	b.Do(press("50"), press(kb.Enter)) // replaces the selected 10
+	b.Wait("the calls", callingText+` === "go-micro-web-1 calls go-micro-srv 50 times a second: no failed call in the last 2 s"`)
+	for i := 1; i <= 3; i++ {
+		b.Wait("a third of the calls", `/^3[2-5] %$/.test(`+share(i)+`)`)
+	}
+
+	// Instance 2 stalls: it is ejected, gets no calls, and becomes not ready.
+	c.setTries(alternate(address(1), address(3)))
+	until := time.Now().Add(20 * time.Second).UTC().Round(time.Second)
+	c.setCalls(map[callTarget]calls{{"go-micro-srv-2", address(2)}: {InFlight: 1, EjectedUntil: until}})
+	d.hub.changes.events().Ejected("go-micro-srv", "go-micro-srv-2", address(2), 20*time.Second, errors.New("context deadline exceeded"))
+	b.Wait("the end of its share", share(2)+` === "0 %"`)
+	row := `[...document.querySelectorAll("#traffic tbody tr")].find(row => row.dataset.key.startsWith("go-micro-srv-2 ")).textContent`
+	b.Wait("its ejection", row+`.includes("ejected until `+until.Format("15:04:05")+` UTC")`)
+	b.Wait("its ejection in the text of the time line", `document.getElementById("timeline").getAttribute("aria-label").includes("go-micro-srv-2 ejected")`)
+	b.Wait("its ejection in the changes", `document.querySelector("#changes li").textContent.includes("ejected go-micro-srv-2 for 20s: a call got no answer in time")`)
+	stalled := greeterInstance(2, pod.NotReady)
+	stalled.Reason = `container "main": its readiness probe does not succeed`
+	c.set([]pod.Instance{instances[0], stalled, instances[2]}, nil)
+	b.Wait("its state", row+`.includes("not ready")`)
+	b.Wait("the reason", `document.querySelector("#services tr .reason").textContent.includes("readiness probe")`)
+
+	// It returns.
+	c.set(instances, nil)
+	c.setCalls(nil)
+	c.setTries(alternate(address(1), address(2), address(3)))
+	b.Wait("its share again", `parseInt(`+share(2)+`) >= 25`)
+	b.Wait("its return in the changes", `document.querySelector("#changes li").textContent.includes("back go-micro-srv-2 ready again")`)
+
+	// A failure is announced.
+	c.setTries(func() []string { return []string{address(1)} })
+	c.mu.Lock()
+	c.callError = errors.New("no")
+	c.mu.Unlock()
+	b.Wait("failures", `/: [0-9]+ failed calls in the last 2 s$/.test(`+callingText+`) && /Last minute: [0-9]+ calls, [1-9][0-9]* failed \([0-9]+ at [0-9:]{8}/.test(document.getElementById("timeline").getAttribute("aria-label"))`)
+
+	// The calls end when the viewer hides the page, resume when he shows it, and end with the checkbox.
+	hide := func(hidden bool) {
+		browser.Evaluate[bool](b, fmt.Sprintf(`Object.defineProperty(document, "hidden", {value: %v, configurable: true}), document.dispatchEvent(new Event("visibilitychange"))`, hidden))
+	}
+	stopped := func() bool { return d.traffic.rate() == 0 }
+	hide(true)
+	eventually(t, 10*time.Second, "the end of the calls of a hidden page", stopped)
+	hide(false)
+	eventually(t, 10*time.Second, "the calls of the page", func() bool { return d.traffic.rate() == 50 })
+	browser.Evaluate[bool](b, `document.getElementById("keep").click(), true`)
+	eventually(t, 10*time.Second, "the end of the calls", stopped)
+	b.Wait("the end of the numbers", `document.getElementById("traffic").hidden && `+callingText+` === "" && `+connectionText+` === "Live"`)
+	browser.Evaluate[bool](b, `document.getElementById("keep").click(), true`)
+	eventually(t, 10*time.Second, "the calls again", func() bool { return d.traffic.rate() == 50 })
+	b.Do(chromedp.Navigate("about:blank"))
+	eventually(t, 10*time.Second, "the end of the calls of a page that was left", stopped)
+}
+
+func TestBrowserOverview(t *testing.T) {
+	needsBrowser(t)
+	var instances []pod.Instance
+	for i := range 500 {
+		in := greeterInstance(i, pod.Ready)
+		in.Service, in.Pod, in.Version = fmt.Sprintf("service-%02d", i/10), fmt.Sprintf("pod-%03d", i), []string{"v1", "v2"}[i%2]
+		if i == 277 {
+			in.State, in.Reason = pod.NotReady, `container "main": CrashLoopBackOff`
+		}
+		instances = append(instances, in)
+	}
+	big := greeterInstance(1, pod.Ready)
+	for i := range 20 {
+		big.Service, big.Pod, big.Address = "service-49", fmt.Sprintf("more-%d", i), address(i)
+		instances = append(instances, big)
+	}
+	_, _, srv := serve(t, instances...)
+	b := openPage(t, srv)
+	b.Wait("the event stream", connectionText+` === "Live"`)
+	names := `[...document.querySelectorAll("#services section")].filter(s => s.checkVisibility()).map(s => s.dataset.key)`
+	if open, height := browser.Evaluate[int](b, `document.querySelectorAll("#services [open]").length`), browser.Evaluate[int](b, `document.documentElement.scrollHeight`); open != 0 || height > 3500 {
+		t.Errorf("of 50 services with 520 instances %d are open, and the page is %d pixels high", open, height)
+	}
+	first := browser.Evaluate[string](b, `document.querySelector("#services section").innerText`)
+	if want := "service-27 9 ready, 1 not ready 5 v1, 5 v2"; strings.Join(strings.Fields(first), " ") != want {
+		t.Errorf("the first service is %q, want %q", first, want)
+	}
+	sort := func(by string) []string {
+		browser.Evaluate[bool](b, fmt.Sprintf(`(() => { const s = document.getElementById("sort"); s.value = %q; return s.dispatchEvent(new Event("change")) })()`, by))
+		return browser.Evaluate[[]string](b, names)
+	}
+	if got := sort("name"); got[0] != "service-00" || got[49] != "service-49" {
+		t.Errorf("by name: %q", got)
+	}
+	if got := sort("instances"); got[0] != "service-49" || got[1] != "service-00" {
+		t.Errorf("by instances: %q", got)
+	}
+	if got := sort("unhealthy"); got[0] != "service-27" || got[1] != "service-00" {
+		t.Errorf("unhealthy first: %q", got)
+	}
+	query := func(q string) {
+		browser.Evaluate[bool](b, fmt.Sprintf(`(() => { const i = document.getElementById("query"); i.value = %q; return i.dispatchEvent(new Event("input")) })()`, q))
+	}
+	query("not ready")
+	b.Wait("the instance that is not ready", `[...document.querySelectorAll("#services tbody tr")].filter(r => r.checkVisibility()).map(r => r.innerText.replace(/\s+/g, " ")).join() .startsWith('pod-277 not ready container "main": CrashLoopBackOff')`)
+	query("")
+	b.Wait("the overview", `document.querySelectorAll("#services [open]").length === 0`)
+
+	// Details on demand, with the keyboard; the unhealthy instance is on top.
+	browser.Evaluate[bool](b, `document.querySelector("#services summary").focus(), true`)
+	b.Do(press(kb.Enter))
+	b.Wait("the instances of the service", `[...document.querySelectorAll("#services tbody tr")].filter(r => r.checkVisibility()).map(r => r.querySelector(".pod").textContent).slice(0, 2).join() === "pod-277,pod-270"`)
+}
+
+func TestBrowserCopies(t *testing.T) {
+	needsBrowser(t)
+	hostile := greeterInstance(2, pod.Ready)
+	hostile.Pod = "a; rm -rf ~"
+	_, _, srv := serve(t, greeterInstance(1, pod.Ready), hostile)
+	for _, script := range []string{
+		`window.written = ""; Object.defineProperty(navigator, "clipboard", {value: {writeText: async text => { written = text }}})`,
+		`window.written = ""; Object.defineProperty(navigator, "clipboard", {value: undefined}); // as over plain HTTP
+			addEventListener("copy", event => written = event.clipboardData.getData("text/plain"))`,
+	} {
+		b := openPageWith(t, srv, script)
+		b.Wait("the event stream", connectionText+` === "Live"`)
+		for _, test := range []struct {
+			pod       int
+			what      string
+			want, say string
+		}{
+			{0, "address", "10.244.0.1:9100", "Copied: 10.244.0.1:9100"},
+			{0, "logs", "kubectl logs -n go-micro go-micro-srv-1", "Copied: kubectl logs -n go-micro go-micro-srv-1"},
+			{1, "logs", "", "Nothing was copied."},
+		} {
+			browser.Evaluate[bool](b, fmt.Sprintf(`written = "", document.querySelectorAll("#services tbody tr")[%d].querySelector("[data-copy=%s]").focus(), true`, test.pod, test.what))
+			b.Do(press(kb.Enter))
+			b.Wait("the announcement", fmt.Sprintf(`document.getElementById("copied").textContent === %q`, test.say))
+			if got := browser.Evaluate[string](b, `written`); got != test.want {
+				t.Errorf("copying the %s of instance %d writes %q, want %q", test.what, test.pod, got, test.want)
+			}
+		}
+	}
 }

@@ -134,6 +134,7 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 	if c.nextTries != nil {
 		tries = c.nextTries()
 	}
+	callError := c.callError
 	c.calledNames = append(c.calledNames, in.Name)
 	c.mu.Unlock()
 	for n, address := range tries { // the last try decides
@@ -141,7 +142,7 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 			if n < len(tries)-1 {
 				return errors.New("connection refused")
 			}
-			return c.callError
+			return callError
 		})
 		for _, w := range o.CallWrappers {
 			try = w(try)
@@ -153,7 +154,7 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, c.callError
+	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, callError
 }
 
 var created = time.Now().Add(-90 * time.Second)

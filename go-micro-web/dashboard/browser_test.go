@@ -293,7 +293,7 @@ func TestBrowserKeepsCalling(t *testing.T) {
 	b.Wait("its ejection in the text of the time line", `document.getElementById("timeline").getAttribute("aria-label").includes("go-micro-srv-2 ejected")`)
 	b.Wait("its ejection in the changes", `document.querySelector("#changes li").textContent.includes("ejected go-micro-srv-2 for 20s: a call got no answer in time")`)
 	stalled := greeterInstance(2, pod.NotReady)
-	stalled.Reason = `container "main": its readiness probe does not succeed`
+	stalled.Reason = `container "main": the readiness probe does not succeed`
 	c.set([]pod.Instance{instances[0], stalled, instances[2]}, nil)
 	b.Wait("its state", row+`.includes("not ready")`)
 	b.Wait("the reason", `document.querySelector("#services tr .reason").textContent.includes("readiness probe")`)

@@ -158,6 +158,7 @@ func (t *podTable) add(pod, annotation string, s *registry.Service) (all []*inst
 func (t *podTable) release(instances []*instance) {
 	for _, i := range instances {
 		t.index.remove(i)
+		i.departure.happen()
 		if i.version.uses--; i.version.uses == 0 {
 			delete(t.versions, i.version.key)
 		}

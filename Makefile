@@ -1,10 +1,11 @@
-# `make` lists the targets. CLUSTER=NAME selects the cluster. push, deploy and undeploy also take REGISTRY= and TAG=;
-# deploy and undeploy take COMPONENTS=.
+# `make` lists the targets. CLUSTER=NAME selects the cluster. push, images, deploy and undeploy also take REGISTRY= and TAG=;
+# deploy and undeploy take COMPONENTS=; faults takes FAULT=.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
+FAULT    ?=
 KUBE     := go run -C cluster .
 TOOL      = go tool -modfile=$(call quote,$(CURDIR)/test/tools/go.mod)
 include cluster/settings.mk
@@ -24,13 +25,17 @@ test: ## everything that CI runs: check, all unit tests, end-to-end tests (about
 	@test/run.sh
 
 lint: ## run golangci-lint (3 minutes the first time)
-	@for m in . cluster proto/gen test/psa third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
+	@for m in . cluster proto/gen test/faults/plot test/policies third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
 
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
 
 bench: ## compare pod/ with go-micro's plugin and selector, write test/bench/RESULTS.md (7 minutes)
 	@go run ./test/bench
+
+faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME (15 minutes)
+	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' cluster/demo.sh
+	@go run ./test/faults/run -cluster '$(CLUSTER)' -fault '$(FAULT)'
 
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
@@ -49,6 +54,9 @@ build: ## build the four programs, static, for Linux
 
 load: ## build the four images without Docker and load them into the cluster
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER='$(CLUSTER)' || exit; done
+
+images: ## build the four images without Docker and write them to images/*.tar, for clusters without a registry
+	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s image IMAGE='$(REGISTRY)'/$$s:'$(TAG)' || exit; done
 
 sbom: ## write the SBOM of each program to go-micro-*/sbom.cdx.json
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s sbom || exit; done
@@ -77,6 +85,6 @@ verify: ## fail if proto/*.go differs from what proto/greeter.proto generates
 clean: ## stop the clusters of this checkout and delete its build results; ~/.cache/k8s-micro stays
 	@for d in .cluster/*/cluster.json; do [ ! -e "$$d" ] || $(KUBE) down -name "$$(basename "$$(dirname "$$d")")" || exit; done
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
-	rm -rf .cluster
+	rm -rf .cluster images
 
-.PHONY: help demo check test lint vuln bench screenshots cluster-up cluster-down build load sbom push deploy undeploy overlay proto verify clean
+.PHONY: help demo check test lint vuln bench faults screenshots cluster-up cluster-down build load images sbom push deploy undeploy overlay proto verify clean

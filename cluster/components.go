@@ -9,6 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -37,6 +40,7 @@ func newComponents(logs string, env []string, files ...*os.File) *components {
 // start runs program in the background until stop is called.
 func (p *components) start(name, program string, args ...string) {
 	p.wait.Go(func() {
+		runtime.LockOSThread() // as endWithParent requires
 		for {
 			err := p.run(name, program, args)
 			select {
@@ -85,7 +89,10 @@ func (p *components) run(name, program string, args []string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 3 * time.Second // then SIGKILL
-	cmd.Stdout, cmd.Stderr, cmd.Env, cmd.ExtraFiles = log, log, p.env, p.files
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, p.files
+	// etcd refuses to start if a variable of its own contradicts a flag.
+	cmd.Env = slices.DeleteFunc(slices.Clone(p.env), func(v string) bool { return strings.HasPrefix(v, "ETCD_") })
+	endWithParent(cmd)
 	err = cmd.Run()
 	if err == nil {
 		err = errors.New("exit status 0")

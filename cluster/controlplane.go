@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -16,7 +17,7 @@ import (
 // controlPlane runs etcd and kube-apiserver of a cluster, with or without a node.
 type controlPlane struct {
 	*cluster
-	kube     string // the binary that is built from cluster/kube
+	kube     string // directory that contains the programs of Kubernetes
 	ip       string // address on which kube-apiserver listens and to which the other components connect
 	port     int
 	etcdPort int
@@ -59,13 +60,17 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	if cp.ip == "127.0.0.1" { // an endpoint may not be a loopback address, and without a node no pod uses the Service "kubernetes"
 		data, endpoints = cp.path("etcd"), "none"
 	}
-	p.start("etcd", cp.kube, "etcd", "--data-dir="+data, "--listen-client-url="+etcd,
-		"--cert-file="+cp.cert("etcd.crt"), "--key-file="+cp.cert("etcd.key"), "--trusted-ca-file="+cp.cert("ca.crt"))
+	p.start("etcd", filepath.Join(cp.kube, "etcd"), "--data-dir="+data, "--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
+		"--listen-peer-urls=https://127.0.0.1:0", // there are no peers, but etcd always listens for them
+		"--cert-file="+cp.cert("etcd.crt"), "--key-file="+cp.cert("etcd.key"), "--trusted-ca-file="+cp.cert("ca.crt"), "--client-cert-auth",
+		"--peer-cert-file="+cp.cert("etcd.crt"), "--peer-key-file="+cp.cert("etcd.key"), "--peer-trusted-ca-file="+cp.cert("ca.crt"), "--peer-client-cert-auth",
+		"--unsafe-no-fsync",                                       // the data is deleted with the cluster
+		"--log-level=warn", "--warning-unary-request-duration=1s") // a busy laptop exceeds the default of 300 ms
 	// kube-apiserver would also wait for etcd, but its retries are seconds apart.
 	if err := p.await(ctx, "etcd", cp.probe("apiserver-etcd", etcd+"/readyz")); err != nil {
 		return err
 	}
-	p.start("kube-apiserver", cp.kube, "kube-apiserver",
+	p.start("kube-apiserver", filepath.Join(cp.kube, "kube-apiserver"),
 		"--etcd-servers="+etcd, "--etcd-cafile="+cp.cert("ca.crt"), "--etcd-certfile="+cp.cert("apiserver-etcd.crt"), "--etcd-keyfile="+cp.cert("apiserver-etcd.key"),
 		"--bind-address="+cp.ip, "--advertise-address="+cp.ip, fmt.Sprint("--secure-port=", cp.port),
 		"--service-cluster-ip-range="+serviceCIDR, "--endpoint-reconciler-type="+endpoints,

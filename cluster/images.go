@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
 )
 
@@ -57,6 +59,41 @@ func (c *cluster) load(args []string) error {
 		}
 		progress("loaded %s (%.1f MB, %s)", ref, float64(size)/1e6, digest.String()[:19])
 	}
+	return nil
+}
+
+// save builds images for linux/arch and writes them to a file in the format of
+// docker save, which Docker, Podman, containerd, kind, minikube and k3s can import. Each
+// argument after the file is IMAGE=DIR.
+func save(arch string, args []string) error {
+	if len(args) < 2 {
+		return errors.New("saving images: want a file and IMAGE=DIR, such as srv.tar 846602483/go-micro-srv:kubernetes=go-micro-srv")
+	}
+	file := args[0]
+	images := map[name.Tag]v1.Image{}
+	for _, a := range args[1:] {
+		ref, dir, ok := strings.Cut(a, "=")
+		if !ok {
+			return fmt.Errorf("saving image %q: want IMAGE=DIR", a)
+		}
+		tag, err := name.NewTag(ref)
+		if err != nil {
+			return fmt.Errorf("saving image %q: %w: write it as you/go-micro-srv:v1", ref, err)
+		}
+		if images[tag], err = image.Build(dir, v1.Platform{OS: "linux", Architecture: arch}); err != nil {
+			return err
+		}
+	}
+	// A file that exists is complete, because a node may import what it finds.
+	part := file + ".part"
+	if err := tarball.MultiWriteToFile(part, images); err != nil {
+		_ = os.Remove(part)
+		return fmt.Errorf("writing %q: %w", file, err)
+	}
+	if err := os.Rename(part, file); err != nil {
+		return err
+	}
+	progress("wrote %s for linux/%s", file, arch)
 	return nil
 }
 

@@ -17,9 +17,10 @@ import (
 	"time"
 )
 
-// provideKube returns the version and the path of the binary that is built from
-// cluster/kube. It builds the binary unless the cache contains it.
-func (c *cluster) provideKube(ctx context.Context, cache string) (version, binary string, err error) {
+// provideKube returns the version of Kubernetes and the directory of its programs. These
+// are the official ones or, if they cannot be downloaded, one binary that is built from
+// cluster/kube. provideKube downloads or builds nothing that the cache contains.
+func (c *cluster) provideKube(ctx context.Context, cache string) (version, programs string, err error) {
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
 	fmt.Fprintln(sum, gcflags)
@@ -42,9 +43,13 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 		return "", "", fmt.Errorf("reading the Kubernetes version from %q: no requirement of k8s.io/kubernetes there", filepath.Join(src, "go.mod"))
 	}
 	dir := filepath.Join(cache, fmt.Sprintf("kubernetes-%s-%s-%x", version, runtime.GOARCH, sum.Sum(nil)[:4]))
-	binary = filepath.Join(dir, "kube")
+	binary := filepath.Join(dir, "kube")
+	official, err := c.downloadKube(ctx, cache, exists(binary))
+	if official != "" || err != nil {
+		return version, official, err
+	}
 	if exists(binary) {
-		return version, binary, nil
+		return version, dir, linkPrograms(dir)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
@@ -75,7 +80,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, binar
 		return "", "", fmt.Errorf("building %q: %w; see %s", src, err, logPath)
 	}
 	progress("  built in %s", time.Since(begin).Round(time.Second))
-	return version, binary, nil
+	return version, dir, linkPrograms(dir)
 }
 
 // checkSpace refuses to start a build that would end in "no space left on device".

@@ -6,6 +6,7 @@
 //	go run -C cluster . status        print the version, the start time and the directory of the logs
 //	go run -C cluster . load IMAGE=DIR ...   build the image of DIR/Dockerfile and push it to the cluster's registry
 //	go run -C cluster . push IMAGE=DIR ...   build for linux/amd64 and linux/arm64, push both and their SBOMs to the registry named in IMAGE
+//	go run -C cluster . save FILE IMAGE=DIR ...   build like load, and write the images to a file that other clusters can import
 //	go run -C cluster . kubectl ARG ...      run the kubectl of the cluster's Kubernetes version
 //	go run -C cluster . forward NAMESPACE/SERVICE:PORT   listen on the host's loopback for a Service until the cluster stops
 //	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node
@@ -68,6 +69,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
@@ -96,7 +98,7 @@ var subprocesses = map[string]func(args []string) error{"supervisor": supervisor
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command: use up, status, load, push, kubectl, forward, node, down or build")
+		return errors.New("no command: use up, status, load, push, save, kubectl, forward, node, down or build")
 	}
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
@@ -105,6 +107,10 @@ func run(args []string) error {
 	if command == "up" {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
 		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
+	}
+	arch := ""
+	if command == "save" {
+		flags.StringVar(&arch, "arch", runtime.GOARCH, "processor architecture of the cluster's nodes: amd64 or arm64")
 	}
 	_ = flags.Parse(args) // exits on error
 	args = flags.Args()
@@ -128,6 +134,8 @@ func run(args []string) error {
 		return c.load(args)
 	case "push":
 		return push(args)
+	case "save":
+		return save(arch, args)
 	case "kubectl":
 		return c.kubectl(args)
 	case "forward":
@@ -135,5 +143,5 @@ func run(args []string) error {
 	case "node":
 		return c.node(args)
 	}
-	return fmt.Errorf("running %q: no such command; use up, status, load, push, kubectl, forward, node, down or build", command)
+	return fmt.Errorf("running %q: no such command; use up, status, load, push, save, kubectl, forward, node, down or build", command)
 }

@@ -258,6 +258,9 @@ func TestErrorMessages(t *testing.T) {
 		{[]string{"kubectl", "version"}, "it is not running"},
 		{[]string{"node", "true"}, "it is not running"},
 		{[]string{"forward", "a/b:1"}, "it is not running"},
+		{[]string{"save", "x.tar"}, "saving images: want a file and IMAGE=DIR"},
+		{[]string{"save", "x.tar", "ab"}, `saving image "ab": want IMAGE=DIR`},
+		{[]string{"save", "x.tar", "A/b=c"}, "write it as you/go-micro-srv:v1"},
 		{[]string{"up", "-name", "../up"}, "want a plain word"},
 	} {
 		out, err := cli(t, root, c.args...)

@@ -132,7 +132,7 @@ func (cp *controlPlane) startNode(p *components, t tools, report func(kind, text
 		return err
 	}
 	start := func(name string, args ...string) {
-		p.start(name, cp.kube, append([]string{name}, args...)...)
+		p.start(name, filepath.Join(cp.kube, name), args...)
 	}
 	kubeconfigs := func(path string) []string {
 		return []string{"--kubeconfig=" + path, "--authentication-kubeconfig=" + path, "--authorization-kubeconfig=" + path}

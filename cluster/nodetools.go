@@ -66,7 +66,7 @@ func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err e
 		found[t.name] = t.lookup()
 	}
 	var reasons []string
-	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromGo} {
+	for _, source := range []func(context.Context, string, []nodeTool) (map[string]string, error){fromDebian, fromOfficial, fromGo} {
 		m := missing()
 		if len(m) == 0 || ctx.Err() != nil {
 			break

@@ -36,8 +36,8 @@ func TestMakeRefusesValues(t *testing.T) {
 	bad := []string{"", "v1&" + command, "v1;" + command, "`" + command + "`", "$(" + command + ")", "$(shell " + command + ")", "$$(" + command + ")", "${PATH}",
 		"v1'", `v1"`, "a b", "a,b", "v1\n" + command, "v1\n", "\\", "#", "ä", "-rm", "a/../b", "{a}", "*"}
 	for target, variables := range map[string][]string{
-		"deploy": {"REGISTRY", "TAG"}, "undeploy": {"REGISTRY", "TAG"}, "push": {"REGISTRY", "TAG"},
-		"demo": {"CLUSTER"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"},
+		"deploy": {"REGISTRY", "TAG"}, "undeploy": {"REGISTRY", "TAG"}, "push": {"REGISTRY", "TAG"}, "images": {"REGISTRY", "TAG"},
+		"demo": {"CLUSTER"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
 		"-C go-micro-srv load": {"IMAGE", "CLUSTER", "TAG"}, "-C go-micro-web push": {"IMAGE"}, "-C go-micro-client docker-push": {"IMAGE", "REGISTRY"},
 	} {
 		for _, variable := range variables {

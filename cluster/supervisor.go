@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -156,7 +157,7 @@ func (c *cluster) linkKubectl(t tools) error {
 		return err
 	}
 	_ = os.Remove(c.path("bin", "kubectl"))
-	return os.Symlink(t.Kube, c.path("bin", "kubectl"))
+	return os.Symlink(filepath.Join(t.Kube, "kubectl"), c.path("bin", "kubectl"))
 }
 
 // superviseControlPlane runs etcd and kube-apiserver as plain processes on free ports.

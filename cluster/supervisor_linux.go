@@ -77,6 +77,12 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 	return nil
 }
 
+// endWithParent makes the kernel kill the process of cmd when the thread that starts it
+// ends, so also when this process ends for any reason.
+func endWithParent(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
 // listen listens on a port of the host's loopback; port 0 selects a free port. It also
 // returns the listener as a file that another process can inherit.
 func listen(port string) (net.Listener, *os.File, error) {

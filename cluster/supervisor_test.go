@@ -26,9 +26,9 @@ func TestControlPlaneOnly(t *testing.T) {
 	if out, err := cli(t, root, "up"); err == nil || !strings.Contains(out, "control plane only") {
 		t.Errorf("up with a node: %v: %s", err, out)
 	}
-	line, _ := exec.Command("pgrep", "-f", "kube etcd --data-dir="+c.path("etcd")).Output()
+	line, _ := exec.Command("pgrep", "-f", "etcd --data-dir="+c.path("etcd")).Output()
 	args, _ := os.ReadFile("/proc/" + strings.TrimSpace(string(line)) + "/cmdline")
-	_, rest, _ := bytes.Cut(args, []byte("--listen-client-url="))
+	_, rest, _ := bytes.Cut(args, []byte("--listen-client-urls="))
 	address, _, _ := strings.Cut(string(rest), "\x00")
 	if resp, err := http.Get(strings.Replace(address, "https", "http", 1) + "/version"); err == nil && resp.StatusCode == http.StatusOK {
 		t.Errorf("etcd at %q answers without a client certificate", address)

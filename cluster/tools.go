@@ -21,7 +21,7 @@ import (
 type tools struct {
 	Version string // of Kubernetes, such as v1.37.2
 	Cache   string // directory that contains all of the following
-	Kube    string // the binary that is built from cluster/kube
+	Kube    string // directory that contains etcd, the components of Kubernetes, CoreDNS and kubectl
 	Pause   string // the program that holds a pod's namespaces
 	Bin     string // directory with containerd, its shim, runc and nft
 	CNI     string // directory with ptp, host-local and loopback
@@ -44,6 +44,9 @@ const otherCluster = "or use any cluster you have (kind, minikube, a cloud) with
 func (c *cluster) provide(ctx context.Context, controlPlane bool) (t tools, err error) {
 	cache, err := cacheDir()
 	if err != nil {
+		return t, err
+	}
+	if _, err := sourceFromEnvironment(); err != nil {
 		return t, err
 	}
 	t.Cache = cache

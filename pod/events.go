@@ -34,14 +34,15 @@ type Events struct {
 
 type eventsKey struct{}
 
-// WithEvents is an option of NewRegistry that sets the callbacks.
+// WithEvents is an option of NewRegistry that adds callbacks. If several options add one,
+// all of them are called. Init takes the option too, before the registry is used.
 func WithEvents(e Events) registry.Option {
 	return func(o *registry.Options) {
 		ctx := o.Context
 		if ctx == nil {
 			ctx = context.Background()
 		}
-		o.Context = context.WithValue(ctx, eventsKey{}, e)
+		o.Context = context.WithValue(ctx, eventsKey{}, eventsOf(*o).and(e))
 	}
 }
 
@@ -51,5 +52,42 @@ func eventsOf(o registry.Options) Events {
 		return Events{}
 	}
 	e, _ := o.Context.Value(eventsKey{}).(Events)
+	return e
+}
+
+// and returns the callbacks that call those of e and then those of f.
+func (e Events) and(f Events) Events {
+	if first, second := e.Picked, f.Picked; first == nil {
+		e.Picked = second
+	} else if second != nil {
+		e.Picked = func(service, pod, address string) {
+			first(service, pod, address)
+			second(service, pod, address)
+		}
+	}
+	if first, second := e.Ejected, f.Ejected; first == nil {
+		e.Ejected = second
+	} else if second != nil {
+		e.Ejected = func(service, pod, address string, duration time.Duration, cause error) {
+			first(service, pod, address, duration, cause)
+			second(service, pod, address, duration, cause)
+		}
+	}
+	if first, second := e.Readmitted, f.Readmitted; first == nil {
+		e.Readmitted = second
+	} else if second != nil {
+		e.Readmitted = func(service, pod, address string, after time.Duration) {
+			first(service, pod, address, after)
+			second(service, pod, address, after)
+		}
+	}
+	if first, second := e.APIError, f.APIError; first == nil {
+		e.APIError = second
+	} else if second != nil {
+		e.APIError = func(operation string, err error) {
+			first(operation, err)
+			second(operation, err)
+		}
+	}
 	return e
 }

@@ -9,7 +9,31 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/micro/go-micro/v2/registry"
 )
+
+func TestEventsOfSeveralOptions(t *testing.T) {
+	var got []string
+	events := func(name string) Events {
+		return Events{
+			Picked:     func(string, string, string) { got = append(got, name+" picked") },
+			Ejected:    func(string, string, string, time.Duration, error) { got = append(got, name+" ejected") },
+			Readmitted: func(string, string, string, time.Duration) { got = append(got, name+" readmitted") },
+			APIError:   func(string, error) { got = append(got, name+" error") }}
+	}
+	var o registry.Options
+	WithEvents(events("a"))(&o)
+	WithEvents(Events{})(&o)
+	WithEvents(events("b"))(&o)
+	e := eventsOf(o)
+	e.Picked("", "", "")
+	e.Ejected("", "", "", 0, nil)
+	e.Readmitted("", "", "", 0)
+	e.APIError("", nil)
+	if want := "a picked, b picked, a ejected, b ejected, a readmitted, b readmitted, a error, b error"; strings.Join(got, ", ") != want {
+		t.Errorf("the callbacks are called as %q, want %q", got, want)
+	}
+}
 
 func TestEventsReportAPIErrors(t *testing.T) {
 	n := newNamespace(t, "list", "watch") // without the verb patch

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -58,7 +59,10 @@ func (i *informer) snapshot() *snapshot { return i.current.Load() }
 
 // wait waits for the first LIST, for at most limit, and returns an error as soon as the
 // LIST fails. After the first LIST it returns at once.
-func (i *informer) wait(limit time.Duration) error {
+func (i *informer) wait(limit time.Duration) error { return i.waitContext(context.Background(), limit) }
+
+// waitContext is wait, which also ends with the context.
+func (i *informer) waitContext(ctx context.Context, limit time.Duration) error {
 	select {
 	case <-i.synced:
 		return nil
@@ -78,6 +82,8 @@ func (i *informer) wait(limit time.Duration) error {
 		case <-i.synced:
 			return nil
 		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-t.C:
 			return fmt.Errorf("list pods in namespace %q: the API server at %s has not answered for %s", i.conn.Namespace, i.conn.Host, limit)
 		}

@@ -187,7 +187,7 @@ func (l *lifecycle) deregister() {
 	if l.setDeadline(begin); l.deadline.Before(waitEnd) {
 		waitEnd = l.deadline
 	}
-	logger.Infof("Shutting down: deregistering, and accepting calls for %s more while clients notice", max(0, time.Until(waitEnd)).Round(time.Millisecond))
+	logger.Infof("Shutting down: deregistering, and accepting calls for %s more while clients notice", max(0, time.Until(waitEnd)).Round(100*time.Millisecond))
 	l.registry.deregisterAll()
 	wait, confirmation := time.NewTimer(time.Until(waitEnd)), time.NewTimer(max(time.Until(waitEnd), confirmationTimeout))
 	defer wait.Stop()
@@ -249,7 +249,7 @@ func (l *lifecycle) drain(what string, kinds ...*inFlight) error {
 // a second signal.
 func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFunc) {
 	left := max(0, time.Until(l.deadline))
-	logger.Infof("Waiting for %s in flight, for %s at most", what, left.Round(time.Millisecond))
+	logger.Infof("Waiting for %s in flight, for %s at most", what, left.Round(100*time.Millisecond))
 	timed, stop := context.WithTimeoutCause(context.Background(), left, errors.New("the pod's grace period ends"))
 	ctx, cancel := context.WithCancelCause(timed)
 	if l.secondSignal != nil {

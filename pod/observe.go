@@ -31,6 +31,7 @@ type Instance struct {
 	Pod              string
 	Created          time.Time // creation of the pod, to the second
 	State            State
+	Reason           string // why the instance cannot receive calls, from the status of the pod; "" if it is Ready
 }
 
 // observer holds all instances of all services in every state, and keeps deregistered
@@ -69,10 +70,10 @@ func (o *observer) instances() (all []Instance, synced bool, err error) {
 	defer o.mu.Unlock()
 	for name, e := range o.table.pods {
 		for _, i := range e.instances {
-			all = append(all, i.observed(e, e.state()))
+			all = append(all, i.observed(e, e.state(), e.reason))
 		}
 		for _, i := range o.deregistered[name] {
-			all = append(all, i.observed(e, Terminating))
+			all = append(all, i.observed(e, Terminating, cmp.Or(e.reason, "the instance has deregistered")))
 		}
 	}
 	slices.SortFunc(all, func(a, b Instance) int {
@@ -81,9 +82,9 @@ func (o *observer) instances() (all []Instance, synced bool, err error) {
 	return all, o.synced, o.err
 }
 
-func (i *instance) observed(e *podEntry, state State) Instance {
+func (i *instance) observed(e *podEntry, state State, reason string) Instance {
 	return Instance{Service: i.service.Name, Version: i.service.Version, Endpoints: i.service.Endpoints,
-		Address: i.Address, Pod: i.pod, Created: e.created, State: state}
+		Address: i.Address, Pod: i.pod, Created: e.created, State: state, Reason: reason}
 }
 
 func (e *podEntry) state() State {

@@ -105,6 +105,11 @@ func TestObserveShowsStatesOfInstance(t *testing.T) {
 		t.Log(step.what)
 		step.do()
 		got := until(t, next, step.want)
+		for _, n := range got.instances {
+			if (n.Reason == "") != (n.State == Ready) {
+				t.Errorf("the instance is %s for the reason %q", n.State, n.Reason)
+			}
+		}
 		if len(got.instances) == 1 && step.what == "running and ready" {
 			if n := got.instances[0]; n.Version != "v1" || !n.Created.Equal(created) {
 				t.Errorf("the instance has version %q, created %s; want v1, %s", n.Version, n.Created, created)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/logger"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -93,7 +94,7 @@ func (c *callStats) ended(now int64, o outcome) transition {
 			c.ejectedUntil.Store(now) // the next call is the trial
 		}
 		return unchanged
-	case answered:
+	case answered, faulted:
 		latency := min(now-c.lastAnswer.Swap(now), int64(time.Second))
 		if usual := c.usualLatency.Load(); usual != 0 {
 			latency = usual + (latency-usual)/8
@@ -216,6 +217,7 @@ const (
 	answered       outcome = iota // the instance answered, possibly with an error of its handler
 	timedOut                      // no answer came in time
 	lostConnection                // there is no connection to the instance, or it broke
+	faulted                       // the instance answered with a fault of the server, such as UNAVAILABLE
 	inconclusive                  // the caller cancelled the call, or the client itself failed
 )
 
@@ -263,6 +265,49 @@ func outcomeOf(err error) outcome {
 		}
 	}
 	return answered
+}
+
+// outcomeOfStatus classifies the gRPC status with which a call has ended, nil for OK, and
+// the go-micro error that the server put into the status, nil if there is none.
+//
+// The faults of a server are those that Envoy's outlier detection counts: it maps the gRPC
+// status to an HTTP status and counts 5xx. Two codes are judged differently:
+// RESOURCE_EXHAUSTED counts, because an overloaded instance answers it at once and must
+// not attract more calls, and UNIMPLEMENTED does not, because an instance of an older version is healthy. A
+// go-micro error counts if its code is at least 500.
+func outcomeOfStatus(s *status.Status, e *errors.Error) outcome {
+	if e != nil {
+		if e.Code >= 500 {
+			return faulted
+		}
+		return answered
+	}
+	text := s.Message()
+	switch s.Code() {
+	case codes.OK:
+		return answered
+	case codes.Canceled:
+		return inconclusive
+	case codes.DeadlineExceeded:
+		return timedOut
+	case codes.Unavailable:
+		if strings.HasPrefix(text, "grpc: ") {
+			return inconclusive
+		}
+		for _, prefix := range lostConnectionTexts {
+			if strings.HasPrefix(text, prefix) {
+				return lostConnection
+			}
+		}
+		return faulted
+	case codes.ResourceExhausted, codes.Internal, codes.Unknown, codes.DataLoss:
+		if strings.HasPrefix(text, "grpc: ") { // from grpc-go itself, such as a message that is too large
+			return inconclusive
+		}
+		return faulted
+	default:
+		return answered
+	}
 }
 
 // lostConnectionTexts are the beginnings of the messages that grpc-go's transport and

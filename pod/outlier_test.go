@@ -353,6 +353,35 @@ func TestOutcomeOf(t *testing.T) {
 	}
 }
 
+func TestOutcomeOfStatus(t *testing.T) {
+	for _, c := range []struct {
+		status *status.Status
+		micro  *errors.Error
+		want   outcome
+	}{
+		{nil, nil, answered},
+		{status.New(codes.OK, ""), nil, answered},
+		{status.New(codes.Unavailable, refusedText), nil, lostConnection},
+		{status.New(codes.Unavailable, "shutting down"), nil, faulted},
+		{status.New(codes.ResourceExhausted, "quota used up"), nil, faulted},
+		{status.New(codes.ResourceExhausted, "grpc: received message larger than max (5 vs. 4)"), nil, inconclusive},
+		{status.New(codes.Internal, "nil pointer"), nil, faulted},
+		{status.New(codes.Unknown, "no such row"), nil, faulted},
+		{status.New(codes.DeadlineExceeded, "context deadline exceeded"), nil, timedOut},
+		{status.New(codes.Canceled, "context canceled"), nil, inconclusive},
+		{status.New(codes.NotFound, "no such row"), nil, answered},
+		{status.New(codes.Unimplemented, "unknown method"), nil, answered},
+		{status.New(codes.Unknown, "too many"), errors.New("greeter", "too many", 429).(*errors.Error), answered},
+		{status.New(codes.DeadlineExceeded, "too late"), errors.Timeout("greeter", "too late").(*errors.Error), answered},
+		{status.New(codes.Internal, "no such row"), errors.InternalServerError("greeter", "no such row").(*errors.Error), faulted},
+		{status.New(codes.Unavailable, refusedText), errors.New("greeter", refusedText, 503).(*errors.Error), faulted},
+	} {
+		if got := outcomeOfStatus(c.status, c.micro); got != c.want {
+			t.Errorf("outcomeOfStatus(%v, %v) = %v, want %v", c.status, c.micro, got, c.want)
+		}
+	}
+}
+
 func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := NewSelector(r)

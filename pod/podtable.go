@@ -34,6 +34,7 @@ type podEntry struct {
 	ready           bool
 	nodeUnreachable bool
 	terminating     bool
+	reason          string // why the pod cannot receive calls; known only in a table of all services
 
 	annotations map[string]uint64 // hashes of the annotations that the instances come from, by key
 	ips         []netip.Addr
@@ -92,6 +93,11 @@ func (t *podTable) update(p *corev1.Pod) (changed bool) {
 	ready, unreachable, terminating := isReady(p), isNodeUnreachable(p), p.DeletionTimestamp != nil
 	if ready != e.ready || unreachable != e.nodeUnreachable || terminating != e.terminating {
 		e.ready, e.nodeUnreachable, e.terminating, changed = ready, unreachable, terminating, true
+	}
+	if t.service == "" {
+		if reason := reasonOf(p); reason != e.reason {
+			e.reason, changed = reason, true
+		}
 	}
 	return changed
 }
@@ -152,6 +158,7 @@ func (t *podTable) add(pod, annotation string, s *registry.Service) (all []*inst
 func (t *podTable) release(instances []*instance) {
 	for _, i := range instances {
 		t.index.remove(i)
+		i.departure.happen()
 		if i.version.uses--; i.version.uses == 0 {
 			delete(t.versions, i.version.key)
 		}

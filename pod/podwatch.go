@@ -74,12 +74,13 @@ func trimmed(p *corev1.Pod) *corev1.Pod {
 			t.Annotations[k] = v
 		}
 	}
-	t.Spec.ReadinessGates, t.Spec.TerminationGracePeriodSeconds = p.Spec.ReadinessGates, p.Spec.TerminationGracePeriodSeconds
+	t.Spec.NodeName, t.Spec.ReadinessGates, t.Spec.TerminationGracePeriodSeconds = p.Spec.NodeName, p.Spec.ReadinessGates, p.Spec.TerminationGracePeriodSeconds
 	t.Status.Phase, t.Status.PodIP, t.Status.PodIPs = p.Status.Phase, p.Status.PodIP, p.Status.PodIPs
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
-			t.Status.Conditions = append(t.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
-		}
+	if isReady(p) {
+		t.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	} else { // the reason is read too
+		t.Status.Reason, t.Status.Message, t.Status.Conditions = p.Status.Reason, p.Status.Message, p.Status.Conditions
+		t.Status.InitContainerStatuses, t.Status.ContainerStatuses = p.Status.InitContainerStatuses, p.Status.ContainerStatuses
 	}
 	return t
 }

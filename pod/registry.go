@@ -36,6 +36,7 @@ type Registry struct {
 	conn      *apiserver.Connection // nil before the first use
 	registrar *registrar            // nil before the first use
 	observers observers
+	clients   []*Client            // that Close closes
 	informers map[string]*informer // by service; "" for all services
 	served    map[string]bool      // names of services and handlers that were ever registered
 
@@ -91,14 +92,18 @@ func (r *Registry) Options() registry.Options {
 // the same as without this package.
 func (r *Registry) String() string { return "kubernetes" }
 
-// Close stops every goroutine of the registry and waits for them. It does not
+// Close stops every goroutine of the registry and waits for them. It closes the clients
+// that NewClient has made, whose calls in flight fail. It does not
 // deregister: the pod keeps its registrations. Closing twice is no error.
 func (r *Registry) Close() error {
 	r.mu.Lock()
 	r.closed = true
-	disconnect := r.detach()
+	disconnect, clients := r.detach(), slices.Clone(r.clients)
 	r.mu.Unlock()
 	disconnect()
+	for _, c := range clients {
+		_ = c.Close()
+	}
 	return nil
 }
 

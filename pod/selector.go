@@ -104,11 +104,85 @@ func (s *Selector) Options() selector.Options { return s.state.Load().options }
 // selector.ErrNoneAvailable if the filters leave no instance.
 func (s *Selector) Select(service string, opts ...selector.SelectOption) (selector.Next, error) {
 	state := s.state.Load()
-	p := state.pools[service]
-	if len(opts) == 0 && state.options.Strategy == nil && p != nil && p.informer.running() {
+	if p := state.fastPool(service, opts); p != nil {
 		return p.selectNext()
 	}
 	return s.selectSlow(service, state.options, opts)
+}
+
+// fastPool returns the pool of a service if a choice needs nothing but its snapshot, and
+// nil otherwise.
+func (state *selectorState) fastPool(service string, opts []selector.SelectOption) *pool {
+	p := state.pools[service]
+	if len(opts) > 0 || state.options.Strategy != nil || p == nil || !p.informer.running() {
+		return nil
+	}
+	return p
+}
+
+// choice is an instance that was chosen for one call or stream. It counts as in flight
+// until done. A choice holds no resources.
+type choice struct {
+	node     *registry.Node
+	instance *instance // nil if the selector keeps no statistics: a foreign registry, or a node that a strategy made up
+	pool     *pool     // nil if instance is nil
+	started  int64     // result of clock
+	isStream bool
+}
+
+// choose chooses an instance for one call, as Select and Next do together. The caller must
+// end the choice with done. It returns the errors of Select, or that of the strategy.
+func (s *Selector) choose(service string, opts []selector.SelectOption) (choice, error) {
+	state := s.state.Load()
+	if p := state.fastPool(service, opts); p != nil {
+		instances := p.informer.snapshot().instances
+		if len(instances) == 0 {
+			return choice{}, selector.ErrNotFound
+		}
+		return p.choose(instances)
+	}
+	next, err := s.selectSlow(service, state.options, opts)
+	if err != nil {
+		return choice{}, err
+	}
+	node, err := next()
+	if err != nil {
+		return choice{}, err
+	}
+	c := choice{node: node, started: clock()}
+	if r, ok := state.options.Registry.(*Registry); ok {
+		if i := r.instanceOf(node); i != nil {
+			c.instance, c.pool = i, s.state.Load().pools[i.service.Name]
+		}
+	}
+	return c, nil
+}
+
+// asStream returns the choice as that of a stream: it counts as in flight until done, but
+// its duration is not a latency, and its silence is not a stall. The client calls asStream
+// once, right after the stream is open.
+func (c choice) asStream() choice {
+	c.isStream = true
+	return c
+}
+
+// done ends the call or stream, once. The error is only for the log and for Events.
+func (c choice) done(o outcome, err error) {
+	if c.instance != nil {
+		c.instance.finish(c.pool, clock(), o, err)
+	}
+}
+
+// finish records the end of a call. The pool is nil if another selector made the choice.
+func (i *instance) finish(p *pool, now int64, o outcome, err error) {
+	switch change := i.ended(now, o); {
+	case change == failed && p != nil:
+		p.eject(i, now, o, err)
+	case change == recovered && p != nil:
+		p.readmit(i, now)
+	case change == recovered:
+		i.readmit()
+	}
 }
 
 func (p *pool) selectNext() (selector.Next, error) {
@@ -197,11 +271,16 @@ func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 	return p, nil
 }
 
-// pick chooses the less busy of two instances taken at random. It passes over ejected
-// and stalled instances while there are others.
 func (p *pool) pick(instances []*instance) (*registry.Node, error) {
+	c, err := p.choose(instances)
+	return c.node, err
+}
+
+// choose chooses the less busy of two instances taken at random. It passes over ejected
+// and stalled instances while there are others.
+func (p *pool) choose(instances []*instance) (choice, error) {
 	if len(instances) == 0 {
-		return nil, selector.ErrNoneAvailable
+		return choice{}, selector.ErrNoneAvailable
 	}
 	now := clock()
 	a := draw(instances, nil, now)
@@ -217,7 +296,7 @@ func (p *pool) pick(instances []*instance) (*registry.Node, error) {
 	if p.events.Picked != nil {
 		p.events.Picked(a.service.Name, a.pod, a.Address)
 	}
-	return &a.Node, nil
+	return choice{node: &a.Node, instance: a, pool: p, started: now}, nil
 }
 
 // draw takes an instance at random. It avoids, as long as other instances are left, first
@@ -274,19 +353,7 @@ func (s *Selector) Mark(_ string, n *registry.Node, err error) {
 	if i == nil {
 		return
 	}
-	now, o := clock(), outcomeOf(err)
-	change := i.ended(now, o)
-	if change == unchanged {
-		return
-	}
-	switch p := state.pools[i.service.Name]; {
-	case change == failed && p != nil:
-		p.eject(i, now, o, err)
-	case change == recovered && p != nil:
-		p.readmit(i, now)
-	case change == recovered: // another selector of the registry picked the instance
-		i.readmit()
-	}
+	i.finish(state.pools[i.service.Name], clock(), outcomeOf(err), err)
 }
 
 // Reset ends the ejections of a service's instances and forgets their failures.

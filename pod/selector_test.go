@@ -292,3 +292,45 @@ func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
 		}
 	}
 }
+
+func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
+	r, inf := newStaticRegistry(t, 2)
+	s := NewSelector(r)
+	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}); err != selector.ErrNoneAvailable {
+		t.Errorf("a filter that leaves no instance: %v", err)
+	}
+	for _, opts := range [][]selector.SelectOption{nil, nil, {selector.WithFilter(selector.FilterVersion("v1"))}} {
+		c, err := s.choose("greeter", opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.instance == nil || c.node != &c.instance.Node || c.instance.inFlight.Load() != 1 {
+			t.Errorf("with the options %v: %+v", opts, c)
+		}
+		c.done(answered, nil)
+		if n := c.instance.inFlight.Load(); n != 0 {
+			t.Errorf("%d calls in flight after done", n)
+		}
+	}
+	c, err := s.choose("greeter", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.done(lostConnection, refused)
+	if !c.instance.ejected(clock()) {
+		t.Error("the instance whose connection failed is not ejected")
+	}
+	inf.Replace(nil)
+	if _, err := s.choose("greeter", nil); err != selector.ErrNotFound {
+		t.Errorf("without instances: %v", err)
+	}
+	m := memory.NewRegistry()
+	if err := m.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := NewSelector(m).choose("greeter", nil)
+	if err != nil || foreign.instance != nil || foreign.node.Address != "10.0.0.1:1" {
+		t.Errorf("from a registry of another package: %+v, %v", foreign, err)
+	}
+	foreign.done(answered, nil)
+}

@@ -17,6 +17,7 @@ type instance struct {
 	annotation    string // key of the annotation that describes the instance
 
 	callStats
+	departure departure
 }
 
 // snapshot is the routable instances of an informer at one moment. It is immutable.

@@ -12,7 +12,7 @@ race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
 }
-modules='. cluster proto/gen test/psa third_party/etcd'
+modules='. cluster proto/gen test/faults/plot test/policies third_party/etcd'
 
 format() {
 	step 'Format: every Go file is formatted with gofmt' '1 s'
@@ -64,7 +64,7 @@ if [[ ${1:-} == check ]]; then
 	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
 	log=$(mktemp)
 	trap 'rm -f "$log"' EXIT
-	for module in . cluster third_party/etcd test/psa; do
+	for module in . cluster third_party/etcd test/faults/plot test/policies; do
 		if ! go test -C "$module" -short -v ./... >>"$log" 2>&1; then
 			grep -v '^=== ' "$log" >&2
 			exit 1
@@ -115,13 +115,35 @@ trap 'rm -f "$build_log"' EXIT
 step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
 race -timeout 30m ./...
 race -C third_party/etcd ./...
-go test -C test/psa -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
+race -C test/faults/plot ./...
+go test -C test/policies -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
 
-# -count=1 disables the test cache, which does not notice changes of the host and of files outside the module.
-step 'The cluster launcher: start, stop, clean-up of the host, the same images from two checkouts' '2 minutes'
-race -C cluster -timeout 30m -count=1 ./...
+# These tests mostly wait, so two programs run at the same time, each with clusters of its own. -count=1 disables the
+# test cache, which does not notice changes of the host and of files outside the module.
+e2e() { # arguments: name of the cluster, flags of go test
+	E2E_CLUSTER=$1 race -count=1 -v -timeout 45m -tags e2e ./test/e2e "${@:2}"
+}
+documents='^Test(README|Walkthrough|Policy)$' faults='^TestFaults$'
+together() { # arguments: command for the background, whose output appears when it has finished; command
+	local log background failed=0
+	log=$(mktemp)
+	$1 >"$log" 2>&1 &
+	background=$!
+	trap 'kill "$background" 2>/dev/null || true; rm -f "$log"' EXIT
+	printf 'The output of "%s" goes to %s until it has finished.\n' "$1" "$log"
+	"${@:2}" || failed=$?
+	wait "$background" || failed=$?
+	cat "$log"
+	rm -f "$log"
+	trap - EXIT
+	return "$failed"
+}
+launcher() { race -C cluster -timeout 30m -count=1 ./...; }
+end_to_end_faults() { e2e e2e-faults -run "$faults"; }
 
-step 'End to end: the documents, the walk-through, faults, rollouts, attacks and the page, on clusters of their own' '15 minutes'
-race -count=1 -v -timeout 45m -tags e2e ./test/e2e
+step 'The documents and the walk-through on clusters of their own; the launcher: start, stop, clean-up of the host, the same images from two checkouts' '4 minutes'
+together launcher e2e e2e -run "$documents"
+step 'End to end: faults; rollouts, attacks, configuration and the page' '8 minutes'
+together end_to_end_faults e2e e2e -skip "$documents|$faults"
 
 printf '\n== Passed after %d s\n' "$SECONDS"

@@ -115,7 +115,8 @@ func TestBlocksMatchFiles(t *testing.T) {
 				continue
 			}
 			if *update && !strings.Contains(b.Text, "···") {
-				lines = slices.Replace(lines, b.Line, b.Line+strings.Count(b.Text, "\n")+1, strings.Split(text, "\n")...)
+				end := b.Line + slices.Index(lines[b.Line:], "```") // not from b.Text, which is "" with one empty line and with none
+				lines = slices.Replace(lines, b.Line, end, strings.Split(text, "\n")...)
 			} else {
 				t.Errorf("%s:%d: the block differs from %s; `go test ./test/docs -update` copies whole files, blocks with ··· are edited by hand", name, b.Line, b.File)
 			}
@@ -210,7 +211,8 @@ func measurement(file, text, title string) ([]string, error) {
 	column, row, ok := strings.Cut(title, ": ")
 	for line := range strings.Lines(text) {
 		cells := strings.Split(strings.TrimSpace(line), " | ")
-		if ok && len(cells) == 3 && strings.TrimPrefix(cells[0], "| ") == row {
+		name, _, _ := strings.Cut(strings.TrimPrefix(cells[0], "| "), " (") // without the row's remark
+		if ok && len(cells) == 3 && name == row {
 			cell := cells[1]
 			if column == "pod/" {
 				cell = cells[2]

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 )
 
 // This file holds the helpers that the tests share: commands, waiting, pods and
@@ -67,6 +69,14 @@ func apply(t *testing.T, manifest string) {
 		t.Fatal(err)
 	}
 	kubectl(t, "apply", "-f", file)
+}
+
+// fatal ends the test if err is not nil.
+func fatal(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // eventually calls check every 250 ms until it returns nil. It ends the test if
@@ -178,12 +188,13 @@ func rolledOut(t *testing.T) {
 	kubectl(t, "wait", "-n", namespace, "pod/go-micro-config", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=2m")
 }
 
-// apiServerReady waits until the API server reports that it is ready.
-func apiServerReady(t *testing.T) {
+// killAPIServer kills the API server and waits until the new one is ready.
+func killAPIServer(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, "readiness of the API server", func() error {
-		return command(10*time.Second, io.Discard, "kubectl", "get", "--raw", "/readyz")
-	})
+	fault, err := faults.Find("api-killed")
+	fatal(t, err)
+	_, err = fault.Run(context.Background(), &faults.Target{Cluster: faults.Cluster{Root: root, Name: clusterName}})
+	fatal(t, err)
 }
 
 // onNode runs a program in the namespaces of the node and returns its output.

@@ -81,7 +81,7 @@ func TestFollow(t *testing.T) {
 	expectLine(begin, "creating it again", "map[DB_HOST:192.168.0.1 DB_NAME:MICRO ", "app.yaml")
 
 	killed := time.Now()
-	killAPIServer(t, nil)
+	killAPIServer(t)
 	t.Logf("the API server is ready %s after SIGKILL", time.Since(killed).Round(time.Millisecond))
 	expectLine(patch(map[string]any{"DB_HOST": "192.168.0.3"}), "an edit after the restart of the API server", "map[DB_HOST:192.168.0.3 DB_NAME:MICRO ", "")
 

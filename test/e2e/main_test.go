@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,8 +69,17 @@ func withCluster(f func() int) (code int, err error) {
 }
 
 // loadImages builds the images of the four services and of the probe and loads
-// them into the cluster.
+// them into the cluster. A second run of this package at the same time waits, because
+// both build the same files.
 func loadImages() error {
+	lock, err := os.Create(filepath.Join(root, ".cluster", "images.lock"))
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // releases the lock
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %q: %w", lock.Name(), err)
+	}
 	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
 		if err := command(2*time.Minute, nil, "make", "--no-print-directory", "-C", s, "load", "CLUSTER="+clusterName); err != nil {
 			return err

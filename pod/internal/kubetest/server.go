@@ -157,11 +157,11 @@ func (s *Server) pid(t testing.TB) int {
 func (s *Server) Compact(t testing.TB) {
 	t.Helper()
 	pki := filepath.Join(s.stateDir(), "pki")
-	out, err := exec.Command("pgrep", "-af", "kube etcd .*"+pki).Output()
+	out, err := exec.Command("pgrep", "-af", "etcd --data-dir=.*"+pki).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(out), "--listen-client-url=")
+	_, rest, _ := strings.Cut(string(out), "--listen-client-urls=")
 	endpoint, _, _ := strings.Cut(rest, " ")
 	pair, err := tls.LoadX509KeyPair(filepath.Join(pki, "apiserver-etcd.crt"), filepath.Join(pki, "apiserver-etcd.key"))
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -24,28 +25,17 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-// second counts the calls of about one second. The probe prints one line for each.
-type second struct {
-	Begin, End                 time.Time
-	Started, Succeeded, Failed int
-	Error                      string            `json:",omitempty"` // of the first failed call
-	Oldest                     time.Duration     // how long the oldest call in flight has taken
-	Answered                   map[string]int    `json:",omitempty"` // successful calls by address
-	FailedTries                map[string]int    `json:",omitempty"` // failed tries by address, including those that were retried
-	TryErrors                  map[string]string `json:",omitempty"` // the first error of each address
-}
-
-func (s *second) reset(now time.Time) {
-	*s = second{Begin: now, Answered: map[string]int{}, FailedTries: map[string]int{}, TryErrors: map[string]string{}}
-}
-
 // counter counts the calls of all callers, second by second.
 type counter struct {
 	mu      sync.Mutex
-	current second
+	current faults.Second
 }
 
-func (c *counter) update(f func(*second)) {
+func newSecond(begin time.Time) faults.Second {
+	return faults.Second{Begin: begin, Answered: map[string]int{}, FailedTries: map[string]int{}, TryErrors: map[string]string{}, Latencies: faults.Histogram{}}
+}
+
+func (c *counter) update(f func(*faults.Second)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f(&c.current)
@@ -54,15 +44,17 @@ func (c *counter) update(f func(*second)) {
 // run starts the callers. Each of them calls do until the pod ends and pauses
 // after each call. run prints one line per second.
 func (c *counter) run(callers int, pause time.Duration, do func() error) error {
-	c.current.reset(time.Now())
+	c.current = newSecond(time.Now())
 	startTimes := make([]atomic.Int64, callers) // of each caller's call in flight, Unix time in nanoseconds; 0 between calls
 	for i := range callers {
 		go func() {
 			for ; ; time.Sleep(pause) {
-				startTimes[i].Store(time.Now().UnixNano())
-				c.update(func(s *second) { s.Started++ })
+				begin := time.Now()
+				startTimes[i].Store(begin.UnixNano())
+				c.update(func(s *faults.Second) { s.Started++ })
 				err := do()
-				c.update(func(s *second) {
+				c.update(func(s *faults.Second) {
+					s.Latencies.Add(time.Since(begin))
 					if startTimes[i].Store(0); err == nil {
 						s.Succeeded++
 					} else if s.Failed++; s.Error == "" {
@@ -74,8 +66,8 @@ func (c *counter) run(callers int, pause time.Duration, do func() error) error {
 	}
 	out := json.NewEncoder(os.Stdout)
 	for range time.Tick(time.Second) {
-		var last second
-		c.update(func(s *second) {
+		var last faults.Second
+		c.update(func(s *faults.Second) {
 			// The clock is read under the lock, so that every call that ended before s.End is counted.
 			s.End = time.Now()
 			for i := range startTimes {
@@ -84,7 +76,7 @@ func (c *counter) run(callers int, pause time.Duration, do func() error) error {
 				}
 			}
 			last = *s
-			s.reset(s.End)
+			*s = newSecond(s.End)
 		})
 		if err := out.Encode(last); err != nil {
 			return err
@@ -110,7 +102,7 @@ func call(args []string) error {
 	tries := func(try client.CallFunc) client.CallFunc {
 		return func(ctx context.Context, node *registry.Node, req client.Request, rsp interface{}, opts client.CallOptions) error {
 			err := try(ctx, node, req, rsp, opts)
-			c.update(func(s *second) {
+			c.update(func(s *faults.Second) {
 				if err == nil {
 					s.Answered[node.Address]++
 					return
@@ -156,7 +148,7 @@ func fetch(args []string) error {
 			return fmt.Errorf("%s, %d bytes, %w", rsp.Status, len(body), err)
 		}
 		podName, _, _ := strings.Cut(string(body), "\n")
-		c.update(func(s *second) { s.Answered[podName]++ })
+		c.update(func(s *faults.Second) { s.Answered[podName]++ })
 		return nil
 	})
 }

@@ -7,7 +7,8 @@
 //	                         pause after each call; one line per second
 //	probe fetch [-new-connections] URL CALLERS PAUSE
 //	                         the same with HTTP requests to a URL
-//	probe greeter            serves as go-micro-srv, but takes 2 s to greet "slow"
+//	probe greeter            serves as go-micro-srv, but takes 2 s to greet "slow", and is slow or failing
+//	                         after a signal
 //	probe page               serves as go-micro-web, with a /download that takes 5 s
 //	probe attack [URL]       attacks the registry, and a web service at the URL, until the pod ends; one line
 //	                         per second

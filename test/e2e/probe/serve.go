@@ -6,28 +6,49 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"github.com/micro/go-micro/v2/web"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-// Greeter is the handler of go-micro-srv with one slow name, whose calls a test can interrupt.
-type Greeter struct{}
+// Greeter is the handler of go-micro-srv with one slow name, whose calls a test can interrupt, and
+// with behaviours that signals switch on: SIGUSR1 makes it slow, SIGUSR2 makes it fail, and
+// SIGHUP makes it normal again.
+type Greeter struct{ behaviour atomic.Value } // os.Signal
 
-func (Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {
+func (g *Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {
+	switch g.behaviour.Load() {
+	case syscall.SIGUSR1:
+		time.Sleep(100 * time.Millisecond)
+	case syscall.SIGUSR2:
+		return errors.InternalServerError("go-micro-srv", "this replica was told to fail")
+	}
 	if request.Name == "slow" {
 		time.Sleep(2 * time.Second)
 	}
 	response.Greeting = "Hello " + request.Name + "!"
 	return nil
+}
+
+// obey changes the behaviour on every signal.
+func (g *Greeter) obey() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP)
+	for s := range signals {
+		g.behaviour.Store(s)
+	}
 }
 
 func greeter() error {
@@ -39,7 +60,9 @@ func greeter() error {
 		micro.Registry(registry),
 		pod.Lifecycle(registry),
 	)
-	if err := proto.RegisterGreeterHandler(service.Server(), new(Greeter)); err != nil {
+	handler := new(Greeter)
+	go handler.obey()
+	if err := proto.RegisterGreeterHandler(service.Server(), handler); err != nil {
 		return err
 	}
 	return service.Run()

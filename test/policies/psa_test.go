@@ -1,6 +1,8 @@
-// Package psa checks every pod of the manifests against the newest version of
-// the Pod Security Standard "restricted", with the library that the API server uses.
-package psa
+// Package policies checks the manifests with libraries that evaluate policies: every
+// pod against the newest version of the Pod Security Standard "restricted", with the
+// library that the API server uses, and the network policies with the matcher of
+// cyclonus, because the cluster of the end-to-end tests does not enforce them.
+package policies
 
 import (
 	"bytes"

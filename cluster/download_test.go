@@ -1,0 +1,480 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// mirror is a server with official files.
+type mirror struct {
+	*httptest.Server
+	dir      string
+	releases releases
+
+	mu    sync.Mutex
+	gets  []*http.Request
+	fault func(w http.ResponseWriter, r *http.Request, file string) (handled bool)
+}
+
+// newMirror serves files whose programs have the given contents.
+func newMirror(t *testing.T, program func(name string) []byte) *mirror {
+	t.Helper()
+	goMod, err := os.ReadFile("kube/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mirror{dir: t.TempDir()}
+	if m.releases, err = releasesOf(goMod); err != nil {
+		t.Fatal(err)
+	}
+	root := source{mirror: &url.URL{Scheme: "http", Host: "mirror"}}
+	for _, f := range m.releases.files(root) {
+		m.publish(t, strings.TrimPrefix(f.url, "http://mirror"), strings.TrimPrefix(f.sums, "http://mirror"), f.programs, program)
+	}
+	m.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.mu.Lock()
+		fault := m.fault
+		if r.Method == http.MethodGet {
+			m.gets = append(m.gets, r)
+		}
+		m.mu.Unlock()
+		if fault != nil && fault(w, r, filepath.Join(m.dir, r.URL.Path)) {
+			return
+		}
+		http.ServeFile(w, r, filepath.Join(m.dir, r.URL.Path))
+	}))
+	t.Cleanup(m.Close)
+	return m
+}
+
+// publish writes a file and its checksum to the mirror.
+func (m *mirror) publish(t *testing.T, file, sums string, programs []string, program func(name string) []byte) {
+	t.Helper()
+	content := program(programs[0])
+	if strings.HasSuffix(file, "gz") {
+		var b bytes.Buffer
+		zip, _ := gzip.NewWriterLevel(&b, gzip.NoCompression)
+		archive := tar.NewWriter(zip)
+		for _, name := range append([]string{"README.md"}, programs...) {
+			content := program(name)
+			if err := archive.WriteHeader(&tar.Header{Name: "release/" + name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := archive.Write(content); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := archive.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := zip.Close(); err != nil {
+			t.Fatal(err)
+		}
+		content = b.Bytes()
+	}
+	text := fmt.Sprintf("%x", sha256.Sum256(content)) // as dl.k8s.io has it
+	if path.Base(sums) == "SHA256SUMS" {
+		text = strings.Repeat("0", 64) + "  another.tar.gz\n" + text + "  " + path.Base(file) + "\n"
+	}
+	for name, b := range map[string][]byte{file: content, sums: []byte(text)} {
+		if err := os.MkdirAll(filepath.Join(m.dir, path.Dir(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(m.dir, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// requested returns the requests for the file with a base name.
+func (m *mirror) requested(base string) (requests []*http.Request) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.gets {
+		if path.Base(r.URL.Path) == base {
+			requests = append(requests, r)
+		}
+	}
+	return requests
+}
+
+// source returns the mirror as a source of programs.
+func (m *mirror) source(t *testing.T) source {
+	t.Helper()
+	s, err := sourceOf(m.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// fakeProgram returns 300 kB that depend on the name.
+func fakeProgram(name string) []byte {
+	var seed [32]byte
+	copy(seed[:], name)
+	b := make([]byte, 300_000)
+	_, _ = rand.NewChaCha8(seed).Read(b)
+	return b
+}
+
+// impatient returns a downloader that gives up soon.
+func impatient() *downloader {
+	d := newDownloader()
+	d.stall, d.pause, d.every = 500*time.Millisecond, time.Millisecond, 50*time.Millisecond
+	return d
+}
+
+// half sends the header of a whole file and half of the file.
+func half(w http.ResponseWriter, file string) {
+	b, _ := os.ReadFile(file)
+	w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+	_, _ = w.Write(b[:len(b)/2])
+	w.(http.Flusher).Flush()
+}
+
+// cut closes the connection of a request.
+func cut(http.ResponseWriter) { panic(http.ErrAbortHandler) }
+
+// Every fault of a server either has no effect or leads to an error that names the file and
+// the reason. Programs appear only if all of them are complete.
+func TestDownload(t *testing.T) {
+	type faultFunc = func(w http.ResponseWriter, r *http.Request, file string) bool
+	const victim = "kubelet"
+	isVictim := func(r *http.Request) bool { return r.Method == http.MethodGet && path.Base(r.URL.Path) == victim }
+	fakeSum := fmt.Sprintf("%x", sha256.Sum256(fakeProgram(victim)))
+	for _, c := range []struct {
+		name  string
+		fault func() faultFunc
+		want  []string // in the error, nil for success
+		gets  int      // of the victim
+	}{
+		{"complete", func() faultFunc { return nil }, nil, 1},
+		{"gone in the middle, resumed", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) || r.Header.Get("Range") != "" {
+					return false
+				}
+				half(w, file)
+				cut(w)
+				return true
+			}
+		}, nil, 2},
+		{"gone in the middle, started again", func() faultFunc {
+			var once sync.Once
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) {
+					return false
+				}
+				once.Do(func() { half(w, file); cut(w) })
+				r.Header.Del("Range")
+				return false
+			}
+		}, nil, 2},
+		{"changed in the middle", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) {
+					return false
+				}
+				if r.Header.Get("Range") == "" {
+					w.Header().Set("ETag", `"old"`)
+					half(w, file)
+					cut(w)
+				}
+				if r.Header.Get("If-Range") == `"old"` {
+					r.Header.Del("Range")
+				}
+				w.Header().Set("ETag", `"new"`)
+				return false
+			}
+		}, nil, 2},
+		{"truncated", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) {
+					return false
+				}
+				if r.Header.Get("Range") != "" {
+					http.Error(w, "no", http.StatusRequestedRangeNotSatisfiable)
+					return true
+				}
+				half(w, file)
+				cut(w)
+				return true
+			}
+		}, []string{"downloading", victim, "bytes"}, -1},
+		{"shorter than published", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) {
+					return false
+				}
+				_, _ = io.WriteString(w, "short")
+				return true
+			}
+		}, []string{victim, "SHA-256", fakeSum, fmt.Sprintf("%x", sha256.Sum256([]byte("short"))), "deleted"}, 1},
+		{"wrong sum", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if path.Base(file) != victim+".sha256" {
+					return false
+				}
+				_, _ = io.WriteString(w, strings.Repeat("a", 64))
+				return true
+			}
+		}, []string{victim, fakeSum, strings.Repeat("a", 64), "deleted"}, 1},
+		{"no sum", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if path.Base(file) != victim+".sha256" {
+					return false
+				}
+				_, _ = io.WriteString(w, "<html>please log in</html>")
+				return true
+			}
+		}, []string{victim + ".sha256", "no SHA-256"}, 0},
+		{"404 for one file", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if path.Base(file) != victim {
+					return false
+				}
+				http.NotFound(w, r)
+				return true
+			}
+		}, []string{"asking for", victim, "404"}, 0},
+		{"404 for one sum", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if path.Base(file) != victim+".sha256" {
+					return false
+				}
+				http.NotFound(w, r)
+				return true
+			}
+		}, []string{"downloading", victim + ".sha256", "404"}, 0},
+		{"503 once", func() faultFunc {
+			var once sync.Once
+			return func(w http.ResponseWriter, r *http.Request, file string) (handled bool) {
+				if isVictim(r) {
+					once.Do(func() { http.Error(w, "busy", http.StatusServiceUnavailable); handled = true })
+				}
+				return handled
+			}
+		}, nil, 2},
+		{"slow", func() faultFunc { // longer than the limit of a stall, but never silent
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) {
+					return false
+				}
+				b, _ := os.ReadFile(file)
+				w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+				for part := range 10 {
+					_, _ = w.Write(b[part*len(b)/10 : (part+1)*len(b)/10])
+					w.(http.Flusher).Flush()
+					time.Sleep(100 * time.Millisecond)
+				}
+				return true
+			}
+		}, nil, 1},
+		{"stalled once", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if !isVictim(r) || r.Header.Get("Range") != "" {
+					return false
+				}
+				half(w, file)
+				<-r.Context().Done()
+				return true
+			}
+		}, nil, 2},
+		{"stalled", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if isVictim(r) {
+					<-r.Context().Done()
+				}
+				return isVictim(r)
+			}
+		}, []string{"downloading", victim, "nothing arrived for 500ms"}, attempts},
+		{"redirected", func() faultFunc {
+			return func(w http.ResponseWriter, r *http.Request, file string) bool {
+				if path.Base(file) != victim || r.URL.RawQuery != "" {
+					return false
+				}
+				http.Redirect(w, r, r.URL.Path+"?signed", http.StatusFound)
+				return true
+			}
+		}, nil, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMirror(t, fakeProgram)
+			m.fault = c.fault()
+			dir := filepath.Join(t.TempDir(), "programs")
+			files, d := m.releases.files(m.source(t)), impatient()
+			size, err := d.find(t.Context(), files, 5*time.Second)
+			if err == nil {
+				d.total.Store(size)
+				err = d.programs(t.Context(), dir, files)
+			}
+			if left, _ := filepath.Glob(dir + "*.part-*"); len(left) > 0 {
+				t.Errorf("incomplete files are left: %q", left)
+			}
+			if n := len(m.requested(victim)); c.gets >= 0 && n != c.gets {
+				t.Errorf("%s was requested %d times, want %d", victim, n, c.gets)
+			}
+			if c.want != nil {
+				if err == nil || exists(dir) {
+					t.Fatalf("error %v, and the programs exist: %t", err, exists(dir))
+				}
+				for _, w := range c.want {
+					if !strings.Contains(err.Error(), w) {
+						t.Errorf("the error %q does not contain %q", err, w)
+					}
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size < 8*300_000 || d.done.Load() != size {
+				t.Errorf("%d of %d bytes", d.done.Load(), size)
+			}
+			entries, err := os.ReadDir(dir)
+			if err != nil || len(entries) != len(programs) {
+				t.Errorf("the directory has %v, %v", entries, err)
+			}
+			for _, name := range programs {
+				b, err := os.ReadFile(filepath.Join(dir, name))
+				if err != nil || !bytes.Equal(b, fakeProgram(name)) {
+					t.Errorf("%s: %d bytes, %v", name, len(b), err)
+				}
+				if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm()&0o111 != 0o111 {
+					t.Errorf("%s is not executable: %v", name, err)
+				}
+			}
+		})
+	}
+}
+
+// A download that is cancelled ends at once and leaves nothing.
+func TestCancelledDownload(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	started := make(chan struct{}, 100)
+	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
+		half(w, file)
+		started <- struct{}{}
+		<-r.Context().Done()
+		return true
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-started; cancel() }()
+	dir, begin := filepath.Join(t.TempDir(), "programs"), time.Now()
+	err := newDownloader().programs(ctx, dir, m.releases.files(m.source(t)))
+	if err == nil || time.Since(begin) > 5*time.Second {
+		t.Errorf("%v after %s", err, time.Since(begin))
+	}
+	if left, _ := filepath.Glob(dir + "*"); len(left) > 0 {
+		t.Errorf("%q is left", left)
+	}
+}
+
+// No more than the limit of files are downloaded at the same time.
+func TestParallelDownloads(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	var mu sync.Mutex
+	running, most := 0, 0
+	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
+		mu.Lock()
+		running++
+		most = max(most, running)
+		mu.Unlock()
+		time.Sleep(20 * time.Millisecond)
+		mu.Lock()
+		running--
+		mu.Unlock()
+		return false
+	}
+	d := impatient()
+	d.parallel = 3
+	if err := d.programs(t.Context(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t))); err != nil {
+		t.Fatal(err)
+	}
+	if most != 3 {
+		t.Errorf("%d downloads at the same time, want 3", most)
+	}
+}
+
+// A server that does not answer delays the decision for no longer than the limit.
+func TestSilentServer(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	m.fault = func(_ http.ResponseWriter, r *http.Request, _ string) bool { <-r.Context().Done(); return true }
+	begin := time.Now()
+	_, err := newDownloader().find(t.Context(), m.releases.files(m.source(t)), 200*time.Millisecond)
+	if err == nil || !strings.Contains(err.Error(), "no answer within 200ms") || time.Since(begin) > 2*time.Second {
+		t.Errorf("%v after %s", err, time.Since(begin))
+	}
+}
+
+// A redirect from HTTPS to HTTP is refused.
+func TestRedirectToHTTP(t *testing.T) {
+	plain := newMirror(t, fakeProgram)
+	secure := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, plain.URL+r.URL.Path, http.StatusFound)
+	}))
+	defer secure.Close()
+	d := impatient()
+	d.client.Transport = secure.Client().Transport
+	s, err := sourceOf(secure.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.find(t.Context(), plain.releases.files(s), 5*time.Second); err == nil || !strings.Contains(err.Error(), "refused to leave HTTPS") {
+		t.Error(err)
+	}
+}
+
+func TestSumOf(t *testing.T) {
+	a, b := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	for _, c := range []struct{ text, want string }{
+		{a, a},
+		{a + "\n", a},
+		{strings.ToUpper(a), a},
+		{b + "  other\n" + a + "  kubelet\n", a},
+		{a + " *kubelet\n", a},
+		{a + "  ./bin/kubelet\n", a},
+		{b + "  other\n", ""},
+		{a[1:], ""},
+		{"", ""},
+		{"<html>" + a, ""},
+	} {
+		got, err := sumOf("kubelet", c.text)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("sumOf(%q) = %q, %v", c.text, got, err)
+		}
+	}
+}
+
+func TestDownloadProgress(t *testing.T) {
+	for _, c := range []struct {
+		done, total int64
+		want        string
+	}{
+		{0, 0, "0 MB, 0.0 MB/s"},
+		{0, 500e6, "0 of 500 MB, 0.0 MB/s, unknown time left"},
+		{100e6, 500e6, "100 of 500 MB, 10.0 MB/s, 40s left"},
+		{500e6, 500e6, "500 of 500 MB, 50.0 MB/s, 0s left"},
+	} {
+		if got := downloadProgress(c.done, c.total, 10*time.Second); got != c.want {
+			t.Errorf("%d of %d: %q, want %q", c.done, c.total, got, c.want)
+		}
+	}
+}

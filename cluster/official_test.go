@@ -1,0 +1,290 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestSourceOf(t *testing.T) {
+	for value, want := range map[string]string{
+		"":                            "https://dl.k8s.io/f",
+		"download":                    "https://dl.k8s.io/f",
+		"build":                       "https://dl.k8s.io/f",
+		"http://127.0.0.1:8080":       "http://127.0.0.1:8080/dl.k8s.io/f",
+		"https://mirror.example/a/b/": "https://mirror.example/a/b/dl.k8s.io/f",
+		"yes":                         "",
+		"mirror.example":              "",
+		"ftp://mirror.example":        "",
+		"https://":                    "",
+		"https://mirror.example/?a=b": "",
+	} {
+		s, err := sourceOf(value)
+		if want == "" {
+			if err == nil || !strings.Contains(err.Error(), "want build, download, or the URL") {
+				t.Errorf("%q: %v", value, err)
+			}
+		} else if got := s.from("https://dl.k8s.io/f"); err != nil || got != want {
+			t.Errorf("%q: %q, %v, want %q", value, got, err, want)
+		}
+	}
+}
+
+func TestOfficialFiles(t *testing.T) {
+	goMod, err := os.ReadFile("kube/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := releasesOf(goMod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var provided []string
+	for _, f := range r.files(source{}) {
+		provided = append(provided, f.programs...)
+	}
+	for _, p := range programs {
+		if !strings.Contains(" "+strings.Join(provided, " ")+" ", " "+p+" ") {
+			t.Errorf("no official file contains %s", p)
+		}
+	}
+	for _, tool := range nodeTools {
+		f, ok := tool.officialFile(source{})
+		if ok != (tool.module != "") || ok && !strings.Contains(strings.Join(f.programs, " "), tool.name) {
+			t.Errorf("%s: %+v, %t", tool.name, f, ok)
+		}
+	}
+	if _, err := releasesOf([]byte("module x\nrequire k8s.io/kubernetes v1.2.3\n")); err == nil || !strings.Contains(err.Error(), "etcd") {
+		t.Errorf("without etcd: %v", err)
+	}
+}
+
+// The node tools that have official files are downloaded.
+func TestOfficialNodeTools(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	s := m.source(t)
+	for _, tool := range nodeTools {
+		if f, ok := tool.officialFile(s); ok {
+			m.publish(t, strings.TrimPrefix(f.url, m.URL), strings.TrimPrefix(f.sums, m.URL), f.programs, fakeProgram)
+		}
+	}
+	t.Setenv(envSource, m.URL)
+	cache := t.TempDir()
+	for range 2 { // the second time from the cache
+		got, err := fromOfficial(t.Context(), cache, nodeTools)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tool := range nodeTools {
+			b, _ := os.ReadFile(got[tool.name])
+			if found := bytes.Equal(b, fakeProgram(tool.name)); found != (tool.module != "") {
+				t.Errorf("%s at %q: %t", tool.name, got[tool.name], found)
+			}
+		}
+	}
+	if n := len(m.requested("runc." + nodePlatform.Architecture)); n != 1 {
+		t.Errorf("runc was requested %d times", n)
+	}
+}
+
+// upWith runs up with further environment variables and without a go that builds anything.
+func upWith(t *testing.T, env ...string) (output string, elapsed time.Duration, err error) {
+	t.Helper()
+	cmd := exec.Command(program, "up", "-control-plane")
+	cmd.Dir, cmd.Env = checkout(t), append(os.Environ(), env...)
+	begin := time.Now()
+	out, err := cmd.CombinedOutput()
+	return string(out), time.Since(begin), err
+}
+
+// Whatever prevents the download, up says why and builds, unless only the download is allowed.
+func TestBuildInsteadOfDownload(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
+		if path.Base(file) == "kubelet.sha256" {
+			http.NotFound(w, r)
+			return true
+		}
+		return false
+	}
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	refusing, connects := refusingProxy(t)
+	const built = "the fake build ran"
+	for _, c := range []struct {
+		name  string
+		env   []string
+		want  []string
+		build bool
+	}{
+		{"forced", []string{envSource + "=build"}, []string{envSource + "=build"}, true},
+		{"a missing file", []string{envSource + "=" + m.URL}, []string{"kubelet.sha256", "404"}, true},
+		{"a mirror that is down", []string{envSource + "=http://127.0.0.1:9"}, []string{"connection refused"}, true},
+		{"a proxy that refuses", []string{"HTTPS_PROXY=" + refusing}, []string{"dl.k8s.io", "Forbidden"}, true},
+		{"a proxy that is silent", []string{"HTTPS_PROXY=http://" + silent.Addr().String()}, []string{"no answer within 3s"}, true},
+		{"only the download", []string{envSource + "=download", "HTTPS_PROXY=" + refusing}, []string{"Forbidden", "unset " + envSource}, false},
+		{"a wrong value", []string{envSource + "=yes"}, []string{envSource + `="yes"`, "want build, download"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fakeGo(t, "echo "+built+" >&2; exit 1")
+			out, elapsed, err := upWith(t, append([]string{"NO_PROXY=", "no_proxy=", "https_proxy=", "HTTPS_PROXY=", envSource + "="}, c.env...)...)
+			if err == nil {
+				t.Error("up succeeded")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(out, w) {
+					t.Errorf("the output has no %q:\n%s", w, out)
+				}
+			}
+			if strings.Contains(out, built) != c.build {
+				t.Errorf("built: %t:\n%s", !c.build, out)
+			}
+			if elapsed > 6*time.Second {
+				t.Errorf("it took %s", elapsed)
+			}
+			if left := incomplete(t); len(left) > 0 {
+				t.Errorf("%q is left", left)
+			}
+		})
+	}
+	if got := connects(); !strings.Contains(got, "dl.k8s.io:443") || !strings.Contains(got, "github.com:443") {
+		t.Errorf("the proxy was asked for %q", got)
+	}
+}
+
+// refusingProxy is an HTTP proxy that refuses every connection. connects returns the
+// destinations it was asked for.
+func refusingProxy(t *testing.T) (url string, connects func() string) {
+	t.Helper()
+	var mu sync.Mutex
+	var hosts []string
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		hosts = append(hosts, r.Host)
+		mu.Unlock()
+		time.Sleep(50 * time.Millisecond) // until all files are asked for
+		http.Error(w, "no", http.StatusForbidden)
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+	return "http://" + l.Addr().String(), func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Join(hosts, " ")
+	}
+}
+
+// SIGINT ends a download and removes its incomplete files.
+func TestInterruptedDownload(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	started := make(chan struct{}, 100)
+	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
+		if r.Method == http.MethodHead {
+			return false
+		}
+		half(w, file)
+		started <- struct{}{}
+		<-r.Context().Done()
+		return true
+	}
+	fakeGo(t, "exit 1")
+	var out bytes.Buffer
+	cmd := exec.Command(program, "up", "-control-plane")
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = checkout(t), append(os.Environ(), envSource+"="+m.URL), &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	if len(incomplete(t)) == 0 {
+		t.Fatal("nothing is incomplete, so this test has nothing to check")
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), "interrupted") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+	if left, _ := filepath.Glob(filepath.Join(testCache(t), "official-*")); len(left) > 0 {
+		t.Errorf("%q is left", left)
+	}
+}
+
+// Two processes download once.
+func TestTwoDownloads(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	m.fault = func(http.ResponseWriter, *http.Request, string) bool {
+		time.Sleep(100 * time.Millisecond)
+		return false
+	}
+	fakeGo(t, "exit 1")
+	var wait sync.WaitGroup
+	for range 2 {
+		wait.Go(func() {
+			// The programs are not really etcd and kube-apiserver, so up ends after the download.
+			if out, _, err := upWith(t, envSource+"="+m.URL); err == nil || !strings.Contains(out, "starting cluster") {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	wait.Wait()
+	if n := len(m.requested("kubelet")); n != 1 {
+		t.Errorf("kubelet was requested %d times", n)
+	}
+}
+
+// A control plane starts from downloaded programs. The mirror is reached only through a
+// proxy. This also replaces a go command that could build.
+func TestUpFromDownloads(t *testing.T) {
+	provideTools(t)
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMirror(t, func(name string) []byte {
+		b, err := os.ReadFile(filepath.Join(have.Kube, name))
+		if err != nil && name != "README.md" {
+			t.Fatal(err)
+		}
+		return b
+	})
+	fakeGo(t, "exit 1")
+	root := checkout(t)
+	for _, v := range []string{"no_proxy", "NO_PROXY", "http_proxy"} {
+		t.Setenv(v, "")
+	}
+	t.Setenv("HTTP_PROXY", m.URL)
+	t.Setenv(envSource, "http://mirror.invalid")
+	out, err := cli(t, root, "up", "-control-plane")
+	t.Cleanup(func() {
+		if out, err := cli(t, root, "down"); err != nil {
+			t.Errorf("down: %v: %s", err, out)
+		}
+	})
+	if err != nil || !strings.Contains(out, "downloaded and verified") || !strings.Contains(out, "is ready") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := cli(t, root, "kubectl", "--", "create", "configmap", "mine", "--from-literal=a=b"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if r := m.requested("kubelet"); len(r) != 1 || r[0].Host != "mirror.invalid" {
+		t.Errorf("the proxy got %v", r)
+	}
+}

@@ -1,0 +1,265 @@
+package pod
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/metadata"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/keepalive"
+	grpcmetadata "google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+)
+
+var (
+	// keepaliveParams are the client's: Time is the shortest that servers with the default
+	// enforcement policy permit (5 min, gRFC A9 and keepalive.EnforcementPolicy); they end
+	// the connections of clients that send pings more often. Timeout is the default of gRFC A8 and,
+	// for data that is not acknowledged, of gRFC A18.
+	keepaliveParams = keepalive.ClientParameters{Time: 5 * time.Minute, Timeout: 20 * time.Second}
+
+	// reconnectBackoff is gRPC's (connection-backoff.md) except for its longest delay, which is
+	// not longer than the ejection after a lost connection, so that the first call after an
+	// ejection finds a connection.
+	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
+)
+
+// readBufferSize is smaller than grpc-go's 32 KiB, because each connected instance has such a
+// buffer, and because a larger one does not make calls faster: a message that does not fit is
+// read in more pieces.
+const readBufferSize = 8 << 10
+
+// clientSettings is what a client's options amount to, and the connections that were opened with
+// them. The options are immutable.
+type clientSettings struct {
+	client      *Client
+	options     client.Options
+	selector    *Selector // nil if the client uses a selector of another package
+	keys        optionKeys
+	codecs      map[string]*clientCodec // by content type
+	timeout     string                  // the header of client.RequestTimeout
+	tls         *tls.Config             // nil if not set
+	dialOptions []grpc.DialOption
+	err         error // why the client cannot be used; nil if it can
+
+	pools sync.Map // of *connectionPool, by *instance or address
+	left  bool     // the client uses other settings now; the client's lock guards it
+}
+
+// clientCodec is the codec of a content type, and what each call with it has in common.
+type clientCodec struct {
+	encoding.CodecV2
+	contentType []string // value of the header x-content-type
+	callOptions []grpc.CallOption
+}
+
+func newClientSettings(c *Client, o client.Options) *clientSettings {
+	// Calls append to these slices, and must not write to one that they share.
+	o.CallOptions.CallWrappers = slices.Clip(o.CallOptions.CallWrappers)
+	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
+	s := &clientSettings{client: c, options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout)}
+	s.selector, _ = o.Selector.(*Selector)
+	if s.keys, s.err = keysOfOptions(); s.err != nil {
+		return s
+	}
+	s.tls, _ = valueOf(o.Context, s.keys.tls).(*tls.Config)
+	s.dialOptions, _ = valueOf(o.CallOptions.Context, s.keys.dialOptions).([]grpc.DialOption)
+	sizes := s.messageSizes()
+	if len(s.dialOptions) > 0 { // which may contain other sizes
+		s.dialOptions = append([]grpc.DialOption{grpc.WithDefaultCallOptions(sizes...)}, s.dialOptions...)
+		sizes = nil
+	}
+	codecs := maps.Clone(defaultCodecs)
+	own, _ := valueOf(o.Context, s.keys.codecs).(map[string]encoding.Codec)
+	for contentType, codec := range own {
+		codecs[contentType] = userCodec{codec}
+	}
+	for contentType, codec := range codecs {
+		s.codecs[contentType] = &clientCodec{codec, []string{contentType},
+			append([]grpc.CallOption{grpc.ForceCodecV2(codec), grpc.CallContentSubtype(codec.Name())}, sizes...)}
+	}
+	return s
+}
+
+func (s *clientSettings) messageSizes() []grpc.CallOption {
+	received, sent := grpcc.DefaultMaxRecvMsgSize, grpcc.DefaultMaxSendMsgSize
+	if n, ok := valueOf(s.options.Context, s.keys.maxReceived).(int); ok {
+		received = n
+	}
+	if n, ok := valueOf(s.options.Context, s.keys.maxSent).(int); ok {
+		sent = n
+	}
+	return []grpc.CallOption{grpc.MaxCallRecvMsgSize(received), grpc.MaxCallSendMsgSize(sent)}
+}
+
+func (s *clientSettings) codec(contentType string) (*clientCodec, error) {
+	if c := s.codecs[contentType]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("Unsupported Content-Type: %s", contentType) //nolint:staticcheck // the text is go-micro's
+}
+
+// outgoing returns a context with the headers that go-micro's client sends: go-micro's metadata
+// with lower-case keys, the timeout in nanoseconds unless it is 0, and the content type.
+func (s *clientSettings) outgoing(ctx context.Context, codec *clientCodec, timeout time.Duration) context.Context {
+	md, _ := ctx.Value(s.keys.metadata).(metadata.Metadata)
+	headers := make(grpcmetadata.MD, len(md)+2)
+	values := make([]string, 0, len(md)+1)
+	add := func(key, value string) {
+		values = append(values, value)
+		headers[key] = values[len(values)-1 : len(values) : len(values)]
+	}
+	for key, value := range md {
+		add(lowerCase(key), value)
+	}
+	switch timeout {
+	case 0:
+	case s.options.CallOptions.RequestTimeout:
+		add("timeout", s.timeout)
+	default:
+		add("timeout", timeoutHeader(timeout))
+	}
+	headers["x-content-type"] = codec.contentType
+	return grpcmetadata.NewOutgoingContext(ctx, headers)
+}
+
+// lowerCase is strings.ToLower, which allocates, with a table of the usual keys.
+func lowerCase(key string) string {
+	if lower, ok := lowerCaseKeys[key]; ok {
+		return lower
+	}
+	return strings.ToLower(key)
+}
+
+// lowerCaseKeys are the keys that go-micro's wrappers and server set.
+var lowerCaseKeys = func() map[string]string {
+	m := map[string]string{}
+	for _, key := range []string{"Micro-From-Service", "Micro-Trace-Id", "Micro-Span-Id", "Micro-Namespace", "Micro-Service", "Micro-Endpoint", "Micro-Method",
+		"Micro-Id", "Micro-Topic", "Authorization", "Content-Type", "Remote", "Timeout", ":authority", "User-Agent"} {
+		m[key] = strings.ToLower(key)
+	}
+	return m
+}()
+
+// dial opens a connection. The first call, or connect, makes it connect.
+func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout time.Duration) (*grpc.ClientConn, error) {
+	target, creds := s.target(address)
+	options := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(&settingsCredentials{creds, c}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
+		grpc.WithKeepaliveParams(keepaliveParams),
+		grpc.WithIdleTimeout(idleTimeout),
+		grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(readBufferSize),
+		grpc.WithDisableServiceConfig(),
+	}, s.dialOptions...)
+	return grpc.NewClient(target, options...)
+}
+
+// target returns the gRPC target and the credentials for an address. As with go-micro's client
+// an address without a port, with port 443, or with the prefix https:// is reached over TLS; only
+// here has the prefix an effect.
+func (s *clientSettings) target(address string) (target string, creds credentials.TransportCredentials) {
+	host, secure := strings.CutPrefix(address, "https://")
+	_, port, err := net.SplitHostPort(host)
+	withoutPort := err != nil && strings.Contains(err.Error(), "missing port in address")
+	u, err := url.Parse(host)
+	switch {
+	case err == nil && resolver.Get(u.Scheme) != nil || strings.Contains(host, "://"): // such as dns:///greeter:9100
+		target = host
+	case withoutPort:
+		target = "passthrough:///" + host + ":443"
+	default:
+		target = "passthrough:///" + host
+	}
+	switch {
+	case s.tls != nil:
+		return target, credentials.NewTLS(s.tls)
+	case secure || port == "443" || withoutPort:
+		return target, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
+	}
+	return target, insecure.NewCredentials()
+}
+
+// optionKeys are the keys under which go-micro stores options and metadata in contexts.
+type optionKeys struct {
+	codecs, tls, maxReceived, maxSent, dialOptions, callOptions, metadata any
+}
+
+// keysOfOptions finds the keys, whose types are not exported: it stores a value of each option
+// and looks which key the context has then. All of the types are empty structs, so that each has
+// one value.
+var keysOfOptions = sync.OnceValues(func() (keys optionKeys, err error) {
+	find := func(store func(context.Context) context.Context) any {
+		key, keyErr := keyOf(store(context.Background()))
+		if keyErr != nil {
+			err = keyErr
+		}
+		return key
+	}
+	option := func(set client.Option) any {
+		return find(func(ctx context.Context) context.Context {
+			o := client.Options{Context: ctx}
+			set(&o)
+			return o.Context
+		})
+	}
+	callOption := func(set client.CallOption) any {
+		return find(func(ctx context.Context) context.Context {
+			o := client.CallOptions{Context: ctx}
+			set(&o)
+			return o.Context
+		})
+	}
+	keys = optionKeys{
+		codecs:      option(grpcc.Codec("", nil)),
+		tls:         option(grpcc.AuthTLS(nil)),
+		maxReceived: option(grpcc.MaxRecvMsgSize(0)),
+		maxSent:     option(grpcc.MaxSendMsgSize(0)),
+		dialOptions: callOption(grpcc.DialOptions()),
+		callOptions: callOption(grpcc.CallOptions()),
+		metadata:    find(func(ctx context.Context) context.Context { return metadata.NewContext(ctx, nil) }),
+	}
+	return keys, err
+})
+
+// keyOf returns the key of the value that context.WithValue has added to a context. The key's type
+// must be an empty struct.
+func keyOf(ctx context.Context) (any, error) {
+	v := reflect.ValueOf(ctx)
+	if v.Kind() == reflect.Pointer && v.Elem().Kind() == reflect.Struct {
+		if key := v.Elem().FieldByName("key"); key.IsValid() && key.Kind() == reflect.Interface && !key.IsNil() {
+			if t := key.Elem().Type(); t.Kind() == reflect.Struct && t.NumField() == 0 {
+				return reflect.Zero(t).Interface(), nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("reading the options of go-micro's client: this version of Go stores the values of a context in another way (%T): use go-micro's client without pod.NewClient", ctx)
+}
+
+func valueOf(ctx context.Context, key any) any {
+	if ctx == nil {
+		return nil
+	}
+	return ctx.Value(key)
+}
+
+func callOptionsOf(ctx context.Context, keys optionKeys) []grpc.CallOption {
+	o, _ := valueOf(ctx, keys.callOptions).([]grpc.CallOption)
+	return o
+}

@@ -1,0 +1,278 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/codec"
+	"github.com/micro/go-micro/v2/codec/bytes"
+	"github.com/micro/go-micro/v2/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+)
+
+// Stream opens a stream to an instance of a service. Unlike a call, a stream has no deadline
+// but that of its context; only opening it takes at most client.DialTimeout. The stream counts
+// as in flight until it ends: Recv returns an error (io.EOF at its regular end), or Close is
+// called, or its context ends. A caller must see to one of these.
+//
+// Send and Recv return the errors of grpc-go. Send may be called by one goroutine while
+// another calls Recv.
+func (c *Client) Stream(ctx context.Context, req client.Request, opts ...client.CallOption) (client.Stream, error) {
+	if c.outermost != nil {
+		return c.outermost.Stream(ctx, req, opts...)
+	}
+	return c.stream(ctx, req, opts)
+}
+
+func (c *Client) stream(ctx context.Context, req client.Request, opts []client.CallOption) (client.Stream, error) {
+	if req == nil {
+		return nil, clientError("req is nil")
+	}
+	k := newCall(c, req, opts)
+	k.timeout = max(0, k.options.StreamTimeout)
+	s := &stream{}
+	if err := k.run(ctx, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// stream is an open stream.
+type stream struct {
+	ctx      context.Context // of the caller
+	cancel   context.CancelFunc
+	grpc     grpc.ClientStream
+	request  client.Request
+	response *response
+
+	mu  sync.Mutex
+	err error // of the last Send or Recv
+}
+
+var errOpeningTooLong = errors.New("the connection was not ready in time")
+
+// open opens a stream.
+func (k *call) open(ctx context.Context, s *stream, i *instance, address, method string, node *registry.Node, req client.Request,
+	c *clientCodec, options []grpc.CallOption, o *client.CallOptions) error {
+	timeout := time.Duration(0)
+	if o.StreamTimeout > 0 {
+		timeout = o.StreamTimeout
+	}
+	pool, conn, err := k.settings.acquire(i, address)
+	if err != nil {
+		return clientError("Error sending request: " + err.Error())
+	}
+	end := &streamEnd{pool: pool, connection: conn}
+	callerCtx := k.settings.outgoing(ctx, c, timeout)
+	streamCtx, cancel := context.WithCancelCause(callerCtx)
+	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(streamOutcome(callerCtx, err), err) }))
+	opening := time.AfterFunc(openLimit(o.DialTimeout), func() { cancel(errOpeningTooLong) })
+	g, err := conn.channel.NewStream(streamCtx, streamDesc, method, options...)
+	opening.Stop()
+	if err != nil {
+		tooLong := context.Cause(streamCtx) == errOpeningTooLong && callerCtx.Err() == nil
+		cancel(nil)
+		end.finish(inconclusive, err) // the attempt reports its outcome itself
+		if node == k.node {
+			k.outcome = streamOutcome(callerCtx, err)
+			if tooLong {
+				k.outcome = timedOut
+			}
+		}
+		switch {
+		case contextEnded(callerCtx):
+			return contextError(callerCtx)
+		case tooLong:
+			return clientError("Error creating stream: " + errOpeningTooLong.Error())
+		}
+		return clientError("Error creating stream: " + err.Error())
+	}
+	if node == k.node {
+		k.ended = end
+	}
+	codec := &streamCodec{stream: g, name: c.Name()}
+	if r, ok := req.(*request); ok {
+		r.codec = codec
+	}
+	s.ctx, s.cancel, s.grpc, s.request = callerCtx, func() { cancel(nil) }, g, req
+	s.response = &response{stream: g, codec: codec}
+	return nil
+}
+
+var streamDesc = &grpc.StreamDesc{StreamName: "go-micro", ClientStreams: true, ServerStreams: true}
+
+// streamOutcome says what the end of a stream says about its instance.
+func streamOutcome(ctx context.Context, err error) outcome {
+	o, _ := result(ctx, err)
+	return o
+}
+
+// openLimit returns how long the opening of a stream may take.
+func openLimit(dialTimeout time.Duration) time.Duration {
+	if dialTimeout <= 0 {
+		return 1 << 62
+	}
+	return dialTimeout
+}
+
+// streamEnd reports the end of a stream. grpc-go may end a stream before the choice is known
+// here, in which case report reports the end.
+type streamEnd struct {
+	pool       *connectionPool
+	connection *clientConnection
+
+	mu       sync.Mutex
+	finished bool
+	outcome  outcome
+	err      error
+	choice   *choice // nil until report is called
+}
+
+func (e *streamEnd) finish(o outcome, err error) {
+	e.mu.Lock()
+	if e.finished {
+		e.mu.Unlock()
+		return
+	}
+	e.finished, e.outcome, e.err = true, o, err
+	c := e.choice
+	e.mu.Unlock()
+	e.pool.release(e.connection)
+	if c != nil {
+		c.done(o, err)
+	}
+}
+
+// report makes the end of the stream the end of the choice.
+func (e *streamEnd) report(c choice) {
+	e.mu.Lock()
+	e.choice = &c
+	finished := e.finished
+	e.mu.Unlock()
+	if finished {
+		c.done(e.outcome, e.err)
+	}
+}
+
+func (s *stream) Context() context.Context  { return s.ctx }
+func (s *stream) Request() client.Request   { return s.request }
+func (s *stream) Response() client.Response { return s.response }
+
+func (s *stream) Send(msg any) error {
+	err := s.grpc.SendMsg(msg)
+	if err != nil {
+		s.setError(err)
+	}
+	return err
+}
+
+func (s *stream) Recv(msg any) error {
+	err := s.grpc.RecvMsg(msg)
+	if err != nil {
+		if err != io.EOF {
+			s.setError(err)
+		}
+		s.cancel()
+	}
+	return err
+}
+
+func (s *stream) setError(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+// Error returns the last error of Send or Recv, except io.EOF from Recv.
+func (s *stream) Error() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Close ends the stream at once: what the server still sends is lost. To receive the rest,
+// call Recv until it returns io.EOF.
+func (s *stream) Close() error {
+	s.cancel()
+	return nil
+}
+
+// response is the response of a stream.
+type response struct {
+	stream grpc.ClientStream
+	codec  codec.Reader
+}
+
+func (r *response) Codec() codec.Reader { return r.codec }
+
+// Header waits for the headers of the response and returns them.
+func (r *response) Header() map[string]string {
+	md, err := r.stream.Header()
+	if err != nil {
+		return map[string]string{}
+	}
+	return joined(md)
+}
+
+func joined(md map[string][]string) map[string]string {
+	m := make(map[string]string, len(md))
+	for k, v := range md {
+		m[k] = strings.Join(v, ",")
+	}
+	return m
+}
+
+// Read returns the next message as it was sent.
+func (r *response) Read() ([]byte, error) {
+	var f bytes.Frame
+	if err := r.codec.ReadBody(&f); err != nil {
+		return nil, err
+	}
+	return f.Data, nil
+}
+
+// streamCodec reads and writes the messages of a stream.
+type streamCodec struct {
+	stream grpc.ClientStream
+	name   string
+}
+
+var _ codec.Codec = (*streamCodec)(nil)
+
+func (c *streamCodec) ReadHeader(m *codec.Message, _ codec.MessageType) error {
+	md, err := c.stream.Header()
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		return nil
+	}
+	if m.Header == nil {
+		m.Header = make(map[string]string, len(md))
+	}
+	for k, v := range joined(md) {
+		m.Header[k] = v
+	}
+	m.Id, m.Target, m.Method, m.Endpoint = "", "", "", ""
+	return nil
+}
+
+func (c *streamCodec) ReadBody(v any) error { return c.stream.RecvMsg(v) }
+
+func (c *streamCodec) Write(m *codec.Message, v any) error {
+	if v != nil {
+		return c.stream.SendMsg(v)
+	}
+	return c.stream.SendMsg(&bytes.Frame{Data: m.Body})
+}
+
+func (c *streamCodec) Close() error   { return c.stream.CloseSend() }
+func (c *streamCodec) String() string { return c.name }
+
+var _ encoding.CodecV2 = (*clientCodec)(nil)

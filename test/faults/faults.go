@@ -1,0 +1,247 @@
+// Package faults breaks parts of a cluster while clients call go-micro-srv, and repairs them.
+//
+// It has two users. `make faults` (test/faults/run) shows every fault to a reader, with go-micro's
+// plugin and package pod side by side. TestFaults in test/e2e demands how package pod behaves.
+package faults
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Fault is one way in which a cluster breaks.
+type Fault struct {
+	Name        string        // what the user types
+	Title       string        // in tables
+	Description string        // one sentence
+	Hold        time.Duration // from the injection to the repair; 0 if Kubernetes repairs the damage, or if the fault is a change that ends by itself
+
+	// inject returns when the fault has its effect. repair ends it and returns when the broken
+	// part works again; it may be nil.
+	inject func(context.Context, *Target) (victims []corev1.Pod, repair func(context.Context) error, err error)
+}
+
+// Span tells when a fault took place.
+type Span struct {
+	Begin    time.Time // before the injection
+	Injected time.Time // the fault is in effect
+	End      time.Time // the repair begins
+	Repaired time.Time // the broken part works again; pods may still be starting
+	Victims  []string  // addresses of the replicas that the fault affects
+}
+
+// Run injects a fault and repairs it. After an error, also that of an ended ctx, the caller must
+// call Target.Restore.
+func (f Fault) Run(ctx context.Context, t *Target) (Span, error) {
+	s := Span{Begin: time.Now()}
+	victims, repair, err := f.inject(ctx, t)
+	if err != nil {
+		return s, fmt.Errorf("injecting fault %q: %w", f.Name, err)
+	}
+	for _, v := range victims {
+		s.Victims = append(s.Victims, Address(v))
+	}
+	s.Injected = time.Now()
+	if err := sleep(ctx, f.Hold); err != nil {
+		return s, err
+	}
+	s.End = time.Now()
+	if repair != nil {
+		if err := repair(ctx); err != nil {
+			return s, fmt.Errorf("repairing fault %q: %w", f.Name, err)
+		}
+	}
+	s.Repaired = time.Now()
+	return s, nil
+}
+
+// All lists the faults in the order in which `make faults` injects them.
+var All = []Fault{
+	{"api-frozen", "API server frozen", "The API server stops for 100 s and answers nobody; then, until its kubelet resumes too, Kubernetes reports every pod as not ready.", 100 * time.Second, freezeAPIServer},
+	{"api-killed", "API server killed", "The API server is killed and starts again, which ends every watch.", 0, killAPIServer},
+	{"container-killed", "container killed", "The process of one replica is killed, as when it runs out of memory; Kubernetes restarts the container at the same address.", 0, killContainer},
+	{"pod-deleted", "pod deleted by force", "One replica is deleted without a grace period; its program cannot deregister.", 0, forceDeletePod},
+	{"replica-frozen", "replica frozen", "One replica stops for 30 s: its connections stay open and nothing answers.", 30 * time.Second, freezeReplica},
+	{"packets-dropped", "packets of a replica dropped", "The network drops every packet from and to one replica for 30 s.", 30 * time.Second, dropPackets},
+	{"replica-slow", "replica 100 times slower", "One replica needs 100 ms instead of about 1 ms for each answer, for 30 s; its health checks succeed.", 30 * time.Second, signalReplica("USR1")},
+	{"replica-failing", "replica fails every call", "One replica answers every call at once with an error, for 30 s; its health checks succeed.", 30 * time.Second, signalReplica("USR2")},
+	{"node-lost", "half of the replicas lost", "Half of the replicas and the kubelet stop for 90 s and the network drops the replicas' packets; no heartbeat arrives, so Kubernetes reports every pod as not ready.", 90 * time.Second, loseNode},
+	{"rolling-restart", "rolling restart", "Kubernetes replaces every replica, one after the other.", 0, rollingRestart},
+	{"scaling", "scaled to 1, 8 and 1", "The Deployment is scaled to 1, 8 and 1 replicas, and back.", 0, scaleDownAndUp},
+}
+
+// Find returns the fault with the given name.
+func Find(name string) (Fault, error) {
+	var names []string
+	for _, f := range All {
+		if f.Name == name {
+			return f, nil
+		}
+		names = append(names, f.Name)
+	}
+	return Fault{}, fmt.Errorf("looking for fault %q: the faults are %s", name, strings.Join(names, ", "))
+}
+
+// Patterns for pgrep -f. The brackets keep a pattern from matching the shell that contains it.
+const (
+	apiServer = "[k]ube-apiserver --"
+	kubelet   = "[k]ubelet --config"
+)
+
+// freezeAPIServer also freezes the kubelet, and resumes the API server first. The node's last
+// heartbeat is then too old, so kube-controller-manager marks all of its pods not ready although
+// they answer. If both resumed at the same time, this would be a race that kube-controller-manager wins only
+// sometimes.
+func freezeAPIServer(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	_, err := t.node(ctx, `ids=$(pgrep -f -- "$1"; pgrep -f -- "$2"); kill -STOP $ids`, kubelet, apiServer)
+	return nil, func(ctx context.Context) error {
+		if _, err := t.node(ctx, `pkill -CONT -f -- "$1"`, apiServer); err != nil {
+			return err
+		}
+		if err := t.apiServerReady(ctx); err != nil {
+			return err
+		}
+		if err := t.awaitAllNotReady(ctx); err != nil {
+			return err
+		}
+		return t.Restore(ctx)
+	}, err
+}
+
+// awaitAllNotReady waits until kube-controller-manager has marked every replica not ready,
+// because the heartbeats of their node have stopped.
+func (t *Target) awaitAllNotReady(ctx context.Context) error {
+	return Eventually(ctx, 90*time.Second, "all pods marked not ready", func() error {
+		all, err := t.pods(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			if isReady(p) {
+				return fmt.Errorf("pod %q is still ready", p.Name)
+			}
+		}
+		return nil
+	})
+}
+
+func killAPIServer(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	_, err := t.node(ctx, `old=$(pgrep -f -- "$1"); kill -KILL $old; while [ "$(pgrep -f -- "$1" || echo "$old")" = "$old" ]; do sleep 0.1; done`, apiServer)
+	return nil, t.apiServerReady, err
+}
+
+func killContainer(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	v, err := t.victim(ctx)
+	if err == nil {
+		err = t.signal(ctx, "KILL", v)
+	}
+	return []corev1.Pod{v}, func(ctx context.Context) error {
+		return Eventually(ctx, 2*time.Minute, "restart of the container of "+v.Name, func() error {
+			all, err := t.pods(ctx)
+			if err != nil {
+				return err
+			}
+			for _, p := range all {
+				if p.Name == v.Name && restarts(p) > restarts(v) {
+					return nil
+				}
+			}
+			return fmt.Errorf("%d restarts", restarts(v))
+		})
+	}, err
+}
+
+func forceDeletePod(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	v, err := t.victim(ctx)
+	if err == nil {
+		_, err = t.Kubectl(ctx, "delete", "pod", "-n", Namespace, v.Name, "--grace-period=0", "--force")
+	}
+	return []corev1.Pod{v}, nil, err
+}
+
+func freezeReplica(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	v, err := t.victim(ctx)
+	if err == nil {
+		err = t.signal(ctx, "STOP", v)
+	}
+	return []corev1.Pod{v}, t.Restore, err // the process may be gone: its liveness probe has failed
+}
+
+// table is the name of the firewall table that drops packets.
+const table = "k8s_micro_faults"
+
+// drop is a shell function that drops all packets from and to IP addresses.
+const drop = `drop() { nft "add table ip ` + table + `; add chain ip ` + table + ` in { type filter hook prerouting priority -300; };
+add chain ip ` + table + ` out { type filter hook output priority -300; }"
+for ip; do nft "add rule ip ` + table + ` in ip saddr $ip drop; add rule ip ` + table + ` in ip daddr $ip drop; add rule ip ` + table + ` out ip daddr $ip drop"; done; }
+`
+
+func dropPackets(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	v, err := t.victim(ctx)
+	if err == nil {
+		_, err = t.node(ctx, drop+`drop "$1"`, v.Status.PodIP)
+	}
+	return []corev1.Pod{v}, t.Restore, err
+}
+
+// signalReplica returns a fault in which one replica gets a signal that changes its behaviour.
+// SIGHUP makes it normal again. test/e2e/probe/serve.go handles the signals.
+func signalReplica(signal string) func(context.Context, *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	return func(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+		v, err := t.victim(ctx)
+		if err == nil {
+			err = t.signal(ctx, signal, v)
+		}
+		return []corev1.Pod{v}, func(ctx context.Context) error { return t.signal(ctx, "HUP", v) }, err
+	}
+}
+
+// loseNode is what the clients see when one of two Kubernetes nodes is lost. The launcher has one
+// node, so the kubelet of that node stops, and half of the replicas on it with their network. After
+// 50 s without a heartbeat kube-controller-manager marks all pods of the node not ready, also
+// those that still answer; with two nodes it would mark only the lost half.
+func loseNode(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	all, err := t.pods(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	lost := all[:len(all)/2]
+	var names, ips []string
+	for _, p := range lost {
+		names, ips = append(names, p.Name), append(ips, p.Status.PodIP)
+	}
+	_, err = t.node(ctx, processes+drop+fmt.Sprintf(`ids=$(pgrep -f -- "$1"; processes %s); drop %s; kill -STOP $ids`,
+		strings.Join(names, " "), strings.Join(ips, " ")), kubelet)
+	return lost, t.Restore, err
+}
+
+func rollingRestart(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	_, err := t.Kubectl(ctx, "rollout", "restart", "-n", Namespace, "deployment/go-micro-srv")
+	return nil, func(ctx context.Context) error {
+		_, err := t.Kubectl(ctx, "rollout", "status", "-n", Namespace, "deployment/go-micro-srv", "--timeout=3m")
+		return err
+	}, err
+}
+
+func scaleDownAndUp(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	return nil, func(ctx context.Context) error {
+			for _, n := range []int{8, 1, Replicas} {
+				if err := t.Scale(ctx, n); err != nil {
+					return err
+				}
+				if err := t.AwaitReplicas(ctx, n); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, func() error {
+			if err := t.Scale(ctx, 1); err != nil {
+				return err
+			}
+			return t.AwaitReplicas(ctx, 1)
+		}()
+}

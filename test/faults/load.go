@@ -1,0 +1,220 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Second counts the calls of about one second. The load generator, test/e2e/probe, prints
+// one line for each.
+type Second struct {
+	Begin, End                 time.Time
+	Started, Succeeded, Failed int
+	Error                      string            `json:",omitempty"` // of the first failed call
+	Oldest                     time.Duration     // how long the oldest call in flight has taken
+	Answered                   map[string]int    `json:",omitempty"` // successful calls by address
+	FailedTries                map[string]int    `json:",omitempty"` // failed tries by address, including those that were retried
+	TryErrors                  map[string]string `json:",omitempty"` // the first error of each address
+	Latencies                  Histogram         `json:",omitempty"` // of all calls that ended, also of those that failed
+}
+
+// Histogram counts durations. The key of a duration is 8 times the binary logarithm of its
+// microseconds, so that one key covers 9 %.
+type Histogram map[int]int
+
+const keysPerOctave = 8
+
+// Add counts a duration.
+func (h Histogram) Add(d time.Duration) {
+	h[int(math.Floor(keysPerOctave*math.Log2(float64(max(d, time.Microsecond))/float64(time.Microsecond))))]++
+}
+
+// Quantile returns the duration that a share q of all durations does not exceed, rounded
+// up to the limit of its key. It returns 0 for an empty histogram.
+func (h Histogram) Quantile(q float64) time.Duration {
+	total := 0
+	for _, n := range h {
+		total += n
+	}
+	left := int(math.Ceil(q * float64(total)))
+	for _, key := range slices.Sorted(maps.Keys(h)) {
+		if left -= h[key]; left <= 0 {
+			return time.Duration(math.Exp2(float64(key+1)/keysPerOctave) * float64(time.Microsecond))
+		}
+	}
+	return 0
+}
+
+// Sum adds up the seconds that begin and end between two times. Sum.Begin is the beginning of the first
+// of them, Sum.End the end of the last.
+func Sum(log []Second, from, to time.Time) Second {
+	sum := Second{FailedTries: map[string]int{}, Answered: map[string]int{}, Latencies: Histogram{}}
+	for _, s := range log {
+		if s.Begin.Before(from) || s.End.After(to) {
+			continue
+		}
+		if sum.Begin.IsZero() {
+			sum.Begin = s.Begin
+		}
+		sum.End = s.End
+		sum.Started, sum.Succeeded, sum.Failed = sum.Started+s.Started, sum.Succeeded+s.Succeeded, sum.Failed+s.Failed
+		add(sum.Answered, s.Answered)
+		add(sum.FailedTries, s.FailedTries)
+		add(sum.Latencies, s.Latencies)
+	}
+	return sum
+}
+
+func add[K comparable](sum, counts map[K]int) {
+	for k, n := range counts {
+		sum[k] += n
+	}
+}
+
+// PerSecond returns the successful calls per second, 0 if the Second is empty.
+func (s Second) PerSecond() float64 {
+	if length := s.End.Sub(s.Begin).Seconds(); length > 0 {
+		return float64(s.Succeeded) / length
+	}
+	return 0
+}
+
+// Load is a pod that calls a service until Stop. Its output is read from the node, because
+// `kubectl logs` would be silent while the API server or the kubelet is broken.
+type Load struct {
+	Pod string
+
+	cluster   Cluster
+	namespace string
+	cancel    context.CancelFunc
+	done      chan struct{}
+
+	mu       sync.Mutex
+	partial  []byte
+	seconds  []Second
+	messages strings.Builder // the lines that are not seconds
+	onSecond func(Second)
+	err      error // why the output has ended
+}
+
+// restricted is the security context that Pod Security demands in the namespaces of k8s/namespace.yaml.
+const restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`
+
+// StartLoad starts the probe with the given arguments in a pod. onSecond, if not nil, is called
+// in another goroutine for every second as it is read.
+func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, args []string, onSecond func(Second)) (*Load, error) {
+	if _, err := c.Kubectl(ctx, "delete", "pod", pod, "-n", namespace, "--ignore-not-found"); err != nil {
+		return nil, err
+	}
+	quoted, err := json.Marshal(args)
+	if err != nil {
+		return nil, err
+	}
+	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
+  terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %[5]s}]}}`, pod, namespace, image, quoted, restricted)
+	if _, err := c.kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
+		return nil, err
+	}
+	if _, err := c.Kubectl(ctx, "wait", "-n", namespace, "pod/"+pod, "--for=condition=Ready", "--timeout=1m"); err != nil {
+		return nil, err
+	}
+	uid, err := c.Kubectl(ctx, "get", "pod", pod, "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+	if err != nil {
+		return nil, err
+	}
+	l := &Load{Pod: pod, cluster: c, namespace: namespace, done: make(chan struct{}), onSecond: onSecond}
+	ctx, l.cancel = context.WithCancel(ctx)
+	go func() {
+		defer close(l.done)
+		err := c.follow(ctx, fmt.Sprintf("/var/log/pods/%s_%s_%s/main/0.log", namespace, pod, uid), l)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.err = err
+	}()
+	return l, nil
+}
+
+// Stop deletes the pod and does not wait until it is gone.
+func (l *Load) Stop(ctx context.Context) error {
+	l.cancel()
+	<-l.done
+	_, err := l.cluster.Kubectl(ctx, "delete", "pod", l.Pod, "-n", l.namespace, "--ignore-not-found", "--wait=false")
+	return err
+}
+
+// Write takes a part of the log as containerd writes it: "TIME STREAM TAGS LINE".
+func (l *Load) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.partial = append(l.partial, b...)
+	for {
+		line, rest, ok := bytes.Cut(l.partial, []byte("\n"))
+		if !ok {
+			return len(b), nil
+		}
+		l.partial = rest
+		fields := bytes.SplitN(line, []byte(" "), 4)
+		text := fields[len(fields)-1]
+		var s Second
+		if json.Unmarshal(text, &s) != nil || s.End.IsZero() {
+			l.messages.Write(text)
+			l.messages.WriteByte('\n')
+			continue
+		}
+		l.seconds = append(l.seconds, s)
+		if l.onSecond != nil {
+			l.onSecond(s)
+		}
+	}
+}
+
+// Seconds returns every second since the start, and the other lines of the output.
+func (l *Load) Seconds() (all []Second, messages string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.seconds), l.messages.String(), l.err
+}
+
+// SecondsUntil waits until every call that started before the given time has ended, and
+// returns every second since the start.
+func (l *Load) SecondsUntil(ctx context.Context, end time.Time) (log []Second, err error) {
+	err = Eventually(ctx, time.Minute, "the end of the calls in flight of "+l.Pod, func() error {
+		if log, _, err = l.Seconds(); err != nil {
+			return err
+		}
+		if len(log) == 0 {
+			return fmt.Errorf("no call yet")
+		}
+		if last := log[len(log)-1]; last.End.Add(-last.Oldest).Before(end) {
+			return fmt.Errorf("at %s a call has been in flight for %s", last.End, last.Oldest)
+		}
+		return nil
+	})
+	return log, err
+}
+
+// AnsweredBy returns an error unless, in a second that began after the given time, the
+// callers were answered by exactly these addresses.
+func (l *Load) AnsweredBy(addresses []string, after time.Time) error {
+	log, messages, err := l.Seconds()
+	if err != nil {
+		return err
+	}
+	if len(log) == 0 || log[len(log)-1].Begin.Before(after) {
+		return fmt.Errorf("no line of %s yet; its messages: %q", l.Pod, messages)
+	}
+	slices.Sort(addresses)
+	if got := slices.Sorted(maps.Keys(log[len(log)-1].Answered)); !slices.Equal(got, addresses) {
+		return fmt.Errorf("the callers of %s are answered by %q, want %q", l.Pod, got, addresses)
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
+)
+
+// write prints the table, writes the recorded calls and draws the pictures.
+func (r *recorder) write(ctx context.Context, root, dir string, complete bool) error {
+	end := time.Now()
+	logs := map[string][]faults.Second{}
+	for i, client := range []string{plugin, pod} {
+		log, err := r.loads[i].SecondsUntil(ctx, end)
+		if err != nil {
+			return err
+		}
+		logs[client] = log
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	table := r.table(logs, end)
+	fmt.Print("\n", table)
+	if err := os.WriteFile(filepath.Join(dir, "calls.csv"), r.csv(), 0o644); err != nil {
+		return err
+	}
+	pictures := dir
+	if complete {
+		pictures = filepath.Join(root, "media")
+		results := filepath.Join(root, "test", "faults")
+		if err := os.WriteFile(filepath.Join(results, "calls.csv"), r.csv(), 0o644); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(results, "RESULTS.md"), []byte(table+explanation), 0o644); err != nil {
+			return err
+		}
+	}
+	draw := exec.CommandContext(ctx, "go", "run", "-C", filepath.Join(root, "test", "faults", "plot"), ".", filepath.Join(dir, "calls.csv"), pictures)
+	if out, err := draw.CombinedOutput(); err != nil {
+		return fmt.Errorf("drawing the pictures: %w: %s", err, out)
+	}
+	fmt.Printf("\nThe calls of each second: %s\nThe pictures: %s\n", filepath.Join(dir, "calls.csv"), filepath.Join(pictures, "faults-{light,dark}.svg"))
+	if complete {
+		fmt.Println("The documents show this run after: go test ./test/docs -update")
+	}
+	return nil
+}
+
+// table returns the results as Markdown.
+func (r *recorder) table(logs map[string][]faults.Second, end time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %d cores of %s, load average %s at the end, %s\n\n", r.begin.Format(time.DateOnly), runtime.NumCPU(), processor(), loadAverage(), runtime.Version())
+	b.WriteString("| fault | go-micro's plugin and selector | pod/ |\n|---|---|---|\n")
+	for i, e := range r.events {
+		next := end // the failures until the next fault begins belong to this one
+		if i+1 < len(r.events) {
+			next = r.events[i+1].start
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", e.fault.Title, e.cell(logs[plugin], next), e.cell(logs[pod], next))
+	}
+	return b.String()
+}
+
+// cell returns what a fault did to the calls of one client.
+func (e event) cell(log []faults.Second, next time.Time) string {
+	before := faults.Sum(log, e.start, e.span.Begin)
+	over := e.back // a fault without repair is over when all replicas are back
+	if e.fault.Hold > 0 {
+		over = e.span.End
+	}
+	during := faults.Sum(log, e.span.Begin, over)
+	all := faults.Sum(log, e.start, next)
+	share := 0.0
+	if before.Succeeded > 0 {
+		share = 100 * during.PerSecond() / before.PerSecond()
+	}
+	return fmt.Sprintf("%d failed, %.0f %% of the calls per second, p99 %s", all.Failed, min(share, 100), latency(during, 0.99))
+}
+
+const explanation = `
+How it is measured: ` + "`make faults`" + ` runs both clients at the same time, on the same cores and against the same four replicas of go-micro-srv, which use pod/. Each
+client has 8 callers that pause 20 ms after each call; go-micro tries a failed call once more. *Failed* counts the calls that returned an error from 5 s before the fault until 5 s before
+the next one. *Calls per second* compares the successful calls during the fault with those of the 5 s before it; *p99* is that of all calls that ended during the
+fault. A fault without an end of its own lasts until all four replicas are back. calls.csv has the calls of each second. ` + "`make faults FAULT=list`" + ` describes the faults.
+`
+
+// csv returns the calls of each second.
+func (r *recorder) csv() []byte {
+	var b bytes.Buffer
+	w := csv.NewWriter(&b)
+	_ = w.Write([]string{"second", "fault", "client", "succeeded", "failed", "p50_ms", "p99_ms"}) // a write to a buffer returns no error
+	ms := func(s faults.Second, q float64) string {
+		return strconv.FormatFloat(float64(s.Latencies.Quantile(q).Microseconds())/1000, 'f', 1, 64)
+	}
+	for _, s := range r.rows {
+		_ = w.Write([]string{strconv.FormatFloat(s.End.Sub(r.begin).Seconds(), 'f', 1, 64), s.fault, s.client,
+			strconv.Itoa(s.Succeeded), strconv.Itoa(s.Failed), ms(s.Second, 0.5), ms(s.Second, 0.99)})
+	}
+	w.Flush()
+	return b.Bytes()
+}
+
+// processor returns the vendor and the family of the machine's processor.
+func processor() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	if m := regexp.MustCompile(`(?m)^model name\s*:\s*(.*)$`).FindSubmatch(b); m != nil {
+		return strings.TrimSpace(string(m[1]))
+	}
+	return runtime.GOARCH
+}
+
+func loadAverage() string {
+	b, _ := os.ReadFile("/proc/loadavg")
+	load, _, _ := strings.Cut(string(b), " ")
+	return load
+}

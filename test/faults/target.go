@@ -1,0 +1,193 @@
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+const (
+	// Namespace contains everything that a run creates. Remove deletes it.
+	Namespace = "go-micro-faults"
+
+	// Replicas is the number of replicas of go-micro-srv, Callers and Pause are the load of each client.
+	Replicas = 4
+	Callers  = 8
+	Pause    = 20 * time.Millisecond
+)
+
+// Target is the service that the faults break: the replicas of go-micro-srv in Namespace.
+// Their program is test/e2e/probe, which serves as go-micro-srv does and can be made slow
+// or failing by a signal. A Target is not safe for concurrent use.
+type Target struct {
+	Cluster
+	Image string // of the probe, already loaded into the cluster
+	Load  *Load  // the callers that must find the replicas again after a fault
+
+	victims int // how many replicas have been chosen
+}
+
+// Deploy applies the project's manifests in Namespace and waits until the replicas are ready.
+func (t *Target) Deploy(ctx context.Context) error {
+	own := regexp.MustCompile(`(?m)(name(?:space)?: )go-micro$`)
+	var manifests []string
+	for _, file := range []string{"k8s/namespace.yaml", "k8s/pod-rbac.yaml", "go-micro-srv/k8s/deployment.yaml"} {
+		b, err := os.ReadFile(filepath.Join(t.Root, file))
+		if err != nil {
+			return err
+		}
+		manifests = append(manifests, own.ReplaceAllString(string(b), "${1}"+Namespace))
+	}
+	deployment := &manifests[2]
+	for old, replacement := range map[string]string{
+		"image: 846602483/go-micro-srv:kubernetes": "image: " + t.Image + "\n          args: [greeter]",
+		"replicas: 2": fmt.Sprintf("replicas: %d", Replicas),
+	} {
+		if strings.Count(*deployment, old) != 1 {
+			return fmt.Errorf("reading go-micro-srv/k8s/deployment.yaml: it does not contain %q once", old)
+		}
+		*deployment = strings.Replace(*deployment, old, replacement, 1)
+	}
+	if _, err := t.kubectl(ctx, strings.Join(manifests, "\n---\n"), "apply", "-f", "-"); err != nil {
+		return err
+	}
+	_, err := t.Kubectl(ctx, "rollout", "status", "-n", Namespace, "deployment/go-micro-srv", "--timeout=2m")
+	return err
+}
+
+// Remove undoes every fault and deletes Namespace. It does no harm if there is nothing to
+// undo, so it also cleans up after a process that was killed.
+func (t *Target) Remove(ctx context.Context) error {
+	if err := t.Restore(ctx); err != nil {
+		return err
+	}
+	if _, err := t.Kubectl(ctx, "delete", "pods", "-n", Namespace, "--all", "--grace-period=1", "--wait=false"); err != nil {
+		return err
+	}
+	_, err := t.Kubectl(ctx, "delete", "namespace", Namespace, "--ignore-not-found", "--timeout=2m")
+	return err
+}
+
+// Restore undoes what a fault has changed in the node: it resumes every process, removes the
+// firewall rules and waits for the API server and the kubelet.
+func (t *Target) Restore(ctx context.Context) error {
+	// SIGCONT has no effect on a process that is not stopped.
+	if _, err := t.node(ctx, "kill -CONT -1; nft delete table ip "+table+" 2>/dev/null || true"); err != nil {
+		return err
+	}
+	if err := t.apiServerReady(ctx); err != nil {
+		return err
+	}
+	_, err := t.Kubectl(ctx, "wait", "node", "--all", "--for=condition=Ready", "--timeout=2m")
+	return err
+}
+
+// Scale sets the number of replicas.
+func (t *Target) Scale(ctx context.Context, n int) error {
+	_, err := t.Kubectl(ctx, "scale", "-n", Namespace, "deployment/go-micro-srv", fmt.Sprintf("--replicas=%d", n))
+	return err
+}
+
+// pods returns all pods of go-micro-srv, ordered by name.
+func (t *Target) pods(ctx context.Context) ([]corev1.Pod, error) {
+	var list corev1.PodList
+	err := t.get(ctx, &list, "pods", "-n", Namespace, "-l", "app=go-micro-srv")
+	slices.SortFunc(list.Items, func(a, b corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
+	return list.Items, err
+}
+
+// victim returns a ready replica: a different one for each fault, because a client ejects an
+// instance for longer that has failed before.
+func (t *Target) victim(ctx context.Context) (corev1.Pod, error) {
+	all, err := t.pods(ctx)
+	if err != nil {
+		return corev1.Pod{}, err
+	}
+	all = slices.DeleteFunc(all, func(p corev1.Pod) bool { return !isReady(p) || p.DeletionTimestamp != nil })
+	if len(all) == 0 {
+		return corev1.Pod{}, errors.New("choosing a replica: none is ready")
+	}
+	t.victims++
+	return all[t.victims%len(all)], nil
+}
+
+func isReady(p corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func restarts(p corev1.Pod) (n int32) {
+	for _, c := range p.Status.ContainerStatuses {
+		n += c.RestartCount
+	}
+	return n
+}
+
+// Address returns the address at which a replica registers.
+func Address(p corev1.Pod) string { return p.Status.PodIP + ":9100" }
+
+// AwaitReplicas waits until exactly n pods of go-micro-srv exist, all are ready and registered,
+// and t.Load is answered by all of them and by no other.
+func (t *Target) AwaitReplicas(ctx context.Context, n int) error {
+	start := time.Now()
+	return Eventually(ctx, 2*time.Minute, fmt.Sprintf("%d replicas ready, registered and called", n), func() error {
+		all, err := t.pods(ctx)
+		if err != nil {
+			return err
+		}
+		if len(all) != n {
+			return fmt.Errorf("%d pods", len(all))
+		}
+		var addresses []string
+		for _, p := range all {
+			if !isReady(p) || p.DeletionTimestamp != nil {
+				return fmt.Errorf("pod %q is not ready", p.Name)
+			}
+			if !strings.Contains(p.Annotations["micro.mu/service-go-micro-srv"], `"address":"`+Address(p)+`"`) {
+				return fmt.Errorf("pod %q is not registered at %s", p.Name, Address(p))
+			}
+			addresses = append(addresses, Address(p))
+		}
+		return t.Load.AnsweredBy(addresses, start)
+	})
+}
+
+// processes is a shell function that prints the process IDs of the containers of pods. It finds
+// them by the environment variable POD_NAME, which the manifest sets.
+const processes = `processes() { for name; do grep -lxzs "POD_NAME=$name" /proc/[0-9]*/environ | cut -d/ -f3 | grep . || { echo "pod $name has no process"; exit 1; }; done; }
+`
+
+// signal sends a signal to the processes of pods.
+func (t *Target) signal(ctx context.Context, signal string, pods ...corev1.Pod) error {
+	args := []string{signal}
+	for _, p := range pods {
+		args = append(args, p.Name)
+	}
+	_, err := t.node(ctx, processes+`s=$1; shift; ids=$(processes "$@"); kill -"$s" $ids`, args...)
+	return err
+}
+
+// AwaitPods waits until every pod of the cluster that should run is ready, as before the faults.
+func (t *Target) AwaitPods(ctx context.Context) error {
+	return Eventually(ctx, 2*time.Minute, "readiness of all pods", func() error {
+		var list corev1.PodList
+		if err := t.get(ctx, &list, "pods", "-A"); err != nil {
+			return err
+		}
+		for _, p := range list.Items {
+			if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && !isReady(p) {
+				return fmt.Errorf("pod %q in namespace %q is not ready", p.Name, p.Namespace)
+			}
+		}
+		return nil
+	})
+}

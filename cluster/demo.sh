@@ -124,6 +124,10 @@ done
 title 'The environment and the ConfigMap, as one map'
 show kubectl logs go-micro-config -n go-micro
 
+title 'The same, checked in one command: make verify-deploy'
+echo
+go run ./k8s/verify -kubectl "$dir/bin/kubectl"
+
 page=$(launcher forward go-micro/go-micro-web:9200)
 down='make cluster-down'
 [ "$cluster" = demo ] || down="$down CLUSTER=$cluster"

@@ -146,6 +146,7 @@ func run(args []string) error {
 	var o upOptions
 	if command == "up" {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
+		flags.StringVar(&o.apiServer, "kube-apiserver", "", "with -control-plane, the path of another kube-apiserver, for tests with other versions")
 		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
 	}
 	flags.Usage = func() {

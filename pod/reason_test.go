@@ -62,8 +62,8 @@ func TestReasonOf(t *testing.T) {
 			t.Errorf("%s, trimmed: %q, want %q", test.name, got, test.want)
 		}
 	}
-	long := &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Message: strings.Repeat("界", 1<<16)}}
-	if got := reasonOf(long); len(got) > maxReason+len("…") || !strings.HasSuffix(got, "界…") {
+	long := &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Message: strings.Repeat("€", 1<<16)}}
+	if got := reasonOf(long); len(got) > maxReason+len("…") || !strings.HasSuffix(got, "€…") {
 		t.Errorf("the reason of a long message has %d bytes: %q", len(got), got)
 	}
 }

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/bench/load"
+	"github.com/zeromicro/go-zero/core/conf"
+	"github.com/zeromicro/go-zero/core/logx"
+	"github.com/zeromicro/go-zero/zrpc"
+	"google.golang.org/grpc"
+)
+
+func init() { logx.Disable() }
+
+// serveGoZero uses the defaults of go-zero's configuration file, but does not shed load: with all cores
+// busy, as in a measurement of throughput, it would refuse calls.
+func serveGoZero() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // zrpc takes no listener
+	if err != nil {
+		return "", err
+	}
+	address := l.Addr().String()
+	l.Close()
+	var c zrpc.RpcServerConf
+	config := fmt.Sprintf("Name: greeter\nListenOn: %s\nTimeout: %d\nCpuThreshold: 0\nDevServer: {Enabled: false}\n", address, timeout.Milliseconds())
+	if err := conf.LoadFromYamlBytes([]byte(config), &c); err != nil {
+		return "", err
+	}
+	s, err := zrpc.NewServer(c, func(s *grpc.Server) { load.Register(s) })
+	if err != nil {
+		return "", err
+	}
+	go s.Start()
+	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		if c, err := net.Dial("tcp", address); err == nil {
+			return address, c.Close()
+		} else if time.Now().After(end) {
+			return "", err
+		}
+	}
+}
+
+// dialGoZero uses the defaults of go-zero's configuration file, with its balancer p2c_ewma.
+func dialGoZero(addresses []string, _ bool) (load.Client, error) {
+	d := newDiscovery(addresses)
+	var c zrpc.RpcClientConf
+	config := fmt.Sprintf("Target: %q\nTimeout: %d\n", d.target(), timeout.Milliseconds())
+	if err := conf.LoadFromYamlBytes([]byte(config), &c); err != nil {
+		return nil, err
+	}
+	z, err := zrpc.NewClient(c, zrpc.WithDialOption(grpc.WithResolvers(d.builder)))
+	if err != nil {
+		return nil, err
+	}
+	return client{z.Conn(), d.add}, nil
+}

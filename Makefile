@@ -5,7 +5,6 @@ SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
-FAULT    ?=
 KUBE     := go run -C cluster .
 TOOL      = go tool -modfile=$(call quote,$(CURDIR)/test/tools/go.mod)
 include cluster/settings.mk
@@ -29,6 +28,9 @@ lint: ## run golangci-lint (3 minutes the first time)
 
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
+
+compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (15 minutes, the first time 25)
+	@test/compat.sh
 
 bench: ## compare pod/ with go-micro's plugin and selector, write test/bench/RESULTS.md (7 minutes)
 	@go run ./test/bench
@@ -67,6 +69,9 @@ push: ## build the four images for amd64 and arm64 and push them to REGISTRY, wi
 deploy: overlay ## apply the manifests to the current kubectl context, with the images in REGISTRY
 	kubectl apply -k $(OVERLAY)
 
+verify-deploy: ## check what deploy applied, on the current kubectl context: pods, registrations, answers
+	@go run ./k8s/verify
+
 undeploy: overlay ## delete everything that deploy applied
 	kubectl delete -k $(OVERLAY) --ignore-not-found
 
@@ -87,4 +92,4 @@ clean: ## stop the clusters of this checkout and delete its build results; ~/.ca
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster images
 
-.PHONY: help demo check test lint vuln bench faults screenshots cluster-up cluster-down build load images sbom push deploy undeploy overlay proto verify clean
+.PHONY: help demo check test lint vuln compat bench faults screenshots cluster-up cluster-down build load images sbom push deploy verify-deploy undeploy overlay proto verify clean

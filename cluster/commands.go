@@ -23,7 +23,10 @@ func progress(format string, args ...any) {
 	fmt.Printf("[%5.1fs] %s\n", time.Since(commandStart).Seconds(), fmt.Sprintf(format, args...))
 }
 
-type upOptions struct{ controlPlane, foreground bool }
+type upOptions struct {
+	controlPlane, foreground bool
+	apiServer                string // path of another kube-apiserver, "" for the one of cluster/kube
+}
 
 // up starts the cluster unless it is running.
 func (c *cluster) up(o upOptions) error {
@@ -49,6 +52,9 @@ func (c *cluster) up(o upOptions) error {
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}
+	if o.apiServer != "" && !o.controlPlane {
+		return errors.New("reading -kube-apiserver: it needs -control-plane, because a node may not be newer than its API server")
+	}
 	if err := preflight(o.controlPlane); err != nil {
 		return err
 	}
@@ -61,7 +67,7 @@ func (c *cluster) up(o upOptions) error {
 	if err := errors.Join(makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
-	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, Tools: t}
+	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, APIServer: o.apiServer, Tools: t}
 	if err := c.save(s); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,11 +18,12 @@ import (
 // controlPlane runs etcd and kube-apiserver of a cluster, with or without a node.
 type controlPlane struct {
 	*cluster
-	kube     string // directory that contains the programs of Kubernetes
-	ip       string // address on which kube-apiserver listens and to which the other components connect
-	port     int
-	etcdPort int
-	pki      *pki
+	kube      string // directory that contains the programs of Kubernetes
+	apiServer string // another kube-apiserver, or "" for the one in kube
+	ip        string // address on which kube-apiserver listens and to which the other components connect
+	port      int
+	etcdPort  int
+	pki       *pki
 }
 
 const (
@@ -70,7 +72,7 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	if err := p.await(ctx, "etcd", cp.probe("apiserver-etcd", etcd+"/readyz")); err != nil {
 		return err
 	}
-	p.start("kube-apiserver", filepath.Join(cp.kube, "kube-apiserver"),
+	p.start("kube-apiserver", cmp.Or(cp.apiServer, filepath.Join(cp.kube, "kube-apiserver")),
 		"--etcd-servers="+etcd, "--etcd-cafile="+cp.cert("ca.crt"), "--etcd-certfile="+cp.cert("apiserver-etcd.crt"), "--etcd-keyfile="+cp.cert("apiserver-etcd.key"),
 		"--bind-address="+cp.ip, "--advertise-address="+cp.ip, fmt.Sprint("--secure-port=", cp.port),
 		"--service-cluster-ip-range="+serviceCIDR, "--endpoint-reconciler-type="+endpoints,

@@ -116,8 +116,9 @@ func (d *downloader) request(ctx context.Context, method, address string, header
 }
 
 // programs downloads files, compares them with their checksums, and puts their programs
-// into the directory dir, which appears only when it is complete.
-func (d *downloader) programs(ctx context.Context, dir string, files []officialFile) error {
+// into the directory dir, which appears only when it is complete and check, unless it is
+// nil, accepts it.
+func (d *downloader) programs(ctx context.Context, dir string, files []officialFile, check func(dir string) error) error {
 	part := fmt.Sprintf("%s.part-%d", dir, os.Getpid())
 	if err := os.RemoveAll(part); err != nil {
 		return err
@@ -126,7 +127,8 @@ func (d *downloader) programs(ctx context.Context, dir string, files []officialF
 		return err
 	}
 	defer os.RemoveAll(part)
-	defer d.showProgress()()
+	begin := time.Now()
+	defer repeat(d.every, func() { progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin))) })()
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(d.parallel)
 	for _, f := range files {
@@ -134,6 +136,11 @@ func (d *downloader) programs(ctx context.Context, dir string, files []officialF
 	}
 	if err := group.Wait(); err != nil {
 		return err
+	}
+	if check != nil {
+		if err := check(part); err != nil {
+			return err
+		}
 	}
 	return os.Rename(part, dir)
 }
@@ -288,23 +295,6 @@ func (d *downloader) resume(ctx context.Context, address string, f *os.File, fro
 			return err
 		}
 	}
-}
-
-// showProgress prints a line of progress periodically until the returned function is called.
-func (d *downloader) showProgress() (stop func()) {
-	begin, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-end:
-				return
-			case <-time.After(d.every):
-				progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin)))
-			}
-		}
-	}()
-	return func() { close(end); <-ended }
 }
 
 // downloadProgress describes a download. total is 0 if it is unknown.

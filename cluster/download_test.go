@@ -124,12 +124,13 @@ func (m *mirror) source(t *testing.T) source {
 	return s
 }
 
-// fakeProgram returns 300 kB that depend on the name.
+// fakeProgram returns a script of 300 kB that depends on the name. It succeeds.
 func fakeProgram(name string) []byte {
 	var seed [32]byte
 	copy(seed[:], name)
 	b := make([]byte, 300_000)
 	_, _ = rand.NewChaCha8(seed).Read(b)
+	copy(b, "#!/bin/sh\nexit 0\n")
 	return b
 }
 
@@ -323,7 +324,7 @@ func TestDownload(t *testing.T) {
 			size, err := d.find(t.Context(), files, 5*time.Second)
 			if err == nil {
 				d.total.Store(size)
-				err = d.programs(t.Context(), dir, files)
+				err = d.programs(t.Context(), dir, files, nil)
 			}
 			if left, _ := filepath.Glob(dir + "*.part-*"); len(left) > 0 {
 				t.Errorf("incomplete files are left: %q", left)
@@ -378,7 +379,7 @@ func TestCancelledDownload(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-started; cancel() }()
 	dir, begin := filepath.Join(t.TempDir(), "programs"), time.Now()
-	err := newDownloader().programs(ctx, dir, m.releases.files(m.source(t)))
+	err := newDownloader().programs(ctx, dir, m.releases.files(m.source(t)), nil)
 	if err == nil || time.Since(begin) > 5*time.Second {
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
@@ -405,7 +406,7 @@ func TestParallelDownloads(t *testing.T) {
 	}
 	d := impatient()
 	d.parallel = 3
-	if err := d.programs(t.Context(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t))); err != nil {
+	if err := d.programs(t.Context(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t)), nil); err != nil {
 		t.Fatal(err)
 	}
 	if most != 3 {

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -44,17 +42,19 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 	}
 	dir := filepath.Join(cache, fmt.Sprintf("kubernetes-%s-%s-%x", version, runtime.GOARCH, sum.Sum(nil)[:4]))
 	binary := filepath.Join(dir, "kube")
-	official, err := c.downloadKube(ctx, cache, exists(binary))
+	built := exists(binary)
+	official, why, err := c.downloadKube(ctx, cache, built)
 	if official != "" || err != nil {
 		return version, official, err
 	}
-	if exists(binary) {
+	if built {
 		return version, dir, linkPrograms(dir)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
 	}
-	if err := checkSpace(ctx, cache); err != nil {
+	goCache, err := checkSpace(ctx, cache)
+	if err != nil {
 		return "", "", err
 	}
 	logPath := filepath.Join(dir, "build.log")
@@ -63,31 +63,35 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 		return "", "", err
 	}
 	defer log.Close()
-	progress("building Kubernetes %s, once: usually 5 to 7 minutes on two cores, less with more cores (log: %s)", version, logPath)
+	progress("building Kubernetes %s from its Go modules, once, because %s", version, why)
+	progress("  usually 4 to 12 minutes on two cores, less with more; the log is %s", logPath)
 	progress("  downloading its modules, about 250 MB, unless they are in the module cache")
-	total, err := countPackages(ctx, src, log)
-	if err != nil {
-		return "", "", fmt.Errorf("downloading the modules of %q: %w; see %s", src, err, logPath)
-	}
 	// Every component reads its own version from these variables; kubectl fails without them.
 	const v = "-X k8s.io/component-base/version."
 	ldflags := fmt.Sprintf("-ldflags=-s -w %[1]sgitVersion=%[2]s %[1]sgitMajor=%[3]s %[1]sgitMinor=%[4]s %[1]sgitTreeState=clean", v, version, minor[1], minor[2])
+	build, err := newBuildProgress(ctx, src, log, gcflags, ldflags)
+	if err != nil {
+		return "", "", fmt.Errorf("downloading the modules of %q: %w; see %s", src, err, logPath)
+	}
 	begin := time.Now()
-	count := &lineCounter{w: log, every: 20 * time.Second, report: func(n int) {
-		progress("  %s: %d of %d packages", time.Since(begin).Round(time.Second), min(n, total), total)
-	}}
-	if err := goBuild(ctx, src, binary, count, gcflags, ldflags, "."); err != nil {
+	stopReports := repeat(20*time.Second, func() { progress("  %s", build) })
+	stopSharing := repeat(3*time.Second, func() { shareWithCache(workDir(binary), goCache) })
+	err = goBuild(ctx, src, binary, build, gcflags, ldflags, ".")
+	stopReports()
+	stopSharing()
+	if err != nil {
 		return "", "", fmt.Errorf("building %q: %w; see %s", src, err, logPath)
 	}
 	progress("  built in %s", time.Since(begin).Round(time.Second))
 	return version, dir, linkPrograms(dir)
 }
 
-// checkSpace refuses to start a build that would end in "no space left on device".
-func checkSpace(ctx context.Context, cache string) error {
+// checkSpace refuses to start a build that would end in "no space left on device". It
+// returns the directory of go's build cache.
+func checkSpace(ctx context.Context, cache string) (goCache string, err error) {
 	out, err := goCommand(ctx, cache, "env", "GOCACHE", "GOMODCACHE").Output()
 	if err != nil {
-		return fmt.Errorf("asking go for its caches: %w", err)
+		return "", fmt.Errorf("asking go for its caches: %w", err)
 	}
 	dirs := append([]string{cache}, strings.Split(strings.TrimSpace(string(out)), "\n")...)
 	needed := map[string]int64{}                 // bytes on each file system, which the first of dirs on it represents
@@ -99,11 +103,11 @@ func checkSpace(ctx context.Context, cache string) error {
 	}
 	for _, dir := range slices.Sorted(maps.Keys(needed)) {
 		if free := freeBytes(existingParent(dir)); free >= 0 && free < needed[dir] {
-			return fmt.Errorf("building Kubernetes: %.1f GB free in %q, %d GB needed; free space, set XDG_CACHE_HOME, GOCACHE or GOMODCACHE to another file system, %s",
+			return "", fmt.Errorf("building Kubernetes: %.1f GB free in %q, %d GB needed; free space, set XDG_CACHE_HOME, GOCACHE or GOMODCACHE to another file system, %s",
 				float64(free)/(1<<30), dir, needed[dir]>>30, otherCluster)
 		}
 	}
-	return nil
+	return dirs[min(1, len(dirs)-1)], nil
 }
 
 // existingParent returns dir if it exists, otherwise its closest parent that exists.
@@ -131,35 +135,6 @@ func sameFileSystem(a, b string) bool {
 	return device[0] == device[1]
 }
 
-// countPackages downloads the modules of a build and counts its packages.
-func countPackages(ctx context.Context, src string, log io.Writer) (int, error) {
-	cmd := goCommand(ctx, src, "list", "-deps", ".")
-	cmd.Stderr = log
-	out, err := cmd.Output()
-	return bytes.Count(out, []byte("\n")), err
-}
-
 // gcflags disable debug information and inlining, which a cluster of one node does not
 // need. This shortens a cold build by a quarter.
 const gcflags = "-gcflags=all=-dwarf=false -l"
-
-// lineCounter forwards writes to w and periodically reports the number of lines so far.
-type lineCounter struct {
-	w      io.Writer
-	n      int
-	every  time.Duration
-	last   time.Time
-	report func(lines int)
-}
-
-func (c *lineCounter) Write(p []byte) (int, error) {
-	c.n += bytes.Count(p, []byte("\n"))
-	if c.last.IsZero() {
-		c.last = time.Now()
-	}
-	if time.Since(c.last) > c.every {
-		c.last = time.Now()
-		c.report(c.n)
-	}
-	return c.w.Write(p)
-}

@@ -20,6 +20,22 @@
 // CLUSTER, then "demo". Clusters with different names are independent. No
 // command reads or writes ~/.kube.
 //
+// # Where the programs come from
+//
+// up and build look for the programs of Kubernetes in the cache, then download the official
+// release binaries of dl.k8s.io and github.com and compare them with their checksums, and
+// build them from Go modules if that is impossible: no answer within 3 seconds, a missing
+// file, a wrong checksum. Both ways give the releases named in cluster/kube/go.mod. A line
+// of the output says which way was chosen and why. The environment variable
+// K8S_MICRO_SOURCE selects one:
+//
+//	build        build from Go modules, for which GOPROXY applies
+//	download     download, and end with an error instead of building
+//	URL          download from a mirror, which has the files under the host's name, as in
+//	             URL/dl.k8s.io/release/v1.37.2/bin/linux/amd64/kubelet
+//
+// Downloads use the proxies in HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+//
 // # The node
 //
 // The node is one set of Linux namespaces: network, processes, mounts, hostname,
@@ -96,17 +112,47 @@ func main() {
 // another process. Users do not run them.
 var subprocesses = map[string]func(args []string) error{"supervisor": supervisor}
 
+const commandNames = "up, status, load, push, save, kubectl, forward, node, down or build"
+
+const help = `usage: cluster COMMAND [-name NAME] [ARGUMENTS]
+
+COMMAND is ` + commandNames + `; ` + "`go doc -C cluster .`" + ` describes them.
+` + helpEnvironment
+
+const helpEnvironment = `
+Environment:
+  CLUSTER           name of the cluster without -name
+  K8S_MICRO_SOURCE  where Kubernetes comes from that is not in the cache: build (from Go
+                    modules), download (official binaries), or the URL of a mirror of the
+                    hosts dl.k8s.io and github.com. Default: download if the hosts answer,
+                    otherwise build.
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+                    proxies for downloads
+  XDG_CACHE_HOME    where the programs are cached, by default ~/.cache
+`
+
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command: use up, status, load, push, save, kubectl, forward, node, down or build")
+		return errors.New("no command: use " + commandNames)
 	}
 	command, args := args[0], args[1:]
+	switch command {
+	case "help", "-h", "-help", "--help":
+		fmt.Print(help)
+		return nil
+	}
 	flags := flag.NewFlagSet("cluster "+command, flag.ExitOnError)
 	name := flags.String("name", cmp.Or(os.Getenv("CLUSTER"), "demo"), "name of the cluster; the environment variable CLUSTER changes the default")
 	var o upOptions
 	if command == "up" {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
+		flags.StringVar(&o.apiServer, "kube-apiserver", "", "with -control-plane, the path of another kube-apiserver, for tests with other versions")
 		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
+	}
+	flags.Usage = func() {
+		fmt.Fprintf(flags.Output(), "usage of cluster %s:\n", command)
+		flags.PrintDefaults()
+		fmt.Fprint(flags.Output(), helpEnvironment)
 	}
 	arch := ""
 	if command == "save" {
@@ -143,5 +189,5 @@ func run(args []string) error {
 	case "node":
 		return c.node(args)
 	}
-	return fmt.Errorf("running %q: no such command; use up, status, load, push, save, kubectl, forward, node, down or build", command)
+	return fmt.Errorf("running %q: no such command; use %s", command, commandNames)
 }

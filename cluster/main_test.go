@@ -268,6 +268,11 @@ func TestErrorMessages(t *testing.T) {
 			t.Errorf("cluster %q: %v: %q, want %q", c.args, err, out, c.want)
 		}
 	}
+	for _, args := range [][]string{{"--help"}, {"up", "--help"}} {
+		if out, err := cli(t, root, args...); err != nil || !strings.Contains(out, envSource) {
+			t.Errorf("cluster %q: %v: %q, want %s", args, err, out, envSource)
+		}
+	}
 	if out, err := cli(t, root, "down"); err != nil {
 		t.Errorf("down without a cluster: %v: %s", err, out)
 	}

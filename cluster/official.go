@@ -133,43 +133,55 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 		return "", err
 	}
 	d.total.Store(size)
-	amount := "about 500 MB"
+	amount := "about 400 MB"
 	if size > 0 {
 		amount = fmt.Sprintf("%.0f MB", float64(size)/1e6)
 	}
-	progress("downloading %s, once: %s from %s; %s=build would build them instead", r, amount, s.host(), envSource)
+	progress("downloading %s, once, because %s answered: %s; %s=build builds them instead", r, s.host(), amount, envSource)
 	begin := time.Now()
-	if err := d.programs(ctx, dir, files); err != nil {
+	// kubelet is the only one that needs libraries of this machine.
+	runs := func(dir string) error {
+		if out, err := interruptible(ctx, filepath.Join(dir, "kubelet"), "--version").CombinedOutput(); err != nil {
+			return fmt.Errorf("running the downloaded kubelet: %w: %s", err, lastLine(out))
+		}
+		return nil
+	}
+	if err := d.programs(ctx, dir, files, runs); err != nil {
 		return "", err
 	}
 	progress("  downloaded and verified in %s", time.Since(begin).Round(100*time.Millisecond))
 	return dir, nil
 }
 
-// downloadKube returns the directory of the official programs, or "" if they have to be
-// built or are built already.
-func (c *cluster) downloadKube(ctx context.Context, cache string, built bool) (dir string, err error) {
+// downloadKube returns the directory of the official programs, or "" if the programs have
+// to be built or are built already. Then why is the reason.
+func (c *cluster) downloadKube(ctx context.Context, cache string, built bool) (dir, why string, err error) {
 	s, err := sourceFromEnvironment()
 	if err != nil || built && !s.download && s.mirror == nil {
-		return "", err
+		return "", "", err
 	}
 	goMod, err := os.ReadFile(filepath.Join(c.root, "cluster", "kube", "go.mod"))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	r, err := releasesOf(goMod)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	dir, err = provideOfficial(ctx, cache, s, r)
 	if err == nil || ctx.Err() != nil {
-		return dir, err
+		return dir, "", err
 	}
 	if s.download {
-		return "", fmt.Errorf("downloading %s: %w; unset %s to build them instead", r, err, envSource)
+		return "", "", fmt.Errorf("downloading %s: %w; unset %s to build them instead", r, err, envSource)
 	}
-	progress("using Kubernetes built from its Go modules, not the official binaries: %s", err)
-	return "", nil
+	if s.build {
+		return "", err.Error(), nil
+	}
+	if built {
+		progress("using the Kubernetes that was built earlier, because the official binaries cannot be downloaded: %s", err)
+	}
+	return "", fmt.Sprintf("the official binaries cannot be downloaded: %s", err), nil
 }
 
 // programs are the components and tools of a Kubernetes, official or built.
@@ -235,7 +247,7 @@ func fromOfficial(ctx context.Context, cache string, want []nodeTool) (map[strin
 	d.total.Store(size)
 	for _, dir := range slices.Sorted(maps.Keys(missing)) {
 		progress("downloading %s from %s", path.Base(missing[dir].url), s.host())
-		if err := d.programs(ctx, dir, []officialFile{missing[dir]}); err != nil {
+		if err := d.programs(ctx, dir, []officialFile{missing[dir]}, nil); err != nil {
 			return nil, err
 		}
 	}

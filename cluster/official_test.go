@@ -116,6 +116,7 @@ func TestBuildInsteadOfDownload(t *testing.T) {
 		}
 		return false
 	}
+	broken := newMirror(t, func(name string) []byte { return []byte("\x7fELF, but not a program") })
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -131,6 +132,7 @@ func TestBuildInsteadOfDownload(t *testing.T) {
 	}{
 		{"forced", []string{envSource + "=build"}, []string{envSource + "=build"}, true},
 		{"a missing file", []string{envSource + "=" + m.URL}, []string{"kubelet.sha256", "404"}, true},
+		{"programs that do not run here", []string{envSource + "=" + broken.URL}, []string{"running the downloaded kubelet", "exec format error"}, true},
 		{"a mirror that is down", []string{envSource + "=http://127.0.0.1:9"}, []string{"connection refused"}, true},
 		{"a proxy that refuses", []string{"HTTPS_PROXY=" + refusing}, []string{"dl.k8s.io", "Forbidden"}, true},
 		{"a proxy that is silent", []string{"HTTPS_PROXY=http://" + silent.Addr().String()}, []string{"no answer within 3s"}, true},
@@ -246,8 +248,8 @@ func TestTwoDownloads(t *testing.T) {
 	}
 }
 
-// A control plane starts from downloaded programs. The mirror is reached only through a
-// proxy. This also replaces a go command that could build.
+// A cluster starts from downloaded programs and runs a pod. The mirror is reached only
+// through a proxy, and the go command could not build anything.
 func TestUpFromDownloads(t *testing.T) {
 	provideTools(t)
 	wd, err := os.Getwd()
@@ -265,14 +267,27 @@ func TestUpFromDownloads(t *testing.T) {
 		}
 		return b
 	})
+	cache := copyOfCache(t, t.TempDir())
+	for _, pattern := range []string{"kubernetes-*", "official-*"} {
+		dirs, err := filepath.Glob(filepath.Join(cache, "k8s-micro", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range dirs {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	fakeGo(t, "exit 1")
 	root := checkout(t)
 	for _, v := range []string{"no_proxy", "NO_PROXY", "http_proxy"} {
 		t.Setenv(v, "")
 	}
+	t.Setenv("XDG_CACHE_HOME", cache)
 	t.Setenv("HTTP_PROXY", m.URL)
 	t.Setenv(envSource, "http://mirror.invalid")
-	out, err := cli(t, root, "up", "-control-plane")
+	out, err := cli(t, root, "up")
 	t.Cleanup(func() {
 		if out, err := cli(t, root, "down"); err != nil {
 			t.Errorf("down: %v: %s", err, out)
@@ -281,9 +296,7 @@ func TestUpFromDownloads(t *testing.T) {
 	if err != nil || !strings.Contains(out, "downloaded and verified") || !strings.Contains(out, "is ready") {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if out, err := cli(t, root, "kubectl", "--", "create", "configmap", "mine", "--from-literal=a=b"); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	runPod(t, root)
 	if r := m.requested("kubelet"); len(r) != 1 || r[0].Host != "mirror.invalid" {
 		t.Errorf("the proxy got %v", r)
 	}

@@ -16,8 +16,10 @@ CLUSTER.pattern    := [A-Za-z0-9][A-Za-z0-9_-]{0,62}
 CLUSTER.example    := demo
 COMPONENTS.pattern := ($(component)( +$(component))*)?
 COMPONENTS.example := network-policy
-FAULT.pattern      := [a-z]+(-[a-z]+)*
+FAULT.pattern      := ([a-z]+(-[a-z]+)*)?
 FAULT.example      := api-frozen
+K8S_MICRO_SOURCE.pattern := (build|download|https?://[][A-Za-z0-9._~%:@/-]+)?
+K8S_MICRO_SOURCE.example := build, download or https://mirror.example/releases
 define newline
 
 
@@ -25,11 +27,12 @@ endef
 quote   = '$(subst ','\'',$(1))'
 refuse  = $(error reading $(1)="$(value $(1))": it is not valid; write it as $($(1).example))
 matches = $(shell printf '%s\n' $(call quote,$($(1))) | LC_ALL=C grep -Exq -e $(call quote,$($(1).pattern)) && echo yes)
+settings := REGISTRY TAG IMAGE CLUSTER COMPONENTS FAULT K8S_MICRO_SOURCE
 # First refuse values with a $ or a newline, because make would expand them; only defaults
 # in a Makefile may refer to other variables. Then refuse values that do not match.
-$(foreach v,REGISTRY TAG IMAGE CLUSTER COMPONENTS FAULT,$(if $(filter undefined file,$(origin $(v))),,\
+$(foreach v,$(settings),$(if $(filter undefined file,$(origin $(v))),,\
 	$(if $(findstring $$,$(value $(v)))$(findstring $(newline),$(value $(v))),$(call refuse,$(v)))))
-$(foreach v,REGISTRY TAG IMAGE CLUSTER COMPONENTS FAULT,$(if $(filter undefined,$(origin $(v))),,\
+$(foreach v,$(settings),$(if $(filter undefined,$(origin $(v))),,\
 	$(if $(call matches,$(v)),,$(call refuse,$(v)))))
 
 # One set of flags for every go command, so that all of them share compiled packages.

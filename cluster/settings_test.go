@@ -37,11 +37,14 @@ func TestMakeRefusesValues(t *testing.T) {
 		"v1'", `v1"`, "a b", "a,b", "v1\n" + command, "v1\n", "\\", "#", "ä", "-rm", "a/../b", "{a}", "*"}
 	for target, variables := range map[string][]string{
 		"deploy": {"REGISTRY", "TAG"}, "undeploy": {"REGISTRY", "TAG"}, "push": {"REGISTRY", "TAG"}, "images": {"REGISTRY", "TAG"},
-		"demo": {"CLUSTER"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
+		"demo": {"CLUSTER", "K8S_MICRO_SOURCE"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
 		"-C go-micro-srv load": {"IMAGE", "CLUSTER", "TAG"}, "-C go-micro-web push": {"IMAGE"}, "-C go-micro-client docker-push": {"IMAGE", "REGISTRY"},
 	} {
 		for _, variable := range variables {
 			for _, value := range bad {
+				if value == "" && variable == "K8S_MICRO_SOURCE" { // the same as unset
+					continue
+				}
 				for _, fromEnvironment := range []bool{false, true} {
 					if out, err := run(target, variable, value, fromEnvironment); err == nil || !strings.Contains(out, "reading "+variable+"=") {
 						t.Errorf("make %s %s=%q: %v: %s", target, variable, value, err, out)
@@ -56,7 +59,8 @@ func TestMakeRefusesValues(t *testing.T) {
 	for target, values := range map[string][]string{
 		"deploy REGISTRY": {"846602483", "docker.io/you", "localhost:5000", "127.0.0.1:5000/a/b_c", "ghcr.io/o-r/x__y", "Registry.Example:443/a"},
 		"deploy TAG":      {"kubernetes", "v1.2-rc.1", "_x", "A"}, "-C go-micro-srv load IMAGE": {"a/b", "localhost:5000/b:c", "busybox:1.0"},
-		"cluster-down CLUSTER": {"demo", "e2e-demo", "A_1"},
+		"cluster-down CLUSTER":           {"demo", "e2e-demo", "A_1"},
+		"cluster-build K8S_MICRO_SOURCE": {"", "build", "download", "http://127.0.0.1:8080", "https://[::1]/a-b/c_d~e%20f/", "https://you@mirror.example"},
 	} {
 		target, variable := target[:strings.LastIndex(target, " ")], target[strings.LastIndex(target, " ")+1:]
 		for _, value := range values {

@@ -111,6 +111,7 @@ type state struct {
 	Node         int       // process id of the node's init, 0 without a node
 	API          string    // address of the API server on the host's loopback
 	ControlPlane bool      // the cluster has no node
+	APIServer    string    // path of another kube-apiserver than that of cluster/kube, or ""
 	Tools        tools
 }
 

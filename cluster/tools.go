@@ -148,7 +148,7 @@ func cacheDir() (string, error) {
 func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string) error {
 	part := fmt.Sprintf("%s.part-%d", out, os.Getpid())
 	defer os.Remove(part)
-	tmp := part + ".tmp" // in the cache's file system, because /tmp may be too small
+	tmp := workDir(out)
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
@@ -162,6 +162,10 @@ func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string
 	}
 	return os.Rename(part, out)
 }
+
+// workDir is the directory in which goBuild(…, out, …) keeps its temporary files. It is in
+// the file system of the result, because /tmp may be too small.
+func workDir(out string) string { return fmt.Sprintf("%s.part-%d.tmp", out, os.Getpid()) }
 
 // goCommand returns a go command whose result does not depend on the user's settings.
 func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {

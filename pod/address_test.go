@@ -1,12 +1,24 @@
 package pod
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2"
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -77,4 +89,65 @@ func TestRegisterAdvertisesThePodsIP(t *testing.T) {
 	if err := unset.Deregister(service("greeter", "v1", "a", "127.0.0.1:9100")); err != nil {
 		t.Errorf("deregistering: %v", err)
 	}
+}
+
+// A server in a pod with an IPv6 address registers that address, answers its probe there,
+// and receives the calls of a client that finds it. The machine's only IPv6 address is the
+// loopback, so the client's dialer connects to the loopback instead of the pod's address.
+func TestIPv6(t *testing.T) {
+	const podIP = "2001:db8::7"
+	ns := newNamespace(t)
+	for _, name := range []string{"greeter-0", "client-0"} {
+		ns.CreateReadyPod(name)
+	}
+	ns.PatchPod("greeter-0", `{"status": {"podIP": "`+podIP+`", "podIPs": [{"ip": "`+podIP+`"}, {"ip": "10.244.0.7"}]}}`, "status")
+	env := kubetest.With(ns.Environment("greeter-0"), "POD_IP", podIP)
+	svc := startGreeter(t, env, 0, micro.Address(":0")) // on all addresses, as with the ":9100" of go-micro-srv
+	_, port, err := net.SplitHostPort(svc.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort(podIP, port)
+	kubetest.Eventually(t, 10*time.Second, "the pod carries its IPv6 address", func() error {
+		if a := ns.GetPod("greeter-0").Annotations[annotationPrefix+"greeter"]; !strings.Contains(a, `"address":"`+address+`"`) {
+			return fmt.Errorf("the annotation is %q", a)
+		}
+		return nil
+	})
+	r := ns.openRegistry("client-0")
+	kubetest.Eventually(t, 10*time.Second, "the client finds the server", has(r, "greeter", address))
+
+	var dialed atomic.Int32
+	dialer := grpc.WithContextDialer(func(ctx context.Context, got string) (net.Conn, error) {
+		if got != address {
+			return nil, fmt.Errorf("dialing %q, want %q", got, address)
+		}
+		dialed.Add(1)
+		return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("::1", port))
+	})
+	// Without a pool, the client closes the connection after the call.
+	c := grpcc.NewClient(client.PoolSize(0), client.Registry(r), client.Selector(NewSelector(r)), func(o *client.Options) { grpcc.DialOptions(dialer)(&o.CallOptions) })
+	rsp, err := proto.NewGreeterService("greeter", c).Hello(contextWithTimeout(t, 10*time.Second), &proto.HelloRequest{Name: "IPv6"})
+	if err != nil || rsp.Greeting != "Hello IPv6!" || dialed.Load() == 0 {
+		t.Errorf("the call returned %v, %v after %d dials", rsp, err, dialed.Load())
+	}
+
+	svc.address = net.JoinHostPort("::1", port)
+	for _, service := range []string{"", "liveness"} { // as the manifests' probes ask
+		status, err := healthv1.NewHealthClient(svc.dial()).Check(contextWithTimeout(t, 5*time.Second), &healthv1.HealthCheckRequest{Service: service})
+		if err != nil || status.Status != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("probe of %q: %v, %v", service, status, err)
+		}
+	}
+	svc.stop()
+	if err, _ := svc.waitForRun(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+	kubetest.Eventually(t, 5*time.Second, "the pod is deregistered", func() error {
+		if ns.Registered("greeter-0", "greeter") {
+			return errors.New("it still carries the label")
+		}
+		return nil
+	})
+	kubetest.Eventually(t, 5*time.Second, "the client forgets the server", has(r, "greeter"))
 }

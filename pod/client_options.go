@@ -55,6 +55,7 @@ type clientSettings struct {
 	timeout     string                  // the header of client.RequestTimeout
 	tls         *tls.Config             // nil if not set
 	dialOptions []grpc.DialOption
+	keepalive   keepalive.ClientParameters
 	err         error // why the client cannot be used; nil if it can
 
 	pools sync.Map // of *connectionPool, by *instance or address
@@ -72,7 +73,7 @@ func newClientSettings(c *Client, o client.Options) *clientSettings {
 	// Calls append to these slices, and must not write to one that they share.
 	o.CallOptions.CallWrappers = slices.Clip(o.CallOptions.CallWrappers)
 	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
-	s := &clientSettings{client: c, options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout)}
+	s := &clientSettings{client: c, options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
 	s.selector, _ = o.Selector.(*Selector)
 	if s.keys, s.err = keysOfOptions(); s.err != nil {
 		return s
@@ -162,7 +163,7 @@ func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout t
 	options := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(&settingsCredentials{creds, c}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
-		grpc.WithKeepaliveParams(keepaliveParams),
+		grpc.WithKeepaliveParams(s.keepalive),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithSharedWriteBuffer(true),
 		grpc.WithReadBufferSize(readBufferSize),

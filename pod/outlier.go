@@ -52,20 +52,24 @@ const (
 // callStats is what the selector knows about the calls to one instance. All times are
 // results of clock, in nanoseconds; 0 means never. It is safe for concurrent use.
 type callStats struct {
-	inFlight     atomic.Int64 // calls between Next and Mark
-	lastAnswer   atomic.Int64 // when the instance last answered, or became busy
-	usualLatency atomic.Int64 // time between two answers while busy, a moving average
-	failures     atomic.Int64 // failures in a row
-	lastFailure  atomic.Int64
-	ejections    atomic.Int64 // ejections in a row
-	ejectedSince atomic.Int64 // start of the first ejection in a row
-	ejectedUntil atomic.Int64 // 0 if no ejection is running or waiting for its trial
-	trial        atomic.Bool  // the trial, the one call after an ejection, is in flight
+	inFlight       callsInFlight // calls between choose and done, or Next and Mark, without streams
+	streams        atomic.Int64  // open streams of clients that end them with done
+	latency        peakEWMA
+	history        faultHistory
+	lastAnswer     atomic.Int64 // when the instance last answered, or became busy
+	answerInterval atomic.Int64 // time between two answers while busy, a moving average
+	failures       atomic.Int64 // failures in a row
+	lastFailure    atomic.Int64
+	ejections      atomic.Int64 // ejections in a row
+	ejectedSince   atomic.Int64 // start of the first ejection in a row
+	ejectedUntil   atomic.Int64 // 0 if no ejection is running or waiting for its trial
+	trial          atomic.Bool  // the trial, the one call after an ejection, is in flight
+	needsTrial     atomic.Bool  // only the trial ends the ejection, because some calls to the instance succeed
 }
 
 // started records that a call to the instance begins.
 func (c *callStats) started(now int64) {
-	if c.inFlight.Add(1) == 1 {
+	if c.inFlight.start(now) == 1 {
 		c.lastAnswer.Store(now)
 	}
 }
@@ -74,50 +78,91 @@ func (c *callStats) started(now int64) {
 type transition int
 
 const (
-	unchanged transition = iota
-	failed               // the instance should be ejected
-	recovered            // the instance has answered after failures
+	unchanged    transition = iota
+	suspected               // the instance may fail more often than the others
+	faultedAgain            // the trial of an ejected instance has ended with a fault
+	failed                  // the instance should be ejected
+	recovered               // the instance has answered after failures
 )
 
-// ended records how a call to the instance has ended.
-func (c *callStats) ended(now int64, o outcome) transition {
-	if o == timedOut && !c.hadTimeToAnswer(now) {
-		o = inconclusive
-	}
-	if c.inFlight.Add(-1) < 0 { // the caller called Mark without Next
-		c.inFlight.Add(1)
+// ended records how a call to the instance has ended. It takes the time at which the call
+// started, 0 if it is unknown.
+func (c *callStats) ended(now, started int64, o outcome, isStream bool) transition {
+	blamed := o != timedOut || !isStream && c.hadTimeToAnswer(now)
+	var latency int64
+	if isStream {
+		c.streams.Add(-1)
+	} else {
+		latency = c.inFlight.end(now, started)
 	}
 	wasTrial := c.trial.Load() && c.trial.CompareAndSwap(true, false)
-	switch o {
-	case inconclusive:
+	if o == timedOut && !isStream {
+		c.latency.atLeast(now, latency)
+	}
+	switch {
+	case o == inconclusive, !blamed:
 		if wasTrial && c.ejectedUntil.Load() != 0 {
 			c.ejectedUntil.Store(now) // the next call is the trial
 		}
 		return unchanged
-	case answered, faulted:
-		latency := min(now-c.lastAnswer.Swap(now), int64(time.Second))
-		if usual := c.usualLatency.Load(); usual != 0 {
-			latency = usual + (latency-usual)/8
+	case o == faulted:
+		c.answered(now, isStream)
+		c.latency.atLeast(now, latency)
+		c.history.add(true)
+		switch {
+		case wasTrial:
+			return faultedAgain
+		case c.history.suspicious() && !c.ejected(now):
+			return suspected
 		}
-		c.usualLatency.Store(latency)
-		if c.failures.Load() == 0 {
+		return unchanged
+	case o == answered:
+		c.answered(now, isStream)
+		c.history.add(false)
+		if wasTrial {
+			c.latency.reset(now, latency)
+		} else if !isStream {
+			c.latency.observe(now, latency)
+		}
+		if c.failures.Load() == 0 || c.needsTrial.Load() && !wasTrial {
 			return unchanged
 		}
 		return recovered
-	default:
-		if last := c.lastFailure.Load(); now-last < int64(baseEjectionTime) || !c.lastFailure.CompareAndSwap(last, now) {
-			return unchanged
-		}
-		c.failures.Add(1)
+	case c.failed(now):
 		return failed
+	default:
+		return unchanged
 	}
+}
+
+// answered records that the instance has sent an answer, good or not.
+func (c *callStats) answered(now int64, isStream bool) {
+	if isStream {
+		return
+	}
+	interval := min(now-c.lastAnswer.Swap(now), int64(time.Second))
+	if usual := c.answerInterval.Load(); usual != 0 {
+		interval = usual + (interval-usual)/8
+	}
+	c.answerInterval.Store(interval)
+}
+
+// failed counts a failure and reports whether it is a new one: calls that fail together
+// are one failure.
+func (c *callStats) failed(now int64) bool {
+	last := c.lastFailure.Load()
+	if now-last < int64(baseEjectionTime) || !c.lastFailure.CompareAndSwap(last, now) {
+		return false
+	}
+	c.failures.Add(1)
+	return true
 }
 
 // hadTimeToAnswer reports whether the instance had time to answer one of the calls in
 // flight. Its caller has not yet subtracted the call that timed out from inFlight.
 func (c *callStats) hadTimeToAnswer(now int64) bool {
 	needed := int64(firstAnswerTime)
-	if usual := c.usualLatency.Load(); usual != 0 {
+	if usual := c.answerInterval.Load(); usual != 0 {
 		needed = max(int64(stallTime), answerFactor*usual)
 	}
 	return now-c.lastAnswer.Load() >= needed
@@ -125,10 +170,11 @@ func (c *callStats) hadTimeToAnswer(now int64) bool {
 
 // eject begins an ejection and returns its duration.
 func (c *callStats) eject(now int64, o outcome) time.Duration {
-	longest := maxRefusedEjectionTime
-	if o == timedOut {
-		longest = maxEjectionTime
+	longest := maxEjectionTime
+	if o == lostConnection {
+		longest = maxRefusedEjectionTime
 	}
+	c.needsTrial.Store(o == faulted)
 	duration := min(baseEjectionTime<<(2*min(c.ejections.Add(1)-1, 2)), longest)
 	c.ejectedSince.CompareAndSwap(0, now)
 	c.ejectedUntil.Store(now + int64(duration))
@@ -142,19 +188,21 @@ func (c *callStats) readmit() (ejectedSince int64) {
 	c.lastFailure.Store(0)
 	c.ejections.Store(0)
 	c.ejectedUntil.Store(0)
-	return c.ejectedSince.Swap(0)
+	c.needsTrial.Store(false)
+	since := c.ejectedSince.Swap(0)
+	if since != 0 {
+		c.history.clear()
+	}
+	return since
 }
 
 func (c *callStats) ejected(now int64) bool { return c.ejectedUntil.Load() > now }
 
-// admit reports whether a call may go to the instance. After an ejection it admits one
-// call, the trial.
-func (c *callStats) admit(now int64) bool {
+// beginTrial reports whether a call is the trial: the one call that tries an instance
+// after its ejection.
+func (c *callStats) beginTrial(now int64) bool {
 	until := c.ejectedUntil.Load()
-	if until == 0 || until > now {
-		return true
-	}
-	if !c.ejectedUntil.CompareAndSwap(until, now+2*int64(baseEjectionTime)) {
+	if until == 0 || until > now || !c.ejectedUntil.CompareAndSwap(until, now+2*int64(baseEjectionTime)) {
 		return false
 	}
 	c.trial.Store(true)
@@ -169,7 +217,7 @@ func (c *callStats) stalled(now int64) bool {
 		return false
 	}
 	quiet := now - c.lastAnswer.Load()
-	return quiet > max(int64(stallTime), stallFactor*c.usualLatency.Load()) && quiet < int64(maxEjectionTime)
+	return quiet > max(int64(stallTime), stallFactor*c.answerInterval.Load()) && quiet < int64(maxEjectionTime)
 }
 
 // ejecting serializes ejections, so that two of them together do not exceed the cap. Only

@@ -81,6 +81,7 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 			}
 		}
 		s.Mark("greeter", frozen, nil)
+		time.Sleep(decayTime)
 		seen := map[*registry.Node]bool{}
 		for range 1000 {
 			n := pickOne(t, s)

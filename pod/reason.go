@@ -32,7 +32,8 @@ func reasonOf(p *corev1.Pod) string {
 	return reason
 }
 
-// containerReason returns the reason of the first container that is not ready, or "".
+// containerReason returns the reason of the first container that is not ready, or "". It
+// names the container if the pod has several.
 func containerReason(p *corev1.Pod) string {
 	for _, c := range p.Status.InitContainerStatuses {
 		if t := c.State.Terminated; t == nil || t.ExitCode != 0 {
@@ -49,12 +50,15 @@ func containerReason(p *corev1.Pod) string {
 		case c.State.Running == nil:
 			reason = stateReason(c)
 		case c.Started != nil && !*c.Started:
-			reason = "its startup probe has not succeeded yet"
+			reason = "the startup probe has not succeeded yet"
 		default:
-			reason = "its readiness probe does not succeed"
+			reason = "the readiness probe does not succeed"
 		}
 		if reason != "" {
-			return fmt.Sprintf("container %q: %s", c.Name, reason)
+			if len(p.Status.ContainerStatuses) > 1 {
+				reason = fmt.Sprintf("container %q: %s", c.Name, reason)
+			}
+			return reason
 		}
 	}
 	return ""

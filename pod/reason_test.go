@@ -26,6 +26,8 @@ func TestReasonOf(t *testing.T) {
 	initializing.Status.InitContainerStatuses = []corev1.ContainerStatus{
 		{Name: "done", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "Completed"}}},
 		{Name: "migrate", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}}
+	single := container(corev1.ContainerState{Running: &corev1.ContainerStateRunning{}})
+	single.Status.ContainerStatuses = single.Status.ContainerStatuses[1:]
 	end := metav1.NewTime(time.Date(2026, 11, 24, 13, 5, 9, 0, time.FixedZone("CET", 3600)))
 	for _, test := range []struct {
 		name string
@@ -40,8 +42,9 @@ func TestReasonOf(t *testing.T) {
 		{"unschedulable", &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{condition(corev1.PodScheduled, corev1.ConditionFalse, "Unschedulable", "0/3 nodes are available")}}},
 			"Unschedulable: 0/3 nodes are available"},
 		{"evicted", &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "The node was low on resource: memory."}}, "the pod has ended: Evicted: The node was low on resource: memory."},
-		{"readiness probe", container(corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}), `container "main": its readiness probe does not succeed`},
-		{"startup probe", starting, `container "main": its startup probe has not succeeded yet`},
+		{"readiness probe", container(corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}), `container "main": the readiness probe does not succeed`},
+		{"single container", single, "the readiness probe does not succeed"},
+		{"startup probe", starting, `container "main": the startup probe has not succeeded yet`},
 		{"crash loop", crashing, `container "main": CrashLoopBackOff after OOMKilled, exit code 137`},
 		{"ended", container(corev1.ContainerState{Terminated: exited}), `container "main": OOMKilled, exit code 137`},
 		{"image", container(corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull"}}), `container "main": ErrImagePull`},
@@ -59,8 +62,8 @@ func TestReasonOf(t *testing.T) {
 			t.Errorf("%s, trimmed: %q, want %q", test.name, got, test.want)
 		}
 	}
-	long := &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Message: strings.Repeat("界", 1<<16)}}
-	if got := reasonOf(long); len(got) > maxReason+len("…") || !strings.HasSuffix(got, "界…") {
+	long := &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Message: strings.Repeat("€", 1<<16)}}
+	if got := reasonOf(long); len(got) > maxReason+len("…") || !strings.HasSuffix(got, "€…") {
 		t.Errorf("the reason of a long message has %d bytes: %q", len(got), got)
 	}
 }

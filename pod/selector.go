@@ -82,6 +82,7 @@ type pool struct {
 	informer *informer
 	events   Events
 	next     selector.Next // made once, so that Select allocates nothing
+	random   *rand.Rand    // nil except in simulations
 }
 
 // Init applies options, such as another registry.
@@ -120,76 +121,16 @@ func (state *selectorState) fastPool(service string, opts []selector.SelectOptio
 	return p
 }
 
-// choice is an instance that was chosen for one call or stream. It counts as in flight
-// until done. A choice holds no resources.
-type choice struct {
-	node     *registry.Node
-	instance *instance // nil if the selector keeps no statistics: a foreign registry, or a node that a strategy made up
-	pool     *pool     // nil if instance is nil
-	started  int64     // result of clock
-	isStream bool
-}
-
-// choose chooses an instance for one call, as Select and Next do together. The caller must
-// end the choice with done. It returns the errors of Select, or that of the strategy.
-func (s *Selector) choose(service string, opts []selector.SelectOption) (choice, error) {
-	state := s.state.Load()
-	if p := state.fastPool(service, opts); p != nil {
-		instances := p.informer.snapshot().instances
-		if len(instances) == 0 {
-			return choice{}, selector.ErrNotFound
-		}
-		return p.choose(instances)
-	}
-	next, err := s.selectSlow(service, state.options, opts)
-	if err != nil {
-		return choice{}, err
-	}
-	node, err := next()
-	if err != nil {
-		return choice{}, err
-	}
-	c := choice{node: node, started: clock()}
-	if r, ok := state.options.Registry.(*Registry); ok {
-		if i := r.instanceOf(node); i != nil {
-			c.instance, c.pool = i, s.state.Load().pools[i.service.Name]
-		}
-	}
-	return c, nil
-}
-
-// asStream returns the choice as that of a stream: it counts as in flight until done, but
-// its duration is not a latency, and its silence is not a stall. The client calls asStream
-// once, right after the stream is open.
-func (c choice) asStream() choice {
-	c.isStream = true
-	return c
-}
-
-// done ends the call or stream, once. The error is only for the log and for Events.
-func (c choice) done(o outcome, err error) {
-	if c.instance != nil {
-		c.instance.finish(c.pool, clock(), o, err)
-	}
-}
-
-// finish records the end of a call. The pool is nil if another selector made the choice.
-func (i *instance) finish(p *pool, now int64, o outcome, err error) {
-	switch change := i.ended(now, o); {
-	case change == failed && p != nil:
-		p.eject(i, now, o, err)
-	case change == recovered && p != nil:
-		p.readmit(i, now)
-	case change == recovered:
-		i.readmit()
-	}
-}
-
 func (p *pool) selectNext() (selector.Next, error) {
 	if len(p.informer.snapshot().instances) == 0 {
 		return nil, selector.ErrNotFound
 	}
 	return p.next, nil
+}
+
+func (p *pool) pick(instances []*instance) (*registry.Node, error) {
+	c, err := p.choose(instances, clock())
+	return c.node, err
 }
 
 // selectSlow is Select without the fast path: for the first use of a service, with
@@ -271,74 +212,6 @@ func (s *Selector) pool(service string, r *Registry) (*pool, error) {
 	return p, nil
 }
 
-func (p *pool) pick(instances []*instance) (*registry.Node, error) {
-	c, err := p.choose(instances)
-	return c.node, err
-}
-
-// choose chooses the less busy of two instances taken at random. It passes over ejected
-// and stalled instances while there are others.
-func (p *pool) choose(instances []*instance) (choice, error) {
-	if len(instances) == 0 {
-		return choice{}, selector.ErrNoneAvailable
-	}
-	now := clock()
-	a := draw(instances, nil, now)
-	b := draw(instances, a, now)
-	x, y := a.inFlight.Load(), b.inFlight.Load()
-	if y < x || y == x && x > 0 && b.lastAnswer.Load() > a.lastAnswer.Load() { // a tie goes to the instance that answered last, which is not stalled
-		a, b = b, a
-	}
-	if !a.admit(now) {
-		a = b
-	}
-	a.started(now)
-	if p.events.Picked != nil {
-		p.events.Picked(a.service.Name, a.pod, a.Address)
-	}
-	return choice{node: &a.Node, instance: a, pool: p, started: now}, nil
-}
-
-// draw takes an instance at random. It avoids, as long as other instances are left, first
-// ejected instances, then stalled instances, and then the excluded instance.
-func draw(instances []*instance, excluded *instance, now int64) *instance {
-	for range 4 { // the first try usually succeeds
-		if n := instances[rand.IntN(len(instances))]; n != excluded && !n.ejected(now) && !n.stalled(now) {
-			return n
-		}
-	}
-	// Most instances are ejected or stalled: take the best of at most 32 instances,
-	// because the time of a pick must not grow with their number.
-	first := rand.IntN(len(instances))
-	best, bestScore := instances[first], -1
-	for i := range min(len(instances), 32) {
-		n := instances[(first+i)%len(instances)]
-		score := 0
-		if !n.ejected(now) {
-			score += 4
-		}
-		if !n.stalled(now) {
-			score += 2
-		}
-		if n != excluded {
-			score++
-		}
-		if score > bestScore {
-			best, bestScore = n, score
-		}
-		if score == 7 {
-			break
-		}
-	}
-	return best
-}
-
-// clock returns a monotonic time in nanoseconds, which is cheaper to read than the
-// time of day. It is never 0, which stands for "never" in callStats.
-func clock() int64 { return int64(time.Since(epoch)) + 1<<62 }
-
-var epoch = time.Now()
-
 // Mark records how a call to an instance that Next returned has ended. It ignores the
 // service name, because go-micro's client passes another name to Mark than to Select if
 // MICRO_PROXY or MICRO_NETWORK is set. Mark ignores a node that the registry does not
@@ -353,7 +226,7 @@ func (s *Selector) Mark(_ string, n *registry.Node, err error) {
 	if i == nil {
 		return
 	}
-	i.finish(state.pools[i.service.Name], clock(), outcomeOf(err), err)
+	choice{instance: i, pool: state.pools[i.service.Name]}.doneAt(clock(), outcomeOf(err), err)
 }
 
 // Reset ends the ejections of a service's instances and forgets their failures.
@@ -384,7 +257,7 @@ func (s *Selector) Instances(service string) []InstanceCalls {
 	now := clock()
 	var all []InstanceCalls
 	for _, i := range p.informer.snapshot().instances {
-		all = append(all, InstanceCalls{Pod: i.pod, Address: i.Address, InFlight: int(i.inFlight.Load()), Failures: int(i.failures.Load()),
+		all = append(all, InstanceCalls{Pod: i.pod, Address: i.Address, InFlight: int(i.inFlight.Load() + i.streams.Load()), Failures: int(i.failures.Load()),
 			EjectedFor: max(0, time.Duration(i.ejectedUntil.Load()-now))})
 	}
 	return all

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
@@ -70,23 +71,25 @@ var (
 )
 
 func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
-	r, _ := newStaticRegistry(t, 4)
-	s := NewSelector(r)
-	stuck := pickOne(t, s) // no Mark follows, as when its call hangs
-	counts := map[string]int{}
-	for range 4000 {
-		n := pickOne(t, s)
-		counts[n.Address]++
-		s.Mark("greeter", n, nil)
-	}
-	for address, n := range counts {
-		if address == stuck.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
-			t.Errorf("the busy instance was picked %d times of 4000", n)
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newStaticRegistry(t, 4)
+		s := NewSelector(r)
+		stuck := pickOne(t, s) // no Mark follows, as when its call hangs
+		counts := map[string]int{}
+		for range 4000 {
+			n := pickOne(t, s)
+			counts[n.Address]++
+			s.Mark("greeter", n, nil)
 		}
-		if address != stuck.Address && (n < 800 || n > 1800) {
-			t.Errorf("instance %s was picked %d times of 4000", address, n)
+		for address, n := range counts {
+			if address == stuck.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
+				t.Errorf("the busy instance was picked %d times of 4000", n)
+			}
+			if address != stuck.Address && (n < 800 || n > 1800) {
+				t.Errorf("instance %s was picked %d times of 4000", address, n)
+			}
 		}
-	}
+	})
 }
 
 func TestSelectorRetriesOnAnotherInstance(t *testing.T) {

@@ -86,6 +86,16 @@ if ! command -v chromium google-chrome chromium-browser; then
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium
 fi
 
+step 'Docker or Podman for the test that compares their images with ours' '1 s, the first time 1 minute to install Podman'
+if ! { docker version || podman version; } >/dev/null 2>&1; then
+	if ((EUID)) || ! command -v apt-get >/dev/null; then
+		echo 'looking for Docker or Podman: none answers; start Docker or install Podman, on Debian with: apt-get install podman' >&2
+		exit 1
+	fi
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends podman
+fi
+
 format
 
 # Kubernetes is built in the background while these checks run, because none of them measures time.

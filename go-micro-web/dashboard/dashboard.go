@@ -52,17 +52,24 @@ const root = "/registry/"
 //go:embed assets
 var assets embed.FS
 
+// scripts run in this order.
+var scripts = []string{"page.js", "changes.js", "calls.js", "stream.js"}
+
 var pageTemplate = template.Must(template.ParseFS(assets, "assets/page.html"))
 
 // dashboard answers the requests. It is safe for concurrent use.
 type dashboard struct {
 	hub       *hub
+	traffic   *traffic
+	shared    sharedStatistics
 	greeter   proto.GreeterService
 	podName   string // the pod that serves the page
 	namespace string // of the pod; "" if unknown
 
 	formTimeout time.Duration // to receive the form
-	pageTimeout time.Duration // to send the page or services.json
+	pageTimeout time.Duration // to send the page or JSON
+	maxCalling  time.Duration // of a stream that calls
+	heartbeat   time.Duration
 }
 
 // New returns the handler of all paths below /registry/. It observes the registry
@@ -74,12 +81,16 @@ func New(registry *pod.Registry) http.Handler {
 	selector := pod.NewSelector(registry)
 	c := grpcc.NewClient(client.Registry(registry), client.Selector(selector))
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	return newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace()).handler()
+	d := newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
+	_ = registry.Init(pod.WithEvents(d.hub.changes.events())) // Init of a registry returns no error
+	return d.handler()
 }
 
 func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
-	return &dashboard{hub: newHub(s, calls, onStart, podName), greeter: greeter, podName: podName, namespace: namespace,
-		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second}
+	d := &dashboard{hub: newHub(s, calls, onStart, podName, namespace), greeter: greeter, podName: podName, namespace: namespace,
+		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second, maxCalling: maxCalling, heartbeat: heartbeat}
+	d.traffic = newTraffic(d.callRepeatedly)
+	return d
 }
 
 // callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
@@ -100,8 +111,11 @@ func (d *dashboard) handler() http.Handler {
 	mux.HandleFunc("GET "+root+"{$}", d.servePage)
 	mux.HandleFunc("POST "+root+"{$}", d.serveGreeting)
 	mux.HandleFunc("GET "+root+"services.json", d.serveJSON)
+	mux.HandleFunc("GET "+root+"changes.json", d.serveChanges)
+	mux.HandleFunc("GET "+root+"calls.json", d.serveCalls)
 	mux.HandleFunc("GET "+root+"events", d.serveEvents)
-	for _, name := range []string{"page.css", "page.js"} {
+	mux.HandleFunc("POST "+root+"events", d.serveCalling)
+	for _, name := range append([]string{"page.css"}, scripts...) {
 		mux.HandleFunc("GET "+root+name, func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, "assets/"+name) })
 	}
 	return secure(checkHost(d.namespace, mux))

@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -32,7 +33,9 @@ type fakeCluster struct {
 	calls           map[callTarget]calls
 	informerStarted bool // the informer of the Greeter has been started
 
-	calledAddresses []string // the tries of the next calls, in order
+	calledAddresses []string        // the tries of the next calls, in order
+	nextTries       func() []string // replaces calledAddresses if it is set; called with mu held
+	calledNames     []string
 	callError       error
 	delay           time.Duration // of the next calls
 }
@@ -91,6 +94,18 @@ func (c *fakeCluster) callsNow() map[callTarget]calls {
 	return maps.Clone(c.calls)
 }
 
+func (c *fakeCluster) setTries(next func() []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nextTries = next
+}
+
+func (c *fakeCluster) countCalls() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.calledNames)
+}
+
 func (c *fakeCluster) setCalls(byTarget map[callTarget]calls) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -114,21 +129,32 @@ func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ..
 	for _, opt := range opts {
 		opt(&o)
 	}
-	for _, address := range c.calledAddresses {
-		try := client.CallFunc(func(context.Context, *registry.Node, client.Request, any, client.CallOptions) error { return nil })
+	c.mu.Lock()
+	tries := c.calledAddresses
+	if c.nextTries != nil {
+		tries = c.nextTries()
+	}
+	callError := c.callError
+	c.calledNames = append(c.calledNames, in.Name)
+	c.mu.Unlock()
+	for n, address := range tries { // the last try decides
+		try := client.CallFunc(func(context.Context, *registry.Node, client.Request, any, client.CallOptions) error {
+			if n < len(tries)-1 {
+				return errors.New("connection refused")
+			}
+			return callError
+		})
 		for _, w := range o.CallWrappers {
 			try = w(try)
 		}
-		if err := try(ctx, &registry.Node{Address: address}, nil, nil, o); err != nil {
-			return nil, err
-		}
+		_ = try(ctx, &registry.Node{Address: address}, nil, nil, o)
 	}
 	select {
 	case <-time.After(c.delay):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, c.callError
+	return &proto.HelloResponse{Greeting: "Hello " + in.Name + "!"}, callError
 }
 
 var created = time.Now().Add(-90 * time.Second)
@@ -184,9 +210,17 @@ func eventually(t *testing.T, limit time.Duration, what string, condition func()
 func TestOnlyOwnScriptsRun(t *testing.T) {
 	evil := greeterInstance(1, "ready")
 	evil.Service, evil.Pod, evil.Version = `<script>alert(1)</script>`, `" onmouseover="alert(2)`, `</td><img src=x onerror=alert(3)>`
+	evil.Reason = `<script>alert(5)</script>`
 	evil.Endpoints = []*registry.Endpoint{{Name: `<b>bold</b>`, Request: &registry.Value{Type: `</code><script>alert(4)</script>`}}, nil}
-	_, _, srv := serve(t, evil)
-	for _, path := range []string{"", "services.json", "page.css", "page.js", "nothing"} {
+	c, _, srv := serve(t)
+	s := openStream(t, srv)
+	s.next()
+	c.set([]pod.Instance{evil}, nil) // a change, which the page shows too
+	s.next()
+	if _, body := get(t, srv.URL+root+"changes.json"); !strings.Contains(body, `"change":"joined"`) {
+		t.Errorf("changes.json is %s", body)
+	}
+	for _, path := range []string{"", "services.json", "changes.json", "calls.json", "page.css", "page.js", "changes.js", "calls.js", "stream.js", "nothing"} {
 		rsp, body := get(t, srv.URL+root+path)
 		csp := rsp.Header.Get("Content-Security-Policy")
 		if !strings.HasPrefix(csp, "default-src 'none'; script-src 'self';") || strings.Contains(csp, "unsafe") {
@@ -200,32 +234,43 @@ func TestOnlyOwnScriptsRun(t *testing.T) {
 				t.Errorf("%q contains the unescaped text %q", path, raw)
 			}
 		}
-		if path == "" && (strings.Count(body, "<script") != 1 || strings.Contains(body, "style=") || strings.Contains(body, "http")) {
+		if path == "" && (strings.Count(body, "<script") != strings.Count(body, `<script src="`) || strings.Count(body, "<script") != len(scripts) || strings.Contains(body, "style=") || strings.Contains(body, "http")) {
 			t.Errorf("the page has a script, style or link that is not its own:\n%s", body)
 		}
 	}
 }
 
 func TestCrossSiteFormIsRefused(t *testing.T) {
-	_, _, srv := serve(t, greeterInstance(1, pod.Ready))
-	for _, h := range [][2]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "http://elsewhere.example"}, {"Origin", "null"}} {
-		req, err := http.NewRequest("POST", srv.URL+root, strings.NewReader("name=you"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req.Header.Set(h[0], h[1])
-		rsp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rsp.Body.Close()
-		if rsp.StatusCode != http.StatusForbidden {
-			t.Errorf("%q: %s", h, rsp.Status)
+	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	for _, path := range []string{"", "events"} {
+		for _, h := range [][2]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "http://elsewhere.example"}, {"Origin", "null"}} {
+			req, err := http.NewRequest("POST", srv.URL+root+path, strings.NewReader("name=you&rate=10"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			req.Header.Set(h[0], h[1])
+			rsp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rsp.Body.Close()
+			if rsp.StatusCode != http.StatusForbidden {
+				t.Errorf("%s%s with %q: %s", root, path, h, rsp.Status)
+			}
 		}
 	}
 	rsp, _ := get(t, srv.URL+root+"?name=you") // a GET sends no greeting
 	if rsp.StatusCode != http.StatusOK {
 		t.Error(rsp.Status)
+	}
+	if rsp, err := http.Get(srv.URL + root + "events?rate=50"); err != nil {
+		t.Error(err)
+	} else {
+		time.Sleep(100 * time.Millisecond)
+		rsp.Body.Close()
+	}
+	if n := c.countCalls(); n != 0 {
+		t.Errorf("%d calls were made", n)
 	}
 }

@@ -94,31 +94,51 @@ func (d *dashboard) parseForm(w http.ResponseWriter, r *http.Request) error {
 	return rc.SetReadDeadline(time.Time{}) // to notice when the client closes the connection
 }
 
-// greet calls Greeter.Hello on an instance that the selector chooses. A call
-// wrapper learns the address of the instance, and the view knows the pod at that
-// address, so the answer names the pod without a field for it in the proto file.
+// hello calls Greeter.Hello on an instance that the selector chooses. A call wrapper sees
+// the address of each try, and the selector knows the pod at that address, so the proto
+// file needs no field for the pod. called is the instance that answered, or that of the
+// last try if none did. tried is called after each try, in the goroutine of the try.
+func (d *dashboard) hello(ctx context.Context, name string, tried func(sample)) (greeting string, called callTarget, err error) {
+	var answered, begun atomic.Pointer[callTarget] // atomic, because a try that timed out may still be running
+	record := func(call client.CallFunc) client.CallFunc {
+		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
+			target := callTarget{d.hub.podAt(n.Address), n.Address}
+			begun.Store(&target)
+			begin := time.Now()
+			err := call(ctx, n, req, rsp, o)
+			if err == nil {
+				answered.CompareAndSwap(nil, &target)
+			}
+			tried(sample{target: target, took: time.Since(begin), failed: err != nil})
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rsp, err := d.greeter.Hello(ctx, &proto.HelloRequest{Name: name}, client.WithCallWrapper(record))
+	if target := cmp.Or(answered.Load(), begun.Load()); target != nil {
+		called = *target
+	}
+	if err == nil {
+		greeting = rsp.Greeting
+	}
+	return greeting, called, err
+}
+
+// greet answers the form.
 func (d *dashboard) greet(ctx context.Context, name string) (answer, int) {
 	defer d.hub.join()()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var called atomic.Pointer[registry.Node] // the instance of the last try; atomic, because a try that timed out may still be running
-	record := func(call client.CallFunc) client.CallFunc {
-		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
-			called.Store(n)
-			return call(ctx, n, req, rsp, o)
-		}
-	}
 	begin := time.Now()
-	rsp, err := d.greeter.Hello(ctx, &proto.HelloRequest{Name: name}, client.WithCallWrapper(record))
-	a := answer{Millis: float64(time.Since(begin).Microseconds()) / 1000}
-	if n := called.Load(); n != nil {
-		a.Address = n.Address
+	greeting, called, err := d.hello(ctx, name, func(sample) {})
+	a := answer{Greeting: greeting, Pod: called.pod, Address: called.address, Millis: float64(time.Since(begin).Microseconds()) / 1000}
+	if a.Address != "" && a.Pod == "" { // the view of the registry may be the first
 		if v, err := d.hub.wait(ctx); err == nil {
-			a.Pod = v.podAt(greeterName, n.Address)
+			a.Pod = v.podAt(greeterName, a.Address)
 		}
 	}
 	if err == nil {
-		a.Greeting = rsp.Greeting
 		return a, http.StatusOK
 	}
 	logger.Warnf("Calling %q at %q: %v", "Greeter.Hello", cmp.Or(a.Address, greeterName), err)

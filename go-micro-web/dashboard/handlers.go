@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -52,15 +53,31 @@ func (d *dashboard) serveJSON(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	d.writeJSON(w, v.json)
+}
+
+func (d *dashboard) serveChanges(w http.ResponseWriter, r *http.Request) {
+	defer d.hub.join()()
+	v, err := d.hub.wait(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	d.writeJSON(w, v.recent.encode(0))
+}
+
+func (d *dashboard) writeJSON(w http.ResponseWriter, b []byte) {
 	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(v.json) // a copy for each viewer would cost memory
+	_, _ = w.Write(b) // a copy for each viewer would cost memory
 	_, _ = w.Write([]byte("\n"))
 }
 
-// serveEvents sends the latest view and each later one, until the viewer
-// disconnects or the pod drains.
-func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) { d.stream(w, r, 0) }
+
+// stream sends the latest view and each later one, and the changes, until the viewer
+// disconnects or the pod drains. With a rate it also makes calls, and sends their numbers.
+func (d *dashboard) stream(w http.ResponseWriter, r *http.Request, rate int) {
 	release, status, refusal := d.hub.streams.open(r.RemoteAddr)
 	if status != http.StatusOK {
 		w.Header().Set("Retry-After", "30")
@@ -69,6 +86,16 @@ func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	defer release()
 	defer d.hub.join()()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	var stats <-chan time.Time // never, without calls
+	if rate > 0 {
+		defer d.traffic.join(rate)()
+		ticker := time.NewTicker(statsInterval)
+		defer ticker.Stop()
+		stats = ticker.C
+		defer time.AfterFunc(d.maxCalling, cancel).Stop()
+	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Connection", "close") // when the stream ends, the browser connects to another pod
 	rc := http.NewResponseController(w)
@@ -81,9 +108,10 @@ func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 		}
 		return rc.Flush() == nil
 	}
-	ticker := time.NewTicker(heartbeat)
+	ticker := time.NewTicker(d.heartbeat)
 	defer ticker.Stop()
 	var sent *view
+	sentChange := -1 // so that the first event is sent even without a change
 	for ok := send([]byte("retry: 1000\n\n")); ok; {
 		v, changed := d.hub.current()
 		if v != nil && v != sent {
@@ -91,16 +119,24 @@ func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			sent = v
+			if last := v.recent.last(); last != sentChange {
+				if ok = send([]byte("event: changes\ndata: "), v.recent.encode(sentChange), []byte("\n\n")); !ok {
+					return
+				}
+				sentChange = last
+			}
 		}
 		select {
 		case <-changed:
 		case <-ticker.C:
 			now, _ := json.Marshal(times{now(), milliseconds(d.hub.source.LastContact())}) // the encoding of times cannot fail
 			ok = send([]byte("event: heartbeat\ndata: "), now, []byte("\n\n"))
+		case <-stats:
+			ok = send([]byte("event: calls\ndata: "), d.statistics(), []byte("\n\n"))
 		case <-pod.Draining(r.Context()):
 			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // the deadline of the last event may have passed
 			return
-		case <-r.Context().Done():
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -33,24 +33,42 @@ func openStream(t *testing.T, srv *httptest.Server) *stream {
 		t.Fatalf("opening a stream: %s, header %q, Connection: close %v", rsp.Status, rsp.Header, rsp.Close)
 	}
 	t.Cleanup(func() { rsp.Body.Close() })
+	return newStream(t, rsp)
+}
+
+func newStream(t *testing.T, rsp *http.Response) *stream {
 	lines := bufio.NewScanner(rsp.Body)
 	lines.Buffer(nil, 16<<20)
 	return &stream{t, rsp, lines}
 }
 
-// next returns the view of the next event.
+// next returns the view of the next event that has one.
 func (s *stream) next() (v view) {
 	s.t.Helper()
-	for s.lines.Scan() {
-		if data, ok := strings.CutPrefix(s.lines.Text(), "data: "); ok {
-			if err := json.Unmarshal([]byte(data), &v); err != nil {
+	s.decode("message", &v)
+	return v
+}
+
+// decode decodes the data of the next event of a type.
+func (s *stream) decode(event string, v any) {
+	s.t.Helper()
+	for current := "message"; s.lines.Scan(); {
+		line := s.lines.Text()
+		if name, ok := strings.CutPrefix(line, "event: "); ok {
+			current = name
+		}
+		data, ok := strings.CutPrefix(line, "data: ")
+		switch {
+		case ok && current == event:
+			if err := json.Unmarshal([]byte(data), v); err != nil {
 				s.t.Fatal(err)
 			}
-			return v
+			return
+		case line == "":
+			current = "message"
 		}
 	}
 	s.t.Fatal("the stream ended")
-	return v
 }
 
 func TestPageIsCompleteWithoutScript(t *testing.T) {
@@ -77,9 +95,12 @@ func TestPageIsCompleteWithoutScript(t *testing.T) {
 func TestServicesJSON(t *testing.T) {
 	_, _, srv := serve(t, greeterInstance(1, pod.Ready), greeterInstance(2, pod.Terminating))
 	_, body := get(t, srv.URL+root+"services.json")
-	_, body, _ = strings.Cut(body, `"services":`)
+	before, body, _ := strings.Cut(body, `"services":`)
+	if !strings.HasPrefix(before, `{"pod":"go-micro-web-1","namespace":"go-micro",`) {
+		t.Errorf("services.json begins with %s", before)
+	}
 	createdAt := created.UTC().Format(time.RFC3339Nano)
-	want := `[{"name":"go-micro-srv","endpoints":[{"name":"Greeter.Hello","request":"HelloRequest{name string}","response":"HelloResponse{greeting string}"}],"instances":[` +
+	want := `[{"name":"go-micro-srv","states":{"ready":1,"terminating":1},"versions":{"latest":2},"endpoints":[{"name":"Greeter.Hello","request":"HelloRequest{name string}","response":"HelloResponse{greeting string}"}],"instances":[` +
 		`{"pod":"go-micro-srv-1","address":"10.244.0.1:9100","version":"latest","state":"ready","created":"` + createdAt + `"},` +
 		`{"pod":"go-micro-srv-2","address":"10.244.0.2:9100","version":"latest","state":"terminating","created":"` + createdAt + `"}]}]}` + "\n"
 	if body != want {

@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -41,8 +42,13 @@ func TestHostHeader(t *testing.T) {
 	} {
 		for _, request := range []struct{ method, path string }{
 			{"GET", ""}, {"GET", "services.json"}, {"GET", "page.js"}, {"POST", ""},
+			{"GET", "changes.json"}, {"GET", "calls.json"}, {"GET", "events"}, {"POST", "events"},
 		} {
-			req, err := http.NewRequest(request.method, srv.URL+root+request.path, strings.NewReader("name=you"))
+			var body io.Reader
+			if request.method == "POST" {
+				body = strings.NewReader("name=you&rate=1")
+			}
+			req, err := http.NewRequest(request.method, srv.URL+root+request.path, body)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -28,12 +28,13 @@ type source interface {
 // view. All viewers share one observation. A slow viewer misses views but never
 // delays others. It is safe for concurrent use.
 type hub struct {
-	source  source
-	calls   func() map[callTarget]calls // returns the current calls of this pod
-	onStart func()                      // called in a goroutine when an observation starts
-	podName string
-	linger  time.Duration
-	streams streams
+	source             source
+	calls              func() map[callTarget]calls // returns the current calls of this pod
+	onStart            func()                      // called in a goroutine when an observation starts
+	podName, namespace string
+	linger             time.Duration
+	streams            streams
+	changes            changeLog
 
 	building  sync.Mutex     // held while a view is built and published, so that views stay in order
 	instances []pod.Instance // of the last observation, with its error
@@ -46,8 +47,9 @@ type hub struct {
 	changed chan struct{}      // closed when latest is replaced
 }
 
-func newHub(s source, calls func() map[callTarget]calls, onStart func(), podName string) *hub {
-	return &hub{source: s, calls: calls, onStart: onStart, podName: podName, linger: linger, changed: make(chan struct{})}
+func newHub(s source, calls func() map[callTarget]calls, onStart func(), podName, namespace string) *hub {
+	return &hub{source: s, calls: calls, onStart: onStart, podName: podName, namespace: namespace, linger: linger, changed: make(chan struct{}),
+		changes: changeLog{pulse: make(chan struct{}, 1)}}
 }
 
 // join adds a viewer until leave is called. The first viewer starts the observation.
@@ -82,11 +84,15 @@ func (h *hub) stopIfUnused() {
 
 // run publishes a view after each change. Changes within an interval share one view.
 func (h *hub) run(ctx context.Context) {
+	h.changes.restart()
 	go h.watchCalls(ctx)
 	for ; ctx.Err() == nil; sleep(ctx, time.Second) { // the sequence ends early if the registry cannot be used
 		for instances, err := range h.source.Observe(ctx) {
 			h.building.Lock()
 			h.instances, h.err = instances, err
+			if err == nil {
+				h.changes.observe(instances)
+			}
 			v := h.build(ctx, h.calls())
 			h.building.Unlock()
 			sleep(ctx, max(minInterval, h.interval(v)))
@@ -94,21 +100,30 @@ func (h *hub) run(ctx context.Context) {
 	}
 }
 
-// watchCalls publishes a view when the calls have changed and the registry has not.
+// watchCalls publishes a view when the calls have changed and the registry has not, and
+// at once when an instance is ejected or back.
 func (h *hub) watchCalls(ctx context.Context) {
-	for interval := callsInterval; ctx.Err() == nil; sleep(ctx, interval) {
+	for ctx.Err() == nil {
+		pause := time.Duration(0)
 		current := h.calls()
 		h.building.Lock()
-		if v, _ := h.current(); v != nil && !maps.Equal(current, v.calls) {
-			interval = max(callsInterval, h.interval(h.build(ctx, current)))
+		if v, _ := h.current(); v != nil && (!maps.Equal(current, v.calls) || h.changes.recent().last() != v.recent.last()) {
+			pause = max(minInterval, h.interval(h.build(ctx, current)))
 		}
 		h.building.Unlock()
+		sleep(ctx, pause)
+		select {
+		case <-h.changes.pulse:
+		case <-time.After(callsInterval):
+		case <-ctx.Done():
+		}
 	}
 }
 
 // build builds and publishes a view of the last observation. The caller holds h.building.
 func (h *hub) build(ctx context.Context, byTarget map[callTarget]calls) *view {
-	v := newView(h.podName, h.instances, h.err, h.source.LastContact(), byTarget)
+	v := newView(h.podName, h.namespace, h.instances, h.err, h.source.LastContact(), byTarget)
+	v.recent = h.changes.recent()
 	h.publish(ctx, v)
 	return v
 }
@@ -159,4 +174,18 @@ func (h *hub) wait(ctx context.Context) (*view, error) {
 			return nil, errors.New("the registry has not been read yet; try again later")
 		}
 	}
+}
+
+// podAt returns the name of the pod of the Greeter at an address, or "" if it is not
+// known. The selector knows the instances that it chooses from, and the view the others.
+func (h *hub) podAt(address string) string {
+	for target := range h.calls() {
+		if target.address == address {
+			return target.pod
+		}
+	}
+	if v, _ := h.current(); v != nil {
+		return v.podAt(greeterName, address)
+	}
+	return ""
 }

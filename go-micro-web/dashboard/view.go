@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +26,8 @@ const (
 	maxServiceRows    = 1000 // instances of a service
 	maxRows           = 5000 // instances
 	maxMessageNesting = 3
+	maxVersions       = 4  // versions of a service that its heading names
+	maxOpenRows       = 20 // instances on the page up to which all of them are shown at first
 )
 
 // times tell a viewer how old the view is.
@@ -47,21 +50,25 @@ func milliseconds(t time.Time) *time.Time {
 
 // view is the state of the registry that the page shows at one time. It is immutable.
 type view struct {
-	Pod string `json:"pod"` // the pod that serves the page
+	Pod       string `json:"pod"`                 // the pod that serves the page
+	Namespace string `json:"namespace,omitempty"` // of all pods; absent if it is not known
 	times
 	Problem  string    `json:"problem,omitempty"` // why the view may be out of date
 	Services []service `json:"services"`
 	Omitted  int       `json:"omitted,omitempty"` // instances, in all services
 
-	json  []byte               // the fields above, encoded once for all viewers
-	calls map[callTarget]calls // of this pod, as the instances show them
+	json   []byte               // the fields above, encoded once for all viewers
+	calls  map[callTarget]calls // of this pod, as the instances show them
+	recent recentChanges
 }
 
 type service struct {
-	Name      string     `json:"name"`
-	Endpoints []endpoint `json:"endpoints"`
-	Instances []instance `json:"instances"`
-	Omitted   int        `json:"omitted,omitempty"` // instances
+	Name      string            `json:"name"`
+	States    map[pod.State]int `json:"states"`   // number of instances by state
+	Versions  map[string]int    `json:"versions"` // number of instances by version
+	Endpoints []endpoint        `json:"endpoints"`
+	Instances []instance        `json:"instances"`
+	Omitted   int               `json:"omitted,omitempty"` // instances
 
 	described map[*registry.Endpoint]bool // contains the first endpoint of each version whose endpoints are already listed
 }
@@ -77,6 +84,7 @@ type instance struct {
 	Address string    `json:"address"`
 	Version string    `json:"version"`
 	State   pod.State `json:"state"`
+	Reason  string    `json:"reason,omitempty"` // why the instance cannot receive calls; absent if it is not known
 	Created time.Time `json:"created"`
 	Age     string    `json:"-"`               // when the view was built
 	Calls   *calls    `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
@@ -107,8 +115,8 @@ func (c *calls) Text() string {
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
 // by service, and the error that says why they may be out of date. byTarget has the
 // calls of this pod. The cost is linear in the number of instances.
-func newView(podName string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]calls) *view {
-	v := &view{Pod: podName, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
+func newView(podName, namespace string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]calls) *view {
+	v := &view{Pod: podName, Namespace: namespace, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
 	if err != nil { // package pod has logged the error
 		v.Problem = "The registry cannot be read; the page shows its last known state. The log of " + cmp.Or(podName, "this pod") + " says why."
 	}
@@ -122,7 +130,8 @@ func newView(podName string, instances []pod.Instance, err error, lastContact ti
 			continue
 		}
 		if len(v.Services) == 0 || v.Services[len(v.Services)-1].Name != clip(i.Service) {
-			v.Services = append(v.Services, service{Name: clip(i.Service), Endpoints: []endpoint{}, described: map[*registry.Endpoint]bool{}})
+			v.Services = append(v.Services, service{Name: clip(i.Service), States: map[pod.State]int{}, Versions: map[string]int{},
+				Endpoints: []endpoint{}, described: map[*registry.Endpoint]bool{}})
 		}
 		s := &v.Services[len(v.Services)-1]
 		if len(s.Instances) == maxServiceRows {
@@ -132,11 +141,13 @@ func newView(podName string, instances []pod.Instance, err error, lastContact ti
 		}
 		rows++
 		podRows[i.Pod]++
-		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Created: i.Created.UTC(), Age: age(v.Time.Sub(i.Created))}
+		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Reason: clip(i.Reason), Created: i.Created.UTC(), Age: age(v.Time.Sub(i.Created))}
 		if c, ok := byTarget[callTarget{i.Pod, i.Address}]; ok && i.Service == greeterName {
 			shown.Calls = &c
 		}
 		s.Instances = append(s.Instances, shown)
+		s.States[shown.State]++
+		s.Versions[shown.Version]++
 		s.addEndpoints(i.Endpoints)
 	}
 	v.json, err = json.Marshal(v)
@@ -232,23 +243,52 @@ func (v *view) podAt(serviceName, address string) (name string) {
 	return name
 }
 
-// Summary counts services and instances. The script writes the same text.
-func (v *view) Summary() string {
-	var all []instance
+// greeters returns the instances of go-micro-srv.
+func (v *view) greeters() []instance {
 	for _, s := range v.Services {
-		all = append(all, s.Instances...)
+		if s.Name == greeterName {
+			return s.Instances
+		}
 	}
-	return fmt.Sprintf("%s, %s: %s", count(len(v.Services), "service"), count(len(all), "instance"), countStates(all)) + omitted(v.Omitted)
+	return nil
 }
 
-// States counts the instances of the service by state.
-func (s service) States() string { return countStates(s.Instances) + omitted(s.Omitted) }
-
-func countStates(instances []instance) string {
-	counts := map[pod.State]int{}
-	for _, i := range instances {
-		counts[i.State]++
+// Summary counts services and instances. The script writes the same text.
+func (v *view) Summary() string {
+	all, n := map[pod.State]int{}, 0
+	for _, s := range v.Services {
+		n += len(s.Instances)
+		for state, instances := range s.States {
+			all[state] += instances
+		}
 	}
+	return fmt.Sprintf("%s, %s: %s", count(len(v.Services), "service"), count(n, "instance"), countStates(all)) + omitted(v.Omitted)
+}
+
+// StateText counts the instances of the service by state.
+func (s service) StateText() string { return countStates(s.States) + omitted(s.Omitted) }
+
+// VersionText counts the instances of the service by version, the most frequent first. The
+// script writes the same text.
+func (s service) VersionText() string {
+	versions := slices.SortedFunc(maps.Keys(s.Versions), func(a, b string) int {
+		return cmp.Or(cmp.Compare(s.Versions[b], s.Versions[a]), cmp.Compare(a, b))
+	})
+	var all []string
+	for i, v := range versions {
+		if i == maxVersions {
+			all = append(all, count(len(versions)-i, "more version"))
+			break
+		}
+		all = append(all, fmt.Sprintf("%d %s", s.Versions[v], cmp.Or(v, "without version")))
+	}
+	return strings.Join(all, ", ")
+}
+
+// Unhealthy counts the instances that should be able to receive calls and cannot.
+func (s service) Unhealthy() int { return s.States[pod.NotReady] + s.States[pod.NodeUnreachable] }
+
+func countStates(counts map[pod.State]int) string {
 	var all []string
 	for _, state := range []pod.State{pod.Ready, pod.NotReady, pod.Terminating, pod.NodeUnreachable} {
 		if n := counts[state]; n > 0 {
@@ -293,6 +333,40 @@ type page struct {
 	Answer *answer
 	Name   string // the form field
 }
+
+// Sorted returns the services and their instances in the order of the page: unhealthy ones
+// first. The script sorts in the same way.
+func (p page) Sorted() []service {
+	services := slices.Clone(p.Services)
+	rank := map[pod.State]int{pod.NotReady: 0, pod.NodeUnreachable: 0, pod.Terminating: 1, pod.Ready: 2}
+	for i := range services {
+		services[i].Instances = slices.Clone(services[i].Instances)
+		slices.SortStableFunc(services[i].Instances, func(a, b instance) int { return rank[a.State] - rank[b.State] })
+	}
+	slices.SortStableFunc(services, func(a, b service) int { return min(b.Unhealthy(), 1) - min(a.Unhealthy(), 1) })
+	return services
+}
+
+// Open reports whether the page shows the instances before somebody asks for them.
+func (p page) Open() bool {
+	n := 0
+	for _, s := range p.Services {
+		n += len(s.Instances)
+	}
+	return n <= maxOpenRows
+}
+
+// Changes returns the recent changes, latest first.
+func (p page) Changes() []change { return p.recent.after(0) }
+
+func (p page) ChangesSince() time.Time { return p.recent.Since }
+
+// Scripts are the scripts of the page, in the order in which they run.
+func (page) Scripts() []string { return scripts }
+
+func (page) EmptyChange() change { return change{} }
+
+func (page) MaxCallRate() int { return maxCallRate }
 
 // EmptyService and EmptyAnswer fill the templates that the script clones.
 func (page) EmptyService() service { return service{Instances: []instance{{}}} }

@@ -41,7 +41,7 @@ func TestOnePodCannotFillTheView(t *testing.T) {
 	}
 	instances = append(instances, greeterInstance(1, pod.Ready))
 	instances = append(instances, hostilePod("evil", "go-micro-srv", 11000)...)
-	v := newView("web", instances, nil, time.Now(), nil)
+	v := newView("web", "go-micro", instances, nil, time.Now(), nil)
 	if len(v.json) > 256<<10 {
 		t.Errorf("the view is %d KiB, want at most 256", len(v.json)>>10)
 	}
@@ -57,8 +57,8 @@ func TestOnePodCannotFillTheView(t *testing.T) {
 	if want := "4 services, 33 instances: 1 ready, 32 terminating; 21968 more not shown"; v.Summary() != want {
 		t.Errorf("the summary is %q, want %q", v.Summary(), want)
 	}
-	if srv := v.Services[len(v.Services)-1]; srv.States() != "1 ready; 11000 more not shown" {
-		t.Errorf("go-micro-srv has %q", srv.States())
+	if srv := v.Services[len(v.Services)-1]; srv.StateText() != "1 ready; 11000 more not shown" {
+		t.Errorf("go-micro-srv has %q", srv.StateText())
 	}
 }
 
@@ -71,11 +71,11 @@ func TestViewOmitsInstancesOverTheBounds(t *testing.T) {
 			instances = append(instances, in)
 		}
 	}
-	v := newView("web", instances, nil, time.Now(), nil)
+	v := newView("web", "go-micro", instances, nil, time.Now(), nil)
 	if want := "5 services, 5000 instances: 5000 ready; 7000 more not shown"; v.Summary() != want {
 		t.Errorf("the summary is %q, want %q", v.Summary(), want)
 	}
-	if got := v.Services[0].States(); got != "1000 ready; 200 more not shown" {
+	if got := v.Services[0].StateText(); got != "1000 ready; 200 more not shown" {
 		t.Errorf("the first service has %q", got)
 	}
 }
@@ -99,7 +99,7 @@ func TestViewCostIsLinear(t *testing.T) {
 			best := time.Hour
 			for range 5 {
 				begin := time.Now()
-				newView("web", instances, nil, time.Now(), nil)
+				newView("web", "go-micro", instances, nil, time.Now(), nil)
 				best = min(best, time.Since(begin))
 			}
 			return best

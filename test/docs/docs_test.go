@@ -190,10 +190,11 @@ func TestShows(t *testing.T) {
 //
 // contains the first numbers of the column pod/ in that row, and that of
 //
-//	[4 failed](../test/e2e/faults_test.go "a replica frozen for 30 s")
+//	[4 failed](../test/e2e/faults_test.go "replica-frozen")
 //
-// the number of calls that may fail, and the throughput that must remain.
-var measured = regexp.MustCompile(`\[([^\[\]]*)\]\((?:\.\./)?(test/bench/RESULTS\.md|test/e2e/faults_test\.go) "([^"]*)"\)`)
+// the number of calls that may fail, and the throughput that must remain. The title "machine"
+// stands for the first line of the results, which tells the day and the machine.
+var measured = regexp.MustCompile(`\[([^\[\]]*)\]\((?:\.\./)?(test/(?:bench|faults)/RESULTS\.md|test/e2e/faults_test\.go) "([^"]*)"\)`)
 
 var number = regexp.MustCompile(`\d[\d,]*(\.\d+)?( ?(ns|µs|ms|s|MiB|%)\b)?`)
 
@@ -207,6 +208,10 @@ func measurement(file, text, title string) ([]string, error) {
 			}
 		}
 		return nil, fmt.Errorf("no fault %q", title)
+	}
+	if title == "machine" {
+		first, _, _ := strings.Cut(text, "\n")
+		return number.FindAllString(first, -1), nil
 	}
 	column, row, ok := strings.Cut(title, ": ")
 	for line := range strings.Lines(text) {

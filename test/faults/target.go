@@ -163,7 +163,7 @@ func (t *Target) AwaitReplicas(ctx context.Context, n int) error {
 
 // processes is a shell function that prints the process IDs of the containers of pods. It finds
 // them by the environment variable POD_NAME, which the manifest sets.
-const processes = `processes() { for name; do grep -lxzs "POD_NAME=$name" /proc/[0-9]*/environ | cut -d/ -f3 | grep . || { echo "pod $name has no process"; exit 1; }; done; }
+const processes = `processes() { for name; do grep -lxzs "POD_NAME=$name" /proc/[0-9]*/environ | cut -d/ -f3 | grep . || { echo "pod $name has no process" >&2; exit 1; }; done; }
 `
 
 // signal sends a signal to the processes of pods.

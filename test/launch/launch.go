@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -20,6 +21,10 @@ func Up(name string, args ...string) (kubeconfig string, down func() error, err 
 	root, err := Root()
 	if err != nil {
 		return "", nil, err
+	}
+	// make compat sets the variable to run tests with another version of Kubernetes.
+	if path := os.Getenv("KUBE_APISERVER"); path != "" && slices.Contains(args, "-control-plane") {
+		args = append(args, "-kube-apiserver", path)
 	}
 	cmd := exec.Command("go", append([]string{"run", "-C", "cluster", ".", "up", "-name", name, "-foreground"}, args...)...)
 	cmd.Dir, cmd.Stderr = root, os.Stderr

@@ -120,6 +120,32 @@ func TestAPIServerAccepts(t *testing.T) {
 	}
 }
 
+// TestApply applies everything for real, twice.
+func TestApply(t *testing.T) {
+	needsAPIServer(t)
+	out, err := run("", "kubectl", "version", "-o", "json")
+	var version struct{ ServerVersion struct{ GitVersion string } }
+	if err = errors.Join(err, json.Unmarshal([]byte(out), &version)); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("Kubernetes", version.ServerVersion.GitVersion)
+	if want := os.Getenv("KUBE_APISERVER_VERSION"); want != "" && version.ServerVersion.GitVersion != want { // set by make compat
+		t.Fatalf("the API server has version %q, want %q", version.ServerVersion.GitVersion, want)
+	}
+	for _, what := range [][]string{{"-k", "k8s"}, {"-f", "k8s/components/network-policy/network-policy.yaml"}, {"-f", "go-micro-config/k8s/follow.yaml"}} {
+		for range 2 {
+			if _, err := run("", "kubectl", "apply", "--validate=strict", "--warnings-as-errors", what[0], what[1]); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, kind := range []string{"deployments", "pods"} { // other tests create pods of these names
+		if _, err := run("", "kubectl", "delete", kind, "--all", "-n", namespace, "--force", "--grace-period=0"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestComponentsAreOptIn builds k8s/ alone and with each component, as make deploy does.
 func TestComponentsAreOptIn(t *testing.T) {
 	needsAPIServer(t)

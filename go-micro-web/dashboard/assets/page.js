@@ -1,6 +1,7 @@
 // Keeps the page up to date with the registry. The server renders the page once; each
 // event then carries the whole registry as JSON, and the script changes the rows
 // in place. Text from the registry is only ever written as text, never as HTML.
+// changes.js, calls.js and stream.js use the functions of this script.
 'use strict'
 
 const byId = id => document.getElementById(id)
@@ -11,106 +12,65 @@ const clone = template => byId(template + '-template').content.firstElementChild
 const setText = (element, text) => { if (element.textContent !== text) element.textContent = text }
 const setLabel = (element, text) => { if (element.getAttribute('aria-label') !== text) element.setAttribute('aria-label', text) }
 
-// ---- connection ----
-
-const maxSilence = 15000 // ms without a heartbeat, or without contact to the API server; both come every 4 to 14 s
-const pollInterval = 10000 // ms
-const pollsPerConnect = 3
-
-let connection = 'reconnecting' // 'open', 'polling' or 'reconnecting'
-let stream
-let timer // of the next attempt to connect or to poll
-let attempt = 0 // counts calls of disconnect, so that a late response of an older attempt is ignored
 let clockOffset = 0 // ms that the server's clock is ahead of this one
-let lastContact // ms since 1970, by the server's clock, when the API server last sent anything
 let problem = ''
-
-function connect() {
-  disconnect()
-  if (connection === 'open') setConnection('reconnecting')
-  stream = new EventSource('events')
-  stream.onmessage = event => { onAlive(); show(JSON.parse(event.data)) }
-  stream.addEventListener('heartbeat', event => { onAlive(); showTimes(JSON.parse(event.data)) })
-  stream.onerror = () => {
-    if (stream.readyState === EventSource.CLOSED) poll(pollsPerConnect) // the server refused the stream
-    else setConnection('reconnecting') // the browser reconnects by itself
-  }
-  timer = setTimeout(connect, maxSilence)
-}
-
-function disconnect() {
-  attempt++
-  clearTimeout(timer)
-  if (stream) stream.close()
-}
-
-function onAlive() {
-  setConnection('open')
-  clearTimeout(timer)
-  timer = setTimeout(connect, maxSilence)
-}
-
-// poll fetches the registry a number of times and then tries to connect again. The
-// random part of the delay spreads the requests of pages that were refused together.
-async function poll(times) {
-  disconnect()
-  const thisAttempt = attempt
-  let view
-  try {
-    const response = await fetch('services.json')
-    if (response.ok) view = await response.json()
-  } catch { /* the server does not answer */ }
-  if (attempt !== thisAttempt) return
-  setConnection(view ? 'polling' : 'reconnecting')
-  if (view) show(view)
-  timer = setTimeout(() => times > 1 ? poll(times - 1) : connect(), pollInterval + 2000 * Math.random())
-}
-
-// A hidden page holds no stream and does not poll.
-document.addEventListener('visibilitychange', () => document.hidden ? disconnect() : connect())
-
-function setConnection(state) {
-  connection = state
-  showConnection()
-}
-
-function showTimes(times) {
-  clockOffset = Date.parse(times.time) - Date.now()
-  lastContact = times.lastContact && Date.parse(times.lastContact)
-  showConnection()
-}
 
 const serverNow = () => Date.now() + clockOffset
 
-// showConnection shows "Live" only while the stream is open, the API server has sent
-// something in the last 15 s and the view has no problem.
-function showConnection() {
-  const texts = {polling: `Too many viewers: updated every ${pollInterval / 1000} s`, reconnecting: 'Reconnecting…', open: 'Live'}
-  let text = texts[connection]
-  if (connection === 'open' && !(serverNow() - lastContact <= maxSilence)) text = 'API server silent'
-  if (connection === 'open' && problem) text = 'Not live'
-  setText(byId('connection'), text)
-  setText(byId('contact'), lastContact ? `API server heard from ${age(lastContact)} ago` : 'API server not heard from yet')
-}
+const utc = time => new Date(time).toISOString().slice(11, 19)
+
+document.documentElement.classList.add('script') // shows what only works with scripts
 
 // ---- registry ----
 
+const maxOpenRows = 20 // instances on the page up to which the instances of a new service are shown at once
+const maxVersions = 4 // that the heading of a service names
+
+let shown // the latest view
+let namespace
+
 function show(view) {
+  shown = view
+  namespace = view.namespace
   problem = view.problem || ''
   setText(byId('problem'), problem)
   showTimes(view)
   setText(byId('server'), view.pod)
-  updateList(byId('services'), view.services, service => service.name, () => clone('service'), updateService)
+  showServices()
   scheduleSummary(view)
+}
+
+function showServices() {
+  const total = shown.services.reduce((sum, service) => sum + service.instances.length, 0)
+  const create = () => {
+    const section = clone('service')
+    section.firstElementChild.open = total <= maxOpenRows
+    return section
+  }
+  updateList(byId('services'), sortServices(shown.services), service => service.name, create, updateService)
   filter()
 }
 
+// The server sorts in the same way: unhealthy services and instances first.
+const unhealthy = service => (service.states['not ready'] ?? 0) + (service.states['node unreachable'] ?? 0)
+const rank = {'not ready': 0, 'node unreachable': 0, terminating: 1, ready: 2}
+const sortInstances = instances => [...instances].sort((a, b) => rank[a.state] - rank[b.state])
+const orders = {
+  unhealthy: (a, b) => Math.min(unhealthy(b), 1) - Math.min(unhealthy(a), 1),
+  instances: (a, b) => b.instances.length - a.instances.length,
+  name: () => 0, // the server sends them in this order
+}
+const sortServices = services => [...services].sort(orders[byId('sort').value] ?? orders.unhealthy)
+
+byId('sort').addEventListener('change', () => { if (shown) showServices() })
+
 // updateList makes the children of a list equal to the items, in their order. It
-// moves no child that stays in place, so the focus does not move either.
+// moves no child that stays in place, and returns the focus to a child that it moves.
 function updateList(list, items, keyOf, create, update) {
   const existing = new Map([...list.children].map(child => [child.dataset.key ?? child.textContent, child]))
   const keys = new Set(items.map(keyOf))
   for (const [key, child] of existing) if (!keys.has(key)) child.remove()
+  const focused = document.activeElement
   let next = list.firstElementChild
   for (const item of items) {
     let child = existing.get(keyOf(item))
@@ -123,14 +83,17 @@ function updateList(list, items, keyOf, create, update) {
     if (child === next) next = next.nextElementSibling
     else list.insertBefore(child, next)
   }
+  if (document.activeElement !== focused && list.contains(focused)) focused.focus()
 }
 
 function updateService(section, service) {
   setLabel(section, service.name)
   setText(byClass(section, 'name'), service.name)
-  setText(byClass(section, 'states'), countStates(service.instances) + omitted(service.omitted))
+  setText(byClass(section, 'states'), countStates(service.states) + omitted(service.omitted))
+  byClass(section, 'states').classList.toggle('unhealthy', unhealthy(service) > 0)
+  setText(byClass(section, 'versions'), countVersions(service.versions))
   updateList(byClass(section, 'endpoints'), service.endpoints, endpointText, createEndpoint, (li, endpoint) => setText(li.firstElementChild, endpointText(endpoint)))
-  updateList(section.querySelector('tbody'), service.instances, instance => instance.pod + ' ' + instance.address, () => clone('instance'), updateInstance)
+  updateList(section.querySelector('tbody'), sortInstances(service.instances), instance => instance.pod + ' ' + instance.address, () => clone('instance'), updateInstance)
 }
 
 function updateInstance(row, instance) {
@@ -138,14 +101,18 @@ function updateInstance(row, instance) {
   const state = byClass(row, 'state')
   state.dataset.state = instance.state
   setText(state.firstElementChild, instance.state)
+  setText(byClass(row, 'reason'), instance.reason || '')
   setText(byClass(row, 'calls'), callsText(instance.calls))
+  const [address, logs] = byClass(row, 'copy').children
+  setLabel(address, `Copy the address of ${instance.pod}`)
+  setLabel(logs, `Copy the kubectl logs command of ${instance.pod}`)
   row.created = Date.parse(instance.created)
   setText(byClass(row, 'age'), age(row.created))
 }
 
 // callsText describes the calls of the pod that serves the page: an ejection, or else the calls in flight.
 function callsText(calls) {
-  if (calls?.ejectedUntil) return `ejected until ${new Date(calls.ejectedUntil).toISOString().slice(11, 19)} UTC`
+  if (calls?.ejectedUntil) return `ejected until ${utc(calls.ejectedUntil)} UTC`
   return calls?.inFlight ? `${count(calls.inFlight, 'call')} in flight` : ''
 }
 
@@ -159,10 +126,12 @@ function createEndpoint() {
 
 const allStates = ['ready', 'not ready', 'terminating', 'node unreachable']
 
-function countStates(instances) {
-  return allStates
-    .map(state => [instances.filter(instance => instance.state === state).length, state])
-    .filter(([n]) => n > 0).map(([n, state]) => `${n} ${state}`).join(', ') || 'none'
+const countStates = states => allStates.filter(state => states[state] > 0).map(state => `${states[state]} ${state}`).join(', ') || 'none'
+
+function countVersions(versions) {
+  const names = Object.keys(versions).sort((a, b) => versions[b] - versions[a] || (a < b ? -1 : 1))
+  const more = names.length > maxVersions ? [count(names.length - maxVersions, 'more version')] : []
+  return [...names.slice(0, maxVersions).map(name => `${versions[name]} ${name || 'without version'}`), ...more].join(', ')
 }
 
 const omitted = n => n ? `; ${n} more not shown` : ''
@@ -177,8 +146,10 @@ function scheduleSummary(view) {
     summaryTimer = undefined
     summarizedAt = Date.now()
     const services = summarizedView.services
-    const instances = services.flatMap(service => service.instances)
-    setText(byId('summary'), `${count(services.length, 'service')}, ${count(instances.length, 'instance')}: ${countStates(instances)}${omitted(summarizedView.omitted)}`)
+    const states = {}
+    for (const service of services) for (const [state, n] of Object.entries(service.states)) states[state] = (states[state] ?? 0) + n
+    const instances = services.reduce((sum, service) => sum + service.instances.length, 0)
+    setText(byId('summary'), `${count(services.length, 'service')}, ${count(instances, 'instance')}: ${countStates(states)}${omitted(summarizedView.omitted)}`)
   }, Math.max(0, summarizedAt + 1000 - Date.now()))
 }
 
@@ -190,17 +161,12 @@ function age(created) {
   return Math.floor(s / 86400) + 'd'
 }
 
-setInterval(() => {
-  showConnection()
-  for (const row of document.querySelectorAll('tbody tr')) if (row.created) setText(byClass(row, 'age'), age(row.created))
-}, 1000)
-
 // ---- filter ----
 
 // filter hides the rows that do not match the query, and services without a row.
 // If the query names states, a row must have one of them. Each other word must be
 // part of the service, pod, address or version, or begin a word of the state. So
-// "ready" does not find "not ready". The filter appears if there are more than 20 rows.
+// "ready" does not find "not ready". A service with a match is opened while there is a query.
 function filter() {
   let query = byId('query').value.toLowerCase().trim().replace(/\s+/g, ' ')
   const active = query !== ''
@@ -212,7 +178,7 @@ function filter() {
   }
   const words = query.split(' ').filter(Boolean)
   let matches = 0
-  const rows = document.querySelectorAll('tbody tr')
+  const rows = document.querySelectorAll('#services tbody tr')
   for (const section of byId('services').children) {
     let found = false
     for (const row of section.querySelectorAll('tbody tr')) {
@@ -220,8 +186,10 @@ function filter() {
       if (!row.hidden) matches++, found = true
     }
     section.hidden = active && !found
+    const details = section.firstElementChild
+    if (active && found && !details.open) details.open = true, details.dataset.found = ''
+    if (!active && 'found' in details.dataset) details.open = false, delete details.dataset.found
   }
-  byId('filter').hidden = rows.length <= 20 && !active
   setText(byId('matches'), active ? `${matches} of ${count(rows.length, 'instance')}` : '')
   markScrollable()
 }
@@ -244,52 +212,46 @@ byId('query').addEventListener('input', filter)
 
 // markScrollable makes the tables that scroll reachable with the keyboard.
 function markScrollable() {
-  const all = [...document.querySelectorAll('.instances')].map(element => [element, element.scrollHeight > element.clientHeight])
+  const all = [...document.querySelectorAll('.instances, #changes ol')].map(element => [element, element.scrollHeight > element.clientHeight])
   for (const [element, scrolls] of all) { // all sizes are read before the first change
     if (scrolls === element.hasAttribute('tabindex')) continue
     if (scrolls) {
       element.tabIndex = 0
+      if (element.tagName === 'OL') continue // it has a role and a label
       element.setAttribute('role', 'region')
-      element.setAttribute('aria-label', 'Instances of ' + element.closest('section').dataset.key)
+      element.setAttribute('aria-label', 'Instances of ' + (element.closest('section')?.dataset.key ?? 'the calls'))
     } else {
-      for (const name of ['tabindex', 'role', 'aria-label']) element.removeAttribute(name)
+      for (const name of element.tagName === 'OL' ? ['tabindex'] : ['tabindex', 'role', 'aria-label']) element.removeAttribute(name)
     }
   }
 }
 addEventListener('resize', markScrollable)
+byId('services').addEventListener('toggle', markScrollable, true) // the event does not bubble
 
-// ---- form ----
+// ---- copy ----
 
-const maxAnswers = 8
-
-byId('greeting').addEventListener('submit', async event => {
-  event.preventDefault()
-  const body = new URLSearchParams(new FormData(event.target))
-  let answer
-  try {
-    const response = await fetch('./', {method: 'POST', body, headers: {Accept: 'application/json'}})
-    answer = await response.json()
-  } catch {
-    answer = {problem: 'The server of this page did not answer.', ms: 0}
-  }
-  showAnswer(answer)
+byId('services').addEventListener('click', async event => {
+  const what = event.target.dataset.copy
+  if (!what) return
+  const row = event.target.closest('tr')
+  const [pod, address] = ['pod', 'address'].map(name => byClass(row, name).textContent)
+  const safe = /^[a-z0-9.-]+$/.test(pod) // the name of every real pod, so that the shell sees one word
+  const text = what === 'address' ? address : safe && `kubectl logs ${namespace ? `-n ${namespace} ` : ''}${pod}`
+  const copied = text && await copy(text)
+  setText(byId('copied'), copied ? `Copied: ${text}` : 'Nothing was copied.')
 })
 
-function showAnswer(answer) {
-  const li = clone('answer')
-  setText(byClass(li, 'message'), answer.greeting || answer.problem)
-  setText(byClass(li, 'pod'), answer.pod || answer.address || '')
-  setText(byClass(li, 'ms'), answer.ms.toFixed(1) + ' ms')
-  li.classList.toggle('failed', !answer.greeting)
-  byId('answers').prepend(li)
-  while (byId('answers').children.length > maxAnswers) byId('answers').lastElementChild.remove()
-  for (const row of document.querySelectorAll('tbody tr')) {
-    row.classList.remove('answered')
-    if (row.dataset.key === `${answer.pod} ${answer.address}`) {
-      row.offsetWidth // a reflow restarts the animation
-      row.classList.add('answered')
-    }
+// copy writes a text to the clipboard. Over plain HTTP, browsers offer the new interface
+// only at localhost.
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text)
+    return true
+  } catch {
+    document.addEventListener('copy', event => {
+      event.clipboardData.setData('text/plain', text)
+      event.preventDefault()
+    }, {once: true})
+    return document.execCommand('copy')
   }
 }
-
-if (!document.hidden) connect()

@@ -175,6 +175,5 @@ func newClient(upstream bool, opts ...client.Option) client.Client {
 		r := kubernetes.NewRegistry()
 		return grpcc.NewClient(append(opts, client.Registry(r), client.Selector(selector.NewSelector(selector.Registry(r))))...)
 	}
-	r := pod.NewRegistry(kubernetes.NewRegistry)
-	return grpcc.NewClient(append(opts, client.Registry(r), client.Selector(pod.NewSelector(r)))...)
+	return pod.NewClient(pod.NewRegistry(kubernetes.NewRegistry), grpcc.NewClient(opts...))
 }

@@ -1,3 +1,4 @@
+// A module of its own, so that the services do not require a plotting library.
 module github.com/jiangjiancc/go_micro_k8s/test/faults/plot
 
 go 1.26.0

@@ -4,7 +4,7 @@
 // `make faults` runs it.
 //
 //	go run ./test/faults/run -fault list    lists the faults
-//	go run ./test/faults/run -fault NAME    injects one fault
+//	go run ./test/faults/run -fault NAME    injects one fault, or several, separated by spaces
 //	go run ./test/faults/run                injects all of them
 //
 // The cluster must run; `make faults` starts it. Everything that the command creates is in the
@@ -42,7 +42,7 @@ const (
 
 func main() {
 	cluster := flag.String("cluster", "demo", "name of the running cluster")
-	name := flag.String("fault", "", "name of the only fault to inject, or list")
+	name := flag.String("fault", "", "names of the faults to inject, separated by spaces, or list; by default all")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
@@ -62,11 +62,14 @@ func run(ctx context.Context, cluster, name string) (err error) {
 		}
 		return nil
 	default:
-		f, err := faults.Find(name)
-		if err != nil {
-			return err
+		selected = nil
+		for _, n := range strings.Fields(name) {
+			f, err := faults.Find(n)
+			if err != nil {
+				return err
+			}
+			selected = append(selected, f)
 		}
-		selected = []faults.Fault{f}
 	}
 	root, err := launch.Root()
 	if err != nil {

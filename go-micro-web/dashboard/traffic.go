@@ -1,0 +1,317 @@
+package dashboard
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/micro/go-micro/v2/logger"
+)
+
+const (
+	maxCallRate    = 50               // calls per second by this pod, for all viewers together
+	callName       = "dashboard"      // the name that the calls greet
+	callWindow     = 10 * time.Second // of the numbers of each instance
+	timelineLength = 60               // seconds
+	trafficRows    = 200              // instances with numbers
+
+	statsInterval = time.Second // between two events with numbers
+
+	// maxCalling is the longest stream that calls. A viewer that is still there connects
+	// again. A viewer that vanished without closing its connection causes calls no longer.
+	maxCalling = 5 * time.Minute
+)
+
+// traffic calls go-micro-srv again and again while viewers want it, and counts the calls of
+// the last minute. All viewers of a pod share the calls: the rate is the highest that one
+// of them has chosen. It is safe for concurrent use.
+type traffic struct {
+	call   func(ctx context.Context, tried func(sample)) error // one call; tried is called after each try, possibly later than the return
+	window time.Duration                                       // callWindow
+
+	mu      sync.Mutex
+	rates   map[*int]int // of the viewers
+	stop    func()       // ends the calls and waits for them; nil while there are none
+	calls   []sample     // that ended in the last minute, oldest first
+	tries   []sample     // that ended in the window, oldest first
+	failing bool         // the last call failed
+}
+
+// sample is a call, or one try of a call at one instance.
+type sample struct {
+	end    time.Time
+	target callTarget // of a try
+	took   time.Duration
+	failed bool
+}
+
+func newTraffic(call func(context.Context, func(sample)) error) *traffic {
+	return &traffic{call: call, window: callWindow, rates: map[*int]int{}}
+}
+
+// parseRate reads a number of calls per second.
+func parseRate(s string) (int, error) {
+	rate, err := strconv.Atoi(s)
+	if err != nil || rate < 1 || rate > maxCallRate {
+		return 0, fmt.Errorf("the rate must be a number of calls a second from 1 to %d", maxCallRate)
+	}
+	return rate, nil
+}
+
+// join adds a viewer that wants calls until leave is called. The first viewer starts the
+// calls. The last one stops them, and its leave waits until they have ended.
+func (t *traffic) join(rate int) (leave func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	viewer := &rate
+	t.rates[viewer] = rate
+	if t.stop == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() { defer close(ended); t.run(ctx) }()
+		t.stop = func() { cancel(); <-ended }
+	}
+	return func() {
+		t.mu.Lock()
+		delete(t.rates, viewer)
+		stop := func() {}
+		if len(t.rates) == 0 {
+			stop, t.stop = t.stop, nil
+		}
+		t.mu.Unlock()
+		stop()
+	}
+}
+
+// run starts the calls, at even intervals. Each call takes at most callTimeout, so there
+// are at most maxCallRate times callTimeout at once.
+func (t *traffic) run(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	for next := time.Now(); ctx.Err() == nil; sleep(ctx, time.Until(next)) {
+		running.Go(func() { t.callOnce(ctx) })
+		next = later(next.Add(time.Second/time.Duration(max(1, t.rate()))), time.Now().Add(-time.Second)) // after a pause of the process, at most a second of calls is made up for
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (t *traffic) rate() (highest int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, rate := range t.rates {
+		highest = max(highest, rate)
+	}
+	return highest
+}
+
+func (t *traffic) callOnce(ctx context.Context) {
+	begin := time.Now()
+	err := t.call(ctx, func(s sample) {
+		if ctx.Err() == nil { // stopping the calls cancels those in flight
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			s.end = time.Now() // with the lock, so that the samples are in order
+			t.tries = append(recent(t.tries, t.window), s)
+		}
+	})
+	if ctx.Err() != nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.calls = append(recent(t.calls, timelineLength*time.Second), sample{end: time.Now(), took: time.Since(begin), failed: err != nil})
+	if failing := err != nil; failing != t.failing { // one line for each change
+		t.failing = failing
+		if failing {
+			logger.Warnf("Calling %q of %q repeatedly: %v", "Greeter.Hello", greeterName, err)
+		} else {
+			logger.Infof("Calling %q of %q repeatedly: a call is answered again", "Greeter.Hello", greeterName)
+		}
+	}
+}
+
+// recent returns the samples that ended within a duration.
+func recent(samples []sample, within time.Duration) []sample {
+	oldest := time.Now().Add(-within)
+	first, _ := slices.BinarySearchFunc(samples, oldest, func(s sample, t time.Time) int { return s.end.Compare(t) })
+	return samples[first:]
+}
+
+// statistics are the numbers of the calls. Times are in milliseconds, absent if no call ended.
+type statistics struct {
+	Time      time.Time       `json:"time"`
+	Pod       string          `json:"pod"`     // the pod that calls
+	Rate      int             `json:"rate"`    // calls per second; 0 if nobody wants calls
+	Viewers   int             `json:"viewers"` // that share the calls
+	Seconds   int             `json:"seconds"` // all numbers but the time line are of the calls that ended within so many seconds
+	outcomes                  // of whole calls: a call fails if all its tries fail
+	Instances []instanceStats `json:"instances"`
+	Omitted   int             `json:"omitted,omitempty"` // instances
+	Timeline  timeline        `json:"timeline"`
+}
+
+// outcomes describe calls that have ended.
+type outcomes struct {
+	Calls    int      `json:"calls"`
+	Failures int      `json:"failures"`
+	P50      *float64 `json:"p50ms,omitempty"`
+	P99      *float64 `json:"p99ms,omitempty"`
+}
+
+// instanceStats are the numbers of the tries at one instance.
+type instanceStats struct {
+	Pod      string  `json:"pod"`
+	Address  string  `json:"address"`
+	State    string  `json:"state"` // as in the registry, or "left"
+	Share    float64 `json:"share"` // of all tries, from 0 to 1
+	outcomes         // of the tries at this instance: a failed try is repeated at another instance
+	calls
+}
+
+// timeline counts the calls that ended in each of the last 60 s, oldest first.
+type timeline struct {
+	From     time.Time `json:"from"` // begin of the first second
+	Calls    []int     `json:"calls"`
+	Failures []int     `json:"failures"`
+}
+
+// statistics returns the numbers for the instances of a view, which may be nil.
+func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics {
+	rate := t.rate()
+	t.mu.Lock()
+	all, tries := recent(t.calls, timelineLength*time.Second), recent(t.tries, t.window)
+	s := statistics{Time: now(), Rate: rate, Viewers: len(t.rates), Seconds: int(t.window / time.Second), Instances: []instanceStats{}}
+	t.mu.Unlock() // the samples are never changed
+	s.outcomes = outcomesOf(recent(all, t.window))
+
+	s.Timeline = timeline{s.Time.Truncate(time.Second).Add(-(timelineLength - 1) * time.Second), make([]int, timelineLength), make([]int, timelineLength)}
+	for _, c := range all {
+		if second := int(math.Floor(c.end.Sub(s.Timeline.From).Seconds())); second >= 0 && second < timelineLength {
+			s.Timeline.Calls[second]++
+			if c.failed {
+				s.Timeline.Failures[second]++
+			}
+		}
+	}
+
+	tried := map[callTarget][]sample{}
+	for _, try := range tries {
+		tried[try.target] = append(tried[try.target], try)
+	}
+	add := func(target callTarget, state string) {
+		samples := tried[target]
+		delete(tried, target)
+		if len(s.Instances) == trafficRows {
+			s.Omitted++
+			return
+		}
+		row := instanceStats{Pod: clip(target.pod), Address: clip(target.address), State: state, outcomes: outcomesOf(samples), calls: byTarget[target]}
+		if len(tries) > 0 {
+			row.Share = math.Round(float64(len(samples))/float64(len(tries))*1000) / 1000
+		}
+		s.Instances = append(s.Instances, row)
+	}
+	if v != nil {
+		for _, i := range v.greeters() {
+			add(callTarget{i.Pod, i.Address}, string(i.State))
+		}
+	}
+	gone := make([]callTarget, 0, len(tried))
+	for target := range tried {
+		gone = append(gone, target)
+	}
+	slices.SortFunc(gone, func(a, b callTarget) int { return cmp.Or(cmp.Compare(a.pod, b.pod), cmp.Compare(a.address, b.address)) })
+	for _, target := range gone {
+		add(target, left)
+	}
+	return s
+}
+
+func outcomesOf(samples []sample) (o outcomes) {
+	took := make([]time.Duration, 0, len(samples))
+	for _, s := range samples {
+		took = append(took, s.took)
+		if s.failed {
+			o.Failures++
+		}
+	}
+	if o.Calls = len(samples); o.Calls > 0 {
+		slices.Sort(took)
+		o.P50, o.P99 = percentile(took, 50), percentile(took, 99)
+	}
+	return o
+}
+
+// percentile returns the smallest of the sorted durations that is not exceeded by p percent
+// of them (the nearest-rank method), in milliseconds.
+func percentile(sorted []time.Duration, p int) *float64 {
+	ms := math.Round(float64(sorted[(len(sorted)*p+99)/100-1].Microseconds())/10) / 100
+	return &ms
+}
+
+// ---- HTTP ----
+
+// sharedStatistics are the encoded numbers, which all viewers share for half a second.
+type sharedStatistics struct {
+	mu   sync.Mutex
+	at   time.Time
+	json []byte
+}
+
+func (d *dashboard) statistics() []byte {
+	shared := &d.shared
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if time.Since(shared.at) > statsInterval/2 {
+		v, _ := d.hub.current()
+		s := d.traffic.statistics(v, d.hub.calls())
+		s.Pod = d.podName
+		shared.json, _ = json.Marshal(s) // cannot fail: no number is infinite
+		shared.at = time.Now()
+	}
+	return shared.json
+}
+
+func (d *dashboard) serveCalls(w http.ResponseWriter, r *http.Request) {
+	defer d.hub.join()()
+	if _, err := d.hub.wait(r.Context()); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	d.writeJSON(w, d.statistics())
+}
+
+// serveCalling is serveEvents for a viewer that wants calls. It is a POST, because other
+// web sites can make a browser send a GET.
+func (d *dashboard) serveCalling(w http.ResponseWriter, r *http.Request) {
+	if err := d.parseForm(w, r); err != nil {
+		http.Error(w, "the form cannot be read", http.StatusBadRequest)
+		return
+	}
+	rate, err := parseRate(r.PostForm.Get("rate"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	d.stream(w, r, rate)
+}
+
+// callRepeatedly is the call of traffic.
+func (d *dashboard) callRepeatedly(ctx context.Context, tried func(sample)) error {
+	_, _ = d.hub.wait(ctx) // the first view, so that the pods at the addresses are known; without one the calls go on
+	_, _, err := d.hello(ctx, callName, tried)
+	return err
+}

@@ -1,0 +1,188 @@
+package dashboard
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+)
+
+// openCalling opens an event stream that asks for calls.
+func openCalling(t *testing.T, srv *httptest.Server, rate string) (*stream, int) {
+	t.Helper()
+	rsp, err := http.PostForm(srv.URL+root+"events", url.Values{"rate": {rate}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rsp.Body.Close() })
+	return newStream(t, rsp), rsp.StatusCode
+}
+
+// alternate returns tries at each of the addresses in turn.
+func alternate(addresses ...string) func() []string {
+	n := 0
+	return func() []string {
+		n++
+		return []string{addresses[n%len(addresses)]}
+	}
+}
+
+func address(i int) string { return fmt.Sprintf("10.244.0.%d:9100", i) }
+
+func TestKeepCalling(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready), greeterInstance(2, pod.NotReady), greeterInstance(3, pod.Ready))
+	until := time.Now().Add(time.Minute).UTC().Round(time.Second)
+	c.setCalls(map[callTarget]calls{{"go-micro-srv-3", address(3)}: {InFlight: 2, EjectedUntil: until}})
+	n := 0
+	c.setTries(func() []string { // each second call is tried at 3, fails there, and is tried at 1
+		if n++; n%2 == 0 {
+			return []string{address(3), address(1)}
+		}
+		return []string{address(1)}
+	})
+	s, status := openCalling(t, srv, "50")
+	if status != http.StatusOK {
+		t.Fatal(status)
+	}
+	var got statistics
+	for got.Calls < 60 {
+		s.decode("calls", &got)
+	}
+	if got.Pod != "go-micro-web-1" || got.Rate != 50 || got.Viewers != 1 || got.Seconds != 10 || got.Failures != 0 || got.P50 == nil || got.P99 == nil {
+		t.Errorf("the numbers are %+v", got)
+	}
+	var rows []string
+	for _, i := range got.Instances {
+		rows = append(rows, fmt.Sprintf("%s %s %.1f %v %v", i.Pod, i.State, i.Share, i.Failures == i.Calls, i.P50 != nil))
+	}
+	if want := "[go-micro-srv-1 ready 0.7 false true go-micro-srv-2 not ready 0.0 true false go-micro-srv-3 ready 0.3 true true]"; fmt.Sprint(rows) != want {
+		t.Errorf("the instances are\n%s, want\n%s", rows, want)
+	}
+	if i := got.Instances[2]; i.InFlight != 2 || !i.EjectedUntil.Equal(until) {
+		t.Errorf("the third instance has %+v", i)
+	}
+	sum := 0
+	for _, n := range got.Timeline.Calls {
+		sum += n
+	}
+	if sum != got.Calls || len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
+		t.Errorf("the time line has %d calls, want %d: %+v", sum, got.Calls, got.Timeline)
+	}
+
+	begin, before := time.Now(), c.countCalls()
+	time.Sleep(time.Second)
+	if rate := float64(c.countCalls()-before) / time.Since(begin).Seconds(); rate < 25 || rate > 75 {
+		t.Errorf("%.0f calls a second, want 50", rate)
+	}
+	s.rsp.Body.Close()
+	eventually(t, 5*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
+	before = c.countCalls()
+	time.Sleep(200 * time.Millisecond)
+	if after := c.countCalls(); after != before {
+		t.Errorf("%d calls after the viewer has left", after-before)
+	}
+	_, body := get(t, srv.URL+root+"calls.json")
+	var last statistics
+	if err := json.Unmarshal([]byte(body), &last); err != nil || last.Viewers > 1 || last.Calls < got.Calls {
+		t.Errorf("afterwards calls.json is %s, %v", body, err)
+	}
+}
+
+func TestViewersShareTheCalls(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	c.setTries(alternate(address(1)))
+	slow, _ := openCalling(t, srv, "1")
+	fast, _ := openCalling(t, srv, "50")
+	var got statistics
+	for got.Viewers != 2 {
+		slow.decode("calls", &got)
+	}
+	if got.Rate != 50 {
+		t.Errorf("viewers that want 1 and 50 calls a second get %d", got.Rate)
+	}
+	fast.rsp.Body.Close()
+	eventually(t, 5*time.Second, "the lower rate", func() bool { return d.traffic.rate() == 1 })
+}
+
+func TestCallsAreBounded(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	for _, rate := range []string{"", "0", "-1", "51", "1e1", "x", strings.Repeat("1", 5000)} {
+		if _, status := openCalling(t, srv, rate); status != http.StatusBadRequest {
+			t.Errorf("the rate %.10q: %d", rate, status)
+		}
+	}
+	var releases []func()
+	for range maxClientStreams {
+		release, _, _ := d.hub.streams.open("127.0.0.1:1")
+		releases = append(releases, release)
+	}
+	if _, status := openCalling(t, srv, "10"); status != http.StatusTooManyRequests {
+		t.Errorf("the viewer over the limit: %d", status)
+	}
+	if n := c.countCalls(); n != 0 {
+		t.Errorf("refused viewers cause %d calls", n)
+	}
+	for _, release := range releases {
+		release()
+	}
+	c.setTries(alternate(address(1)))
+	d.maxCalling = 300 * time.Millisecond // the viewer below does not leave
+	s, _ := openCalling(t, srv, "50")
+	for s.lines.Scan() {
+	}
+	eventually(t, 5*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 })
+}
+
+// The calls in flight are bounded, and stop with their viewer although nothing answers.
+func TestCallsWithoutAnAnswerStop(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	c.delay = time.Hour
+	c.setTries(alternate(address(1)))
+	s, _ := openCalling(t, srv, "50")
+	eventually(t, 5*time.Second, "some calls", func() bool { return c.countCalls() >= 10 })
+	s.rsp.Body.Close()
+	eventually(t, 2*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
+}
+
+func TestStatistics(t *testing.T) {
+	tr := newTraffic(nil)
+	at := time.Now()
+	for i := 100; i >= 1; i-- { // 1 to 100 ms
+		tr.tries = append(tr.tries, sample{at, callTarget{"a", "10.0.0.1:1"}, time.Duration(i) * time.Millisecond, i > 98})
+	}
+	tr.tries = append(tr.tries, sample{at, callTarget{"gone", "10.0.0.2:1"}, time.Second, true})
+	tr.calls = []sample{{end: at.Add(-time.Hour), failed: true}, {end: at.Add(-30 * time.Second), failed: true}, {end: at}}
+	s := tr.statistics(&view{Services: []service{{Name: greeterName, Instances: []instance{{Pod: "a", Address: "10.0.0.1:1", State: pod.Ready}}}}}, nil)
+	if len(s.Instances) != 2 {
+		t.Fatalf("%+v", s)
+	}
+	a, gone := s.Instances[0], s.Instances[1]
+	if a.Calls != 100 || a.Failures != 2 || *a.P50 != 50 || *a.P99 != 99 || a.Share != .99 {
+		t.Errorf("a has %d calls, %d failures, p50 %v, p99 %v, share %v", a.Calls, a.Failures, *a.P50, *a.P99, a.Share)
+	}
+	if gone.State != "left" || gone.Calls != 1 || gone.Failures != 1 || *gone.P99 != 1000 {
+		t.Errorf("the instance that left has %+v", gone)
+	}
+	if s.Calls != 1 || s.Failures != 0 {
+		t.Errorf("in the last 10 s there are %d calls and %d failures, want 1 and 0", s.Calls, s.Failures)
+	}
+	failures := 0
+	for _, n := range s.Timeline.Failures {
+		failures += n
+	}
+	if failures != 1 {
+		t.Errorf("the time line has %d failures, want that of the last minute", failures)
+	}
+	for i := range 1000 {
+		tr.tries = append(tr.tries, sample{end: time.Now(), target: callTarget{fmt.Sprint(i), "x"}})
+	}
+	if s := tr.statistics(nil, nil); len(s.Instances) != 200 || s.Omitted != 802 {
+		t.Errorf("of 1002 instances %d are shown and %d omitted", len(s.Instances), s.Omitted)
+	}
+}

@@ -1,0 +1,226 @@
+package pod
+
+import (
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/registry"
+)
+
+const (
+	// Latencies that differ by less than latencyTolerance are equal to a choice, after
+	// adding latencyFloor to both. Peaks of equal instances differ as much, and a
+	// scheduler's hiccup of a millisecond says nothing. kratos adds 5 ms.
+	latencyTolerance = 2
+	latencyFloor     = time.Millisecond
+)
+
+// choice is an instance that was chosen for one call or stream. It counts as in flight
+// until done. A choice holds no resources.
+type choice struct {
+	node     *registry.Node
+	instance *instance // nil if the selector keeps no statistics: for a registry of another package, or a node that a strategy made
+	pool     *pool     // nil if the instance is nil, or if another selector made the choice
+	started  int64     // result of clock; 0 if unknown, as to Mark
+	isStream bool
+}
+
+// choose chooses an instance for one call, as Select and Next do together. The caller must
+// end the choice with done. It returns the errors of Select, or that of the strategy.
+func (s *Selector) choose(service string, opts []selector.SelectOption) (choice, error) {
+	state := s.state.Load()
+	if p := state.fastPool(service, opts); p != nil {
+		instances := p.informer.snapshot().instances
+		if len(instances) == 0 {
+			return choice{}, selector.ErrNotFound
+		}
+		return p.choose(instances, clock())
+	}
+	next, err := s.selectSlow(service, state.options, opts)
+	if err != nil {
+		return choice{}, err
+	}
+	node, err := next()
+	if err != nil {
+		return choice{}, err
+	}
+	c := choice{node: node, started: clock()}
+	if r, ok := state.options.Registry.(*Registry); ok {
+		if i := r.instanceOf(node); i != nil {
+			c.instance, c.pool = i, s.state.Load().pools[i.service.Name]
+		}
+	}
+	return c, nil
+}
+
+// asStream returns the choice as that of a stream: it counts as in flight until done, but
+// its duration is not a latency, and its silence is not a stall. The client calls asStream
+// once, right after the stream is open, and ends the result with done.
+func (c choice) asStream() choice {
+	if c.instance != nil {
+		c.instance.streams.Add(1)
+		c.instance.inFlight.end(clock(), c.started)
+	}
+	c.isStream = true
+	return c
+}
+
+// done ends the call or stream, once. The error is only for the log and for Events.
+func (c choice) done(o outcome, err error) { c.doneAt(clock(), o, err) }
+
+func (c choice) doneAt(now int64, o outcome, err error) {
+	i, p := c.instance, c.pool
+	if i == nil {
+		return
+	}
+	change := i.ended(now, c.started, o, c.isStream)
+	if change == suspected || change == faultedAgain {
+		switch {
+		case p != nil && p.failsMoreThanOthers(i, now):
+			if !i.failed(now) {
+				return
+			}
+			change = failed
+		case change == faultedAgain: // no more than the others now
+			change = recovered
+		}
+	}
+	switch {
+	case change == failed && p != nil:
+		p.eject(i, now, o, err)
+	case change == recovered && p != nil:
+		p.readmit(i, now)
+	case change == recovered:
+		i.readmit()
+	}
+}
+
+// choose chooses the better of two instances taken at random. It passes over ejected and
+// stalled instances while there are others. An instance whose ejection is over gets the
+// one call that tries it at once.
+func (p *pool) choose(instances []*instance, now int64) (choice, error) {
+	if len(instances) == 0 {
+		return choice{}, selector.ErrNoneAvailable
+	}
+	a := p.draw(instances, nil, now)
+	b := p.draw(instances, a, now)
+	switch {
+	case a.beginTrial(now):
+	case b.beginTrial(now), a.ejected(now), !b.ejected(now) && better(b, a, now): // a is ejected if another goroutine has just begun its trial
+		a = b
+	}
+	a.started(now)
+	if p.events.Picked != nil {
+		p.events.Picked(a.service.Name, a.pod, a.Address)
+	}
+	return choice{node: &a.Node, instance: a, pool: p, started: now}, nil
+}
+
+// better reports whether a call should rather go to a than to b.
+//
+// The load of an instance is its number of calls in flight, including the new one, times
+// the square of its latency, times 2 for each fault since its last good answer. Finagle
+// and linkerd2-proxy take the latency itself. With the square, an instance that is ten
+// times slower is no alternative to ten calls in flight on a fast one, because servers
+// handle calls concurrently. Latencies that do not clearly differ are left out. An instance that was
+// never measured counts as fast as the other, so that it fills up like every other
+// instance. If the other fails as well, faults count less, and not at all if half of its calls fail.
+func better(a, b *instance, now int64) bool {
+	x, y := a.load(now), b.load(now)
+	if x.latency == 0 {
+		x.latency = max(y.latency, x.age)
+	}
+	if y.latency == 0 {
+		y.latency = max(x.latency, y.age)
+	}
+	r := (x.latency + float64(latencyFloor)) / (y.latency + float64(latencyFloor))
+	if 1/r < latencyTolerance && r < latencyTolerance {
+		r = 1
+	}
+	l, m := x.calls*r*r, y.calls
+	if x.faults > 0 {
+		l *= math.Exp2(x.faults * max(0, 1-2*b.history.share()))
+	}
+	if y.faults > 0 {
+		m *= math.Exp2(y.faults * max(0, 1-2*a.history.share()))
+	}
+	return l < m || l == m && x.calls > 1 && a.lastAnswer.Load() > b.lastAnswer.Load() // the instance that answered last is not stalled
+}
+
+// load is what better compares.
+type load struct {
+	calls   float64 // calls and streams in flight, including the new one
+	latency float64 // in nanoseconds, 0 if nothing was measured
+	age     float64 // mean age of the calls in flight, in nanoseconds
+	faults  float64 // since the last good answer
+}
+
+// load returns the load of an instance.
+//
+// Calls in flight for longer than the estimate raise it before they end. After decayTime
+// without an answer, neither the estimate nor the faults count while no call is in flight,
+// so that one call tries a slow or failing instance again. While this call is in flight
+// they count.
+func (c *callStats) load(now int64) load {
+	calls, age := c.inFlight.meanAge(now)
+	if age > int64(maxEjectionTime) { // a caller has forgotten to call Mark
+		age = 0
+	}
+	l := load{calls: float64(calls + c.streams.Load() + 1), age: float64(age)}
+	if latency, elapsed := c.latency.load(now); calls > 0 || elapsed < decayTime {
+		l.faults = float64(c.history.inARow())
+		if latency != 0 {
+			l.latency = max(latency, l.age)
+		}
+	}
+	return l
+}
+
+// draw takes an instance at random. It avoids, as long as other instances are left, first
+// ejected instances, then stalled instances, and then the excluded instance.
+func (p *pool) draw(instances []*instance, excluded *instance, now int64) *instance {
+	for range 4 { // the first try usually succeeds
+		if n := instances[p.intN(len(instances))]; n != excluded && !n.ejected(now) && !n.stalled(now) {
+			return n
+		}
+	}
+	// Most instances are ejected or stalled: take the best of at most 32 instances,
+	// because the time of a choice must not grow with their number.
+	first := p.intN(len(instances))
+	best, bestScore := instances[first], -1
+	for i := range min(len(instances), 32) {
+		n := instances[(first+i)%len(instances)]
+		score := 0
+		if !n.ejected(now) {
+			score += 4
+		}
+		if !n.stalled(now) {
+			score += 2
+		}
+		if n != excluded {
+			score++
+		}
+		if score > bestScore {
+			best, bestScore = n, score
+		}
+		if score == 7 {
+			break
+		}
+	}
+	return best
+}
+
+func (p *pool) intN(n int) int {
+	if p.random != nil {
+		return p.random.IntN(n)
+	}
+	return rand.IntN(n)
+}
+
+// clock returns a monotonic time in nanoseconds, which is cheaper to read than the
+// time of day. It is never 0, which stands for "never" in callStats.
+func clock() int64 { return int64(time.Since(epoch)) + 1<<62 }
+
+var epoch = time.Now()

@@ -1,0 +1,413 @@
+package pod
+
+import (
+	"container/heap"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/micro/go-micro/v2/errors"
+	"github.com/micro/go-micro/v2/registry"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// A simulation runs calls against instances in virtual time: it takes the time of every
+// choice and of every answer from a queue of events, so that a minute takes
+// milliseconds, and its random numbers from a seed, so that every run is the same.
+type simulation struct {
+	instances int
+	clients   int     // processes, each with a balancer of its own, 0 for 1
+	rate      float64 // calls a second; they begin independently of each other (a Poisson process)
+	length    time.Duration
+	retries   int           // further attempts of a call that failed
+	joins     time.Duration // when one more instance becomes ready, 0 for never
+	answer    func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome)
+
+	random   *rand.Rand
+	events   eventQueue
+	attempts []simulatedAttempt
+	calls    []simulatedCall
+}
+
+// simulatedAttempt is one attempt of a call.
+type simulatedAttempt struct {
+	begin    time.Duration
+	instance int
+}
+
+// simulatedCall is what a caller sees.
+type simulatedCall struct {
+	begin, latency time.Duration
+	failed         bool
+}
+
+type event struct {
+	at time.Duration
+	do func()
+}
+
+type eventQueue []event
+
+func (q eventQueue) Len() int           { return len(q) }
+func (q eventQueue) Less(i, j int) bool { return q[i].at < q[j].at }
+func (q eventQueue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *eventQueue) Push(x any)        { *q = append(*q, x.(event)) }
+func (q *eventQueue) Pop() any {
+	last := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return last
+}
+
+// balancer is what a simulation tests.
+type balancer interface {
+	begin(now time.Duration) (instance int, end func(now time.Duration, o outcome))
+	join()
+}
+
+// balancers are the candidates, each for n instances.
+var balancers = []struct {
+	name string
+	make func(n int, r *rand.Rand) balancer
+}{
+	{"random", func(n int, r *rand.Rand) balancer {
+		return &simple{n: n, pick: func(b *simple) int { return r.IntN(b.n) }}
+	}},
+	{"round robin", func(n int, r *rand.Rand) balancer {
+		last := r.IntN(n)
+		return &simple{n: n, pick: func(b *simple) int { last = (last + 1) % b.n; return last }}
+	}},
+	{"least in flight", func(n int, r *rand.Rand) balancer {
+		return &simple{n: n, pick: func(b *simple) int {
+			i, j := r.IntN(b.n), r.IntN(b.n-1)
+			if j >= i {
+				j++
+			}
+			if b.inFlight[j] < b.inFlight[i] {
+				i = j
+			}
+			return i
+		}}
+	}},
+	{"pod", newPodBalancer},
+}
+
+// simple is a balancer that knows at most the calls in flight.
+type simple struct {
+	n        int
+	inFlight [64]int
+	pick     func(*simple) int
+}
+
+func (b *simple) join() { b.n++ }
+
+func (b *simple) begin(time.Duration) (int, func(time.Duration, outcome)) {
+	i := b.pick(b)
+	b.inFlight[i]++
+	return i, func(time.Duration, outcome) { b.inFlight[i]-- }
+}
+
+// podBalancer is the choice of this package.
+type podBalancer struct {
+	pool  *pool
+	index map[*instance]int
+}
+
+func newPodBalancer(n int, r *rand.Rand) balancer {
+	inf := newInformer("greeter", nil)
+	b := &podBalancer{&pool{informer: inf, random: r}, map[*instance]int{}}
+	for range n {
+		b.join()
+	}
+	return b
+}
+
+func (b *podBalancer) join() {
+	i := &instance{Node: registry.Node{Address: fmt.Sprint("10.0.0.1:", len(b.index)+1)}, service: &registry.Service{Name: "greeter"}, pod: fmt.Sprint("p-", len(b.index))}
+	b.index[i] = len(b.index)
+	b.pool.informer.current.Store(&snapshot{instances: append(slices.Clone(b.pool.informer.snapshot().instances), i)})
+}
+
+const simulationEpoch = 1 << 62
+
+func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome)) {
+	c, err := b.pool.choose(b.pool.informer.snapshot().instances, simulationEpoch+int64(now))
+	if err != nil {
+		panic(err)
+	}
+	return b.index[c.instance], func(now time.Duration, o outcome) {
+		c.doneAt(simulationEpoch+int64(now), o, fmt.Errorf("outcome %d", o))
+	}
+}
+
+func (s *simulation) at(t time.Duration, do func()) { heap.Push(&s.events, event{t, do}) }
+
+func (s simulation) run(make func(int, *rand.Rand) balancer) *simulation {
+	s.random = rand.New(rand.NewPCG(1, 2))
+	var clients []balancer
+	for i := range max(1, s.clients) {
+		b := make(s.instances, rand.New(rand.NewPCG(3, uint64(i))))
+		clients = append(clients, b)
+		if s.joins != 0 {
+			s.at(s.joins, b.join)
+		}
+	}
+	var arrive func(now time.Duration)
+	arrive = func(now time.Duration) {
+		s.attempt(clients[s.random.IntN(len(clients))], now, now, s.retries)
+		if next := now + time.Duration(s.random.ExpFloat64()/s.rate*float64(time.Second)); next < s.length {
+			s.at(next, func() { arrive(next) })
+		}
+	}
+	s.at(0, func() { arrive(0) })
+	for len(s.events) > 0 {
+		heap.Pop(&s.events).(event).do()
+	}
+	return &s
+}
+
+func (s *simulation) attempt(b balancer, begin, now time.Duration, retries int) {
+	i, end := b.begin(now)
+	s.attempts = append(s.attempts, simulatedAttempt{now, i})
+	latency, o := s.answer(s.random, i, now)
+	s.at(now+latency, func() {
+		end(now+latency, o)
+		if o != answered && retries > 0 {
+			s.attempt(b, begin, now+latency, retries-1)
+			return
+		}
+		s.calls = append(s.calls, simulatedCall{begin, now + latency - begin, o != answered})
+	})
+}
+
+// share returns which share of the attempts that began in a period, in percent, went to
+// an instance.
+func (s *simulation) share(instance int, from, to time.Duration) float64 {
+	var all, n float64
+	for _, a := range s.attempts {
+		if from <= a.begin && a.begin < to {
+			all++
+			if a.instance == instance {
+				n++
+			}
+		}
+	}
+	return 100 * n / all
+}
+
+// percentile returns a percentile of the latencies of the calls that began in a period,
+// in milliseconds.
+func (s *simulation) percentile(p float64, from, to time.Duration) float64 {
+	var all []time.Duration
+	for _, c := range s.calls {
+		if from <= c.begin && c.begin < to {
+			all = append(all, c.latency)
+		}
+	}
+	slices.Sort(all)
+	return float64(all[int(p/100*float64(len(all)-1))]) / 1e6
+}
+
+// percent returns which share of the calls f is true for.
+func (s *simulation) percent(f func(simulatedCall) bool) float64 {
+	var n float64
+	for _, c := range s.calls {
+		if f(c) {
+			n++
+		}
+	}
+	return 100 * n / float64(len(s.calls))
+}
+
+func lognormal(r *rand.Rand, median time.Duration, sigma float64) time.Duration {
+	return time.Duration(float64(median) * math.Exp(sigma*r.NormFloat64()))
+}
+
+// usual is the answer of an undisturbed instance of most simulations.
+func usual(r *rand.Rand) time.Duration { return lognormal(r, 20*time.Millisecond, 0.25) }
+
+// slowServer is the experiment of "Beyond Round Robin: Load Balancing for Latency"
+// (Buoyant, 2016).
+func slowServer(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+	if instance == 0 && 15*time.Second <= now && now < 45*time.Second {
+		return 2 * time.Second, answered
+	}
+	return lognormal(r, 167*time.Millisecond, 0.25), answered
+}
+
+// failing returns the answers of instances of which the first fails at once from second 2
+// on.
+func failing(o outcome) func(*rand.Rand, int, time.Duration) (time.Duration, outcome) {
+	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		if instance == 0 && now >= 2*time.Second {
+			return 200 * time.Microsecond, o
+		}
+		return usual(r), answered
+	}
+}
+
+// workers returns the answers of instances that handle four calls at once each and let the
+// others wait.
+func workers(instances int, work func(r *rand.Rand, instance int) time.Duration) func(*rand.Rand, int, time.Duration) (time.Duration, outcome) {
+	free := make([][4]time.Duration, instances) // when each worker is free
+	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		first := &free[instance][0]
+		for i := range free[instance] {
+			if w := &free[instance][i]; *w < *first {
+				first = w
+			}
+		}
+		*first = max(now, *first) + work(r, instance)
+		return *first - now, answered
+	}
+}
+
+// Each row is one measure of one situation; for all measures, less is better. The choice
+// of this package must stay below a limit, and must not be worse than the others.
+func TestChoiceComparedWithOthers(t *testing.T) {
+	t.Parallel()
+	const second = time.Second
+	type measure struct {
+		what  string
+		of    func(*simulation) float64
+		limit float64 // for this package
+		slack float64 // what the best of the others is multiplied with
+	}
+	var situations []struct {
+		name     string
+		sim      func() simulation
+		measures []measure
+	}
+	add := func(name string, sim func() simulation, measures ...measure) {
+		situations = append(situations, struct {
+			name     string
+			sim      func() simulation
+			measures []measure
+		}{name, sim, measures})
+	}
+	over1s := measure{"calls over 1 s (%)", func(s *simulation) float64 {
+		return s.percent(func(c simulatedCall) bool { return c.latency >= second })
+	}, 0.1, 0.2}
+	add("one of 11 slow, 500 calls/s", func() simulation {
+		return simulation{instances: 11, rate: 500, length: 60 * second, answer: slowServer}
+	}, over1s)
+	add("one of 11 slow, 1000 calls/s", func() simulation {
+		return simulation{instances: 11, rate: 1000, length: 60 * second, answer: slowServer}
+	}, over1s)
+	for _, rate := range []float64{50, 500} {
+		add(fmt.Sprintf("one of 10 ten times slower for 10 s, %v calls/s", rate), func() simulation {
+			return simulation{instances: 10, rate: rate, length: 15 * second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+				latency := usual(r)
+				if instance == 0 && now >= 5*second {
+					latency *= 10
+				}
+				return latency, answered
+			}}
+		}, measure{"its share (%)", func(s *simulation) float64 { return s.share(0, 5*second, 15*second) }, 2, 0.5},
+			measure{"p99 after 3 s, to that before", func(s *simulation) float64 {
+				return s.percentile(99, 8*second, 15*second) / s.percentile(99, 0, 5*second)
+			}, 2, 0.5})
+	}
+	for _, failure := range []struct {
+		what  string
+		micro *errors.Error
+		code  codes.Code
+		text  string
+	}{
+		{"in transport", nil, codes.Unavailable, refusedText},
+		{"with Unavailable", nil, codes.Unavailable, "shutting down"},
+		{"with a go-micro error", errors.InternalServerError("greeter", "no database").(*errors.Error), codes.Internal, "no database"},
+	} {
+		o := outcomeOfStatus(status.New(failure.code, failure.text), failure.micro)
+		for _, retries := range []int{0, 1} {
+			add(fmt.Sprintf("one of 10 fails at once %s, %d retries", failure.what, retries), func() simulation {
+				return simulation{instances: 10, rate: 200, length: 12 * second, retries: retries, answer: failing(o)}
+			}, measure{"its share in the first second (%)", func(s *simulation) float64 { return s.share(0, 2*second, 3*second) }, 10, 1},
+				measure{"its share afterwards (%)", func(s *simulation) float64 { return s.share(0, 3*second, 12*second) }, 1, 0.2},
+				measure{"calls that fail (%)", func(s *simulation) float64 { return s.percent(func(c simulatedCall) bool { return c.failed }) }, 0.5, 1})
+		}
+	}
+	add("one joins 9", func() simulation {
+		return simulation{instances: 9, joins: 2 * second, rate: 500, length: 6 * second, answer: func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, outcome) { return usual(r), answered }}
+	}, measure{"fair share to its share in the first second, or the inverse", func(s *simulation) float64 {
+		share := s.share(9, 2*second, 3*second)
+		return max(share/10, 10/share)
+	}, 1.5, math.Inf(1)}, measure{"the same afterwards", func(s *simulation) float64 {
+		share := s.share(9, 3*second, 6*second)
+		return max(share/10, 10/share)
+	}, 1.2, math.Inf(1)})
+	p99 := func(length time.Duration) func(*simulation) float64 {
+		return func(s *simulation) float64 { return s.percentile(99, length/3, length) }
+	}
+	add("4 workers in each of 10 instances, 80 % busy", func() simulation {
+		return simulation{instances: 10, clients: 3, rate: 0.8 * 40 / 0.0206, length: 6 * second, answer: workers(10, func(r *rand.Rand, _ int) time.Duration { return usual(r) })}
+	}, measure{"p99 (ms)", p99(6 * second), 60, 1.15})
+	add("as before, half of the instances 2.5 times slower", func() simulation {
+		return simulation{instances: 10, clients: 3, rate: 0.7 * 28 / 0.0206, length: 6 * second, answer: workers(10, func(r *rand.Rand, instance int) time.Duration {
+			if instance < 5 {
+				return usual(r) * 5 / 2
+			}
+			return usual(r)
+		})}
+	}, measure{"p99 (ms)", p99(6 * second), 130, 1})
+
+	begin := time.Now()
+	for _, situation := range situations {
+		results := make([][]float64, len(situation.measures))
+		for _, b := range balancers {
+			s := situation.sim().run(b.make)
+			for i, m := range situation.measures {
+				results[i] = append(results[i], m.of(s))
+			}
+		}
+		t.Log(situation.name)
+		for i, m := range situation.measures {
+			line := ""
+			for j, b := range balancers {
+				line += fmt.Sprintf("  %s %.3f", b.name, results[i][j])
+			}
+			t.Logf("    %s:%s", m.what, line)
+			last := len(balancers) - 1
+			if got, others := results[i][last], slices.Min(results[i][:last]); got > m.limit || got > m.slack*others {
+				t.Errorf("%s: %s: %.3f, want at most %.3f and %v of the best of the others, %.3f", situation.name, m.what, got, m.limit, m.slack, others)
+			}
+		}
+	}
+	t.Logf("%s", time.Since(begin).Round(time.Millisecond))
+}
+
+func BenchmarkChoice(b *testing.B) {
+	for _, n := range []int{1, 10, 100, 10000} {
+		b.Run(fmt.Sprint("instances=", n), func(b *testing.B) {
+			r, inf := newStaticRegistry(b, n)
+			s := NewSelector(r)
+			for _, i := range inf.snapshot().instances { // measured, as in use
+				i.latency.observe(clock(), 20*ms)
+			}
+			if _, err := s.choose("greeter", nil); err != nil { // makes the pool
+				b.Fatal(err)
+			}
+			b.Run("choose and done", func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					c, err := s.choose("greeter", nil)
+					if err != nil {
+						b.Fatal(err)
+					}
+					c.done(answered, nil)
+				}
+			})
+			b.Run("parallel", func(b *testing.B) {
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						c, _ := s.choose("greeter", nil)
+						c.done(answered, nil)
+					}
+				})
+			})
+		})
+	}
+}

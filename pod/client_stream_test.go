@@ -1,0 +1,188 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// startStreams starts a go-micro server with the handler TestStreams.
+func startStreams(t testing.TB) (address string) {
+	t.Helper()
+	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
+	if err := s.Handle(s.NewHandler(new(TestStreams))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	return s.Options().Address
+}
+
+func TestClientStreamCountsAsInFlightUntilItEnds(t *testing.T) {
+	c, _ := newTestClient(t, []string{startStreams(t)})
+	for name, end := range map[string]func(client.Stream, context.CancelFunc){
+		"Recv returns EOF": func(s client.Stream, _ context.CancelFunc) {
+			_ = s.Send(&proto.HelloRequest{Name: "end"})
+			if err := s.Recv(new(proto.HelloResponse)); err != io.EOF || s.Error() != nil {
+				t.Error(err, s.Error())
+			}
+		},
+		"Recv returns an error": func(s client.Stream, _ context.CancelFunc) {
+			_ = s.Send(&proto.HelloRequest{Name: "fail"})
+			if err := s.Recv(new(proto.HelloResponse)); status.Code(err) != codes.NotFound || s.Error() != err {
+				t.Error(err, s.Error())
+			}
+		},
+		"Close":                     func(s client.Stream, _ context.CancelFunc) { _ = s.Close() },
+		"the end of the context":    func(_ client.Stream, cancel context.CancelFunc) { cancel() },
+		"Close and the context":     func(s client.Stream, cancel context.CancelFunc) { cancel(); _ = s.Close() },
+		"a message that is invalid": func(s client.Stream, _ context.CancelFunc) { _ = s.Send("not a message"); _ = s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var streams []client.Stream
+			for range 3 {
+				s, text := openEcho(ctx, c, []string{"a"})
+				if text != " a" {
+					t.Fatal(text)
+				}
+				streams = append(streams, s)
+			}
+			if n := inFlightCalls(c); n != 3 {
+				t.Errorf("%d in flight, want 3", n)
+			}
+			for _, s := range streams {
+				end(s, cancel)
+			}
+			eventually(t, "none is in flight", func() bool { return inFlightCalls(c) == 0 })
+			if i := c.Instances("greeter")[0]; i.Failures != 0 || i.EjectedFor != 0 {
+				t.Errorf("%+v", i)
+			}
+		})
+	}
+}
+
+func TestClientStreamAndFailuresOfInstances(t *testing.T) {
+	for name, try := range map[string]struct {
+		address func(t *testing.T) string
+		opts    []client.Option
+		want    string // the error of opening
+		within  time.Duration
+	}{
+		"refused": {refusingAddress, nil, "connection refused", time.Second},
+		"frozen":  {startFrozen, []client.Option{client.DialTimeout(100 * time.Millisecond)}, "Error creating stream: ", 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dead, works := try.address(t), startStreams(t)
+			c, _ := newTestClient(t, []string{dead, works}, append(try.opts, client.Retries(0), client.Backoff(noBackoff))...)
+			failed := 0
+			for range 20 {
+				begin := time.Now()
+				s, text := openEcho(t.Context(), c, []string{"a"})
+				if s == nil {
+					failed++
+					if took := time.Since(begin); !strings.Contains(text, try.want) || took > try.within {
+						t.Errorf("after %s: %s", took, text)
+					}
+					continue
+				}
+				defer s.Close()
+			}
+			if failed > 1 {
+				t.Errorf("%d of 20 streams failed to open, want at most 1", failed)
+			}
+			for _, i := range c.Instances("greeter") {
+				if i.Address == dead && (i.InFlight != 0 || (i.EjectedFor > 0) != (failed > 0)) || i.Address == works && i.InFlight != 20-failed {
+					t.Errorf("%+v", i)
+				}
+			}
+			for range 20 {
+				s, text := openEcho(t.Context(), c, []string{"a"}, client.WithRetries(1))
+				if s == nil {
+					t.Fatalf("with one retry a stream does not open: %s", text)
+				}
+				defer s.Close()
+			}
+		})
+	}
+}
+
+// The connection breaks while a stream is open.
+func TestClientStreamEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
+	checkNoLeak(t)
+	a := startStreams(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay := kubetest.StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", a) })
+	c, _ := newTestClient(t, []string{l.Addr().String(), "127.0.0.1:1"}, client.Backoff(noBackoff))
+	s, text := openEcho(t.Context(), c, []string{"a"})
+	if s == nil {
+		t.Fatal(text)
+	}
+	relay.Cut()
+	if err := s.Recv(new(proto.HelloResponse)); status.Code(err) != codes.Unavailable {
+		t.Errorf("%v", err)
+	}
+	for _, i := range c.Instances("greeter") {
+		if i.InFlight != 0 || i.Address == l.Addr().String() && i.Failures != 1 {
+			t.Errorf("%+v", i)
+		}
+	}
+}
+
+func TestClientStreamSendsAndReceivesConcurrently(t *testing.T) {
+	checkNoLeak(t)
+	c, _ := newTestClient(t, []string{startStreams(t)})
+	var streams sync.WaitGroup
+	for i := range 20 {
+		streams.Go(func() {
+			s, text := openEcho(t.Context(), c, nil)
+			if s == nil {
+				t.Error(text)
+				return
+			}
+			var sender sync.WaitGroup
+			sender.Go(func() {
+				for n := range 200 {
+					if err := s.Send(&proto.HelloRequest{Name: fmt.Sprint(i, n)}); err != nil {
+						t.Error(err)
+					}
+				}
+				_ = s.Send(&proto.HelloRequest{Name: "end"})
+			})
+			for n := range 200 {
+				var rsp proto.HelloResponse
+				if err := s.Recv(&rsp); err != nil || rsp.Greeting != fmt.Sprint(i, n) {
+					t.Errorf("%q, %v", rsp.Greeting, err)
+				}
+			}
+			if err := s.Recv(new(proto.HelloResponse)); err != io.EOF {
+				t.Error(err)
+			}
+			sender.Wait()
+		})
+	}
+	streams.Wait()
+	if n := inFlightCalls(c); n != 0 {
+		t.Errorf("%d in flight", n)
+	}
+}

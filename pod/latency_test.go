@@ -1,0 +1,101 @@
+package pod
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+const ms = int64(time.Millisecond)
+
+func TestPeakEWMAJumpsUpAndDecays(t *testing.T) {
+	const begin = 1 << 62
+	var p peakEWMA
+	if e, _ := p.load(begin); e != 0 {
+		t.Errorf("before the first call: %v", e)
+	}
+	near := func(what string, got, want float64) {
+		if math.Abs(got-want) > want/100 {
+			t.Errorf("%s: %v, want %v", what, got, want)
+		}
+	}
+	p.observe(begin, 20*ms)
+	e, _ := p.load(begin)
+	near("after the first call", e, 20e6)
+	p.observe(begin, 200*ms)
+	e, _ = p.load(begin)
+	near("after a slow call", e, 200e6)
+	p.observe(begin, 20*ms)
+	e, _ = p.load(begin)
+	near("after a fast call at the same time", e, 200e6)
+	now := begin + int64(decayTime)/2
+	p.observe(now, 20*ms)
+	e, _ = p.load(now)
+	half := math.Exp(-0.5)
+	near("after a fast call, half of decayTime later", e, 200e6*half+20e6*(1-half))
+	p.atLeast(now, ms)
+	e, _ = p.load(now)
+	near("after a call that failed at once", e, 200e6*half+20e6*(1-half))
+	p.atLeast(now, 300*ms)
+	for end := now + int64(decayTime); now < end; now += 100_000 { // shorter than a tick
+		p.observe(now, 20*ms)
+	}
+	e, _ = p.load(now)
+	near("after many fast calls", e, 20e6+(300-20)*1e6/math.E)
+	_, elapsed := p.load(now + 3*int64(decayTime))
+	near("the time since the last call", float64(elapsed), 3*float64(decayTime))
+	p.observe(now+3*int64(decayTime), 20*ms)
+	e, _ = p.load(now + 3*int64(decayTime))
+	near("after a fast call, 3 times decayTime later", e, 20e6)
+	var unmeasured peakEWMA
+	unmeasured.atLeast(begin, ms)
+	if e, _ := unmeasured.load(begin); e != 0 {
+		t.Errorf("an instance that only failed has the latency %v", e)
+	}
+}
+
+// Half of the calls end with a known start, half, as with Mark, without.
+func TestCallsInFlightConservesDurations(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	const begin = 1<<62 + 1<<60 // the sum of the start times wraps
+	var c callsInFlight
+	var starts []int64
+	var sum, measured int64
+	now := int64(begin)
+	for len(starts) > 0 || now == begin || now < begin+1000*ms {
+		now += random.Int64N(ms)
+		if now < begin+1000*ms && (len(starts) < 2 || random.IntN(2) == 0) {
+			starts = append(starts, now)
+			c.start(now)
+			continue
+		}
+		i := random.IntN(len(starts))
+		started := starts[i]
+		starts = append(starts[:i], starts[i+1:]...)
+		sum += now - started
+		if random.IntN(2) == 0 {
+			started = 0
+		}
+		measured += c.end(now, started)
+		if got := c.Load(); got != int64(len(starts)) {
+			t.Fatalf("%d calls in flight, want %d", got, len(starts))
+		}
+	}
+	if c.word.Load() != 0 {
+		t.Errorf("after the last call: %x", c.word.Load())
+	}
+	if diff := float64(measured-sum) / float64(sum); math.Abs(diff) > 0.02 {
+		t.Errorf("the calls took %d ns, measured are %d", sum, measured)
+	}
+	c.end(now, 0)
+	if c.Load() != 0 {
+		t.Error("a Mark without Next counts")
+	}
+	for range maxCount + 10 {
+		c.start(now)
+	}
+	if calls, age := c.meanAge(now + 5*ms); calls != maxCount || age != 5*ms {
+		t.Errorf("%d calls in flight of age %d", calls, age)
+	}
+}

@@ -1,0 +1,172 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// verifyDeploy runs make verify-deploy with a short time limit and returns its lines.
+func verifyDeploy(limit string) (string, error) {
+	var out bytes.Buffer
+	err := command(2*time.Minute, &out, "go", "run", "./k8s/verify", "-timeout="+limit)
+	return out.String(), err
+}
+
+// TestDeployWithoutRegistry runs the services from the files of make images, which are
+// imported into containerd as `ctr -n k8s.io images import` and kind do it. The cluster's
+// registry does not contain the images.
+func TestDeployWithoutRegistry(t *testing.T) {
+	const registry, tag = "k8s-micro", "imported"
+	if err := command(3*time.Minute, nil, "make", "images", "REGISTRY="+registry, "TAG="+tag); err != nil {
+		t.Fatal(err)
+	}
+	ctr := ctr(t)
+	for _, s := range []string{"srv", "web", "client", "config"} {
+		onNode(t, ctr, "--namespace=k8s.io", "images", "import", "--all-platforms", "--digests", filepath.Join(root, "images", "go-micro-"+s+".tar"))
+	}
+	deploy := func(components string) {
+		t.Helper()
+		kubectl(t, "delete", "pod", "go-micro-config", "-n", namespace, "--ignore-not-found") // its pull policy cannot be changed
+		if err := command(time.Minute, nil, "make", "deploy", "REGISTRY="+registry, "TAG="+tag, "COMPONENTS="+components); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		kubectl(t, "delete", "pod", "go-micro-config", "-n", namespace, "--ignore-not-found")
+		kubectl(t, "apply", "-k", "k8s")
+		rolledOut(t)
+	})
+
+	deploy("local-images")
+	rolledOut(t)
+	if out, err := verifyDeploy("1m"); err != nil {
+		t.Errorf("with the imported images: %v\n%s", err, out)
+	}
+	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client"} {
+		for _, p := range pods(t, s) {
+			if got, want := p.Spec.Containers[0].Image, registry+"/"+s+":"+tag; got != want && p.DeletionTimestamp == nil {
+				t.Errorf("pod %q runs %q, want %q", p.Name, got, want)
+			}
+		}
+	}
+
+	deploy("") // the registry does not contain the images, so without the component they cannot be pulled
+	out, err := verifyDeploy("20s")
+	if want := `FAILED go-micro-srv: image "k8s-micro/go-micro-srv:imported" cannot be pulled: `; err == nil || !strings.Contains(out, want) || !strings.Contains(out, "COMPONENTS=local-images") {
+		t.Errorf("without the component: %v\n%s\nwant %q", err, out, want)
+	}
+}
+
+// ctr returns the path of containerd's command line: the one of the package from which
+// the node's containerd comes, or a build of the version that the launcher builds.
+func ctr(t *testing.T) string {
+	t.Helper()
+	var state struct{ Tools struct{ Bin string } }
+	b, err := os.ReadFile(filepath.Join(root, ".cluster", clusterName, "cluster.json"))
+	if err = errors.Join(err, json.Unmarshal(b, &state)); err != nil {
+		t.Fatal(err)
+	}
+	containerd := must(filepath.EvalSymlinks(filepath.Join(state.Tools.Bin, "containerd")))
+	for _, path := range []string{"ctr", "../root/usr/bin/ctr"} { // the second is in the launcher's copy of the Debian package
+		if path = filepath.Join(filepath.Dir(containerd), path); exec.Command(path, "--version").Run() == nil {
+			return path
+		}
+	}
+	dir := t.TempDir()
+	install := exec.Command("go", "install", "github.com/containerd/containerd/v2/cmd/ctr@v2.4.2")
+	install.Env = append(os.Environ(), "GOBIN="+dir)
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Fatalf("building ctr: %v: %s", err, out)
+	}
+	return filepath.Join(dir, "ctr")
+}
+
+// TestVerifyDeploy breaks a deployment in each way that make verify-deploy must name.
+func TestVerifyDeploy(t *testing.T) {
+	kubectl(t, "apply", "-k", "k8s")
+	rolledOut(t)
+	good := func() {
+		t.Helper()
+		out, err := verifyDeploy("90s")
+		if err != nil || strings.Count(out, "\nok ") != 7 {
+			t.Fatalf("on a good deployment: %v\n%s", err, out)
+		}
+	}
+	good()
+	const srv = "deployment/go-micro-srv"
+	for _, c := range []struct {
+		name         string
+		breaks       [][]string // arguments of kubectl
+		repairs      [][]string
+		want, remedy string // in the same line
+	}{
+		{"image", [][]string{{"set", "image", "-n", namespace, srv, "go-micro-srv=846602483/go-micro-srv:missing"}},
+			[][]string{{"rollout", "undo", "-n", namespace, srv}},
+			`FAILED go-micro-srv: image "846602483/go-micro-srv:missing" cannot be pulled: `, "push it with `make push"},
+		{"policy", [][]string{{"patch", "-n", namespace, srv, "--type=json", `-p=[{"op": "remove", "path": "/spec/template/spec/containers/0/securityContext"}]`}},
+			[][]string{{"rollout", "undo", "-n", namespace, srv}},
+			`FAILED go-micro-srv: a policy refuses its pods: `, "correct the Deployment's pod template"},
+		{"registration forbidden", [][]string{{"delete", "rolebinding", "micro-registry", "-n", namespace}, {"rollout", "restart", "-n", namespace, srv}},
+			[][]string{{"apply", "-f", "k8s/pod-rbac.yaml"}},
+			"is not registered: ", "apply k8s/pod-rbac.yaml"},
+		{"registration refused by the policy", [][]string{{"patch", "-n", namespace, srv, "--type=json",
+			`-p=[{"op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": {"name": "MICRO_SERVER_NAME", "value": "go-micro-web"}}]`}},
+			[][]string{{"rollout", "undo", "-n", namespace, srv}},
+			"is not registered: ", "see k8s/pod-policy.yaml"},
+		{"no server", [][]string{{"scale", "-n", namespace, srv, "--replicas=0"}},
+			[][]string{{"scale", "-n", namespace, srv, "--replicas=2"}},
+			"FAILED the client gets no answer from go-micro-srv: ", "network policies"},
+		{"no web server", [][]string{{"scale", "-n", namespace, "deployment/go-micro-web", "--replicas=0"}},
+			[][]string{{"scale", "-n", namespace, "deployment/go-micro-web", "--replicas=2"}},
+			"FAILED the Service go-micro-web does not answer: ", "network policies"},
+		{"admission policy", [][]string{{"delete", "-f", "k8s/pod-policy.yaml"}}, [][]string{{"apply", "-f", "k8s/pod-policy.yaml"}},
+			"FAILED the admission policy is missing: ", "apply k8s/pod-policy.yaml"},
+		{"ConfigMap", [][]string{{"delete", "configmap", "go-micro-config", "-n", namespace}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
+			[][]string{{"apply", "-f", "go-micro-config/k8s/configmap.yaml"}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
+			"FAILED go-micro-config has failed: ", "kubectl replace --force"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Cleanup(func() {
+				for _, args := range c.repairs {
+					kubectl(t, args...)
+				}
+				rolledOut(t)
+			})
+			for _, args := range c.breaks {
+				kubectl(t, args...)
+			}
+			limit := "5s"
+			if strings.Contains(c.want, "no answer") {
+				limit = "35s" // the client makes a call every 10 s, and the check reads the last 30 s
+			}
+			out, err := verifyDeploy(limit)
+			if err == nil || !slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
+				return strings.HasPrefix(line, "FAILED ") && strings.Contains(line, c.want) && strings.Contains(line, c.remedy)
+			}) {
+				t.Errorf("verify-deploy: %v\n%s\nwant a line with %q and %q", err, out, c.want, c.remedy)
+			}
+			t.Log("\n" + out)
+		})
+	}
+	good()
+
+	// Without a cluster, and with one that has no namespace go-micro.
+	empty := filepath.Join(t.TempDir(), "kubeconfig")
+	cmd := exec.Command("go", "run", "./k8s/verify")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "KUBECONFIG="+empty)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if want := "FAILED error: current-context is not set; select a cluster"; !errors.As(err, &exit) || !strings.HasPrefix(string(out), want) {
+		t.Errorf("without a kubeconfig: %v\n%s\nwant %q", err, out, want)
+	}
+}

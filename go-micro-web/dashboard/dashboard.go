@@ -6,10 +6,17 @@
 // It answers
 //
 //	GET  /registry/               the page; it is complete without JavaScript
-//	GET  /registry/services.json  the same data as JSON
-//	GET  /registry/events         the same JSON as server-sent events: one at once, one after each change
+//	GET  /registry/services.json  the services and their instances as JSON
+//	GET  /registry/changes.json   the last 50 changes, latest first
+//	GET  /registry/calls.json     the numbers of the calls that somebody keeps making with this pod
+//	GET  /registry/events         server-sent events: services.json at once and after each change, and
+//	                              "changes" events with the changes since the last one
+//	POST /registry/events         the same, and calls Greeter.Hello as often each second as the form field
+//	                              "rate" says, until the stream ends; "calls" events have their numbers
 //	POST /registry/               calls Greeter.Hello with the form field "name"; the answer is the page,
 //	                              or JSON if the Accept header contains application/json
+//
+// Later versions may add keys to the JSON, and do not rename or remove any.
 //
 // The hub observes the registry while the page has viewers. It builds a view after
 // each change and encodes the view once for all viewers. A handler of each viewer
@@ -30,6 +37,20 @@
 // 1,000 of a service and 32 of a pod, and says how many it omits. A viewer has 5 s
 // to receive an event or to send the form, and 30 s to receive the page.
 //
+// A pod makes at most 50 calls a second for all viewers together: the highest rate that a
+// viewer has chosen. The calls are counted by try: the numbers of an instance include failed
+// tries that another instance then answered, and the numbers of the calls do not. The calls
+// end with the last stream that asked for them, and each of these streams ends after
+// 5 minutes, so that a viewer whose machine vanished does not cause calls forever; the page
+// connects again.
+//
+// # Changes
+//
+// A pod sees changes while it has viewers, and for 10 s after them. The time of a change is
+// when the pod saw it. Ejections are those by this pod; other pods may judge otherwise. At
+// most 10 of the 50 changes are of the same pod. The page names the kind of the error that
+// caused an ejection; only the log has its text.
+//
 // There is no authentication: everybody who reaches the port sees the registry.
 package dashboard
 
@@ -42,7 +63,6 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
-	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 )
 
@@ -72,16 +92,16 @@ type dashboard struct {
 	heartbeat   time.Duration
 }
 
-// New returns the handler of all paths below /registry/. It observes the registry
+// New returns the handler of all paths below /registry/. It adds callbacks to the registry's
+// Events, so call it before the registry is used. It observes the registry
 // only while somebody views the page. The first viewer starts an informer of
 // go-micro-srv too, which runs until the registry is closed. With it a greeting
 // finds the instances that the page shows, even when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
-	selector := pod.NewSelector(registry)
-	c := grpcc.NewClient(client.Registry(registry), client.Selector(selector))
+	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	d := newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
+	d := newDashboard(registry, func() map[callTarget]calls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
 	_ = registry.Init(pod.WithEvents(d.hub.changes.events())) // Init of a registry returns no error
 	return d.handler()
 }
@@ -94,14 +114,14 @@ func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), g
 }
 
 // callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
-func callsOf(s *pod.Selector) map[callTarget]calls {
+func callsOf(c *pod.Client) map[callTarget]calls {
 	byTarget := map[callTarget]calls{}
-	for _, i := range s.Instances(greeterName) {
-		c := calls{InFlight: i.InFlight}
+	for _, i := range c.Instances(greeterName) {
+		target := calls{InFlight: i.InFlight}
 		if i.EjectedFor > 0 {
-			c.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
+			target.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
 		}
-		byTarget[callTarget{i.Pod, i.Address}] = c
+		byTarget[callTarget{i.Pod, i.Address}] = target
 	}
 	return byTarget
 }

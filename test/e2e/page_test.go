@@ -114,7 +114,7 @@ func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transit
 		const before = new Map()
 		window.transitions = []
 		const compare = () => {
-			const now = new Map([...document.querySelectorAll('section[data-key="go-micro-srv"] tbody tr')].map(row => [row.querySelector('.pod').textContent, row.querySelector('.state').textContent]))
+			const now = new Map([...document.querySelectorAll('section[data-key="go-micro-srv"] tbody tr')].map(row => [row.querySelector('.pod').textContent, row.querySelector('.state span').textContent]))
 			for (const pod of before.keys()) if (!now.has(pod)) now.set(pod, 'deleted')
 			for (const [pod, state] of now) if (before.get(pod) !== state) {
 				before.set(pod, state)
@@ -316,10 +316,16 @@ func pageKeyboard(t *testing.T, b *tab) {
 	if !browser.Evaluate[bool](b.Tab, `document.activeElement === window.focused`) {
 		t.Errorf("with new instances the focus moved to %q", focused())
 	}
-	b.Do(chromedp.KeyEvent(kb.Tab)) // no table of instances scrolls
-	if got := focused(); got != "A" {
-		t.Errorf("the third Tab key moves the focus to %q, want the link", got)
+	for _, want := range []string{"keep", "rate", "query", "sort", "SUMMARY"} {
+		b.Do(chromedp.KeyEvent(kb.Tab))
+		if got := focused(); got != want {
+			t.Errorf("the next Tab key moves the focus to %q, want %q", got, want)
+		}
 	}
+	b.Do(chromedp.KeyEvent(kb.Enter))
+	b.Wait("the first service to be closed", `!document.querySelector('#services details').open`)
+	b.Do(chromedp.KeyEvent(kb.Enter))
+	b.Wait("the first service to be opened", `document.querySelector('#services details').open`)
 }
 
 func pageForm(t *testing.T, b *tab) {
@@ -344,6 +350,12 @@ func pageFrozenPod(t *testing.T, b *tab) {
 	all := pods(t, "go-micro-srv")
 	victim := podProcess(t, all[0])
 	stop := b.recordTransitions()
+	browser.Evaluate[bool](b.Tab, `document.getElementById('rate').value = 20, document.getElementById('keep').click(), true`)
+	calls := func(name, state, share string) string {
+		return fmt.Sprintf(`[...document.querySelectorAll('#traffic tbody tr')].some(row => row.dataset.key.startsWith(%q) && row.querySelector('.state').dataset.state === %q && %s)`, name+" ", state, share)
+	}
+	const some, none = `parseInt(row.querySelector('.share').textContent) > 0`, `row.querySelector('.share').textContent === '0 %'`
+	b.Wait("calls to all instances", calls(all[0].Name, "ready", some)+"&&"+calls(all[1].Name, "ready", some)+"&&"+calls(all[2].Name, "ready", some))
 	browser.Evaluate[bool](b.Tab, `document.getElementById('answers').replaceChildren(), document.activeElement.blur(), true`) // for the screenshots
 	for n := 1; n <= 3 || n <= 8 && browser.Evaluate[int](b.Tab, `new Set([...document.querySelectorAll('#answers .pod')].map(pod => pod.textContent)).size`) == 1; n++ {
 		browser.Evaluate[bool](b.Tab, `document.getElementById('name').value = 'you', document.querySelector('button').click(), true`)
@@ -354,6 +366,9 @@ func pageFrozenPod(t *testing.T, b *tab) {
 	onNode(t, "kill", "-STOP", victim)
 	begin := time.Now()
 	b.Wait("the frozen pod to become not ready", rows("go-micro-srv", "not ready")+` === 1`)
+	b.Wait("the reason", `document.querySelector('section[data-key="go-micro-srv"] .reason').textContent.includes('readiness probe')`)
+	b.Wait("the end of its share of the calls", calls(all[0].Name, "not ready", none))
+	t.Logf("%s after the freeze its share is 0; %s", time.Since(begin).Round(100*time.Millisecond), browser.Evaluate[string](b.Tab, `document.getElementById('timeline-text').textContent`))
 	kubectl(t, "delete", "pod", "-n", namespace, "--wait=false", all[1].Name)
 	browser.Evaluate[bool](b.Tab, `document.querySelectorAll('.answered').forEach(row => row.classList.remove('answered')), true`)
 	b.Wait("another pod to become terminating, also in the summary", rows("go-micro-srv", "terminating")+` === 1 && document.getElementById('summary').textContent.includes('terminating')`)
@@ -361,6 +376,16 @@ func pageFrozenPod(t *testing.T, b *tab) {
 	b.screenshot("registry-dark", "dark")
 	thaw()
 	b.Wait("all instances to become ready again", fmt.Sprintf(`%s === 3 && %s === 3`, rows("go-micro-srv", ""), rows("go-micro-srv", "ready")))
+	b.Wait("its share of the calls", calls(all[0].Name, "ready", some))
+	for _, want := range []string{"not ready " + all[0].Name, "back " + all[0].Name, "terminating " + all[1].Name, "left " + all[1].Name} {
+		b.Wait("the change "+want, fmt.Sprintf(`[...document.querySelectorAll('#changes li')].some(li => li.textContent.replace(/\s+/g, ' ').includes(%q))`, want))
+	}
+	for _, change := range browser.Evaluate[[]string](b.Tab, `[...document.querySelectorAll('#changes li')].slice(0, 12).map(li => li.textContent.replace(/\s+/g, ' '))`) {
+		t.Log(change)
+	}
+	browser.Evaluate[bool](b.Tab, `document.getElementById('keep').click(), true`)
+	b.Wait("the stream without calls", `document.getElementById('traffic').hidden && document.getElementById('connection').textContent === 'Live'`)
+	checkNoCalls(t, b)
 	onPage, delays := stop("not ready", "ready", "terminating", "deleted")
 	checkDelays(t, delays, 2)
 	for _, m := range onPage {
@@ -368,6 +393,30 @@ func pageFrozenPod(t *testing.T, b *tab) {
 			t.Logf("%+6.1f s after the freeze: %s", time.UnixMilli(m.At).Sub(begin).Seconds(), m.State)
 		}
 	}
+}
+
+// checkNoCalls checks that no pod of go-micro-web still calls for a page that has stopped
+// asking for calls.
+func checkNoCalls(t *testing.T, b *tab) {
+	t.Helper()
+	eventually(t, 10*time.Second, "the end of the calls", func() error {
+		for range 10 { // a new connection may go to another pod
+			rsp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(b.url + "calls.json")
+			if err != nil {
+				return err
+			}
+			var calls struct {
+				Pod  string
+				Rate int
+			}
+			err = json.NewDecoder(rsp.Body).Decode(&calls)
+			rsp.Body.Close()
+			if err != nil || calls.Rate != 0 {
+				return fmt.Errorf("%s calls %d times a second: %v", calls.Pod, calls.Rate, err)
+			}
+		}
+		return nil
+	})
 }
 
 // screenshot takes a screenshot of the page in a theme.
@@ -415,7 +464,7 @@ func pageInjection(t *testing.T, b *tab) {
 	check := func(source string) {
 		t.Helper()
 		b.Wait(source, shown)
-		if n := browser.Evaluate[int](b.Tab, `document.querySelectorAll('#services :is(img, script, b, a)').length`); n != 0 {
+		if n := browser.Evaluate[int](b.Tab, `document.querySelectorAll(':is(#services, #changes) :is(img, script, a), #services b').length`); n != 0 {
 			t.Errorf("%s: the registry added %d elements", source, n)
 		}
 		for _, text := range []string{`<script>alert(2)</script>`, `<b onclick=alert(3)>Click</b>`, `"><script>alert(4)</script>`, `javascript:alert(5)`} {
@@ -539,11 +588,16 @@ func pageManyInstances(t *testing.T, b *tab) {
 	begin = time.Now()
 	b.Wait("all instances", fmt.Sprintf(`%s === %d`, rows("crowd", ""), n))
 	t.Logf("all instances are shown %s after the last pod was created", time.Since(begin).Round(10*time.Millisecond))
+	if height := browser.Evaluate[int](b.Tab, `document.documentElement.scrollHeight`); height > 3000 {
+		t.Errorf("the overview is %d pixels high", height)
+	}
+	browser.Evaluate[bool](b.Tab, `document.querySelector('section[data-key="crowd"] summary').click(), true`)
+	b.Wait("the instances", `document.querySelector('section[data-key="crowd"] .instances').clientHeight > 0`)
 	if !browser.Evaluate[bool](b.Tab, `document.querySelector('section[data-key="crowd"] .instances').clientHeight < innerHeight`) {
 		t.Error("the instances of one service fill the window")
 	}
 	b.Do(chromedp.SendKeys(chromedp.ID("query"), "CROWD-49 not"))
-	b.Wait("the filtered instances", fmt.Sprintf(`%s === 10 && document.querySelectorAll('tbody tr:not([hidden])').length === 10`, rows("crowd", "not ready")))
+	b.Wait("the filtered instances", fmt.Sprintf(`%s === 10 && document.querySelectorAll('#services tbody tr:not([hidden])').length === 10`, rows("crowd", "not ready")))
 	b.Do(chromedp.SendKeys(chromedp.ID("query"), strings.Repeat(kb.Backspace, len("CROWD-49 not"))))
 	deleteUnscheduledPods(t)
 	b.Wait("all of them to disappear", rows("crowd", "")+` === 0`)
@@ -562,8 +616,8 @@ func pagePhone(t *testing.T, b *tab) {
 			roles[strings.Trim(string(n.Role.Value), `"`)]++
 		}
 	}
-	instances, services := browser.Evaluate[int](b.Tab, `document.querySelectorAll('tbody tr').length`), browser.Evaluate[int](b.Tab, `document.querySelectorAll('section').length`)
-	for role, want := range map[string]int{"table": services, "row": services + instances, "rowheader": instances, "columnheader": 5 * services, "cell": 4 * instances, "button": 1, "alert": 0} {
+	instances, services := browser.Evaluate[int](b.Tab, `document.querySelectorAll('#services tbody tr').length`), browser.Evaluate[int](b.Tab, `document.querySelectorAll('#services section').length`)
+	for role, want := range map[string]int{"table": services, "row": services + instances, "rowheader": instances, "columnheader": 6 * services, "cell": 5 * instances, "button": 1 + 2*instances, "checkbox": 1, "alert": 0} {
 		if roles[role] != want {
 			t.Errorf("the accessibility tree has %d of role %s, want %d", roles[role], role, want)
 		}

@@ -29,7 +29,7 @@ lint: ## run golangci-lint (3 minutes the first time)
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
 
-compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (15 minutes, the first time 25)
+compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (6 minutes, the first time 15)
 	@test/compat.sh
 
 bench: ## compare pod/ with go-micro's plugin and selector, write test/bench/RESULTS.md (7 minutes)

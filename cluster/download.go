@@ -358,7 +358,7 @@ func unpackPrograms(archive, dir string, names []string) error {
 	}
 	for entries := tar.NewReader(unzipped); len(missing) > 0; {
 		entry, err := entries.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

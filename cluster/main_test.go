@@ -261,6 +261,7 @@ func TestErrorMessages(t *testing.T) {
 		{[]string{"save", "x.tar"}, "saving images: want a file and IMAGE=DIR"},
 		{[]string{"save", "x.tar", "ab"}, `saving image "ab": want IMAGE=DIR`},
 		{[]string{"save", "x.tar", "A/b=c"}, "write it as you/go-micro-srv:v1"},
+		{[]string{"up", "-kube-apiserver", "x"}, "it needs -control-plane"},
 		{[]string{"up", "-name", "../up"}, "want a plain word"},
 	} {
 		out, err := cli(t, root, c.args...)

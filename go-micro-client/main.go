@@ -30,10 +30,9 @@ func main() {
 	registry := pod.NewRegistry(kubernetes.NewRegistry)
 	service := micro.NewService(
 		micro.Name(DefaultServiceName),
-		micro.Client(grpcc.NewClient()),
-		micro.Registry(registry),                  // finds go-micro-srv in Kubernetes
-		micro.Selector(pod.NewSelector(registry)), // picks the less busy of two instances
-		pod.Lifecycle(registry),                   // health, readiness, drain
+		micro.Client(pod.NewClient(registry, grpcc.NewClient())), // chooses the instance that should answer first
+		micro.Registry(registry),                                 // finds go-micro-srv in Kubernetes
+		pod.Lifecycle(registry),                                  // health, readiness, drain
 	)
 	service.Init()
 	go registryRPCHandler(service.Client())

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/micro/go-micro/v2/errors"
@@ -27,6 +28,7 @@ type simulation struct {
 	joins     time.Duration // when one more instance becomes ready, 0 for never
 	answer    func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome)
 
+	seed     uint64
 	random   *rand.Rand
 	events   eventQueue
 	attempts []simulatedAttempt
@@ -146,7 +148,7 @@ func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome
 func (s *simulation) at(t time.Duration, do func()) { heap.Push(&s.events, event{t, do}) }
 
 func (s simulation) run(make func(int, *rand.Rand) balancer) *simulation {
-	s.random = rand.New(rand.NewPCG(1, 2))
+	s.random = rand.New(rand.NewPCG(1, s.seed))
 	var clients []balancer
 	for i := range max(1, s.clients) {
 		b := make(s.instances, rand.New(rand.NewPCG(3, uint64(i))))
@@ -377,6 +379,235 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 		}
 	}
 	t.Logf("%s", time.Since(begin).Round(time.Millisecond))
+}
+
+// The instance fails from second 2 to 20. After its ejection of 5 s one call tries the
+// instance and fails, and after another 20 s one tries it and succeeds. There are so many
+// calls in flight that the faults alone do not keep the calls away.
+func TestChoiceProbesFailingInstanceWithOneCall(t *testing.T) {
+	t.Parallel()
+	s := simulation{instances: 3, rate: 1000, length: 36 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		if instance == 0 && 2*time.Second <= now && now < 20*time.Second {
+			return time.Millisecond, faulted
+		}
+		return lognormal(r, 200*time.Millisecond, 0.25), answered
+	}}.run(newPodBalancer)
+	var bursts []int // calls to the instance that begin within a second of each other, after its first fault
+	last := 2 * time.Second
+	for _, a := range s.attempts {
+		if a.instance == 0 && a.begin >= 2*time.Second {
+			if len(bursts) == 0 || a.begin-last > time.Second {
+				bursts = append(bursts, 0)
+			}
+			bursts[len(bursts)-1]++
+			last = a.begin
+		}
+	}
+	n := len(bursts)
+	if n < 3 || bursts[n-2] != 1 {
+		t.Fatalf("after its ejection one call tries the instance, and after the next one it gets its share; got %v", bursts)
+	}
+	sum := 0
+	for _, b := range bursts[:n-2] {
+		sum += b
+	}
+	if sum < faultsInARow || sum > 6*faultsInARow {
+		t.Errorf("%d calls went to the instance before its ejection", sum)
+	}
+	if share := s.share(0, 32*time.Second, 36*time.Second); share < 28 {
+		t.Errorf("after its recovery one of 3 instances gets %.1f %% of the calls", share)
+	}
+}
+
+// After the first slow answers, a slow instance has at most one call in flight.
+func TestChoiceProbesSlowInstanceWithOneCall(t *testing.T) {
+	t.Parallel()
+	inFlight, most := 0, 0
+	s := simulation{instances: 10, rate: 1000, length: 60 * time.Second}
+	s.answer = func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		if instance != 0 || now < 2*time.Second || now > 40*time.Second {
+			return usual(r), answered
+		}
+		if now > 5*time.Second {
+			inFlight++
+			most = max(most, inFlight)
+		}
+		return time.Second, answered
+	}
+	make := func(n int, r *rand.Rand) balancer {
+		return &observed{newPodBalancer(n, r), func(instance int, begin time.Duration) {
+			if instance == 0 && 5*time.Second < begin && begin <= 40*time.Second {
+				inFlight--
+			}
+		}}
+	}
+	done := s.run(make)
+	if most != 1 {
+		t.Errorf("%d calls at once probe a slow instance, want 1", most)
+	}
+	if share := done.share(0, 50*time.Second, 60*time.Second); share < 8 {
+		t.Errorf("after its recovery the instance gets %.1f %% of the calls", share)
+	}
+}
+
+// observed is a balancer that reports the end of each call.
+type observed struct {
+	balancer
+	ended func(instance int, begin time.Duration)
+}
+
+func (o *observed) begin(now time.Duration) (int, func(time.Duration, outcome)) {
+	i, end := o.balancer.begin(now)
+	return i, func(t time.Duration, result outcome) { end(t, result); o.ended(i, now) }
+}
+
+// Faults that all instances share, even when all begin to fail at the same moment, eject
+// no instance and do not move calls.
+func TestChoiceIgnoresCommonFaults(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{2, 4, 10} {
+		for _, share := range []float64{0.02, 0.2, 0.5, 0.9, 1} {
+			ejections := 0
+			s := simulation{instances: n, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, _ int, now time.Duration) (time.Duration, outcome) {
+				if now > 5*time.Second && r.Float64() < share {
+					return usual(r), faulted
+				}
+				return usual(r), answered
+			}}.run(func(n int, r *rand.Rand) balancer {
+				b := newPodBalancer(n, r).(*podBalancer)
+				b.pool.events.Ejected = func(string, string, string, time.Duration, error) { ejections++ }
+				return b
+			})
+			if ejections > 0 {
+				t.Errorf("%.0f %% of the calls to all of %d instances fail: %d ejections", 100*share, n, ejections)
+			}
+			for i := range n {
+				if got, fair := s.share(i, 5*time.Second, 20*time.Second), 100/float64(n); got < fair*0.7 || got > fair*1.3 {
+					t.Errorf("%.0f %% of the calls to all of %d instances fail: one gets %.1f %% of the calls", 100*share, n, got)
+				}
+			}
+		}
+	}
+}
+
+// An instance of which only some calls fail is ejected too.
+func TestChoiceEjectsInstanceThatFailsSometimes(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{2, 4, 10} {
+		for _, share := range []float64{0.3, 0.6} {
+			s := simulation{instances: n, rate: 500, length: 30 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+				if instance == 0 && now > 2*time.Second && r.Float64() < share {
+					return usual(r), faulted
+				}
+				return usual(r), answered
+			}}.run(newPodBalancer)
+			if got := s.share(0, 5*time.Second, 30*time.Second); got > 5 {
+				t.Errorf("%.0f %% of the calls to one of %d instances fail: it gets %.1f %% of the calls", 100*share, n, got)
+			}
+		}
+	}
+}
+
+// With faults too, at most half of the instances are ejected; the others are called
+// according to their faults.
+func TestChoiceEjectsAtMostHalfForFaults(t *testing.T) {
+	t.Parallel()
+	var b *podBalancer
+	ejected := 0
+	simulation{instances: 10, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+		n := 0
+		for i := range b.index {
+			if i.ejected(simulationEpoch + int64(now)) {
+				n++
+			}
+		}
+		ejected = max(ejected, n)
+		if instance < 7 && now > 2*time.Second {
+			return time.Millisecond, faulted
+		}
+		return usual(r), answered
+	}}.run(func(n int, r *rand.Rand) balancer { b = newPodBalancer(n, r).(*podBalancer); return b })
+	if ejected > 5 || ejected < 4 {
+		t.Errorf("%d of 10 instances were ejected, want at most half", ejected)
+	}
+}
+
+// A client that knows the instance only, as go-micro's with Mark, does not know when a call
+// began.
+func TestChoiceWithoutStartTimes(t *testing.T) {
+	t.Parallel()
+	s := simulation{instances: 11, rate: 500, length: 60 * time.Second, answer: slowServer}.run(func(n int, r *rand.Rand) balancer {
+		return &marking{newPodBalancer(n, r).(*podBalancer)}
+	})
+	if over := s.percent(func(c simulatedCall) bool { return c.latency >= time.Second }); over > 0.1 {
+		t.Errorf("%.3f %% of the calls take over 1 s, want at most 0.1", over)
+	}
+}
+
+type marking struct{ *podBalancer }
+
+func (b *marking) begin(now time.Duration) (int, func(time.Duration, outcome)) {
+	c, err := b.pool.choose(b.pool.informer.snapshot().instances, simulationEpoch+int64(now))
+	if err != nil {
+		panic(err)
+	}
+	c.started = 0
+	return b.index[c.instance], func(now time.Duration, o outcome) { c.doneAt(simulationEpoch+int64(now), o, nil) }
+}
+
+// An open stream counts as a call in flight, but neither its length nor its silence says
+// anything about the instance.
+func TestChoiceCountsStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, inf := newStaticRegistry(t, 2)
+		s := NewSelector(r)
+		choose := func() choice {
+			c, err := s.choose("greeter", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		var streams []choice
+		for range 10 {
+			streams = append(streams, choose().asStream())
+		}
+		for _, c := range s.Instances("greeter") {
+			if c.InFlight != 5 {
+				t.Errorf("%d of 10 streams on %s, want 5", c.InFlight, c.Address)
+			}
+		}
+		time.Sleep(time.Minute)
+		counts := map[*instance]int{}
+		for range 1000 {
+			c := choose()
+			counts[c.instance]++
+			c.done(answered, nil)
+		}
+		for i, n := range counts {
+			if n < 400 {
+				t.Errorf("%s, with 5 silent streams like the other, gets %d of 1000 calls", i.Address, n)
+			}
+		}
+		for _, c := range streams {
+			c.done(answered, nil)
+		}
+		for _, i := range inf.snapshot().instances {
+			if latency, _ := i.latency.load(clock()); i.streams.Load() != 0 || i.inFlight.Load() != 0 || latency != 0 {
+				t.Errorf("after the streams: %d streams, %d calls in flight, latency %v", i.streams.Load(), i.inFlight.Load(), latency)
+			}
+		}
+		c := choose().asStream()
+		c.done(timedOut, timeout)
+		if c.instance.failures.Load() != 0 {
+			t.Error("the deadline of a stream is the instance's fault")
+		}
+		c = choose().asStream()
+		c.done(lostConnection, refused)
+		if !c.instance.ejected(clock()) {
+			t.Error("an instance whose connection broke under a stream is not ejected")
+		}
+	})
 }
 
 func BenchmarkChoice(b *testing.B) {

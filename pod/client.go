@@ -298,6 +298,9 @@ func (k *call) try(ctx context.Context, i int, rsp any) error {
 	} else {
 		err = k.invokeWrapped(ctx, rsp)
 	}
+	if s, ok := rsp.(*stream); ok {
+		err = s.check(err)
+	}
 	k.finish(err)
 	return err
 }

@@ -100,9 +100,24 @@ func (k *call) open(ctx context.Context, s *stream, i *instance, address, method
 	if r, ok := req.(*request); ok {
 		r.codec = codec
 	}
+	if s.cancel != nil { // a call wrapper has opened the stream before
+		s.cancel()
+	}
 	s.ctx, s.cancel, s.grpc, s.request = callerCtx, func() { cancel(nil) }, g, req
 	s.response = &response{stream: g, codec: codec}
 	return nil
+}
+
+// check returns the error of opening a stream through call wrappers. A wrapper may return an
+// error although it has opened the stream, and none although it has not.
+func (s *stream) check(err error) error {
+	switch {
+	case err != nil && s.cancel != nil:
+		s.cancel()
+	case err == nil && s.grpc == nil:
+		return clientError("Error creating stream: a call wrapper returned without opening it")
+	}
+	return err
 }
 
 var streamDesc = &grpc.StreamDesc{StreamName: "go-micro", ClientStreams: true, ServerStreams: true}

@@ -13,6 +13,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
@@ -146,6 +147,41 @@ func TestClientStreamEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 		if i.InFlight != 0 || i.Address == l.Addr().String() && i.Failures != 1 {
 			t.Errorf("%+v", i)
 		}
+	}
+}
+
+func TestClientStreamAndWrappersThatDoNotOpenOneStream(t *testing.T) {
+	for name, wrapper := range map[string]struct {
+		wrap func(open func() error) error
+		want string
+	}{
+		"an error although it is open": {func(open func() error) error { _ = open(); return io.ErrUnexpectedEOF }, "unexpected EOF"},
+		"opened twice":                 {func(open func() error) error { _ = open(); return open() }, ""},
+		"not opened":                   {func(func() error) error { return nil }, "returned without opening"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkNoLeak(t)
+			c, _ := newTestClient(t, []string{startStreams(t)}, client.Retries(0))
+			wrap := func(call client.CallFunc) client.CallFunc {
+				return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
+					return wrapper.wrap(func() error { return call(ctx, n, req, rsp, o) })
+				}
+			}
+			s, text := openEcho(t.Context(), c, []string{"a", "end"}, client.WithCallWrapper(wrap))
+			if (s == nil) != (wrapper.want != "") || !strings.Contains(text, wrapper.want) {
+				t.Errorf("%v, %q", s, text)
+			}
+			eventually(t, "no stream is open", func() bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				for p := range c.pools {
+					if p.calls.Load() > 0 {
+						return false
+					}
+				}
+				return inFlightCalls(c) == 0
+			})
+		})
 	}
 }
 

@@ -408,7 +408,10 @@ func TestClientWritesNoLateResponse(t *testing.T) {
 func TestClientReturns408WhenTheContextEnds(t *testing.T) {
 	checkNoLeak(t)
 	b := newBarrier()
-	a := startCounted(t, b.hold)
+	a := startCounted(t, func(ctx context.Context) {
+		b.hold(ctx)
+		time.Sleep(50 * time.Millisecond) // otherwise the answer may arrive just before the client's timer fires
+	})
 	c, _ := newTestClient(t, []string{a.address()}, client.Retries(3))
 	for range 50 {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)

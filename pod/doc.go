@@ -6,8 +6,8 @@
 //
 //	registry := pod.NewRegistry(kubernetes.NewRegistry) // the constructor itself, not its result
 //	service := micro.NewService(
+//		micro.Client(pod.NewClient(registry, grpcc.NewClient())),
 //		micro.Registry(registry),
-//		micro.Selector(pod.NewSelector(registry)),
 //		pod.Lifecycle(registry),  // in a web service: pod.WebLifecycle
 //		pod.Reflection(registry), // for grpcurl
 //	)
@@ -50,6 +50,12 @@
 // instance whose connection fails or that does not answer in time, for a growing time,
 // and never more than half of the instances. An instance is blamed only for its own
 // faults. WithEvents reports picks and ejections to a metrics library.
+//
+// # Calls
+//
+// A Client calls like go-micro's gRPC client, over one connection per instance, and tells the
+// choice which instance each call and stream went to and how it ended. Where the client is
+// wrong for you, give the selector of NewSelector to go-micro's client.
 //
 // # Stop
 //

@@ -34,10 +34,9 @@ func ExampleLifecycle() {
 	service := micro.NewService(
 		micro.Name("greeter"),
 		micro.Server(grpcs.NewServer(server.Name("greeter"), server.Address(":9100"))),
-		micro.Client(grpcc.NewClient()),
-		micro.Registry(registry),                  // registers the service and finds other services
-		micro.Selector(pod.NewSelector(registry)), // calls the less busy of two instances, ejects failing instances
-		pod.Lifecycle(registry),                   // health, readiness, drain
+		micro.Client(pod.NewClient(registry, grpcc.NewClient())), // chooses the instance that should answer first
+		micro.Registry(registry), // registers the service and finds other services
+		pod.Lifecycle(registry),  // health, readiness, drain
 	)
 	service.Init()
 	if err := proto.RegisterGreeterHandler(service.Server(), new(Greeter)); err != nil {

@@ -10,15 +10,14 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-// A service needs only two more lines to use this package.
+// A service needs only two more lines to use this package: the registry and the client.
 func Example() {
 	registry := pod.NewRegistry(kubernetes.NewRegistry) // the plugin's constructor itself, not its result
 	service := micro.NewService(
 		micro.Name("greeter"),
 		micro.Server(grpcs.NewServer()),
-		micro.Client(grpcc.NewClient()),
+		micro.Client(pod.NewClient(registry, grpcc.NewClient())),
 		micro.Registry(registry),
-		micro.Selector(pod.NewSelector(registry)),
 	)
 	fmt.Println(service.Options().Registry, service.Client().Options().Selector)
 	// Output: kubernetes pod

@@ -109,8 +109,10 @@ func (p *pool) failsMoreThanOthers(suspect *instance, now int64) bool {
 	if run := suspect.history.inARow(); run >= faultsInARow && math.Pow(min(1, upper), float64(run)) <= chanceOfRun {
 		return true
 	}
+	_, own := suspect.history.last(63)
+	pooled := (faults + float64(own)) / (calls + 63) // as in a two-proportion z-test
 	excess := suspect.history.share() - mean
 	return excess >= minFaultShare &&
 		excess >= successRateStdevs*math.Sqrt(max(0, squares/others-sum/others*sum/others)) &&
-		excess >= binomialStdevs*math.Sqrt(mean*(1-mean)*(1./63+1/calls)) // the mean is by chance too
+		excess >= binomialStdevs*math.Sqrt(pooled*(1-pooled)*(1./63+1/calls))
 }

@@ -63,7 +63,6 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
-	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 )
 
@@ -100,10 +99,9 @@ type dashboard struct {
 // finds the instances that the page shows, even when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
-	selector := pod.NewSelector(registry)
-	c := grpcc.NewClient(client.Registry(registry), client.Selector(selector))
+	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	d := newDashboard(registry, func() map[callTarget]calls { return callsOf(selector) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
+	d := newDashboard(registry, func() map[callTarget]calls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
 	_ = registry.Init(pod.WithEvents(d.hub.changes.events())) // Init of a registry returns no error
 	return d.handler()
 }
@@ -116,14 +114,14 @@ func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), g
 }
 
 // callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
-func callsOf(s *pod.Selector) map[callTarget]calls {
+func callsOf(c *pod.Client) map[callTarget]calls {
 	byTarget := map[callTarget]calls{}
-	for _, i := range s.Instances(greeterName) {
-		c := calls{InFlight: i.InFlight}
+	for _, i := range c.Instances(greeterName) {
+		target := calls{InFlight: i.InFlight}
 		if i.EjectedFor > 0 {
-			c.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
+			target.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
 		}
-		byTarget[callTarget{i.Pod, i.Address}] = c
+		byTarget[callTarget{i.Pod, i.Address}] = target
 	}
 	return byTarget
 }

@@ -14,6 +14,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,10 +37,7 @@ type kube struct {
 	requests map[string]int // requests of the registries by client, namespace and verb
 }
 
-// enterPod gives this process the environment of a pod: the files of a service
-// account, and the address of the API server in environment variables. The address
-// is that of a proxy, which counts the requests and adds the administrator's credentials.
-func enterPod(kubeconfig string) (*kube, error) {
+func newKube(kubeconfig string) (*kube, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, err
@@ -48,7 +46,16 @@ func enterPod(kubeconfig string) (*kube, error) {
 	if k.client.Transport, err = rest.TransportFor(config); err != nil {
 		return nil, err
 	}
-	if k.server, err = url.Parse(config.Host); err != nil {
+	k.server, err = url.Parse(config.Host)
+	return k, err
+}
+
+// enterPod gives this process the environment of a pod: the files of a service
+// account, and the address of the API server in environment variables. The address
+// is that of a proxy, which counts the requests and adds the administrator's credentials.
+func enterPod(kubeconfig string) (*kube, error) {
+	k, err := newKube(kubeconfig)
+	if err != nil {
 		return nil, err
 	}
 	forward := &httputil.ReverseProxy{Transport: k.client.Transport, FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(k.server) }}
@@ -131,14 +138,18 @@ func (k *kube) do(method, path string, body, into any) error {
 // enterNamespace creates a namespace and moves this process's pod there. A registry reads
 // the namespace when it is created or first used.
 func (k *kube) enterNamespace(namespace string) error {
+	if err := k.createNamespace(namespace); err != nil {
+		return err
+	}
+	return os.WriteFile("namespace", []byte(namespace), 0o600)
+}
+
+func (k *kube) createNamespace(namespace string) error {
 	err := k.do("POST", "/api/v1/namespaces", object{"metadata": object{"name": namespace}}, nil)
 	if err == nil { // admission requires this account, and no controller runs that would create it
 		err = k.do("POST", "/api/v1/namespaces/"+namespace+"/serviceaccounts", object{"metadata": object{"name": "default"}}, nil)
 	}
-	if err != nil {
-		return err
-	}
-	return os.WriteFile("namespace", []byte(namespace), 0o600)
+	return err
 }
 
 func pods(namespace string) string { return "/api/v1/namespaces/" + namespace + "/pods/" }
@@ -148,18 +159,31 @@ func (k *kube) setStatus(namespace, pod string, ready bool) error {
 	return k.do("PATCH", pods(namespace)+pod+"/status", object{"status": running(ready, "10.0.0.1")}, nil)
 }
 
-// fill creates n pods, 16 at a time, and returns their names. The pods are
-// registered unless service is "", and are Running and Ready if run is set.
+// fill creates n pods and returns their names. The pods are registered unless service
+// is "", and are Running and Ready if run is set.
 func (k *kube) fill(namespace, prefix string, n int, service, address string, run bool) (names []string, err error) {
-	work, failed := make(chan string), make(chan error, n)
+	var all []object
+	for i := range n {
+		names = append(names, fmt.Sprintf("%s-%d", prefix, i))
+		all = append(all, newPod(names[i], service, address))
+	}
+	ip := ""
+	if run {
+		ip, _, _ = strings.Cut(cmp.Or(address, "10.0.0.1"), ":")
+	}
+	return names, k.create(namespace, all, ip)
+}
+
+// create creates pods, 16 at a time. Unless ip is "", they are Running and Ready.
+func (k *kube) create(namespace string, all []object, ip string) error {
+	work, failed := make(chan object), make(chan error, len(all))
 	var workers sync.WaitGroup
 	for range 16 {
 		workers.Go(func() {
-			for name := range work {
-				err := k.do("POST", pods(namespace), newPod(name, service, address), nil)
-				if err == nil && run {
-					ip, _, _ := strings.Cut(cmp.Or(address, "10.0.0.1"), ":")
-					err = k.do("PATCH", pods(namespace)+name+"/status", object{"status": running(true, ip)}, nil)
+			for p := range work {
+				err := k.do("POST", pods(namespace), p, nil)
+				if err == nil && ip != "" {
+					err = k.do("PATCH", pods(namespace)+p["metadata"].(object)["name"].(string)+"/status", object{"status": running(true, ip)}, nil)
 				}
 				if err != nil {
 					failed <- err
@@ -167,14 +191,13 @@ func (k *kube) fill(namespace, prefix string, n int, service, address string, ru
 			}
 		})
 	}
-	for i := range n {
-		names = append(names, fmt.Sprintf("%s-%d", prefix, i))
-		work <- names[i]
+	for _, p := range all {
+		work <- p
 	}
 	close(work)
 	workers.Wait()
 	close(failed)
-	return names, <-failed // nil if no error occurred
+	return <-failed // nil if no error occurred
 }
 
 // registrationMetadata returns the labels and the annotation that the plugin would write on the
@@ -219,25 +242,67 @@ func running(ready bool, ip string) object {
 		"containerID": "containerd://" + digest, "state": object{"running": object{"startedAt": now}}}}}
 }
 
-// memoryAPI starts a fake API server with n registered pods that never change, so
-// that picking an instance is measured without another process on the cores.
-func memoryAPI(service string, n int) *httptest.Server {
-	var items []object
-	for i := range n {
-		name := fmt.Sprintf("pod-%d", i)
-		ip := fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
-		p := newPod(name, service, ip+":9100")
-		p["metadata"].(object)["uid"], p["status"] = name, running(true, ip)
-		items = append(items, p)
-	}
-	body, _ := json.Marshal(object{"apiVersion": "v1", "kind": "PodList", "metadata": object{"resourceVersion": "1"}, "items": items})
-	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// memoryAPI is a fake API server whose pods can only increase. Clients are measured
+// with it without another process on the cores.
+type memoryAPI struct {
+	*httptest.Server
+	mu      sync.Mutex
+	items   []json.RawMessage
+	changed chan struct{} // closed when items grows
+}
+
+func newMemoryAPI() *memoryAPI {
+	a := &memoryAPI{changed: make(chan struct{})}
+	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		items, changed := a.read()
 		if r.FormValue("watch") == "" {
-			_, _ = w.Write(body)
+			_ = json.NewEncoder(w).Encode(object{"apiVersion": "v1", "kind": "PodList", "metadata": object{"resourceVersion": strconv.Itoa(len(items))}, "items": items})
 			return
 		}
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
+		for seen, _ := strconv.Atoi(r.FormValue("resourceVersion")); ; items, changed = a.read() {
+			for ; seen < len(items); seen++ {
+				_ = json.NewEncoder(w).Encode(object{"type": "ADDED", "object": items[seen]})
+			}
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-changed:
+			case <-r.Context().Done():
+				return
+			}
+		}
 	}))
+	return a
+}
+
+func (a *memoryAPI) read() ([]json.RawMessage, chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.items, a.changed
+}
+
+// add adds a registered pod that is Running and Ready.
+func (a *memoryAPI) add(service, address string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	name := fmt.Sprintf("pod-%d", len(a.items))
+	ip, _, _ := strings.Cut(address, ":")
+	p := newPod(name, service, address)
+	p["metadata"].(object)["uid"], p["metadata"].(object)["resourceVersion"], p["status"] = name, strconv.Itoa(len(a.items)+1), running(true, ip)
+	b, _ := json.Marshal(p)
+	a.items = append(a.items, b)
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// enterKubeconfig makes this process read the fake API server as a laptop reads a real one.
+func (a *memoryAPI) enterKubeconfig() error {
+	f, err := os.CreateTemp("", "bench-kubeconfig-")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = fmt.Fprintf(f, "apiVersion: v1\nkind: Config\ncurrent-context: bench\nclusters: [{name: bench, cluster: {server: %q}}]\ncontexts: [{name: bench, context: {cluster: bench}}]\n", a.URL)
+	os.Setenv("KUBECONFIG", f.Name())
+	return err
 }

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"runtime"
 	"slices"
@@ -18,36 +17,40 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
-	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	broker "github.com/micro/go-micro/v2/broker/memory"
+	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
-	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
-// candidate is one of the two implementations that are compared.
+// candidate is one of the implementations that are compared.
 type candidate struct {
 	registry registry.Registry
 	selector selector.Selector
+	client   client.Client // nil: go-micro's client with the selector
 	close    func() error
 }
 
 func upstream(opts ...registry.Option) candidate {
 	r := kubernetes.NewRegistry(opts...)
 	s := selector.NewSelector(selector.Registry(r))
-	return candidate{r, s, s.Close}
+	return candidate{registry: r, selector: s, close: s.Close}
 }
 
 func ours(opts ...registry.Option) candidate {
 	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
-	return candidate{r, pod.NewSelector(r), r.Close}
+	return candidate{registry: r, selector: pod.NewSelector(r), close: r.Close}
+}
+
+func oursWithClient(opts ...registry.Option) candidate {
+	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
+	c := pod.NewClient(r, grpcc.NewClient())
+	return candidate{registry: r, selector: c.Options().Selector, client: c, close: r.Close}
 }
 
 var candidates = []func(...registry.Option) candidate{upstream, ours}
@@ -71,8 +74,9 @@ func pick(s selector.Selector, service string) error {
 
 // best measures the operations alternately, so that other load on the machine
 // affects all of them equally, and returns the cost of the best round of each.
-func best(n sizes, rounds int, operations ...func() error) (costs []string, err error) {
+func best(n sizes, rounds int, operations ...func() error) ([]testing.BenchmarkResult, error) {
 	testing.Init()
+	var err error
 	if err := flag.Set("test.benchtime", n.Benchtime); err != nil {
 		return nil, err
 	}
@@ -94,10 +98,11 @@ func best(n sizes, rounds int, operations ...func() error) (costs []string, err 
 			}
 		}
 	}
-	for _, r := range results {
-		costs = append(costs, fmt.Sprintf("%s, %d allocations", format(r.T/time.Duration(r.N)), r.AllocsPerOp()))
-	}
-	return costs, nil
+	return results, nil
+}
+
+func cost(r testing.BenchmarkResult) string {
+	return fmt.Sprintf("%s, %d allocations", format(r.T/time.Duration(r.N)), r.AllocsPerOp())
 }
 
 // format prints a duration with three digits.
@@ -116,7 +121,10 @@ func format(d time.Duration) string {
 func picks(_ *kube, n sizes, t *table) error {
 	progress("picking an instance of %v (1 minute)", n.Replicas)
 	for _, replicas := range n.Replicas {
-		api := memoryAPI("pick", replicas)
+		api := newMemoryAPI()
+		for i := range replicas {
+			api.add("pick", fmt.Sprintf("10.%d.%d.%d:9100", i>>16, i>>8&255, i&255))
+		}
 		var operations []func() error
 		var all []candidate
 		for _, new := range candidates {
@@ -131,7 +139,7 @@ func picks(_ *kube, n sizes, t *table) error {
 		if err != nil {
 			return err
 		}
-		t.row(fmt.Sprintf("pick an instance of %d", replicas), costs[0], costs[1])
+		t.row(fmt.Sprintf("pick an instance of %d", replicas), cost(costs[0]), cost(costs[1]))
 		for _, s := range all {
 			_ = s.close()
 		}
@@ -388,10 +396,13 @@ func startIdle(k *kube, period time.Duration) (func(*table) error, error) {
 // newService returns a go-micro service that listens on loopback. The in-memory
 // broker avoids a second listener.
 func newService(name string, s candidate) micro.Service {
-	return micro.NewService(micro.Name(name), micro.Broker(broker.NewBroker()),
-		micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"))), micro.Client(grpcc.NewClient()),
-		micro.Registry(s.registry), micro.Selector(s.selector),
-		micro.RegisterInterval(30*time.Second)) // the default of go-micro's flags, which this service does not parse
+	options := []micro.Option{micro.Name(name), micro.Broker(broker.NewBroker()), micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0")))}
+	if s.client != nil {
+		options = append(options, micro.Client(s.client), micro.Registry(s.registry))
+	} else {
+		options = append(options, micro.Client(grpcc.NewClient()), micro.Registry(s.registry), micro.Selector(s.selector))
+	}
+	return micro.NewService(append(options, micro.RegisterInterval(30*time.Second))...) // the default of go-micro's flags, which this service does not parse
 }
 
 // ---- the first call to a large service ----
@@ -439,91 +450,4 @@ func firstCalls(k *kube, n sizes, t *table) error {
 func median[T cmp.Ordered](all []T) T {
 	slices.Sort(all)
 	return all[len(all)/2]
-}
-
-// ---- the whole call ----
-
-type greeter struct{}
-
-func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloResponse) error {
-	a.Greeting = "Hello " + q.Name + "!"
-	return nil
-}
-
-// unary measures Greeter.Hello with bare grpc-go, and with go-micro with each
-// selector for one replica and for many. Both selectors use the same client and server.
-func unary(k *kube, n sizes, t *table) error {
-	const replicas = 100
-	progress("the unary call (%d rounds of 5 times %s)", 2*n.Rounds, n.Benchtime)
-	if err := k.enterNamespace("call"); err != nil {
-		return err
-	}
-	r := memory.NewRegistry()
-	srv := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))})
-	if err := proto.RegisterGreeterHandler(srv.Server(), greeter{}); err != nil {
-		return err
-	}
-	if err := srv.Server().Start(); err != nil {
-		return err
-	}
-	defer func() { _ = srv.Server().Stop() }()
-	names := map[int]string{1: "one", replicas: "many"}
-	for n, service := range names { // all replicas are the same server
-		if _, err := k.fill("call", service, n, service, srv.Server().Options().Address, true); err != nil {
-			return err
-		}
-	}
-	bare, stop, err := bareGRPC()
-	if err != nil {
-		return err
-	}
-	defer stop()
-	operations := []func() error{bare}
-	for _, new := range candidates {
-		s := new()
-		defer func() { _ = s.close() }()
-		client := newService("caller", s).Client()
-		for _, n := range []int{1, replicas} {
-			g := proto.NewGreeterService(names[n], client)
-			call := func() error {
-				_, err := g.Hello(context.Background(), &proto.HelloRequest{Name: "XXX"})
-				return err
-			}
-			if err := call(); err != nil {
-				return err
-			}
-			operations = append(operations, call)
-		}
-	}
-	time.Sleep(settle)
-	costs, err := best(n, 2*n.Rounds, operations...)
-	if err != nil {
-		return err
-	}
-	t.row("unary call, 1 replica (bare grpc-go: "+costs[0]+")", costs[1], costs[3])
-	t.row(fmt.Sprintf("unary call, %d replicas", replicas), costs[2], costs[4])
-	return nil
-}
-
-// bareGRPC makes the same call without go-micro. It still uses go-micro's codec,
-// because go-micro registers that for the whole process.
-func bareGRPC() (call func() error, stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, nil, err
-	}
-	s := grpc.NewServer()
-	s.RegisterService(&grpc.ServiceDesc{ServiceName: "Greeter", HandlerType: (*any)(nil), Methods: []grpc.MethodDesc{{MethodName: "Hello",
-		Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-			q, a := new(proto.HelloRequest), new(proto.HelloResponse)
-			if err := decode(q); err != nil {
-				return nil, err
-			}
-			return a, greeter{}.Hello(ctx, q, a)
-		}}}}, greeter{})
-	go func() { _ = s.Serve(l) }()
-	c, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	return func() error {
-		return c.Invoke(context.Background(), "/Greeter/Hello", &proto.HelloRequest{Name: "XXX"}, new(proto.HelloResponse))
-	}, func() { c.Close(); s.Stop() }, err
 }

@@ -40,9 +40,11 @@ func NewInstance() (*Instance, error) {
 	i := &Instance{Address: l.Addr().String(), connections: map[string]net.Conn{}}
 	i.Behave(func(context.Context) error { return nil })
 	s := grpc.NewServer()
-	s.RegisterService(&grpc.ServiceDesc{ServiceName: "Greeter", HandlerType: (*any)(nil),
-		Methods: []grpc.MethodDesc{{MethodName: "Hello", Handler: i.hello}},
-		Streams: []grpc.StreamDesc{{StreamName: "Stream", Handler: stream, ServerStreams: true}}}, i)
+	for _, name := range []string{"Greeter", "greeter.Greeter"} { // go-micro puts the name of the service in front
+		s.RegisterService(&grpc.ServiceDesc{ServiceName: name, HandlerType: (*any)(nil),
+			Methods: []grpc.MethodDesc{{MethodName: "Hello", Handler: i.hello}},
+			Streams: []grpc.StreamDesc{{StreamName: "Stream", Handler: stream, ServerStreams: true, ClientStreams: true}}}, i) // go-micro does not close its side after the request
+	}
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer()) // kratos' client asks for it
 	go func() { _ = s.Serve(listener{l, i}) }()
 	return i, nil
@@ -81,7 +83,12 @@ func Hello(q *wrapperspb.StringValue) *wrapperspb.StringValue {
 	return &wrapperspb.StringValue{Value: "Hello " + q.Value + "!"}
 }
 
-// stream sends messages until the client has enough.
+// The names in a request for a stream.
+const (
+	oneMessage  = "one" // one message, then wait until the client closes the stream
+	allMessages = "all" // messages until the client closes the stream
+)
+
 func stream(_ any, s grpc.ServerStream) error {
 	q := &wrapperspb.StringValue{}
 	if err := s.RecvMsg(q); err != nil {
@@ -91,6 +98,9 @@ func stream(_ any, s grpc.ServerStream) error {
 	for s.Context().Err() == nil {
 		if err := s.SendMsg(answer); err != nil {
 			return err
+		}
+		if q.Value == oneMessage {
+			<-s.Context().Done()
 		}
 	}
 	return s.Context().Err()

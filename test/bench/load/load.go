@@ -34,9 +34,9 @@ type Client interface {
 	// Hello makes one unary call.
 	Hello(ctx context.Context) error
 
-	// Stream opens an endless server stream and returns a function that receives the
-	// next message.
-	Stream(ctx context.Context) (receive func() error, err error)
+	// Stream opens a server stream and returns functions that receive the next message
+	// and that close the stream. The name of the request is one of those in package load.
+	Stream(ctx context.Context, name string) (receive, close func() error, err error)
 
 	// Add makes a further instance known.
 	Add(address string) error
@@ -104,11 +104,11 @@ func run(libraries map[string]Library) error {
 	library, ok := libraries[job.Library]
 	measure := measurements[job.Measure]
 	if !ok || measure == nil {
-		return fmt.Errorf("running job %+v: this program has no such library or measurement", job)
+		return fmt.Errorf("measuring %q of %q: this program has no such library or measurement", job.Measure, job.Library)
 	}
 	result, err := measure(library, job)
 	if err != nil {
-		return fmt.Errorf("running job %+v: %w", job, err)
+		return err
 	}
 	return print(result)
 }

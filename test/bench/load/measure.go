@@ -48,7 +48,7 @@ func firstError(all calls) error {
 	return nil
 }
 
-// streams opens streams one after the other, receives one message of each and cancels them;
+// streams opens streams one after the other, receives one message of each and closes them;
 // then it receives the messages of one stream.
 func streams(l Library, j Job) (r Result, err error) {
 	all, err := instances(1, lognormal(0, 0))
@@ -77,21 +77,23 @@ func streams(l Library, j Job) (r Result, err error) {
 	if r.Rate, err = count(func() error {
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		receive, err := client.Stream(ctx)
-		if err != nil {
-			return err
+		receive, stop, err := client.Stream(ctx, oneMessage)
+		if err == nil {
+			err = receive()
 		}
-		return receive()
+		if err == nil {
+			err = stop()
+		}
+		return err
 	}); err != nil {
 		return r, fmt.Errorf("opening a stream: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	receive, err := client.Stream(ctx)
-	if err != nil {
-		return r, err
+	receive, _, err := client.Stream(ctx, allMessages)
+	if err == nil {
+		r.Messages, err = count(receive)
 	}
-	r.Messages, err = count(receive)
 	return r, err
 }
 
@@ -251,6 +253,7 @@ func memory(l Library, j Job) (r Result, err error) {
 	if err := call(); err != nil {
 		return r, err
 	}
+	time.Sleep(time.Second) // go-micro's cache begins to watch after the first call
 	before, connectedBefore := inUse(), connections()
 	for _, address := range j.Servers[1:] {
 		if err := client.Add(address); err != nil {

@@ -53,15 +53,16 @@ func (c client) Hello(ctx context.Context) error {
 	return c.connection.Invoke(ctx, "/Greeter/Hello", &wrapperspb.StringValue{Value: "XXX"}, &wrapperspb.StringValue{})
 }
 
-func (c client) Stream(ctx context.Context) (func() error, error) {
+func (c client) Stream(ctx context.Context, name string) (receive, stop func() error, err error) {
+	ctx, cancel := context.WithCancel(ctx)
 	s, err := c.connection.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/Greeter/Stream")
 	if err == nil {
-		err = s.SendMsg(&wrapperspb.StringValue{Value: "XXX"})
+		err = s.SendMsg(&wrapperspb.StringValue{Value: name})
 	}
 	if err == nil {
 		err = s.CloseSend()
 	}
-	return func() error { return s.RecvMsg(&wrapperspb.StringValue{}) }, err
+	return func() error { return s.RecvMsg(&wrapperspb.StringValue{}) }, func() error { cancel(); return nil }, err
 }
 
 func (c client) Add(address string) error {

@@ -85,14 +85,14 @@ func (e event) cell(log []faults.Second, next time.Time) string {
 	if before.Succeeded > 0 {
 		share = 100 * during.PerSecond() / before.PerSecond()
 	}
-	return fmt.Sprintf("%d failed, %.0f %% of the calls per second, p99 %s", all.Failed, min(share, 100), latency(during, 0.99))
+	return fmt.Sprintf("%d failed, %.0f %% of the calls per second, p99 %s, longest %s", all.Failed, min(share, 100), latency(during, 0.99), latency(all, 1))
 }
 
 const explanation = `
 How it is measured: ` + "`make faults`" + ` runs both clients at the same time, on the same cores and against the same four replicas of go-micro-srv, which use pod/. Each
 client has 8 callers that pause 20 ms after each call; go-micro tries a failed call once more. *Failed* counts the calls that returned an error from 5 s before the fault until 5 s before
 the next one. *Calls per second* compares the successful calls during the fault with those of the 5 s before it; *p99* is that of all calls that ended during the
-fault. A fault without an end of its own lasts until all four replicas are back. calls.csv has the calls of each second. ` + "`make faults FAULT=list`" + ` describes the faults.
+fault, and the *longest* call is counted as the failures are. A fault without an end of its own lasts until all four replicas are back. calls.csv has the calls of each second. ` + "`make faults FAULT=list`" + ` describes the faults.
 `
 
 // csv returns the calls of each second.

@@ -1,0 +1,406 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/jiangjiancc/go_micro_k8s/test/bench/load"
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// unary measures Greeter.Hello with bare grpc-go, and with go-micro's server and each
+// client, through micro.NewService and without its wrappers, for one instance and for
+// many. All instances are the same server.
+func unary(n sizes) (string, error) {
+	const many = 100
+	progress("the unary call (%d rounds of 13 times %s)", n.Rounds, n.Benchtime)
+	address, err := serve()
+	if err != nil {
+		return "", err
+	}
+	bare, err := bareGRPC()
+	if err != nil {
+		return "", err
+	}
+	operations := []func() error{bare}
+	for _, instances := range []int{1, many} {
+		api := newMemoryAPI()
+		defer func() { api.CloseClientConnections(); api.Close() }()
+		if err := api.enterKubeconfig(); err != nil {
+			return "", err
+		}
+		for range instances {
+			api.add("greeter", address)
+		}
+		for _, wrapped := range []bool{true, false} {
+			for _, new := range []func(...registry.Option) candidate{upstream, ours, oursWithClient} {
+				s := new(registry.Addrs(api.URL))
+				defer func() { _ = s.close() }()
+				c := s.client
+				if c == nil {
+					c = grpcc.NewClient(client.Registry(s.registry), client.Selector(s.selector))
+				}
+				if s.client = c; wrapped {
+					c = newService("caller", s).Client()
+				}
+				g := proto.NewGreeterService("greeter", c)
+				call := func() error {
+					_, err := g.Hello(context.Background(), &proto.HelloRequest{Name: "XXX"})
+					return err
+				}
+				if err := call(); err != nil {
+					return "", err
+				}
+				operations = append(operations, call)
+			}
+		}
+	}
+	time.Sleep(settle)
+	costs, err := best(n, n.Rounds, operations...)
+	if err != nil {
+		return "", err
+	}
+	t := newTable("go-micro's client", "go-micro's client with pod.NewSelector", "pod.NewClient")
+	next := costs[1:]
+	for _, instances := range []int{1, many} {
+		for _, what := range []string{"unary call", "client alone"} {
+			var cells []string
+			for _, r := range next[:3] {
+				perCall := func(r testing.BenchmarkResult) float64 { return float64(r.T) / float64(r.N) }
+				cells = append(cells, fmt.Sprintf("%s, %.2fx", cost(r), perCall(r)/perCall(costs[0])))
+			}
+			t.row(fmt.Sprintf("%s, %d %s", what, instances, map[bool]string{true: "instance", false: "instances"}[instances == 1]), cells...)
+			next = next[3:]
+		}
+	}
+	return t.String() + fmt.Sprintf(`
+One caller makes one call after the other; client and server are in one process and talk over loopback, and time and allocations are
+those of both. Bare grpc-go takes %s; the factor is the multiple of that time. *Unary call* is made through micro.NewService, which wraps
+the client four times and the handler three times. *Client alone* leaves out the client's wrappers. The best of %d alternating rounds.
+All of them use go-micro's codec, which go-micro registers for the whole process.
+`, cost(costs[0]), n.Rounds), nil
+}
+
+// bareGRPC makes the same call without go-micro.
+func bareGRPC() (call func() error, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s := grpc.NewServer()
+	s.RegisterService(&grpc.ServiceDesc{ServiceName: "Greeter", HandlerType: (*any)(nil), Methods: []grpc.MethodDesc{{MethodName: "Hello",
+		Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			q, a := new(proto.HelloRequest), new(proto.HelloResponse)
+			if err := decode(q); err != nil {
+				return nil, err
+			}
+			return a, greeter{}.Hello(ctx, q, a)
+		}}}}, greeter{})
+	go func() { _ = s.Serve(l) }()
+	c, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return func() error {
+		return c.Invoke(context.Background(), "/Greeter/Hello", &proto.HelloRequest{Name: "XXX"}, new(proto.HelloResponse))
+	}, err
+}
+
+// ---- measurements of package load ----
+
+// peersProgram builds test/bench/peers once.
+var peersProgram = sync.OnceValues(func() (string, error) {
+	progress("building kratos and go-zero (the first time 3 minutes)")
+	program := filepath.Join(os.TempDir(), fmt.Sprintf("bench-peers-%d", os.Getpid()))
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, ".")
+	build.Dir, build.Env = "test/bench/peers", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building test/bench/peers: %w: %s", err, out)
+	}
+	return program, nil
+})
+
+const loadVariable = "BENCH_LOAD" // set for a process that runs one job of package load
+
+// start starts a job in a process of its own. The process ends when stop is called.
+func startJob(j load.Job) (result func() (load.Result, error), stop func(), err error) {
+	program := "/proc/self/exe"
+	if _, ok := libraries[j.Library]; !ok {
+		if program, err = peersProgram(); err != nil {
+			return nil, nil, err
+		}
+	}
+	p := exec.Command(program)
+	p.Env = append(os.Environ(), loadVariable+"=1", "MICRO_LOG_LEVEL=fatal", "NO_PROXY=*", "no_proxy=*")
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var errs strings.Builder
+	p.Stderr = &errs
+	in, err := p.StdinPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := p.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.Start(); err != nil {
+		return nil, nil, err
+	}
+	if err := json.NewEncoder(in).Encode(j); err != nil {
+		return nil, nil, err
+	}
+	stop = func() { in.Close(); _, _ = io.Copy(io.Discard, out); _ = p.Wait() }
+	return func() (r load.Result, err error) {
+		if err := json.NewDecoder(out).Decode(&r); err != nil {
+			stop()
+			text := errs.String()
+			return r, fmt.Errorf("measuring %s of %q: %w: %s", j.Measure, j.Library, err, text[max(0, len(text)-2000):])
+		}
+		return r, nil
+	}, stop, nil
+}
+
+// runJobs runs jobs, some of them at the same time.
+func runJobs(jobs []load.Job, parallel int) ([]load.Result, error) {
+	results, failed := make([]load.Result, len(jobs)), make([]error, len(jobs))
+	slots := make(chan struct{}, parallel)
+	var running sync.WaitGroup
+	for i, j := range jobs {
+		slots <- struct{}{}
+		running.Go(func() {
+			defer func() { <-slots }()
+			result, stop, err := startJob(j)
+			if err == nil {
+				results[i], err = result()
+				stop()
+			}
+			failed[i] = err
+		})
+	}
+	running.Wait()
+	return results, errors.Join(failed...)
+}
+
+const setUp = `grpc-go uses its policy round_robin; kratos its balancer p2c, the middleware recovery of its project template and all instances; go-zero the
+defaults of its configuration file with the balancer p2c_ewma, but without logging each call and without shedding load, which would refuse calls on
+busy cores; go-micro its own registry cache and client, without Kubernetes; pod/ is pod.NewClient, with a fake API server. Timeouts are 5 s.`
+
+// throughput compares whole libraries, each with its own server.
+func throughput(n sizes) (string, error) {
+	columns := []string{grpcGo, kratos, goZero, goMicro, podClient}
+	callers := []int{1, 100, 1000}
+	progress("throughput of %d libraries (%s)", len(columns), time.Duration(n.LoadRounds*len(columns)*len(callers))*(n.LoadTime*5/4+time.Second/2))
+	if _, err := peersProgram(); err != nil {
+		return "", err
+	}
+	var jobs []load.Job
+	for range n.LoadRounds {
+		for _, c := range callers {
+			for _, l := range columns {
+				jobs = append(jobs, load.Job{Library: l, Measure: "throughput", Duration: n.LoadTime, Callers: c})
+			}
+		}
+	}
+	results, err := runJobs(jobs, 1)
+	if err != nil {
+		return "", err
+	}
+	t := newTable(columns...)
+	for i, c := range callers {
+		var rates, latencies []string
+		var bare float64
+		for k := range columns {
+			var rounds []load.Result
+			for round := range n.LoadRounds {
+				rounds = append(rounds, results[(round*len(callers)+i)*len(columns)+k])
+			}
+			slices.SortFunc(rounds, func(a, b load.Result) int { return int(a.Rate - b.Rate) })
+			r := rounds[len(rounds)/2]
+			if k == 0 {
+				bare = r.Rate
+			}
+			rates = append(rates, fmt.Sprintf("%.0f, %.2f of grpc-go", r.Rate, r.Rate/bare))
+			latencies = append(latencies, fmt.Sprintf("%s / %s / %s", format(r.At(0.5)), format(r.At(0.99)), format(r.At(0.999))))
+		}
+		callers := map[bool]string{true: "1 caller", false: fmt.Sprint(c, " callers")}[c == 1]
+		t.row("calls per second, "+callers, rates...)
+		t.row("latency, "+callers, latencies...)
+	}
+	return t.String() + fmt.Sprintf(`
+Each caller makes one unary call after the other to one instance of the library's own server; more is better for calls per second, less for
+latency (p50 / p99 / p99.9). Client and server are in one process of their own for each measurement of %s; the median of %d alternating rounds.
+%s
+`, n.LoadTime, n.LoadRounds, setUp), nil
+}
+
+func streams(n sizes) (string, error) {
+	columns := []string{grpcGo, goMicro, podClient}
+	progress("server streams (%s)", time.Duration(len(columns)*3)*n.LoadTime)
+	var jobs []load.Job
+	for _, l := range columns {
+		jobs = append(jobs, load.Job{Library: l, Measure: "streams", Duration: n.LoadTime})
+	}
+	results, err := runJobs(jobs, 1)
+	if err != nil {
+		return "", err
+	}
+	var opened, messages []string
+	for _, r := range results {
+		opened = append(opened, fmt.Sprintf("%.0f", r.Rate))
+		messages = append(messages, fmt.Sprintf("%.0f", r.Messages))
+	}
+	t := newTable(columns...)
+	t.row("streams opened per second", opened...)
+	t.row("messages per second", messages...)
+	return t.String() + `
+*Streams opened*: one caller opens a server stream, receives one message, cancels it and opens the next. *Messages*: one caller receives the
+messages of one stream as fast as it can. All call the same grpc-go server.
+`, nil
+}
+
+// choice compares how libraries choose instances.
+func choice(n sizes) (string, error) {
+	columns := []string{goMicro, roundRobin, kratos, goZero, ourChoice, podClient}
+	t := newTable(columns...)
+	// add runs one job for each library and adds a row for each function.
+	type row struct {
+		what string
+		cell func(load.Result) string
+	}
+	add := func(j load.Job, parallel int, without []string, rows ...row) ([]load.Result, error) {
+		var jobs []load.Job
+		for _, l := range columns {
+			if j.Library = l; !slices.Contains(without, l) {
+				jobs = append(jobs, j)
+			}
+		}
+		results, err := runJobs(jobs, parallel)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rows {
+			var cells []string
+			next := results
+			for _, l := range columns {
+				if slices.Contains(without, l) {
+					cells = append(cells, "")
+					continue
+				}
+				cells = append(cells, r.cell(next[0]))
+				next = next[1:]
+			}
+			t.row(r.what, cells...)
+		}
+		return results, nil
+	}
+	percent := func(f float64) string { return fmt.Sprintf("%.2f %%", 100*f) }
+	if _, err := peersProgram(); err != nil {
+		return "", err
+	}
+
+	progress("slow-server test (%s)", 2*(n.Slow+6*time.Second))
+	slow, err := add(load.Job{Measure: "slow", Duration: n.Slow, Retry: true}, 3, nil,
+		row{"slow server: calls answered within 1 s", func(r load.Result) string { return percent(r.Fast) }},
+		row{"slow server: its share of the calls", func(r load.Result) string { return percent(r.Share) }},
+		row{"slow server: latency", func(r load.Result) string {
+			return fmt.Sprintf("%s / %s / %s", format(r.At(0.5)), format(r.At(0.99)), format(r.At(0.999)))
+		}})
+	if err != nil {
+		return "", err
+	}
+	for _, retry := range []bool{false, true} {
+		for _, f := range []struct{ key, text string }{{"transport", "closes its connections"}, {"unavailable", "returns Unavailable"}, {"error", "returns an error of its own id"}} {
+			without := []string{kratos, goZero} // they do not retry
+			if !retry {
+				without = nil
+			}
+			what := fmt.Sprintf("one of 10 %s, %s", f.text, map[bool]string{false: "no retries", true: "retries"}[retry])
+			progress("%s (%s)", what, 2*(n.Failing+3*time.Second))
+			if _, err := add(load.Job{Measure: "failing", Failure: f.key, Retry: retry, Duration: n.Failing}, 3, without,
+				row{what + ": its share of the calls", func(r load.Result) string {
+					return percent(r.ShareFirst) + " / " + percent(r.Share)
+				}},
+				row{what + ": calls that failed", func(r load.Result) string {
+					return percent(r.FailedFirst) + " / " + percent(r.Failed)
+				}}); err != nil {
+				return "", err
+			}
+		}
+	}
+	progress("one of 10 instances ten times slower (%s)", 2*(n.Tenfold+4*time.Second))
+	if _, err := add(load.Job{Measure: "tenfold", Duration: n.Tenfold, Retry: true}, 3, nil,
+		row{"one of 10 ten times slower: its share of the calls", func(r load.Result) string { return percent(r.Share) }},
+		row{"one of 10 ten times slower: p99 before / from 3 s on", func(r load.Result) string { return format(r.Calm) + " / " + format(r.Disturbed) }}); err != nil {
+		return "", err
+	}
+	progress("an instance joins (12 s)")
+	if _, err := add(load.Job{Measure: "joining", Retry: true}, 3, nil,
+		row{"an eleventh instance joins: multiple of its fair share in its first second", func(r load.Result) string { return fmt.Sprintf("%.2f", 11*r.ShareFirst) }}); err != nil {
+		return "", err
+	}
+	if !n.Short {
+		if err := drawLatency(columns, slow); err != nil {
+			return "", err
+		}
+	}
+	return t.String() + fmt.Sprintf(`
+All libraries call the same kind of grpc-go servers with one client. *Slow server* is the experiment of Buoyant's article "Beyond Round Robin: Load
+Balancing for Latency" (2016): 11 instances answer after 167 ms in the median (lognormal, p99 300 ms); the rate grows from 500 to 1,000 calls a second in %s,
+whatever the latency, and one instance answers after 2 s during the second and third quarter of this time. Its share is that in these two
+quarters; latency is p50 / p99 / p99.9 of all calls, shown in media/latency.svg. In the other rows 32 callers call 10 instances that answer after 20 ms. In *one of 10
+fails* one instance begins to fail every call at once; both cells are the first second / the %s after it; a share counts attempts, a failed call is one that
+failed for the caller. A share of 10 %% is fair. *Ten times slower* lasts %s. %s pod.NewSelector is used with go-micro's client. Of the others, kratos and go-zero do not retry.
+`, n.Slow, n.Failing-time.Second, n.Tenfold, setUp), nil
+}
+
+// idleMemory measures the memory of connections to many instances.
+func idleMemory(n sizes) (string, error) {
+	columns := []string{grpcGo, kratos, goZero, goMicro, podClient}
+	progress("memory of connections to %d instances (20 s)", n.Connected)
+	result, stop, err := startJob(load.Job{Library: grpcGo, Measure: "servers", Count: n.Connected})
+	if err != nil {
+		return "", err
+	}
+	defer stop()
+	servers, err := result()
+	if err != nil {
+		return "", err
+	}
+	var jobs []load.Job
+	for _, l := range columns {
+		jobs = append(jobs, load.Job{Library: l, Measure: "memory", Servers: servers.Addresses})
+	}
+	results, err := runJobs(jobs, 1)
+	if err != nil {
+		return "", err
+	}
+	var bytes, open []string
+	for _, r := range results {
+		bytes = append(bytes, fmt.Sprintf("%.1f kB", float64(r.Bytes)/1000))
+		open = append(open, fmt.Sprint(r.Connections))
+	}
+	t := newTable(columns...)
+	t.row("idle memory per connection", bytes...)
+	t.row("connections", open...)
+	return t.String() + fmt.Sprintf(`
+One client calls each of %d instances, which are in another process, and then waits. Memory is the heap after a garbage collection and the stacks, less
+those with one instance, divided by the number of connections; it includes what discovery keeps about an instance.
+`, n.Connected), nil
+}

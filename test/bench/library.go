@@ -1,0 +1,123 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/jiangjiancc/go_micro_k8s/test/bench/load"
+	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/registry"
+	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
+)
+
+// The names of the libraries, which are the columns of the tables. Those not in
+// libraries are in test/bench/peers.
+const (
+	grpcGo     = "grpc-go"
+	kratos     = "kratos"
+	goZero     = "go-zero"
+	goMicro    = "go-micro"
+	roundRobin = "go-micro, round robin"
+	ourChoice  = "pod.NewSelector"
+	podClient  = "pod/"
+)
+
+// libraries are go-micro with its own selector and with pod/, for package load.
+var libraries = map[string]load.Library{
+	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random)},
+	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
+	ourChoice: {Serve: serve, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
+		return candidate{registry: r, client: grpcc.NewClient(append(options, client.Selector(pod.NewSelector(r)))...)}
+	})},
+	podClient: {Serve: serve, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
+		return candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(options...))}
+	})},
+}
+
+type greeter struct{}
+
+func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloResponse) error {
+	a.Greeting = "Hello " + q.Name + "!"
+	return nil
+}
+
+// serve starts a go-micro service on loopback.
+func serve() (string, error) {
+	r := memory.NewRegistry()
+	s := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))})
+	if err := proto.RegisterGreeterHandler(s.Server(), greeter{}); err != nil {
+		return "", err
+	}
+	err := s.Server().Start()
+	return s.Server().Options().Address, err
+}
+
+func retries(retry bool) client.Option {
+	if retry {
+		return client.Retries(client.DefaultRetries)
+	}
+	return client.Retries(0)
+}
+
+func dialGoMicro(strategy selector.Strategy) func([]string, bool) (load.Client, error) {
+	return func(addresses []string, retry bool) (load.Client, error) {
+		r := memory.NewRegistry()
+		add := func(address string) error {
+			return r.Register(&registry.Service{Name: "greeter", Version: "latest", Nodes: []*registry.Node{{Id: address, Address: address, Metadata: map[string]string{"protocol": "grpc"}}}})
+		}
+		for _, a := range addresses {
+			if err := add(a); err != nil {
+				return nil, err
+			}
+		}
+		s := selector.NewSelector(selector.Registry(r), selector.SetStrategy(strategy))
+		return newMicroClient(candidate{registry: r, client: grpcc.NewClient(retries(retry), client.Selector(s))}, add), nil
+	}
+}
+
+func dialPod(dial func(*pod.Registry, ...client.Option) candidate) func([]string, bool) (load.Client, error) {
+	return func(addresses []string, retry bool) (load.Client, error) {
+		api := newMemoryAPI()
+		if err := api.enterKubeconfig(); err != nil {
+			return nil, err
+		}
+		for _, a := range addresses {
+			api.add("greeter", a)
+		}
+		s := dial(pod.NewRegistry(kubernetes.NewRegistry), retries(retry))
+		return newMicroClient(s, func(a string) error { api.add("greeter", a); return nil }), nil
+	}
+}
+
+// microClient calls the Greeter through go-micro, with the wrappers of micro.NewService.
+type microClient struct {
+	client  client.Client
+	greeter proto.GreeterService
+	add     func(address string) error
+}
+
+func newMicroClient(s candidate, add func(string) error) load.Client {
+	c := newService("caller", s).Client()
+	return microClient{c, proto.NewGreeterService("greeter", c), add}
+}
+
+func (c microClient) Hello(ctx context.Context) error {
+	_, err := c.greeter.Hello(ctx, &proto.HelloRequest{Name: "XXX"})
+	return err
+}
+
+func (c microClient) Stream(ctx context.Context, name string) (receive, stop func() error, err error) {
+	s, err := c.client.Stream(ctx, c.client.NewRequest("greeter", "Greeter.Stream", &proto.HelloRequest{}))
+	if err != nil {
+		return nil, nil, err
+	}
+	return func() error { return s.Recv(&proto.HelloResponse{}) }, s.Close, s.Send(&proto.HelloRequest{Name: name})
+}
+
+func (c microClient) Add(address string) error { return c.add(address) }

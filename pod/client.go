@@ -205,7 +205,6 @@ type call struct {
 type attempt struct {
 	choice  choice         // of the Selector; its node is nil without a choice
 	node    *registry.Node // to call
-	called  bool
 	outcome outcome
 	ended   *streamEnd // of a stream that was opened
 }
@@ -282,7 +281,7 @@ func (k *call) prepare(ctx context.Context) error {
 }
 
 // try makes attempt i, after its backoff.
-func (k *call) try(ctx context.Context, i int, rsp any) error {
+func (k *call) try(ctx context.Context, i int, rsp any) (err error) {
 	backoff, err := k.options.Backoff(ctx, k.req, i)
 	if err != nil {
 		return clientError(err.Error())
@@ -293,6 +292,7 @@ func (k *call) try(ctx context.Context, i int, rsp any) error {
 	if err := k.choose(); err != nil {
 		return err
 	}
+	defer k.finish(&err)
 	if len(k.options.CallWrappers) == 0 {
 		err = k.invoke(ctx, k.node, k.req, rsp, k.options, k.timeout)
 	} else {
@@ -301,7 +301,6 @@ func (k *call) try(ctx context.Context, i int, rsp any) error {
 	if s, ok := rsp.(*stream); ok {
 		err = s.check(err)
 	}
-	k.finish(err)
 	return err
 }
 
@@ -349,9 +348,10 @@ func (k *call) chooseOther(s *Selector) (choice, error) {
 	return s.choose(k.service, k.options.SelectOptions)
 }
 
-// finish reports the outcome of an attempt. An opened stream reports it at its end.
-func (k *call) finish(err error) {
-	switch {
+// finish reports the outcome of an attempt. An opened stream reports it at its end. If a wrapper, an
+// interceptor or a codec panics, there is no error, and the outcome is inconclusive.
+func (k *call) finish(result *error) {
+	switch err := *result; {
 	case k.address != "":
 	case k.settings.selector == nil:
 		k.settings.options.Selector.Mark(k.req.Service(), k.node, err)
@@ -396,8 +396,8 @@ func (k *call) invoke(ctx context.Context, node *registry.Node, req client.Reque
 		return clientError("Error sending request: " + err.Error())
 	}
 	ctx = k.settings.outgoing(ctx, codec, timeout)
+	defer pool.release(conn)
 	err = conn.channel.Invoke(ctx, method, req.Body(), rsp, options...)
-	pool.release(conn)
 	o, err := result(ctx, err)
 	if node == k.node {
 		k.outcome = o

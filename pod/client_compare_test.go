@@ -183,9 +183,9 @@ func callRaw[T any](contentType string, body T, show func(T) string) func(contex
 	return func(ctx context.Context, c client.Client) string {
 		var rsp T
 		target := any(&rsp)
-		if p, ok := any(rsp).(*proto.HelloRequest); ok {
-			p = new(proto.HelloRequest)
-			rsp, target = any(p).(T), p
+		if _, ok := any(rsp).(*proto.HelloRequest); ok {
+			rsp = any(new(proto.HelloRequest)).(T)
+			target = rsp
 		}
 		if err := c.Call(ctx, c.NewRequest("greeter", "Greeter.Hello", body, client.WithContentType(contentType)), target); err != nil {
 			return err.Error()
@@ -410,7 +410,7 @@ var compareOptions = []comparison{
 		if err := s.Start(); err != nil {
 			t.Fatal(err)
 		}
-		defer s.Stop()
+		defer func() { _ = s.Stop() }()
 		event := micro.NewEvent("topic", newClient(t, nil, client.Broker(b)))
 		for _, name := range []string{"a", "a", "b"} {
 			text += fmt.Sprint(event.Publish(t.Context(), &proto.HelloRequest{Name: name}))
@@ -578,7 +578,7 @@ func withStreams(name string, do func(ctx context.Context, c client.Client) stri
 		if err := s.Start(); err != nil {
 			t.Fatal(err)
 		}
-		defer s.Stop()
+		defer func() { _ = s.Stop() }()
 		return do(t.Context(), newClient(t, []string{s.Options().Address}, opts...))
 	}, want}
 }

@@ -39,10 +39,10 @@ var (
 	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
 )
 
-// readBufferSize is smaller than grpc-go's 32 KiB, because each connected instance has such a
-// buffer, and because a larger one does not make calls faster: a message that does not fit is
-// read in more pieces.
-const readBufferSize = 8 << 10
+// readBufferSize is smaller than grpc-go's 32 KiB, because each connected instance holds such a
+// buffer. It contains the responses of a dozen small calls. What does not fit is read directly into
+// the message.
+const readBufferSize = 2 << 10
 
 // clientSettings is what a client's options amount to, and the connections that were opened with
 // them. The options are immutable.
@@ -112,7 +112,7 @@ func (s *clientSettings) codec(contentType string) (*clientCodec, error) {
 	if c := s.codecs[contentType]; c != nil {
 		return c, nil
 	}
-	return nil, fmt.Errorf("Unsupported Content-Type: %s", contentType) //nolint:staticcheck // the text is go-micro's
+	return nil, fmt.Errorf("Unsupported Content-Type: %s", contentType)
 }
 
 // outgoing returns a context with the headers that go-micro's client sends: go-micro's metadata
@@ -165,9 +165,7 @@ func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout t
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
 		grpc.WithKeepaliveParams(s.keepalive),
 		grpc.WithIdleTimeout(idleTimeout),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithReadBufferSize(readBufferSize),
-		grpc.WithDisableServiceConfig(),
 	}, s.dialOptions...)
 	return grpc.NewClient(target, options...)
 }

@@ -76,7 +76,7 @@ func (k *call) open(ctx context.Context, s *stream, i *instance, address, method
 	g, err := conn.channel.NewStream(streamCtx, streamDesc, method, options...)
 	opening.Stop()
 	if err != nil {
-		tooLong := context.Cause(streamCtx) == errOpeningTooLong && callerCtx.Err() == nil
+		tooLong := errors.Is(context.Cause(streamCtx), errOpeningTooLong) && callerCtx.Err() == nil
 		cancel(nil)
 		end.finish(inconclusive, err) // the attempt reports its outcome itself
 		if node == k.node {
@@ -190,7 +190,7 @@ func (s *stream) Send(msg any) error {
 func (s *stream) Recv(msg any) error {
 	err := s.grpc.RecvMsg(msg)
 	if err != nil {
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			s.setError(err)
 		}
 		s.cancel()

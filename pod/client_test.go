@@ -689,6 +689,38 @@ func (s *markingSelector) Mark(service string, _ *registry.Node, err error) {
 	s.marks = append(s.marks, fmt.Sprint(service, " ", err))
 }
 
+// Go-micro's server recovers the panic of a handler, and the process goes on.
+func TestClientAfterPanic(t *testing.T) {
+	a := startCounted(t, nil)
+	for name, opt := range map[string]client.Option{
+		"wrapper": client.WrapCall(func(client.CallFunc) client.CallFunc { panic("expected") }),
+		"interceptor": dialOptions(grpc.WithUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
+			panic("expected")
+		})),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, inf := newTestClient(t, []string{a.address()}, opt)
+			func() {
+				defer func() {
+					if r := recover(); r != "expected" {
+						t.Errorf("recovered %v", r)
+					}
+				}()
+				_ = callGreeter(t.Context(), c)
+			}()
+			if n := inFlightCalls(c); n != 0 {
+				t.Errorf("%d calls in flight", n)
+			}
+			inf.Delete(readyPodAt(t, 0, a.address()))
+			eventually(t, "the pool is closed", func() bool {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				return len(c.pools) == 0
+			})
+		})
+	}
+}
+
 // Concurrent calls must not append to the slices of the client's options that they share.
 func TestClientCallsDoNotShareOptions(t *testing.T) {
 	a := startCounted(t, nil)

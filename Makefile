@@ -24,7 +24,7 @@ test: ## everything that CI runs: check, all unit tests, end-to-end tests (about
 	@test/run.sh
 
 lint: ## run golangci-lint (3 minutes the first time)
-	@for m in . cluster proto/gen test/faults/plot test/policies third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
+	@for m in . cluster proto/gen test/bench/peers test/faults/plot test/policies third_party/etcd; do (cd $$m && $(TOOL) golangci-lint run --build-tags e2e ./...) || exit; done
 
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
@@ -32,7 +32,7 @@ vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (6 minutes, the first time 15)
 	@test/compat.sh
 
-bench: ## compare pod/ with go-micro's plugin and selector, write test/bench/RESULTS.md (7 minutes)
+bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write test/bench/RESULTS.md (20 minutes)
 	@go run ./test/bench
 
 faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME (15 minutes)

@@ -33,23 +33,26 @@ Every later run, in any clone, takes less than a minute.
 Meanwhile: README.md explains what you will see, docs/guarantees.md what pod/ adds to go-micro.
 WELCOME
 
-# The four programs compile while the launcher downloads. When it builds, nice leaves the
-# processors to Kubernetes, which takes longer.
+# The packages of the four programs compile while the launcher downloads. When it builds,
+# nice leaves the processors to Kubernetes, which takes longer. `go list -export` compiles
+# like `go build`, but does not link.
 log=$(mktemp)
-nice make --no-print-directory build >"$log" 2>&1 &
-programs=$!
-trap 'kill "$programs" 2>/dev/null || true; rm -f "$log"' EXIT
+nice go list -export -deps ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config >"$log" 2>&1 &
+compiling=$!
+trap '[ -z "$compiling" ] || kill "$compiling" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 title 'A cluster'
 launcher up
 export KUBECONFIG="$dir/kubeconfig" KUBECACHEDIR="$dir/kubectl-cache" # relative, because the checkout's path may contain a colon, which separates paths in KUBECONFIG
 
 title 'Four programs, four images'
-if ! wait "$programs"; then
-	cat "$log" >&2
-	exit 1
+if kill -0 "$compiling" 2>/dev/null; then
+	echo 'compiling the packages of the four programs: up to 2 minutes the first time'
 fi
-trap 'rm -f "$log"' EXIT
+wait "$compiling" || true # make prints the error
+compiling=
 changed=
 for s in $services; do
 	{ make --no-print-directory -C "$s" load CLUSTER="$cluster" || echo 'demo: loading the image failed'; } | tee "$log"

@@ -7,10 +7,43 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
+
+// Ctrl-C ends make demo and the compiler that it runs in the background.
+func TestInterruptedDemo(t *testing.T) {
+	root, tools := t.TempDir(), t.TempDir()
+	copyCheckoutTo(t, root, 0o022)
+	script := "#!/bin/sh\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
+	if err := os.WriteFile(filepath.Join(tools, "go"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "cluster/demo.sh")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "CLUSTER=interrupted")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	processes := func() (pids []int) {
+		for _, command := range []string{"list", "run"} {
+			text, _ := os.ReadFile(filepath.Join(tools, command+".pid"))
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && syscall.Kill(pid, 0) == nil {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	eventually(t, 10*time.Second, "the launcher and the compiler", func() bool { return len(processes()) == 2 })
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) // as a terminal does
+	if err := cmd.Wait(); err == nil {
+		t.Error("the interrupted demo succeeded")
+	}
+	eventually(t, 5*time.Second, "their end", func() bool { return len(processes()) == 0 })
+}
 
 // make demo works in an odd path and without a network, although the proxy, the locale,
 // the umask, the limit of open files and the kubectl in PATH are unusual and its port is

@@ -50,8 +50,8 @@ func packageIn(module, dir string) string {
 
 // provideNodeTools links every node tool into one directory. It returns the directory of
 // the programs and the directory of the CNI plugins, which are the same. A tool comes
-// from PATH if that version works, otherwise from Debian's packages or from Go modules,
-// both of which are cached.
+// from PATH if that version works, otherwise from Debian's packages, from its project's
+// release binaries or from Go modules. All of these are cached.
 func provideNodeTools(ctx context.Context, cache string) (bin, cni string, err error) {
 	found := map[string]string{}
 	missing := func() (m []nodeTool) {

@@ -121,12 +121,13 @@ func (p *pool) choose(instances []*instance, now int64) (choice, error) {
 // better reports whether a call should rather go to a than to b.
 //
 // The load of an instance is its number of calls in flight, including the new one, times
-// the square of its latency, times 2 for each fault since its last good answer. Finagle
-// and linkerd2-proxy take the latency itself. With the square, an instance that is ten
-// times slower is no alternative to ten calls in flight on a fast one, because servers
-// handle calls concurrently. Latencies that do not clearly differ are left out. An instance that was
-// never measured counts as fast as the other, so that it fills up like every other
-// instance. If the other fails as well, faults count less, and not at all if half of its calls fail.
+// the square of its latency, times 2 for each fault since its last good answer. Finagle and
+// linkerd2-proxy take the latency itself. With the square, an instance that is ten times
+// slower is no alternative to ten calls in flight on a fast one, because servers handle
+// calls concurrently. Latencies that do not clearly differ are left out. An instance that
+// was never measured counts as fast as the other, so that it fills up like every other
+// instance. If the other fails as well, faults count less, and not at all if half of its
+// calls fail.
 func better(a, b *instance, now int64) bool {
 	x, y := a.load(now), b.load(now)
 	if x.latency == 0 {

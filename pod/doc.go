@@ -46,10 +46,12 @@
 //
 // # Choice
 //
-// A Selector takes the less busy of two random instances, in constant time. It ejects an
-// instance whose connection fails or that does not answer in time, for a growing time,
-// and never more than half of the instances. An instance is blamed only for its own
-// faults. WithEvents reports picks and ejections to a metrics library.
+// A Selector takes the better of two random instances, in constant time: the one with
+// fewer calls in flight, a lower latency and no recent faults. It ejects an instance whose
+// connection fails, that does not answer in time or, with Client, that fails more often
+// than the others, for a growing time, and never more than half of the instances. An
+// instance is blamed only for its own faults. WithEvents reports picks and ejections to a
+// metrics library.
 //
 // # Calls
 //

@@ -64,7 +64,7 @@ type callStats struct {
 	ejectedSince   atomic.Int64 // start of the first ejection in a row
 	ejectedUntil   atomic.Int64 // 0 if no ejection is running or waiting for its trial
 	trial          atomic.Bool  // the trial, the one call after an ejection, is in flight
-	needsTrial     atomic.Bool  // only the trial ends the ejection, because some calls to the instance succeed
+	needsTrial     atomic.Bool  // only the trial ends the ejection: other answers belong to calls that began before it
 }
 
 // started records that a call to the instance begins.
@@ -174,7 +174,7 @@ func (c *callStats) eject(now int64, o outcome) time.Duration {
 	if o == lostConnection {
 		longest = maxRefusedEjectionTime
 	}
-	c.needsTrial.Store(o == faulted)
+	c.needsTrial.Store(o != timedOut)
 	duration := min(baseEjectionTime<<(2*min(c.ejections.Add(1)-1, 2)), longest)
 	c.ejectedSince.CompareAndSwap(0, now)
 	c.ejectedUntil.Store(now + int64(duration))

@@ -81,7 +81,7 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 			}
 		}
 		s.Mark("greeter", frozen, nil)
-		time.Sleep(decayTime)
+		time.Sleep(decayTime + 2*time.Millisecond) // more than a tick of peakEWMA
 		seen := map[*registry.Node]bool{}
 		for range 1000 {
 			n := pickOne(t, s)
@@ -255,6 +255,29 @@ func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 				t.Fatalf("no trial after %d cancelled trials", trial)
 			}
 			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
+// The connection breaks after some calls were answered, whose goroutines call Mark later
+// than those of the calls that failed.
+func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newStaticRegistry(t, 2)
+		s := NewSelector(r)
+		bad := pickOne(t, s)
+		s.Mark("greeter", bad, refused)
+		s.Mark("greeter", bad, nil)
+		if !r.instanceOf(bad).ejected(clock()) {
+			t.Error("the answer to an earlier call ended the ejection")
+		}
+		time.Sleep(baseEjectionTime)
+		for n := pickOne(t, s); n != bad; n = pickOne(t, s) {
+			s.Mark("greeter", n, nil)
+		}
+		s.Mark("greeter", bad, nil)
+		if c := r.instanceOf(bad); c.ejectedUntil.Load() != 0 || c.failures.Load() != 0 {
+			t.Error("the answer to the trial did not end the ejection")
 		}
 	})
 }

@@ -17,7 +17,7 @@ func reasonOf(p *corev1.Pod) string {
 	reason := ""
 	switch {
 	case p.DeletionTimestamp != nil:
-		reason = "the pod is being deleted; its grace period ends at " + p.DeletionTimestamp.UTC().Format("15:04:05") + " UTC"
+		reason = "being deleted, until " + p.DeletionTimestamp.UTC().Format("15:04:05") + " UTC at the latest"
 	case isReady(p):
 	case isNodeUnreachable(p):
 		reason = fmt.Sprintf("the Kubernetes node %q stopped reporting", p.Spec.NodeName)

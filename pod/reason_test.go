@@ -35,7 +35,7 @@ func TestReasonOf(t *testing.T) {
 		want string
 	}{
 		{"ready", &corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionTrue, "", "")}}}, ""},
-		{"terminating", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &end}}, "the pod is being deleted; its grace period ends at 12:05:09 UTC"},
+		{"terminating", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &end}}, "being deleted, until 12:05:09 UTC at the latest"},
 		{"node unreachable", &corev1.Pod{Spec: corev1.PodSpec{NodeName: "node-7"}, Status: corev1.PodStatus{Phase: corev1.PodRunning,
 			Conditions: []corev1.PodCondition{condition(corev1.PodReady, corev1.ConditionFalse, "NodeNotReady", ""), condition(corev1.ContainersReady, corev1.ConditionTrue, "", "")}}},
 			`the Kubernetes node "node-7" stopped reporting`},

@@ -13,43 +13,65 @@ import (
 )
 
 // Selector chooses the instance for a call: of two instances taken at random, the
-// one with fewer calls in flight (the power of two choices, Mitzenmacher 2001). A
-// choice reads the informer's snapshot and copies nothing: it takes the same time
-// and allocates nothing at any number of instances.
+// one with the lower load (the power of two choices, Mitzenmacher 2001, with peak EWMA,
+// from Finagle). A choice reads the informer's snapshot and copies nothing: it takes the same
+// time and allocates nothing at any number of instances, and it takes no lock.
+//
+// # Load
+//
+// The load of an instance is the number of its calls in flight times the square of its
+// latency. The latency is an estimate that jumps up with the first slow call, while that
+// call is still in flight, and comes down with a mean lifetime of 10 s. Latencies that
+// differ by less than a factor of 2 are equal, after adding 1 ms to both. A new instance
+// counts as fast as the others. Each fault in a row doubles the load, so that an instance
+// that fails at once does not attract calls by looking idle. An instance that got no calls
+// for 10 s because of its load gets one: if it is fast again, it gets its share.
 //
 // # Ejection
 //
-// An instance is ejected for 5 s when the connection to it fails, or when a call times
-// out although the instance had time to answer: it answered no call for twice its usual
-// latency. A retry therefore goes to another instance. If the instance fails again, the
-// ejection is longer: 20 s, then 80 s, at most 10 s after a failed connection. After the
-// ejection one call tries the instance. An answered call, or a new process in the pod,
-// ends the ejection. At most half of a service's instances are ejected, so that the
-// others are not overloaded: Envoy's panic threshold is 50 % too, and gRFC A50 has
-// max_ejection_percent. A stalled instance, which leaves its calls without an answer, is
-// passed over before they time out. The log has one line for each ejection and one for
+// An instance is ejected for 5 s when the connection to it fails, or when a call times out
+// although the instance had time to answer: it answered no call for twice its usual
+// interval between answers. A retry therefore goes to another instance. If the instance
+// fails again, the ejection is longer: 20 s, then 80 s, at most 10 s after a failed
+// connection. After the ejection one call tries the instance. If it is answered, or the pod
+// has a new process, the ejection ends. At most half of a service's instances are ejected,
+// so that the others are not overloaded: Envoy's panic threshold is 50 % too, and gRFC A50
+// has max_ejection_percent. A stalled instance, which leaves its calls without an answer,
+// is passed over before they time out. The log has one line for each ejection and one for
 // its end; see also Instances and Events.
 //
-// An instance is not blamed for an error that its handler returns, and not for a call
-// that its caller cancels or that began too late to be answered. go-micro's gRPC client
-// hides the gRPC status from a selector, which therefore judges by the text of the error.
+// With Client, which knows the gRPC status, an instance is also ejected when it answers
+// more calls with faults than the other instances do: after 5 faults in a row (Envoy's
+// consecutive_5xx), or when a fifth of its last 63 calls were faults, each only if chance
+// is no explanation (the test after success_rate_stdev_factor in gRFC A50, see the
+// constants in faults.go). Faults are the statuses UNAVAILABLE, RESOURCE_EXHAUSTED,
+// INTERNAL, UNKNOWN and DATA_LOSS and go-micro errors with a code from 500 on. If all
+// instances fail alike, as with the service's database, nobody is ejected. Other errors of
+// handlers do not count, nor does a call that its caller cancels or that began too late to
+// be answered.
+//
+// go-micro's gRPC client hides the gRPC status from a selector, which therefore judges by
+// the text of the error: it counts failed connections and timeouts, and no faults.
 // This leaves one wrong verdict: if a handler returns the error of its own go-micro client, with
 // the id go.micro.client, its instance is blamed for the service that it called. A service
 // with Lifecycle avoids this, because Lifecycle replaces the id of such errors.
 //
 // # Streams
 //
-// go-micro's client calls Mark when a stream is open, not when it ends. So a stream does
-// not count as in flight, and its failures after the start do not count either: open
-// streams are spread by the calls in flight at their start, which for long-lived streams
-// is close to random.
+// With Client, an open stream counts as in flight. Its length is no latency, and its
+// deadline is not the instance's fault. go-micro's client calls Mark when a stream is
+// open, not when it ends. So a stream does not count as in flight, and its failures after
+// the start do not count either: open streams are spread by the calls in flight at their
+// start, which for long-lived streams is close to random.
 //
 // # Filters and strategies
 //
 // Filters and strategies given by selector.SelectOption or selector.SetStrategy are
 // honoured; a filter sees copies, as with go-micro's own selector. A call is in flight
 // from Next to Mark: a caller of Next that never calls Mark, unlike go-micro's clients,
-// makes the instance look busier than it is.
+// makes the instance look busier and slower than it is. Mark does not tell which of the
+// calls in flight has ended, so each call that ends counts as having begun when they did
+// on average.
 //
 // A Selector is safe for concurrent use.
 type Selector struct {

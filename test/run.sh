@@ -12,7 +12,7 @@ race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
 step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
 }
-modules='. cluster proto/gen test/faults/plot test/policies third_party/etcd'
+modules='. cluster proto/gen test/bench/peers test/faults/plot test/policies third_party/etcd'
 
 format() {
 	step 'Format: every Go file is formatted with gofmt' '1 s'

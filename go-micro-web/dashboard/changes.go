@@ -102,7 +102,7 @@ func (l *changeLog) observe(instances []pod.Instance) {
 }
 
 func described(s pod.State, reason string) string {
-	if reason == "" {
+	if reason == "" || s == pod.Terminating { // "terminating" says enough of an instance that has left
 		return string(s)
 	}
 	return string(s) + ", because " + reason

@@ -44,7 +44,7 @@ func TestChanges(t *testing.T) {
 		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, ""), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "joined go-micro-srv-4"},
 		{[]pod.Instance{in(1, pod.NodeUnreachable, "its node is silent"), in(2, pod.Ready, ""), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "node unreachable go-micro-srv-1 its node is silent"},
 		{[]pod.Instance{in(1, pod.NodeUnreachable, ""), in(2, pod.Terminating, "deleted"), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "terminating go-micro-srv-2 deleted"},
-		{[]pod.Instance{in(1, pod.NodeUnreachable, ""), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "left go-micro-srv-2 last state: terminating, because deleted"},
+		{[]pod.Instance{in(1, pod.NodeUnreachable, ""), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "left go-micro-srv-2 last state: terminating"},
 	} {
 		before := l.recent().last()
 		l.observe(step.instances)

@@ -39,7 +39,7 @@ type traffic struct {
 	mu      sync.Mutex
 	rates   map[*int]int // of the viewers
 	stop    func()       // ends the calls and waits for them; nil while there are none
-	calls   []sample     // that ended in the last minute, oldest first
+	calls   []sample     // that ended during the time line, oldest first
 	tries   []sample     // that ended in the window, oldest first
 	failing bool         // the last call failed
 }
@@ -132,7 +132,7 @@ func (t *traffic) callOnce(ctx context.Context) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.calls = append(recent(t.calls, timelineLength*time.Second), sample{end: time.Now(), took: time.Since(begin), failed: err != nil})
+	t.calls = append(recent(t.calls, (timelineLength+1)*time.Second), sample{end: time.Now(), took: time.Since(begin), failed: err != nil})
 	if failing := err != nil; failing != t.failing { // one line for each change
 		t.failing = failing
 		if failing {
@@ -181,7 +181,7 @@ type instanceStats struct {
 	calls
 }
 
-// timeline counts the calls that ended in each of the last 60 s, oldest first.
+// timeline counts the calls that ended in each of the last 60 whole seconds, oldest first.
 type timeline struct {
 	From     time.Time `json:"from"` // begin of the first second
 	Calls    []int     `json:"calls"`
@@ -192,12 +192,12 @@ type timeline struct {
 func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics {
 	rate := t.rate()
 	t.mu.Lock()
-	all, tries := recent(t.calls, timelineLength*time.Second), recent(t.tries, t.window)
+	all, tries := recent(t.calls, (timelineLength+1)*time.Second), recent(t.tries, t.window)
 	s := statistics{Time: now(), Rate: rate, Viewers: len(t.rates), Seconds: int(t.window / time.Second), Instances: []instanceStats{}}
 	t.mu.Unlock() // the samples are never changed
 	s.outcomes = outcomesOf(recent(all, t.window))
 
-	s.Timeline = timeline{s.Time.Truncate(time.Second).Add(-(timelineLength - 1) * time.Second), make([]int, timelineLength), make([]int, timelineLength)}
+	s.Timeline = timeline{s.Time.Truncate(time.Second).Add(-timelineLength * time.Second), make([]int, timelineLength), make([]int, timelineLength)}
 	for _, c := range all {
 		if second := int(math.Floor(c.end.Sub(s.Timeline.From).Seconds())); second >= 0 && second < timelineLength {
 			s.Timeline.Calls[second]++

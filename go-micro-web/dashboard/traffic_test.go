@@ -71,7 +71,8 @@ func TestKeepCalling(t *testing.T) {
 	for _, n := range got.Timeline.Calls {
 		sum += n
 	}
-	if sum != got.Calls || len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
+	if sum > got.Calls || sum < got.Calls-75 || // those of the current second are missing
+		len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
 		t.Errorf("the time line has %d calls, want %d: %+v", sum, got.Calls, got.Timeline)
 	}
 

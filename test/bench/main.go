@@ -67,7 +67,7 @@ type sizes struct {
 var (
 	full = sizes{[]int{10, 100, 1000, 10000}, "300ms", 5, 200, 59 * time.Second, 5 * time.Second, 5000, 3, 2 * time.Minute, 30 * time.Second,
 		2 * time.Second, 3, time.Minute, 6 * time.Second, 10 * time.Second, 1000,
-		3000, []int{0, 50, 200, 1000}, 15 * time.Second, false, ""}
+		3000, []int{0, 50, 200, 1000}, 20 * time.Second, false, ""}
 	short = sizes{[]int{10, 1000}, "100ms", 2, 20, 4 * time.Second, time.Second, 500, 1, 10 * time.Second, 5 * time.Second,
 		300 * time.Millisecond, 1, 8 * time.Second, 3 * time.Second, 4 * time.Second, 50,
 		300, []int{0, 20, 40}, 2 * time.Second, true, ""}
@@ -126,6 +126,12 @@ func run(n sizes, only string) (err error) {
 	if only != "" && !slices.ContainsFunc(groups, func(g group) bool { return g.name == only }) {
 		return fmt.Errorf("measuring group %q: there is no such group", only)
 	}
+	temporary, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temporary)
+	os.Setenv("TMPDIR", temporary) // also for the processes that this one starts
 	for _, g := range groups {
 		if only != "" && g.name != only {
 			continue

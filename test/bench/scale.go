@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"strconv"
@@ -62,7 +61,7 @@ func measureScale(n sizes, kubeconfig string) (string, error) {
 	for i := range n.Pods {
 		p := newPod(podName(i), service(i%services), "10.0.0.1:9100")
 		b, _ := json.Marshal(object{"metadata": p["metadata"], "spec": p["spec"], "status": running(true, "10.0.0.1")})
-		p["metadata"].(object)["annotations"].(object)["bench/padding"] = strings.Repeat("x", max(0, podSize-len(b)-600)) // 600: what the API server adds
+		p["metadata"].(object)["annotations"].(object)["bench/padding"] = strings.Repeat("x", max(0, podSize-len(b)-2700)) // the API server adds 2700
 		all = append(all, p)
 	}
 	if err := k.create(scaleNamespace, all, "10.0.0.1"); err != nil {
@@ -74,7 +73,7 @@ func measureScale(n sizes, kubeconfig string) (string, error) {
 	}
 
 	t := newTable("API server CPU per change", "per change and watcher", "bytes per change and watcher", "write to seen, p50 / p99", "all connected and current")
-	var idle, slope float64
+	var idle, last float64
 	for _, watchers := range n.Watchers {
 		c, err := k.watched(n, services, watchers, false)
 		if err != nil {
@@ -82,49 +81,56 @@ func measureScale(n sizes, kubeconfig string) (string, error) {
 		}
 		if watchers == 0 {
 			idle = c.cpu
-			t.row("no watchers", microseconds(c.cpu), "", "", "", "")
+			t.row("no watchers", cpu(c.cpu), "", "", "", "")
 			continue
 		}
-		slope = (c.cpu - idle) / float64(watchers)
-		t.row(fmt.Sprintf("%d watchers", watchers), microseconds(c.cpu), microseconds(slope), fmt.Sprintf("%.0f", c.bytes/float64(watchers)), percentiles(c.seen), format(c.connected))
+		last = (c.cpu - idle) / float64(watchers)
+		t.row(fmt.Sprintf("%d watchers", watchers), cpu(c.cpu), cpu(last), fmt.Sprintf("%.0f", c.bytes/float64(watchers)), percentiles(c.seen), format(c.connected))
 	}
 	most := n.Watchers[len(n.Watchers)-1] / 5
 	same, err := k.watched(n, services, most, true)
 	if err != nil {
 		return "", err
 	}
-	delivery := (same.cpu - idle) / float64(most)
-	t.row(fmt.Sprintf("%d watchers of one service, which alone changes", most), microseconds(same.cpu), microseconds(delivery), fmt.Sprintf("%.0f", same.bytes/float64(most)), percentiles(same.seen), format(same.connected))
+	matching := (same.cpu - idle) / float64(most)
+	t.row(fmt.Sprintf("%d watchers of one service, which alone changes", most), cpu(same.cpu), cpu(matching), fmt.Sprintf("%.0f", same.bytes/float64(most)), percentiles(same.seen), format(same.connected))
 
-	// The formula, for a cluster of 5,000 nodes with 30 pods each, of which each is a client of 3 services, in
-	// services of 30 pods. 100 pods a second are created or deleted (the limit that Kubernetes tests
-	// at this size), with 4 changes each.
+	// Of the most watchers, one in services gets the change: last = slope + delivery/services. Of
+	// the watchers of one service, all get it: matching = slope + delivery.
+	delivery := (matching - last) / (1 - 1/float64(services))
+	slope := last - delivery/float64(services)
+
+	// The formula for the largest cluster that Kubernetes tests. Each service has as many
+	// clients as it has pods, times the services that each of them calls.
 	const nodes, podsPerNode, called, changes = 5000, 30, 3, 400
-	watches := nodes * podsPerNode * called
-	watchesOfService := podsPerService * called // as many clients as servers
+	const watches = nodes * podsPerNode * called
+	const watchesOfService = podsPerService * called
 	cores := func(namespaces int) float64 {
-		return changes * (slope*float64(watches)/float64(namespaces) + delivery*float64(watchesOfService))
+		return changes * (slope*watches/float64(namespaces) + delivery*watchesOfService)
 	}
+	paper := newTable("one namespace", "100 namespaces")
+	paper.row("5,000 nodes, CPU cores of the API server", fmt.Sprintf("%.1f", cores(1)), fmt.Sprintf("%.1f", cores(100)))
 	return t.String() + fmt.Sprintf(`
-One namespace has %d pods of %d bytes (JSON) in services of %d; each watcher is a pod.Registry with a connection and a service account of its own and watches one service;
+One namespace has %d pods of %d bytes (JSON) in services of %d; each watcher is a pod.Registry with a connection of its own, which watches one service; all use one service account;
 %d times a second one pod becomes ready or not ready, for %s. CPU is that of kube-apiserver (process_cpu_seconds_total), etcd and the clients share the machine's cores with it; the cost
 per watcher is what exceeds the cost without watchers. Bytes are those of watch events (apiserver_watch_events_sizes). *Write to seen* is from the start of the request until registry.Watch
 returns the change to each watcher. *Connected* is the time for all watchers to connect, list and see a change, when all of them start at once. The API server terminated no watcher (apiserver_terminated_watchers_total).
 
 **Slope.** The API server compares each change of a pod with each label-selector watch of its namespace: %s of CPU for each watcher, whether the watcher
-asked for this service or not, and %s for each watcher that gets the change. So:
+asked for this service or not, and %s more for each watcher that gets the change. So:
 
     CPU cores = changes per second * (%.2g µs * watchers of the namespace + %.2g µs * watchers of the service)
 
-On paper, a cluster of %d nodes with %d pods each, every pod a client of %d services, has %d watches. At %d changes a second they cost the API server %.1f cores in one
-namespace, %.2g in 100 namespaces.
-`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, microseconds(slope), microseconds(delivery), 1e6*slope, 1e6*delivery,
-		nodes, podsPerNode, called, watches, changes, cores(1), cores(100)), nil
+On paper, a cluster of %d nodes with %d pods each, every pod a client of %d services of %d pods, has %d watches. At %d changes a second (100 pods a second are created or deleted, with
+4 changes each) they cost:
+
+`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery,
+		nodes, podsPerNode, called, podsPerService, watches, changes) + paper.String(), nil
 }
 
 func podName(i int) string { return fmt.Sprint("pod-", i) }
 
-func microseconds(seconds float64) string { return fmt.Sprintf("%.3g µs", 1e6*seconds) }
+func cpu(seconds float64) string { return format(time.Duration(seconds * float64(time.Second))) }
 
 // watchCost is what one number of watchers costs.
 type watchCost struct {
@@ -142,8 +148,7 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 	if err != nil {
 		return c, err
 	}
-	seen := &sightings{sent: map[string]time.Time{}, missing: map[string]int{}, failed: make(chan error, watchers)}
-	ofService := make([]int, services)
+	seen := &sightings{sent: map[string]time.Time{}, ready: map[string]bool{}}
 	start := time.Now()
 	var stops []func()
 	defer func() {
@@ -153,54 +158,52 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 	}()
 	var starting sync.WaitGroup
 	var mu sync.Mutex
+	var failed []error
+	watched := map[int]bool{} // services
 	for i := range watchers {
 		s := i % services
 		if same {
 			s = 0
 		}
-		ofService[s]++
+		watched[s] = true
 		starting.Go(func() {
 			r := pod.NewRegistry(kubernetes.NewRegistry)
 			w, err := r.Watch(registry.WatchService(service(s)))
-			if err != nil {
-				seen.failed <- err
-				return
+			for err != nil && time.Since(start) < time.Minute { // the first LIST may take longer than the 5 s that Watch waits for it
+				time.Sleep(100 * time.Millisecond)
+				w, err = r.Watch(registry.WatchService(service(s)))
 			}
 			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = append(failed, err)
+				return
+			}
 			stops = append(stops, func() { w.Stop(); _ = r.Close() })
-			mu.Unlock()
-			go seen.read(w)
+			go seen.read(seen.add(s, services), w)
 		})
 	}
 	starting.Wait()
-	if len(seen.failed) > 0 {
-		return c, fmt.Errorf("watching: %w", <-seen.failed)
+	if len(failed) > 0 {
+		return c, fmt.Errorf("watching: %d of %d watchers not connected within a minute: %w", len(failed), watchers, failed[0])
 	}
-	ready := make([]bool, n.Pods)
 	change := func(i int) error {
-		if err := k.setStatus(scaleNamespace, podName(i), ready[i]); err != nil {
-			return err
-		}
-		ready[i] = !ready[i]
-		return nil
+		return k.setStatus(scaleNamespace, podName(i), seen.change(podName(i)))
 	}
 	// One change of each service that is watched shows that all watchers are current.
-	for s := range services {
-		if ofService[s] > 0 {
-			seen.expect(podName(s), ofService[s])
-			if err := change(s); err != nil {
-				return c, err
-			}
+	for s := range watched {
+		if err := change(s); err != nil {
+			return c, err
 		}
 	}
 	if err := seen.wait(); err != nil {
 		return c, err
 	}
-	if watchers > 0 {
-		c.connected = time.Since(start)
-	}
+	c.connected = time.Since(start)
 	time.Sleep(settle)
+	seen.mu.Lock()
 	seen.took = nil
+	seen.mu.Unlock()
 	from, err := k.metrics()
 	if err != nil {
 		return c, err
@@ -209,11 +212,10 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 	tick := time.NewTicker(time.Second / changesPerSecond)
 	defer tick.Stop()
 	for end := time.Now().Add(n.Changing); time.Now().Before(end); changed++ {
-		i := rand.IntN(n.Pods)
+		i := changed % n.Pods // one service after the other
 		if same {
-			i -= i % services
+			i = changed % podsPerService * services
 		}
-		seen.expect(podName(i), ofService[i%services])
 		if err := change(i); err != nil {
 			return c, err
 		}
@@ -231,63 +233,91 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 	}
 	c.cpu = (to["process_cpu_seconds_total"] - from["process_cpu_seconds_total"]) / float64(changed)
 	c.bytes = (to["apiserver_watch_events_sizes_sum"] - from["apiserver_watch_events_sizes_sum"]) / float64(changed)
+	seen.mu.Lock()
 	c.seen = seen.took
-	for i := range ready { // all pods are ready again for the next number
-		if ready[i] {
+	seen.took = nil
+	seen.mu.Unlock()
+	for i := range n.Pods { // all pods are ready again for the next number
+		if ready, ok := seen.ready[podName(i)]; ok && !ready {
 			if err := change(i); err != nil {
 				return c, err
 			}
 		}
 	}
-	return c, nil
+	return c, seen.wait()
 }
 
-// sightings records when watchers see a change.
+// sightings records when watchers see changes.
 type sightings struct {
-	mu      sync.Mutex
-	sent    map[string]time.Time // by pod
-	missing map[string]int       // watchers that have not seen the pod's last change
-	took    []time.Duration
-	failed  chan error
+	mu       sync.Mutex
+	sent     map[string]time.Time // by pod
+	ready    map[string]bool      // the state that was written last; a pod that is missing is ready
+	watchers []*sighted
+	took     []time.Duration
 }
 
-func (s *sightings) expect(pod string, watchers int) {
+// sighted is what one watcher has seen of the pods of its service.
+type sighted struct {
+	pods     map[string]bool // of the service
+	notReady map[string]bool
+}
+
+func (s *sightings) add(service, services int) *sighted {
+	w := &sighted{pods: map[string]bool{}, notReady: map[string]bool{}}
+	for i := range podsPerService {
+		w.pods[podName(service+i*services)] = true
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sent[pod] = time.Now()
-	if s.missing[pod] += watchers; s.missing[pod] == 0 {
-		delete(s.missing, pod)
-	}
+	s.watchers = append(s.watchers, w)
+	return w
 }
 
-func (s *sightings) read(w registry.Watcher) {
+// change returns the next state of a pod, which the caller writes.
+func (s *sightings) change(pod string) (ready bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	current, ok := s.ready[pod]
+	ready = ok && !current
+	s.sent[pod], s.ready[pod] = time.Now(), ready
+	return ready
+}
+
+func (s *sightings) read(w *sighted, from registry.Watcher) {
 	for {
-		r, err := w.Next()
+		r, err := from.Next()
 		if err != nil {
 			return // stopped
 		}
 		s.mu.Lock()
 		for _, n := range r.Service.Nodes {
-			s.took = append(s.took, time.Since(s.sent[n.Id]))
-			if s.missing[n.Id]--; s.missing[n.Id] <= 0 {
-				delete(s.missing, n.Id)
+			w.notReady[n.Id] = r.Action == "delete"
+			if s.ready[n.Id] == (r.Action != "delete") {
+				s.took = append(s.took, time.Since(s.sent[n.Id]))
 			}
 		}
 		s.mu.Unlock()
 	}
 }
 
-// wait waits until all watchers have seen all changes.
+// wait waits until all watchers have seen the last state of all pods.
 func (s *sightings) wait() error {
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		missing := 0
 		s.mu.Lock()
-		n := len(s.missing)
+		for pod, ready := range s.ready {
+			for _, w := range s.watchers {
+				if w.pods[pod] && w.notReady[pod] == ready {
+					missing++
+				}
+			}
+		}
 		s.mu.Unlock()
-		if n == 0 {
+		if missing == 0 {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("waiting for the watchers: changes of %d pods not seen by all within 30 s", n)
+			return fmt.Errorf("waiting for the watchers: %d changes not seen within 30 s", missing)
 		}
 	}
 }

@@ -214,20 +214,26 @@ func measurement(file, text, title string) ([]string, error) {
 		return number.FindAllString(first, -1), nil
 	}
 	column, row, ok := strings.Cut(title, ": ")
+	var header, previous []string // of the table that contains the line
 	for line := range strings.Lines(text) {
-		cells := strings.Split(strings.TrimSpace(line), " | ")
+		cells := strings.Split(strings.TrimSuffix(strings.TrimSpace(line), " |"), " | ")
+		if strings.HasPrefix(strings.ReplaceAll(line, " ", ""), "|---") {
+			header = previous
+		}
+		previous = cells
 		name, _, _ := strings.Cut(strings.TrimPrefix(cells[0], "| "), " (") // without the row's remark
-		if ok && len(cells) == 3 && name == row {
-			cell := cells[1]
-			if column == "pod/" {
-				cell = cells[2]
-			} else if column != "plugin" {
-				break
-			}
-			return number.FindAllString(cell, -1), nil
+		if !ok || name != row || len(cells) != len(header) {
+			continue
+		}
+		i := slices.Index(header, column)
+		if column == "plugin" { // short for go-micro's plugin, selector and client
+			i = 1
+		}
+		if i > 0 {
+			return number.FindAllString(cells[i], -1), nil
 		}
 	}
-	return nil, fmt.Errorf("no row %q with a column \"plugin: \" or \"pod/: \"", title)
+	return nil, fmt.Errorf("no row %q with this column", title)
 }
 
 // TestMeasuredNumbers compares the numbers in the documents with the benchmark's

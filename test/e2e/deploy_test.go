@@ -105,35 +105,35 @@ func TestVerifyDeploy(t *testing.T) {
 	good()
 	const srv = "deployment/go-micro-srv"
 	for _, c := range []struct {
-		name         string
-		breaks       [][]string // arguments of kubectl
-		repairs      [][]string
-		want, remedy string // in the same line
+		name    string
+		breaks  [][]string // arguments of kubectl
+		repairs [][]string
+		limit   string
+		want    [][2]string // texts in the same line: problem and remedy
 	}{
 		{"image", [][]string{{"set", "image", "-n", namespace, srv, "go-micro-srv=846602483/go-micro-srv:missing"}},
-			[][]string{{"rollout", "undo", "-n", namespace, srv}},
-			`FAILED go-micro-srv: image "846602483/go-micro-srv:missing" cannot be pulled: `, "push it with `make push"},
+			[][]string{{"rollout", "undo", "-n", namespace, srv}}, "5s",
+			[][2]string{{`FAILED go-micro-srv: image "846602483/go-micro-srv:missing" cannot be pulled: `, "push it with `make push"}}},
 		{"policy", [][]string{{"patch", "-n", namespace, srv, "--type=json", `-p=[{"op": "remove", "path": "/spec/template/spec/containers/0/securityContext"}]`}},
-			[][]string{{"rollout", "undo", "-n", namespace, srv}},
-			`FAILED go-micro-srv: a policy refuses its pods: `, "correct the Deployment's pod template"},
+			[][]string{{"rollout", "undo", "-n", namespace, srv}}, "5s",
+			[][2]string{{`FAILED go-micro-srv: a policy refuses its pods: `, "correct the Deployment's pod template"}}},
 		{"registration forbidden", [][]string{{"delete", "rolebinding", "micro-registry", "-n", namespace}, {"rollout", "restart", "-n", namespace, srv}},
-			[][]string{{"apply", "-f", "k8s/pod-rbac.yaml"}},
-			"is not registered: ", "apply k8s/pod-rbac.yaml"},
+			[][]string{{"apply", "-f", "k8s/pod-rbac.yaml"}}, "5s",
+			[][2]string{{"is not registered: ", "apply k8s/pod-rbac.yaml"}}},
 		{"registration refused by the policy", [][]string{{"patch", "-n", namespace, srv, "--type=json",
 			`-p=[{"op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": {"name": "MICRO_SERVER_NAME", "value": "go-micro-web"}}]`}},
-			[][]string{{"rollout", "undo", "-n", namespace, srv}},
-			"is not registered: ", "see k8s/pod-policy.yaml"},
-		{"no server", [][]string{{"scale", "-n", namespace, srv, "--replicas=0"}},
-			[][]string{{"scale", "-n", namespace, srv, "--replicas=2"}},
-			"FAILED the client gets no answer from go-micro-srv: ", "network policies"},
-		{"no web server", [][]string{{"scale", "-n", namespace, "deployment/go-micro-web", "--replicas=0"}},
-			[][]string{{"scale", "-n", namespace, "deployment/go-micro-web", "--replicas=2"}},
-			"FAILED the Service go-micro-web does not answer: ", "network policies"},
-		{"admission policy", [][]string{{"delete", "-f", "k8s/pod-policy.yaml"}}, [][]string{{"apply", "-f", "k8s/pod-policy.yaml"}},
-			"FAILED the admission policy is missing: ", "apply k8s/pod-policy.yaml"},
-		{"ConfigMap", [][]string{{"delete", "configmap", "go-micro-config", "-n", namespace}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
-			[][]string{{"apply", "-f", "go-micro-config/k8s/configmap.yaml"}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
-			"FAILED go-micro-config has failed: ", "kubectl replace --force"},
+			[][]string{{"rollout", "undo", "-n", namespace, srv}}, "5s",
+			[][2]string{{"is not registered: ", "see k8s/pod-policy.yaml"}}},
+		{"no answers, no policy and no ConfigMap", [][]string{
+			{"scale", "-n", namespace, srv, "deployment/go-micro-web", "--replicas=0"}, {"delete", "-f", "k8s/pod-policy.yaml"},
+			{"delete", "configmap", "go-micro-config", "-n", namespace}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
+			[][]string{{"apply", "-k", "k8s"}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
+			"20s", // the check reads 12 s of the client's log, which must not contain the last answer
+			[][2]string{{"FAILED go-micro-srv: the Deployment is scaled to 0 pods", "kubectl scale"},
+				{"FAILED the client gets no answer from go-micro-srv: ", "network policies"},
+				{"FAILED the Service go-micro-web does not answer: ", "network policies"},
+				{"FAILED the admission policy is missing: ", "apply k8s/pod-policy.yaml"},
+				{"FAILED go-micro-config has failed: ", "kubectl replace --force"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Cleanup(func() {
@@ -145,22 +145,19 @@ func TestVerifyDeploy(t *testing.T) {
 			for _, args := range c.breaks {
 				kubectl(t, args...)
 			}
-			limit := "5s"
-			if strings.Contains(c.want, "no answer") {
-				limit = "30s" // the client's last good call must be older than the log that the check reads
-			}
-			out, err := verifyDeploy(limit)
-			if err == nil || !slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
-				return strings.HasPrefix(line, "FAILED ") && strings.Contains(line, c.want) && strings.Contains(line, c.remedy)
-			}) {
-				t.Errorf("verify-deploy: %v\n%s\nwant a line with %q and %q", err, out, c.want, c.remedy)
+			out, err := verifyDeploy(c.limit)
+			for _, want := range c.want {
+				if err == nil || !slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
+					return strings.HasPrefix(line, "FAILED ") && strings.Contains(line, want[0]) && strings.Contains(line, want[1])
+				}) {
+					t.Errorf("verify-deploy: %v\n%s\nwant a line with %q", err, out, want)
+				}
 			}
 			t.Log("\n" + out)
 		})
 	}
 	good()
 
-	// Without a cluster, and with one that has no namespace go-micro.
 	empty := filepath.Join(t.TempDir(), "kubeconfig")
 	cmd := exec.Command("go", "run", "./k8s/verify")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "KUBECONFIG="+empty)

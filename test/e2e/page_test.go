@@ -370,10 +370,13 @@ func pageFrozenPod(t *testing.T, b *tab) {
 	b.Wait("the end of its share of the calls", calls(all[0].Name, "not ready", none))
 	t.Logf("%s after the freeze its share is 0; %s", time.Since(begin).Round(100*time.Millisecond), browser.Evaluate[string](b.Tab, `document.getElementById('timeline-text').textContent`))
 	kubectl(t, "delete", "pod", "-n", namespace, "--wait=false", all[1].Name)
-	browser.Evaluate[bool](b.Tab, `document.querySelectorAll('.answered').forEach(row => row.classList.remove('answered')), true`)
+	browser.Evaluate[bool](b.Tab, `document.querySelectorAll('tr.answered').forEach(row => row.classList.remove('answered')), true`)
 	b.Wait("another pod to become terminating, also in the summary", rows("go-micro-srv", "terminating")+` === 1 && document.getElementById('summary').textContent.includes('terminating')`)
+	const others = `document.querySelectorAll('#services section:not([data-key="go-micro-srv"]) summary').forEach(summary => summary.click()), true`
+	browser.Evaluate[bool](b.Tab, others) // the pictures show the instances of one service
 	b.screenshot("registry-light", "light")
 	b.screenshot("registry-dark", "dark")
+	browser.Evaluate[bool](b.Tab, others)
 	thaw()
 	b.Wait("all instances to become ready again", fmt.Sprintf(`%s === 3 && %s === 3`, rows("go-micro-srv", ""), rows("go-micro-srv", "ready")))
 	b.Wait("its share of the calls", calls(all[0].Name, "ready", some))
@@ -429,7 +432,7 @@ func (b *tab) screenshot(name, theme string) {
 	if *screenshots {
 		dir = filepath.Join(root, "media")
 	}
-	if len(png) < 10<<10 || len(png) > 150<<10 {
+	if len(png) < 10<<10 || len(png) > 350<<10 {
 		b.T.Errorf("screenshot %q is %d bytes", name, len(png))
 	}
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)); err != nil {
@@ -622,8 +625,8 @@ func pagePhone(t *testing.T, b *tab) {
 			t.Errorf("the accessibility tree has %d of role %s, want %d", roles[role], role, want)
 		}
 	}
-	if roles["status"] != 2 {
-		t.Errorf("%d parts of the page are announced when they change, want 2", roles["status"])
+	if roles["status"] != 5 { // the summary, the connection, the calls, the number of matches, the copied text
+		t.Errorf("%d parts of the page are announced when they change, want 5", roles["status"])
 	}
 }
 

@@ -98,7 +98,7 @@ function showTimeline(calls) {
   }
   ended.forEach((n, x) => {
     const height = n => 24 * n / top
-    if (n > failures[x]) bar('answered', x + .1, 24 - height(n - failures[x]), .8, height(n - failures[x]))
+    if (n > failures[x]) bar('good', x + .1, 24 - height(n - failures[x]), .8, height(n - failures[x]))
     if (failures[x]) bar('failed', x + .1, 24 - height(n), .8, height(failures[x]))
   })
   for (const mark of marks) bar(['back', 'ready', 'joined'].includes(mark.change) ? 'better' : 'worse', (Date.parse(mark.time) - begin) / 1000 - .1, 0, .2, 24)

@@ -169,7 +169,7 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 		starting.Go(func() {
 			r := pod.NewRegistry(kubernetes.NewRegistry)
 			w, err := r.Watch(registry.WatchService(service(s)))
-			for err != nil && time.Since(start) < time.Minute { // the first LIST may take longer than the 5 s that Watch waits for it
+			for err != nil && time.Since(start) < 3*time.Minute { // the first LIST may take longer than the 5 s that Watch waits for it
 				time.Sleep(100 * time.Millisecond)
 				w, err = r.Watch(registry.WatchService(service(s)))
 			}
@@ -185,7 +185,7 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 	}
 	starting.Wait()
 	if len(failed) > 0 {
-		return c, fmt.Errorf("watching: %d of %d watchers not connected within a minute: %w", len(failed), watchers, failed[0])
+		return c, fmt.Errorf("watching: %d of %d watchers not connected within 3 minutes: %w", len(failed), watchers, failed[0])
 	}
 	change := func(i int) error {
 		return k.setStatus(scaleNamespace, podName(i), seen.change(podName(i)))

@@ -242,6 +242,15 @@ func TestSelectorPickAllocatesNothing(t *testing.T) {
 			}); a != 0 {
 				t.Errorf("%v allocations at %d instances, %s", a, n, name)
 			}
+			if a := testing.AllocsPerRun(1000, func() {
+				c, err := s.choose("greeter", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.done(answered, nil)
+			}); a != 0 {
+				t.Errorf("choose and done: %v allocations at %d instances, %s", a, n, name)
+			}
 		}
 	}
 }

@@ -26,11 +26,11 @@ type Second struct {
 	Latencies                  Histogram         `json:",omitempty"` // of all calls that ended, also of those that failed
 }
 
-// Histogram counts durations. The key of a duration is 8 times the binary logarithm of its
-// microseconds, so that one key covers 9 %.
+// Histogram counts durations. The key of a duration is 32 times the binary logarithm of its
+// microseconds, so that one key covers 2 %.
 type Histogram map[int]int
 
-const keysPerOctave = 8
+const keysPerOctave = 32
 
 // Add counts a duration.
 func (h Histogram) Add(d time.Duration) {

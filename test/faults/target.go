@@ -136,10 +136,10 @@ func restarts(p corev1.Pod) (n int32) {
 func Address(p corev1.Pod) string { return p.Status.PodIP + ":9100" }
 
 // AwaitReplicas waits until exactly n pods of go-micro-srv exist, all are ready and registered,
-// and t.Load is answered by all of them and by no other.
+// and t.Load is answered by all of them and by no other. An ejection can last minutes.
 func (t *Target) AwaitReplicas(ctx context.Context, n int) error {
 	start := time.Now()
-	return Eventually(ctx, 2*time.Minute, fmt.Sprintf("%d replicas ready, registered and called", n), func() error {
+	return Eventually(ctx, 5*time.Minute, fmt.Sprintf("%d replicas ready, registered and called", n), func() error {
 		all, err := t.pods(ctx)
 		if err != nil {
 			return err

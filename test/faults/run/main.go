@@ -176,6 +176,9 @@ func inject(ctx context.Context, target *faults.Target, r *recorder, f faults.Fa
 	if err != nil {
 		return err
 	}
+	if f.Hold > 0 { // the end of any other fault is the return of all replicas
+		r.phase("")
+	}
 	fmt.Printf("-- %s: repaired after %.0f s; waiting until all replicas are back\n", f.Name, span.Repaired.Sub(span.Injected).Seconds())
 	if err := target.AwaitReplicas(ctx, faults.Replicas); err != nil {
 		return err

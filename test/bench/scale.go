@@ -121,10 +121,12 @@ asked for this service or not, and %s more for each watcher that gets the change
 
     CPU cores = changes per second * (%.2g µs * watchers of the namespace + %.2g µs * watchers of the service)
 
+The first part uses a whole core when changes per second times watchers of the namespace reach %.0f.
+
 On paper, a cluster of %d nodes with %d pods each, every pod a client of %d services of %d pods, has %d watches. At %d changes a second (100 pods a second are created or deleted, with
 4 changes each) they cost:
 
-`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery,
+`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery, 1/slope,
 		nodes, podsPerNode, called, podsPerService, watches, changes) + paper.String(), nil
 }
 

@@ -236,7 +236,7 @@ func throughput(n sizes) (string, error) {
 			if k == 0 {
 				bare = r.Rate
 			}
-			rates = append(rates, fmt.Sprintf("%.0f, %.2f of grpc-go", r.Rate, r.Rate/bare))
+			rates = append(rates, fmt.Sprintf("%.0f (%.2f of grpc-go)", r.Rate, r.Rate/bare))
 			if r.Failed > 0 {
 				rates[k] += fmt.Sprintf(", %.2f %% failed", 100*r.Failed)
 			}

@@ -285,20 +285,48 @@ func (s *settingsCredentials) ClientHandshake(ctx context.Context, authority str
 	return &settingsConn{Conn: conn, connection: s.connection}, info, nil
 }
 
-// settingsConn reads the SETTINGS frame with which a server begins an HTTP/2 connection.
+// settingsConn reads the SETTINGS frame with which a server begins an HTTP/2 connection. It also
+// buffers what grpc-go reads, in place of grpc-go's own buffer: it holds a buffer only while a
+// frame has begun and its rest has not been read, so that an idle connection has none.
 type settingsConn struct {
 	net.Conn
 	connection *clientConnection
-	frame      []byte // what has been read of the frame
+	frame      []byte // what has been read of the SETTINGS frame
 	done       bool
+
+	buffer *[]byte // of readBuffers; nil if there is nothing to read from it
+	unread []byte  // part of buffer
 }
 
+const readBufferSize = 32 << 10 // as grpc-go's
+
+var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBufferSize); return &b }}
+
+// Read reads up to len(b) bytes. grpc-go reads a frame in two steps, first its header. The header of
+// the next frame may be long in coming, so Read waits for it without a buffer. The rest of a frame
+// follows at once.
 func (c *settingsConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if !c.done {
+	if c.buffer == nil && (len(b) <= frameHeaderSize || len(b) >= readBufferSize) {
+		n, err := c.Conn.Read(b)
 		c.parse(b[:n])
+		return n, err
 	}
-	return n, err
+	if c.buffer == nil {
+		buffer := readBuffers.Get().(*[]byte)
+		n, err := c.Conn.Read(*buffer)
+		if n == 0 {
+			readBuffers.Put(buffer)
+			return 0, err
+		}
+		c.buffer, c.unread = buffer, (*buffer)[:n] // an error comes again with the next read
+	}
+	n := copy(b, c.unread)
+	c.parse(b[:n])
+	if c.unread = c.unread[n:]; len(c.unread) == 0 {
+		readBuffers.Put(c.buffer)
+		c.buffer, c.unread = nil, nil
+	}
+	return n, nil
 }
 
 // The header of an HTTP/2 frame has 9 bytes: 3 of the length, the type, the flags, and 4 of the
@@ -311,6 +339,9 @@ const (
 )
 
 func (c *settingsConn) parse(b []byte) {
+	if c.done {
+		return
+	}
 	c.frame = append(c.frame, b...)
 	if len(c.frame) < frameHeaderSize {
 		return

@@ -39,11 +39,6 @@ var (
 	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
 )
 
-// readBufferSize is smaller than grpc-go's 32 KiB, because each connected instance holds such a
-// buffer. It contains the responses of a dozen small calls. What does not fit is read directly into
-// the message.
-const readBufferSize = 2 << 10
-
 // clientSettings is what a client's options amount to, and the connections that were opened with
 // them. The options are immutable.
 type clientSettings struct {
@@ -165,8 +160,10 @@ func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout t
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
 		grpc.WithKeepaliveParams(s.keepalive),
 		grpc.WithIdleTimeout(idleTimeout),
-		grpc.WithReadBufferSize(readBufferSize),
 	}, s.dialOptions...)
+	if len(s.dialOptions) == 0 { // which may replace the credentials
+		options = append(options, grpc.WithReadBufferSize(0)) // settingsConn has a buffer
+	}
 	return grpc.NewClient(target, options...)
 }
 

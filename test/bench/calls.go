@@ -236,7 +236,10 @@ func throughput(n sizes) (string, error) {
 			if k == 0 {
 				bare = r.Rate
 			}
-			rates = append(rates, fmt.Sprintf("%.0f, %.2f of grpc-go", r.Rate, r.Rate/bare))
+			rates = append(rates, fmt.Sprintf("%.0f (%.2f of grpc-go)", r.Rate, r.Rate/bare))
+			if r.Failed > 0 {
+				rates[k] += fmt.Sprintf(", %.2f %% failed", 100*r.Failed)
+			}
 			latencies = append(latencies, fmt.Sprintf("%s / %s / %s", format(r.At(0.5)), format(r.At(0.99)), format(r.At(0.999))))
 		}
 		callers := map[bool]string{true: "1 caller", false: fmt.Sprint(c, " callers")}[c == 1]
@@ -270,7 +273,7 @@ func streams(n sizes) (string, error) {
 	t.row("streams opened per second", opened...)
 	t.row("messages per second", messages...)
 	return t.String() + `
-*Streams opened*: one caller opens a server stream, receives one message, cancels it and opens the next. *Messages*: one caller receives the
+*Streams opened*: one caller opens a server stream, receives one message, closes it and opens the next. *Messages*: one caller receives the
 messages of one stream as fast as it can. All call the same grpc-go server.
 `, nil
 }
@@ -401,6 +404,6 @@ func idleMemory(n sizes) (string, error) {
 	t.row("connections", open...)
 	return t.String() + fmt.Sprintf(`
 One client calls each of %d instances, which are in another process, and then waits. Memory is the heap after a garbage collection and the stacks, less
-those with one instance, divided by the number of connections; it includes what discovery keeps about an instance.
+those without a client, divided by the number of connections; it includes what discovery keeps about an instance, and with pod/ the pods of the fake API server, 2 kB each.
 `, n.Connected), nil
 }

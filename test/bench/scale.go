@@ -121,10 +121,12 @@ asked for this service or not, and %s more for each watcher that gets the change
 
     CPU cores = changes per second * (%.2g µs * watchers of the namespace + %.2g µs * watchers of the service)
 
+The first part uses a whole core when changes per second times watchers of the namespace reach %.0f.
+
 On paper, a cluster of %d nodes with %d pods each, every pod a client of %d services of %d pods, has %d watches. At %d changes a second (100 pods a second are created or deleted, with
 4 changes each) they cost:
 
-`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery,
+`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery, 1/slope,
 		nodes, podsPerNode, called, podsPerService, watches, changes) + paper.String(), nil
 }
 
@@ -169,7 +171,7 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 		starting.Go(func() {
 			r := pod.NewRegistry(kubernetes.NewRegistry)
 			w, err := r.Watch(registry.WatchService(service(s)))
-			for err != nil && time.Since(start) < time.Minute { // the first LIST may take longer than the 5 s that Watch waits for it
+			for err != nil && time.Since(start) < 3*time.Minute { // the first LIST may take longer than the 5 s that Watch waits for it
 				time.Sleep(100 * time.Millisecond)
 				w, err = r.Watch(registry.WatchService(service(s)))
 			}
@@ -185,7 +187,7 @@ func (k *kube) watched(n sizes, services, watchers int, same bool) (c watchCost,
 	}
 	starting.Wait()
 	if len(failed) > 0 {
-		return c, fmt.Errorf("watching: %d of %d watchers not connected within a minute: %w", len(failed), watchers, failed[0])
+		return c, fmt.Errorf("watching: %d of %d watchers not connected within 3 minutes: %w", len(failed), watchers, failed[0])
 	}
 	change := func(i int) error {
 		return k.setStatus(scaleNamespace, podName(i), seen.change(podName(i)))

@@ -33,10 +33,10 @@ func throughput(l Library, j Job) (r Result, err error) {
 	end := start.Add(j.Duration)
 	record.closed(j.Callers, end)
 	all := record.wait().between(start, end)
-	if f := all.failed(); f > 0 {
-		return r, fmt.Errorf("%.2f %% of %d calls failed: %w", 100*f, len(all), firstError(all))
+	if f := all.failed(); f == 1 {
+		return r, fmt.Errorf("all %d calls failed: %w", len(all), firstError(all))
 	}
-	return Result{Rate: float64(len(all)) / j.Duration.Seconds(), Percentiles: all.percentiles()}, nil
+	return Result{Rate: float64(len(all)) * (1 - all.failed()) / j.Duration.Seconds(), Percentiles: all.percentiles(), Failed: all.failed()}, nil
 }
 
 func firstError(all calls) error {
@@ -238,10 +238,11 @@ func servers(_ Library, j Job) (r Result, err error) {
 	select {}
 }
 
-// memory measures the memory of connections without calls. The instances are in another
-// process.
+// memory measures the memory of a client and its connections without calls. The instances
+// are in another process.
 func memory(l Library, j Job) (r Result, err error) {
-	client, err := l.Dial(j.Servers[:1], true)
+	before, connectedBefore := inUse(), connections()
+	client, err := l.Dial(j.Servers, true)
 	if err != nil {
 		return r, err
 	}
@@ -249,16 +250,6 @@ func memory(l Library, j Job) (r Result, err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		return client.Hello(ctx)
-	}
-	if err := call(); err != nil {
-		return r, err
-	}
-	time.Sleep(time.Second) // go-micro's cache begins to watch after the first call
-	before, connectedBefore := inUse(), connections()
-	for _, address := range j.Servers[1:] {
-		if err := client.Add(address); err != nil {
-			return r, err
-		}
 	}
 	var left atomic.Int64 // calls until each instance was very likely chosen
 	left.Store(int64(20 * len(j.Servers)))

@@ -80,10 +80,8 @@ func loadImages(cluster string) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("locking %q: %w", lock.Name(), err)
 	}
-	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
-		if err := command(2*time.Minute, nil, "make", "--no-print-directory", "-C", s, "load", "CLUSTER="+cluster); err != nil {
-			return err
-		}
+	if err := command(2*time.Minute, nil, "make", "--no-print-directory", "build"); err != nil {
+		return err
 	}
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "probe", ".")
 	build.Dir, build.Env = filepath.Join(root, "test/e2e/probe"), append(os.Environ(), "CGO_ENABLED=0")
@@ -91,5 +89,9 @@ func loadImages(cluster string) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the probe: %w: %s", err, out)
 	}
-	return command(time.Minute, nil, "go", "run", "-C", "cluster", ".", "load", "-name", cluster, probeImage+"="+build.Dir)
+	load := []string{"run", "-C", "cluster", ".", "load", "-name", cluster, probeImage + "=" + build.Dir}
+	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
+		load = append(load, "846602483/"+s+":kubernetes="+filepath.Join(root, s))
+	}
+	return command(time.Minute, nil, "go", load...)
 }

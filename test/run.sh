@@ -133,7 +133,7 @@ go test -C test/policies -count=1 ./... # -count=1 disables the test cache, whic
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race -count=1 -v -timeout 45m -tags e2e ./test/e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Policy|IPv6Cluster)$' faults='^TestFaults$'
+documents='^Test(README|Walkthrough|Policy|IPv6Cluster)$' faults='^Test(Faults.*|Follow)$'
 together() { # arguments: command for the background, whose output appears when it has finished; command
 	local log background failed=0
 	log=$(mktemp)

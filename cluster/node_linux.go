@@ -214,12 +214,12 @@ func setUpNetwork(n network) error {
 	for _, a := range n {
 		ip := net.ParseIP(a.NodeIP)
 		destination, kind, forwarding := a.Unspecified+"/0", unix.RTN_UNICAST, "ipv4/ip_forward"
-		if ip.To4() == nil { // IPv6 refuses packets of ordinary routes through the loopback, but not of local ones
+		if ip.To4() == nil { // in IPv6 only routes of the type local may lead through the loopback
 			destination, kind, forwarding = a.ServiceCIDR, unix.RTN_LOCAL, "ipv6/conf/all/forwarding"
 		}
 		_, subnet, err := net.ParseCIDR(destination)
 		errs = append(errs, err,
-			netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(ip), Flags: unix.IFA_F_NODAD}), // without waiting for duplicates, which would make the route invalid
+			netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(ip), Flags: unix.IFA_F_NODAD}), // no check for duplicates, because the route needs the address at once
 			netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Type: kind, Scope: netlink.SCOPE_LINK, Src: ip, Dst: subnet}),
 			os.WriteFile("/proc/sys/net/"+forwarding, []byte("1"), 0))
 	}

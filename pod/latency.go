@@ -21,12 +21,15 @@ const decayTime = 10 * time.Second
 type peakEWMA struct{ word atomic.Uint64 }
 
 func pack(estimate float64, now int64) uint64 {
-	return uint64(math.Float32bits(float32(estimate)))<<32 | uint64(uint32(now>>20)) // ticks wrap after 52 days without a call
+	return uint64(math.Float32bits(float32(estimate)))<<32 | uint64(ticksOf(now))
 }
 
+// ticksOf wraps, which is wrong only for an instance that got no call for 52 days.
+func ticksOf(now int64) uint32 { return uint32(now >> 20) } //nolint:gosec // wraps on purpose
+
 func unpack(word uint64, now int64) (estimate float64, elapsed time.Duration) {
-	ticks := uint32(now>>20) - uint32(word)
-	if ticks > math.MaxUint32-1000 { // negative: another goroutine read the clock later
+	ticks := ticksOf(now) - uint32(word) //nolint:gosec // the lower half
+	if ticks > math.MaxUint32-1000 {     // negative: another goroutine read the clock later
 		ticks = 0
 	}
 	return float64(math.Float32frombits(uint32(word >> 32))), time.Duration(ticks) << 20
@@ -89,7 +92,7 @@ const (
 	sumMask   = 1<<(64-countBits) - 1
 )
 
-func micros(t int64) uint64 { return uint64(t) / 1000 & sumMask }
+func micros(t int64) uint64 { return uint64(t) / 1000 & sumMask } //nolint:gosec // a time of clock is positive
 
 // Load returns the number of calls in flight, at most maxCount.
 func (c *callsInFlight) Load() int64 { return int64(c.word.Load() & maxCount) }
@@ -107,7 +110,7 @@ func meanAge(word uint64, now int64) (calls, age int64) {
 	if sum > sumMask/2 { // negative: another goroutine has started a call after now
 		return int64(n), 0
 	}
-	return int64(n), int64(sum/n) * 1000
+	return int64(n), int64(sum/n) * 1000 //nolint:gosec // the sum has 44 bits
 }
 
 // start records that a call begins and returns the number of calls in flight.

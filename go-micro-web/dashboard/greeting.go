@@ -99,7 +99,7 @@ func (d *dashboard) parseForm(w http.ResponseWriter, r *http.Request) error {
 // file needs no field for the pod. called is the instance that answered, or that of the
 // last try if none did. tried is called after each try, in the goroutine of the try.
 func (d *dashboard) hello(ctx context.Context, name string, tried func(sample)) (greeting string, called callTarget, err error) {
-	var answered, begun atomic.Pointer[callTarget] // atomic, because a try that timed out may still be running
+	var answered, begun atomic.Pointer[callTarget]
 	record := func(call client.CallFunc) client.CallFunc {
 		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
 			target := callTarget{d.hub.podAt(n.Address), n.Address}

@@ -26,17 +26,24 @@ func progress(format string, args ...any) {
 type upOptions struct {
 	controlPlane, foreground bool
 	apiServer                string // path of another kube-apiserver, "" for the one of cluster/kube
+	ipFamily                 string // ipv4, ipv6 or dual
 }
 
 // up starts the cluster unless it is running.
 func (c *cluster) up(o upOptions) error {
+	if networks[o.ipFamily] == nil {
+		return fmt.Errorf("reading -ip-family %q: no such IP family; use ipv4, ipv6 or dual", o.ipFamily)
+	}
+	if o.ipFamily != "ipv4" && o.controlPlane {
+		return fmt.Errorf("reading -ip-family %q: it needs a node; leave out -control-plane", o.ipFamily)
+	}
 	lock, err := c.lockOrReady()
 	if errors.Is(err, errRunning) {
 		s, err := c.running()
 		if err != nil {
 			return err
 		}
-		if s.ControlPlane != o.controlPlane {
+		if want := (state{ControlPlane: o.controlPlane, IPFamily: o.ipFamily}); s.kind() != want.kind() {
 			return fmt.Errorf("starting cluster %q: it is already running, %s; stop it with `down` or use another -name", c.name, s.kind())
 		}
 		progress("cluster %q is already running: Kubernetes %s, %s", c.name, s.Version, s.kind())
@@ -55,7 +62,7 @@ func (c *cluster) up(o upOptions) error {
 	if o.apiServer != "" && !o.controlPlane {
 		return errors.New("reading -kube-apiserver: it needs -control-plane, because a node may not be newer than its API server")
 	}
-	if err := preflight(o.controlPlane); err != nil {
+	if err := preflight(o); err != nil {
 		return err
 	}
 	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -67,7 +74,7 @@ func (c *cluster) up(o upOptions) error {
 	if err := errors.Join(makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
-	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, APIServer: o.apiServer, Tools: t}
+	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, IPFamily: o.ipFamily, APIServer: o.apiServer, Tools: t}
 	if err := c.save(s); err != nil {
 		return err
 	}

@@ -302,6 +302,9 @@ func TestClustersAreIndependent(t *testing.T) {
 	if out, err := cli(t, first, "up"); err != nil || !strings.Contains(out, "is already running") {
 		t.Errorf("second up: %v: %s", err, out)
 	}
+	if out, err := cli(t, first, "up", "-ip-family", "dual"); err == nil || !strings.Contains(out, "already running, one node; stop it with `down`") {
+		t.Errorf("up with another IP family: %v: %s", err, out)
+	}
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("up created the user's kubeconfig: %v", err)
 	}

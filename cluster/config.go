@@ -28,8 +28,8 @@ type nodeConfig struct {
 	Etc, PKI         string // directories
 	CNIPlugins, Runc string // directory and program
 	NodeName, NodeIP string
-	PodCIDR          string
-	RegistryPort     int
+	Network          network
+	Registry         string // its address
 	PauseImage       string
 	Cgroups          bool // the node has cgroups
 }

@@ -21,17 +21,13 @@ type controlPlane struct {
 	kube      string // directory that contains the programs of Kubernetes
 	apiServer string // another kube-apiserver, or "" for the one in kube
 	ip        string // address on which kube-apiserver listens and to which the other components connect
+	network   network
 	port      int
 	etcdPort  int
 	pki       *pki
 }
 
-const (
-	serviceCIDR = "10.96.0.0/16"
-	serviceIP   = "10.96.0.1" // address of the Service "kubernetes": the first address of serviceCIDR
-)
-
-func (cp *controlPlane) server() string          { return fmt.Sprintf("https://%s:%d", cp.ip, cp.port) }
+func (cp *controlPlane) server() string          { return "https://" + hostPort(cp.ip, cp.port) }
 func (cp *controlPlane) etc(name string) string  { return cp.path("etc", name) }
 func (cp *controlPlane) cert(name string) string { return cp.path("pki", name) }
 
@@ -45,7 +41,7 @@ func (cp *controlPlane) writeFiles() (err error) {
 	if cp.pki, err = newPKI(cp.path("pki")); err != nil {
 		return err
 	}
-	err = cp.pki.issue("apiserver", "kube-apiserver", nil, "127.0.0.1", "localhost", cp.ip, serviceIP,
+	err = cp.pki.issue("apiserver", "kube-apiserver", nil, "127.0.0.1", "localhost", cp.ip, cp.network[0].ServiceIP,
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 	return errors.Join(err,
 		cp.pki.issue("etcd", "etcd", nil, "127.0.0.1"),
@@ -75,7 +71,7 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 	p.start("kube-apiserver", cmp.Or(cp.apiServer, filepath.Join(cp.kube, "kube-apiserver")),
 		"--etcd-servers="+etcd, "--etcd-cafile="+cp.cert("ca.crt"), "--etcd-certfile="+cp.cert("apiserver-etcd.crt"), "--etcd-keyfile="+cp.cert("apiserver-etcd.key"),
 		"--bind-address="+cp.ip, "--advertise-address="+cp.ip, fmt.Sprint("--secure-port=", cp.port),
-		"--service-cluster-ip-range="+serviceCIDR, "--endpoint-reconciler-type="+endpoints,
+		"--service-cluster-ip-range="+cp.network.serviceCIDRs(), "--endpoint-reconciler-type="+endpoints,
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
 		"--client-ca-file="+cp.cert("ca.crt"),
 		"--tls-cert-file="+cp.cert("apiserver.crt"), "--tls-private-key-file="+cp.cert("apiserver.key"),

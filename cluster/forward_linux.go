@@ -124,5 +124,5 @@ func receiveForwards(socket *net.UnixListener) {
 
 // nodeDialer dials from inside the node and resolves the names of Services with CoreDNS.
 var nodeDialer = net.Dialer{Timeout: 5 * time.Second, Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-	return new(net.Dialer).DialContext(ctx, network, nodeIP+":53")
+	return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:53")
 }}}

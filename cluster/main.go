@@ -46,6 +46,9 @@
 // sysctls are private to its namespaces and disappear with them. The node can read the
 // host's files, but can write only to .cluster/NAME.
 //
+// Pods and Services have IPv4 addresses. up -ip-family ipv6 gives them IPv6 addresses
+// instead, and up -ip-family dual both.
+//
 // The node has an image registry. containerd pulls every image from this registry, also
 // if the image's name contains another one. Only the command load adds images to it.
 //
@@ -146,6 +149,7 @@ func run(args []string) error {
 	var o upOptions
 	if command == "up" {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
+		flags.StringVar(&o.ipFamily, "ip-family", "ipv4", "addresses of pods and Services: ipv4, ipv6, or dual for both with IPv4 first")
 		flags.StringVar(&o.apiServer, "kube-apiserver", "", "with -control-plane, the path of another kube-apiserver, for tests with other versions")
 		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
 	}

@@ -263,6 +263,8 @@ func TestErrorMessages(t *testing.T) {
 		{[]string{"save", "x.tar", "A/b=c"}, "write it as you/go-micro-srv:v1"},
 		{[]string{"up", "-kube-apiserver", "x"}, "it needs -control-plane"},
 		{[]string{"up", "-name", "../up"}, "want a plain word"},
+		{[]string{"up", "-ip-family", "IPv6"}, "use ipv4, ipv6 or dual"},
+		{[]string{"up", "-ip-family", "ipv6", "-control-plane"}, "leave out -control-plane"},
 	} {
 		out, err := cli(t, root, c.args...)
 		if err == nil || !strings.Contains(out, c.want) {

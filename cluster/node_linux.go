@@ -18,17 +18,20 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func init() { subprocesses["node-manager"] = nodeManager }
 
 const (
-	nodeName     = "k8s-micro"
-	nodeIP       = "10.10.0.1"
-	podCIDR      = "10.244.0.0/16"
-	apiPort      = 6443
-	registryPort = 5000
-	pauseImage   = "docker.io/k8s-micro/pause:1"
+	nodeName   = "k8s-micro"
+	apiPort    = 6443
+	pauseImage = "docker.io/k8s-micro/pause:1"
+
+	// registryAddress is on the node's loopback. It is none that the name of an image may
+	// contain, because containerd would then not tell the registry the host in the name. It is
+	// IPv4 in every cluster, because containerd 1.6 cannot read an IPv6 address in hosts.toml.
+	registryAddress = "127.0.0.2:5000"
 )
 
 var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
@@ -54,17 +57,18 @@ func nodeManager(args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := setUpNetwork(); err != nil {
+	network := networks[s.IPFamily]
+	if err := setUpNetwork(network); err != nil {
 		return fmt.Errorf("setting up the node's network: %w", err)
 	}
-	cp := controlPlane{cluster: c, kube: s.Tools.Kube, ip: nodeIP, port: apiPort, etcdPort: 2379}
+	cp := controlPlane{cluster: c, kube: s.Tools.Kube, ip: network[0].NodeIP, network: network, port: apiPort, etcdPort: 2379}
 	if err := errors.Join(cp.writeFiles(), cp.writeNodeFiles(s)); err != nil {
 		return fmt.Errorf("writing the node's configuration: %w", err)
 	}
 	if err := c.serveRegistry(); err != nil {
 		return fmt.Errorf("starting the image registry: %w", err)
 	}
-	go newForwarder(fmt.Sprintf("%s:%d", nodeIP, apiPort)).run(apiListener)
+	go newForwarder(hostPort(cp.ip, apiPort)).run(apiListener)
 	forwards, err := c.listenUnix("forward.sock")
 	if err != nil {
 		return err
@@ -83,14 +87,14 @@ func nodeManager(args []string) (err error) {
 	select {} // the kernel ends this process when init exits
 }
 
-// serveRegistry starts the image registry. Its reader listens in the node for containerd
-// and pods; its writer listens on a socket that only the cluster's owner can reach.
+// serveRegistry starts the image registry. Its reader listens in the node for containerd;
+// its writer listens on a socket that only the cluster's owner can reach.
 func (c *cluster) serveRegistry() error {
 	requests, err := os.Create(c.path("log", "registry.log"))
 	if err != nil {
 		return err
 	}
-	reader, err := net.Listen("tcp", fmt.Sprintf("%s:%d", nodeIP, registryPort))
+	reader, err := net.Listen("tcp", registryAddress)
 	if err != nil {
 		return err
 	}
@@ -142,9 +146,9 @@ func (cp *controlPlane) startNode(p *components, t tools, report func(kind, text
 		"--kube-api-qps=500", "--kube-api-burst=500", // the default of 20 requests a second would delay a new cluster
 		"--service-account-private-key-file="+cp.cert("sa.key"), "--root-ca-file="+cp.cert("ca.crt"),
 		"--cluster-signing-cert-file="+cp.cert("ca.crt"), "--cluster-signing-key-file="+cp.cert("ca.key"),
-		"--service-cluster-ip-range="+serviceCIDR, "--flex-volume-plugin-dir=/var/lib/kubelet/volumeplugins", "--profiling=false")...)
+		"--service-cluster-ip-range="+cp.network.serviceCIDRs(), "--flex-volume-plugin-dir=/var/lib/kubelet/volumeplugins", "--profiling=false")...)
 	start("kube-scheduler", append(kubeconfigs(cp.etc("scheduler.conf")), "--leader-elect=false", "--profiling=false")...)
-	start("kubelet", "--config="+cp.etc("kubelet.yaml"), "--kubeconfig="+cp.etc("kubelet.conf"), "--node-ip="+nodeIP, "--hostname-override="+nodeName)
+	start("kubelet", "--config="+cp.etc("kubelet.yaml"), "--kubeconfig="+cp.etc("kubelet.conf"), "--node-ip="+cp.network.nodeIPs(), "--hostname-override="+nodeName)
 	start("kube-proxy", "--config="+cp.etc("kube-proxy.yaml"))
 	request := cp.client("client-kubeconfig")
 	binding, err := templates.ReadFile("templates/coredns-binding.json")
@@ -199,23 +203,27 @@ func nodeReady(request func(method, url, body string) ([]byte, error), server st
 	return false
 }
 
-// setUpNetwork gives the node the address nodeIP. The default route through the loopback
-// makes nodeIP the source address of every connection. No packet leaves the node.
-func setUpNetwork() error {
+// setUpNetwork gives the node its addresses. The route through the loopback makes them the
+// source addresses of the connections to Services. No packet leaves the node.
+func setUpNetwork(n network) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
-	address, err := netlink.ParseAddr(nodeIP + "/32")
-	if err != nil {
-		return err
+	errs := []error{netlink.LinkSetUp(lo)}
+	for _, a := range n {
+		ip := net.ParseIP(a.NodeIP)
+		destination, kind, forwarding := a.Unspecified+"/0", unix.RTN_UNICAST, "ipv4/ip_forward"
+		if ip.To4() == nil { // IPv6 refuses packets of ordinary routes through the loopback, but not of local ones
+			destination, kind, forwarding = a.ServiceCIDR, unix.RTN_LOCAL, "ipv6/conf/all/forwarding"
+		}
+		_, subnet, err := net.ParseCIDR(destination)
+		errs = append(errs, err,
+			netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(ip), Flags: unix.IFA_F_NODAD}), // without waiting for duplicates, which would make the route invalid
+			netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Type: kind, Scope: netlink.SCOPE_LINK, Src: ip, Dst: subnet}),
+			os.WriteFile("/proc/sys/net/"+forwarding, []byte("1"), 0))
 	}
-	return errors.Join(
-		netlink.LinkSetUp(lo),
-		netlink.AddrAdd(lo, address),
-		netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Scope: netlink.SCOPE_LINK, Src: net.ParseIP(nodeIP),
-			Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}),
-		os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	return errors.Join(errs...)
 }
 
 // pushPause builds the image of the pause container, which every pod has, and pushes it
@@ -247,7 +255,7 @@ func (cp *controlPlane) writeNodeFiles(s state) error {
 	}
 	p, server := cp.pki, cp.server()
 	return errors.Join(
-		p.issue("kubelet-serving", nodeName, nil, nodeName, nodeIP),
+		p.issue("kubelet-serving", nodeName, nil, nodeName, cp.ip),
 		p.kubeconfig(cp.path("kubeconfig"), "https://"+s.API, "admin", "system:masters"),
 		p.kubeconfig(cp.etc("controller-manager.conf"), server, "system:kube-controller-manager"),
 		p.kubeconfig(cp.etc("scheduler.conf"), server, "system:kube-scheduler"),
@@ -256,7 +264,7 @@ func (cp *controlPlane) writeNodeFiles(s state) error {
 		p.kubeconfig(cp.etc("coredns.conf"), server, "coredns"),
 		writeConfig(cp.etc(""), nodeConfig{
 			Etc: cp.etc(""), PKI: cp.cert(""), CNIPlugins: s.Tools.CNI, Runc: runcPath,
-			NodeName: nodeName, NodeIP: nodeIP, PodCIDR: podCIDR, RegistryPort: registryPort, PauseImage: pauseImage,
+			NodeName: nodeName, NodeIP: cp.ip, Network: cp.network, Registry: registryAddress, PauseImage: pauseImage,
 			Cgroups: os.Getenv(envNoCgroups) == "",
 		}))
 }

@@ -10,8 +10,8 @@ import (
 
 // preflight returns an error of one line if this machine cannot run a node. up calls
 // preflight before it builds anything.
-func preflight(controlPlane bool) error {
-	if controlPlane {
+func preflight(o upOptions) error {
+	if o.controlPlane {
 		return nil
 	}
 	fail := func(cause, remedy string) error {
@@ -19,6 +19,9 @@ func preflight(controlPlane bool) error {
 	}
 	if older(kernelRelease(), "5.13") {
 		return fail("Linux "+kernelRelease()+" is too old for kube-proxy's nftables mode", "use Linux 5.13 or newer")
+	}
+	if o.ipFamily != "ipv4" && !exists("/proc/net/if_inet6") {
+		return fail("this kernel has no IPv6", "leave out -ip-family")
 	}
 	if free := procNumber("/proc/meminfo", "MemAvailable:", 10); free > 0 && free < 3<<19 {
 		return fail(fmt.Sprintf("%d MB of memory available, 1.5 GB needed", free>>10), "close other programs")

@@ -111,13 +111,19 @@ type state struct {
 	Node         int       // process id of the node's init, 0 without a node
 	API          string    // address of the API server on the host's loopback
 	ControlPlane bool      // the cluster has no node
+	IPFamily     string    // ipv4, ipv6 or dual
 	APIServer    string    // path of another kube-apiserver than that of cluster/kube, or ""
 	Tools        tools
 }
 
 func (s state) kind() string {
-	if s.ControlPlane {
+	switch {
+	case s.ControlPlane:
 		return "control plane only"
+	case s.IPFamily == "ipv6":
+		return "one node with IPv6 addresses"
+	case s.IPFamily == "dual":
+		return "one node with IPv4 and IPv6 addresses"
 	}
 	return "one node"
 }

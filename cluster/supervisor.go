@@ -166,7 +166,7 @@ func (c *cluster) superviseControlPlane(ctx context.Context, s state, report fun
 	if err != nil {
 		return err
 	}
-	cp := controlPlane{cluster: c, kube: s.Tools.Kube, apiServer: s.APIServer, ip: "127.0.0.1", port: ports[0], etcdPort: ports[1]}
+	cp := controlPlane{cluster: c, kube: s.Tools.Kube, apiServer: s.APIServer, ip: "127.0.0.1", network: networks["ipv4"], port: ports[0], etcdPort: ports[1]}
 	if err := cp.writeFiles(); err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
 // preflight returns an error unless only a control plane is wanted, because a node
 // consists of Linux namespaces.
-func preflight(controlPlane bool) error {
-	if controlPlane {
+func preflight(o upOptions) error {
+	if o.controlPlane {
 		return nil
 	}
 	return fmt.Errorf("preparing a node: %s cannot run a kubelet; use any cluster you have (kind, minikube, Docker Desktop) with `make push` and `make deploy`, or -control-plane for tests that need no pods", runtime.GOOS)
@@ -30,10 +30,10 @@ func removeCgroups(*cluster) {}
 // endWithParent has nothing to do: the binary of cluster/kube ends with its parent.
 func endWithParent(*exec.Cmd) {}
 
-func (c *cluster) node([]string) error { return preflight(false) }
+func (c *cluster) node([]string) error { return preflight(upOptions{}) }
 
-func (c *cluster) forward([]string) error { return preflight(false) }
+func (c *cluster) forward([]string) error { return preflight(upOptions{}) }
 
 func (c *cluster) superviseNode(context.Context, state, func(kind, text string), *os.File, *os.File) error {
-	return preflight(false)
+	return preflight(upOptions{})
 }

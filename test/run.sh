@@ -133,7 +133,7 @@ go test -C test/policies -count=1 ./... # -count=1 disables the test cache, whic
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race -count=1 -v -timeout 45m -tags e2e ./test/e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Policy)$' faults='^TestFaults$'
+documents='^Test(README|Walkthrough|Policy|IPv6Cluster)$' faults='^Test(Faults.*|Follow)$'
 together() { # arguments: command for the background, whose output appears when it has finished; command
 	local log background failed=0
 	log=$(mktemp)
@@ -151,7 +151,7 @@ together() { # arguments: command for the background, whose output appears when 
 launcher() { race -C cluster -timeout 30m -count=1 ./...; }
 end_to_end_faults() { e2e e2e-faults -run "$faults"; }
 
-step 'The documents and the walk-through on clusters of their own; the launcher: start, stop, clean-up of the host, the same images from two checkouts' '4 minutes'
+step 'The documents, the walk-through and IPv6 on clusters of their own; the launcher: start, stop, clean-up of the host, the same images from two checkouts' '4 minutes'
 together launcher e2e e2e -run "$documents"
 step 'End to end: faults; rollouts, attacks, configuration and the page' '8 minutes'
 together end_to_end_faults e2e e2e -skip "$documents|$faults"

@@ -183,7 +183,10 @@ func scale(t *testing.T, n int) {
 func rolledOut(t *testing.T) {
 	t.Helper()
 	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client"} {
-		kubectl(t, "rollout", "status", "-n", namespace, "deployment/"+s, "--timeout=2m")
+		if err := command(3*time.Minute, nil, "kubectl", "rollout", "status", "-n", namespace, "deployment/"+s, "--timeout=2m"); err != nil {
+			t.Fatalf("%v\n%s\n%s", err, kubectl(t, "get", "pods", "-n", namespace, "-o", "wide"),
+				kubectl(t, "get", "events", "-n", namespace, "--field-selector=type=Warning", "--sort-by=.lastTimestamp"))
+		}
 	}
 	kubectl(t, "wait", "-n", namespace, "pod/go-micro-config", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=2m")
 }

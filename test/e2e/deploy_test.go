@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 )
 
 // verifyDeploy runs make verify-deploy with a short time limit and returns its lines.
@@ -23,10 +25,18 @@ func verifyDeploy(limit string) (string, error) {
 }
 
 // TestDeployWithoutRegistry runs the services from the files of make images, which are
-// imported into containerd as `ctr -n k8s.io images import` and kind do it. The cluster's
-// registry does not contain the images.
+// imported into containerd as `ctr -n k8s.io images import` and kind do it, on a cluster of
+// its own, which has never pulled the images: kubelet asks the registry again for an image
+// that it has pulled under another name (KEP-2535).
 func TestDeployWithoutRegistry(t *testing.T) {
 	const registry, tag = "k8s-micro", "imported"
+	shared := clusterName
+	clusterName += "-images"
+	t.Cleanup(func() { clusterName = shared })
+	kubeconfig, down, err := launch.Up(clusterName)
+	fatal(t, err)
+	t.Cleanup(func() { fatal(t, down()) })
+	t.Setenv("KUBECONFIG", kubeconfig)
 	if err := command(3*time.Minute, nil, "make", "images", "REGISTRY="+registry, "TAG="+tag); err != nil {
 		t.Fatal(err)
 	}
@@ -41,12 +51,6 @@ func TestDeployWithoutRegistry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() {
-		kubectl(t, "delete", "pod", "go-micro-config", "-n", namespace, "--ignore-not-found")
-		kubectl(t, "apply", "-k", "k8s")
-		rolledOut(t)
-	})
-
 	deploy("local-images")
 	rolledOut(t)
 	if out, err := verifyDeploy("1m"); err != nil {

@@ -62,16 +62,16 @@ func withCluster(f func() int) (code int, err error) {
 	}
 	os.Setenv("KUBECONFIG", kubeconfig)
 	os.Setenv("PATH", filepath.Join(filepath.Dir(kubeconfig), "bin")+":"+os.Getenv("PATH")) // the cluster's own kubectl comes first
-	if err = loadImages(); err == nil {
+	if err = loadImages(clusterName); err == nil {
 		code = f()
 	}
 	return code, errors.Join(err, down())
 }
 
 // loadImages builds the images of the four services and of the probe and loads
-// them into the cluster. A second run of this package at the same time waits, because
+// them into a cluster. A second run of this package at the same time waits, because
 // both build the same files.
-func loadImages() error {
+func loadImages(cluster string) error {
 	lock, err := os.Create(filepath.Join(root, ".cluster", "images.lock"))
 	if err != nil {
 		return err
@@ -80,10 +80,8 @@ func loadImages() error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("locking %q: %w", lock.Name(), err)
 	}
-	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
-		if err := command(2*time.Minute, nil, "make", "--no-print-directory", "-C", s, "load", "CLUSTER="+clusterName); err != nil {
-			return err
-		}
+	if err := command(2*time.Minute, nil, "make", "--no-print-directory", "build"); err != nil {
+		return err
 	}
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "probe", ".")
 	build.Dir, build.Env = filepath.Join(root, "test/e2e/probe"), append(os.Environ(), "CGO_ENABLED=0")
@@ -91,5 +89,9 @@ func loadImages() error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the probe: %w: %s", err, out)
 	}
-	return command(time.Minute, nil, "go", "run", "-C", "cluster", ".", "load", "-name", clusterName, probeImage+"="+build.Dir)
+	load := []string{"run", "-C", "cluster", ".", "load", "-name", cluster, probeImage + "=" + build.Dir}
+	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
+		load = append(load, "846602483/"+s+":kubernetes="+filepath.Join(root, s))
+	}
+	return command(time.Minute, nil, "go", load...)
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -102,8 +103,8 @@ func registeredOnPods(t *testing.T) {
 				if want.name != "go-micro-web" && !slices.Equal(endpoints, want.endpoints) {
 					return fmt.Errorf("pod %q: endpoints %q, want %q", p.Name, endpoints, want.endpoints)
 				}
-				if len(s.Nodes) != 1 || !strings.HasPrefix(s.Nodes[0].Address, p.Status.PodIP+":"+want.port) {
-					return fmt.Errorf("pod %q: nodes %v, want one at %s:%s", p.Name, s.Nodes, p.Status.PodIP, want.port)
+				if len(s.Nodes) != 1 || !strings.HasPrefix(s.Nodes[0].Address, net.JoinHostPort(p.Status.PodIP, want.port)) {
+					return fmt.Errorf("pod %q: nodes %v, want one at %s", p.Name, s.Nodes, net.JoinHostPort(p.Status.PodIP, want.port))
 				}
 			}
 			return nil
@@ -129,7 +130,7 @@ func (c registryContents) addresses(service string) (all []string) {
 
 func podAddresses(pods []corev1.Pod, port string) (all []string) {
 	for _, p := range pods {
-		all = append(all, p.Status.PodIP+":"+port)
+		all = append(all, net.JoinHostPort(p.Status.PodIP, port))
 	}
 	slices.Sort(all)
 	return all

@@ -134,24 +134,6 @@ func (s *clientSettings) outgoing(ctx context.Context, codec *clientCodec, timeo
 	return grpcmetadata.NewOutgoingContext(ctx, headers)
 }
 
-// lowerCase is strings.ToLower, which allocates, with a table of the usual keys.
-func lowerCase(key string) string {
-	if lower, ok := lowerCaseKeys[key]; ok {
-		return lower
-	}
-	return strings.ToLower(key)
-}
-
-// lowerCaseKeys are the keys that go-micro's wrappers and server set.
-var lowerCaseKeys = func() map[string]string {
-	m := map[string]string{}
-	for _, key := range []string{"Micro-From-Service", "Micro-Trace-Id", "Micro-Span-Id", "Micro-Namespace", "Micro-Service", "Micro-Endpoint", "Micro-Method",
-		"Micro-Id", "Micro-Topic", "Authorization", "Content-Type", "Remote", "Timeout", ":authority", "User-Agent"} {
-		m[key] = strings.ToLower(key)
-	}
-	return m
-}()
-
 // dial opens a connection. The first call, or connect, makes it connect.
 func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout time.Duration) (*grpc.ClientConn, error) {
 	target, creds := s.target(address)

@@ -130,7 +130,7 @@ func (l *lifecycle) setUp(s server.Server) error {
 		return fmt.Errorf("adding the health service: %w", err)
 	}
 	err := s.Init(server.WrapHandler(recoverPanics), func(o *server.Options) { // the first wrapper is the outermost
-		o.HdlrWrappers = append([]server.HandlerWrapper{l.countCalls, l.ownErrors}, o.HdlrWrappers...)
+		o.HdlrWrappers = append([]server.HandlerWrapper{l.countCalls, l.ownErrors, capitalizeHeaders}, o.HdlrWrappers...)
 		o.SubWrappers = append([]server.SubscriberWrapper{l.countMessages}, o.SubWrappers...)
 	})
 	if err == nil {
@@ -310,17 +310,18 @@ func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
 func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) (err error) {
 		const microServer = "go.micro.server" // the id of go-micro's error for a panic
-		internalError := microerrors.InternalServerError(microServer, "internal error")
 		defer func() {
 			if p := recover(); p != nil { // the handler of a stream: go-micro recovers and logs other panics
 				logger.Errorf("panic recovered: %v\n%s", p, debug.Stack())
-				err = internalError
+				err = microerrors.InternalServerError(microServer, "internal error")
 			}
 		}()
-		err = h(ctx, req, rsp)
+		if err = h(ctx, req, rsp); err == nil {
+			return nil
+		}
 		var e *microerrors.Error
 		if errors.As(err, &e) && e.Id == microServer && strings.HasPrefix(e.Detail, "panic recovered: ") {
-			return internalError
+			return microerrors.InternalServerError(microServer, "internal error")
 		}
 		return err
 	}

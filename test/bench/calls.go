@@ -30,11 +30,11 @@ import (
 
 // unary measures Greeter.Hello with bare grpc-go, and with go-micro's server and each
 // client, through micro.NewService and without its wrappers, for one instance and for
-// many. All instances are the same server.
+// many. All instances are the same service with pod.Lifecycle.
 func unary(n sizes) (string, error) {
 	const many = 100
 	progress("the unary call (%d rounds of 13 times %s)", n.Rounds, n.Benchtime)
-	address, err := serve()
+	address, err := serveWithLifecycle()
 	if err != nil {
 		return "", err
 	}
@@ -96,7 +96,7 @@ func unary(n sizes) (string, error) {
 	return t.String() + fmt.Sprintf(`
 One caller makes one call after the other; client and server are in one process and talk over loopback, and time and allocations are
 those of both. Bare grpc-go takes %s; the factor is the multiple of that time. *Unary call* is made through micro.NewService, which wraps
-the client four times and the handler three times. *Client alone* leaves out the client's wrappers. The best of %d alternating rounds.
+the client four times and the handler three times; the service has pod.Lifecycle. *Client alone* leaves out the client's wrappers. The best of %d alternating rounds.
 All of them use go-micro's codec, which go-micro registers for the whole process.
 `, cost(costs[0]), n.Rounds), nil
 }
@@ -200,7 +200,7 @@ func runJobs(jobs []load.Job, parallel int) ([]load.Result, error) {
 
 const setUp = `grpc-go uses its policy round_robin; kratos its balancer p2c, the middleware recovery of its project template and all instances; go-zero the
 defaults of its configuration file with the balancer p2c_ewma, but without logging each call and without shedding load, which would refuse calls on
-busy cores; go-micro its own registry cache and client, without Kubernetes; pod/ is pod.NewClient, with a fake API server. Timeouts are 5 s.`
+busy cores; go-micro its own registry cache and client, without Kubernetes; pod/ is pod.NewClient, with a fake API server, and a service with pod.Lifecycle. Timeouts are 5 s.`
 
 // throughput compares whole libraries, each with its own server.
 func throughput(n sizes) (string, error) {

@@ -8,6 +8,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/jiangjiancc/go_micro_k8s/test/bench/load"
+	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -32,10 +33,10 @@ const (
 var libraries = map[string]load.Library{
 	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random)},
 	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
-	ourChoice: {Serve: serve, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
+	ourChoice: {Serve: serveWithLifecycle, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
 		return candidate{registry: r, client: grpcc.NewClient(append(options, client.Selector(pod.NewSelector(r)))...)}
 	})},
-	podClient: {Serve: serve, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
+	podClient: {Serve: serveWithLifecycle, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
 		return candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(options...))}
 	})},
 }
@@ -48,11 +49,23 @@ func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloRes
 }
 
 // serve starts a go-micro service on loopback.
-func serve() (string, error) {
+func serve() (string, error) { return start() }
+
+// serveWithLifecycle starts a service with pod.Lifecycle.
+func serveWithLifecycle() (string, error) {
+	return start(pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry)))
+}
+
+func start(options ...micro.Option) (string, error) {
 	r := memory.NewRegistry()
-	s := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))})
+	s := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))}, options...)
 	if err := proto.RegisterGreeterHandler(s.Server(), greeter{}); err != nil {
 		return "", err
+	}
+	for _, prepare := range s.Options().BeforeStart {
+		if err := prepare(); err != nil {
+			return "", err
+		}
 	}
 	err := s.Server().Start()
 	return s.Server().Options().Address, err

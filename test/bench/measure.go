@@ -395,14 +395,15 @@ func startIdle(k *kube, period time.Duration) (func(*table) error, error) {
 
 // newService returns a go-micro service that listens on loopback. The in-memory
 // broker avoids a second listener.
-func newService(name string, s candidate) micro.Service {
+func newService(name string, s candidate, more ...micro.Option) micro.Service {
 	options := []micro.Option{micro.Name(name), micro.Broker(broker.NewBroker()), micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0")))}
 	if s.client != nil {
 		options = append(options, micro.Client(s.client), micro.Registry(s.registry))
 	} else {
 		options = append(options, micro.Client(grpcc.NewClient()), micro.Registry(s.registry), micro.Selector(s.selector))
 	}
-	return micro.NewService(append(options, micro.RegisterInterval(30*time.Second))...) // the default of go-micro's flags, which this service does not parse
+	options = append(options, micro.RegisterInterval(30*time.Second)) // the default of go-micro's flags, which this service does not parse
+	return micro.NewService(append(options, more...)...)
 }
 
 // ---- the first call to a large service ----

@@ -610,29 +610,34 @@ func TestClientInitAppliesToLaterCalls(t *testing.T) {
 
 // micro.NewService applies its options in the order in which they are given.
 func TestClientInServiceNeedsNoSelector(t *testing.T) {
+	newClient := func(r *Registry, base client.Client) *Client {
+		c := NewClient(r, base)
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
 	a := startCounted(t, nil)
 	own := selector.NewSelector(selector.Registry(memory.NewRegistry(memory.Services(map[string][]*registry.Service{"greeter": {service("greeter", "v1", "own", a.address())}}))))
 	for name, options := range map[string]func(*Registry) []micro.Option{
 		"client, registry": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(NewClient(r, grpcc.NewClient())), micro.Registry(r)}
+			return []micro.Option{micro.Client(newClient(r, grpcc.NewClient())), micro.Registry(r)}
 		},
 		"registry, client": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Registry(r), micro.Client(NewClient(r, grpcc.NewClient()))}
+			return []micro.Option{micro.Registry(r), micro.Client(newClient(r, grpcc.NewClient()))}
 		},
 		"no registry": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(NewClient(r, grpcc.NewClient()))}
+			return []micro.Option{micro.Client(newClient(r, grpcc.NewClient()))}
 		},
 		"micro.Selector": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(NewClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(NewSelector(r))}
+			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(NewSelector(r))}
 		},
 		"a selector of another package": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(NewClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(own)}
+			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(own)}
 		},
 		"client.Selector": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(NewClient(newEmptyRegistry(t), grpcc.NewClient(client.Selector(own))))}
+			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient(client.Selector(own))))}
 		},
 		"a registry of another package": func(r *Registry) []micro.Option { // as with --registry=mdns
-			return []micro.Option{micro.Client(NewClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Registry(own.Options().Registry)}
+			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Registry(own.Options().Registry)}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package pod
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/micro/go-micro/v2/client/selector"
@@ -30,14 +31,40 @@ type choice struct {
 // choose chooses an instance for one call, as Select and Next do together. The caller must
 // end the choice with done. It returns the errors of Select, or that of the strategy.
 func (s *Selector) choose(service string, opts []selector.SelectOption) (choice, error) {
-	state := s.state.Load()
-	if p := state.fastPool(service, opts); p != nil {
+	return s.chooseOther(service, opts, nil)
+}
+
+// chooseOther is choose, but it chooses the instance that previous names only if there is no
+// other. previous may be nil.
+func (s *Selector) chooseOther(service string, opts []selector.SelectOption, previous *instance) (choice, error) {
+	if p := s.state.Load().fastPool(service, opts); p != nil {
 		instances := p.informer.snapshot().instances
 		if len(instances) == 0 {
 			return choice{}, selector.ErrNotFound
 		}
-		return p.choose(instances, clock())
+		return p.choose(instances, previous, clock())
 	}
+	if previous != nil {
+		if c, err := s.chooseSlow(service, append(slices.Clip(opts), without(previous))); err == nil {
+			return c, nil
+		}
+	}
+	return s.chooseSlow(service, opts)
+}
+
+// without is a filter that leaves out an instance.
+func without(i *instance) selector.SelectOption {
+	return selector.WithFilter(func(services []*registry.Service) []*registry.Service {
+		for _, v := range services { // copies
+			v.Nodes = slices.DeleteFunc(v.Nodes, func(n *registry.Node) bool { return n.Id == i.Id && n.Address == i.Address })
+		}
+		return slices.DeleteFunc(services, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
+	})
+}
+
+// chooseSlow is choose without the fast path, as selectSlow is Select without it.
+func (s *Selector) chooseSlow(service string, opts []selector.SelectOption) (choice, error) {
+	state := s.state.Load()
 	next, err := s.selectSlow(service, state.options, opts)
 	if err != nil {
 		return choice{}, err
@@ -99,13 +126,14 @@ func (c choice) doneAt(now int64, o outcome, err error) {
 
 // choose chooses the better of two instances taken at random. It passes over ejected and
 // stalled instances while there are others. An instance whose ejection is over gets the
-// one call that tries it at once.
-func (p *pool) choose(instances []*instance, now int64) (choice, error) {
+// one call that tries it at once. It chooses the instance previous, which may be nil, only
+// if there is no other.
+func (p *pool) choose(instances []*instance, previous *instance, now int64) (choice, error) {
 	if len(instances) == 0 {
 		return choice{}, selector.ErrNoneAvailable
 	}
-	a := p.draw(instances, nil, now)
-	b := p.draw(instances, a, now)
+	a := p.draw(instances, nil, previous, now)
+	b := p.draw(instances, a, previous, now)
 	switch {
 	case a.beginTrial(now):
 	case b.beginTrial(now), a.ejected(now), !b.ejected(now) && better(b, a, now): // a is ejected if another goroutine has just begun its trial
@@ -179,11 +207,12 @@ func (c *callStats) load(now int64) load {
 	return l
 }
 
-// draw takes an instance at random. It avoids, as long as other instances are left, first
-// ejected instances, then stalled instances, and then the excluded instance.
-func (p *pool) draw(instances []*instance, excluded *instance, now int64) *instance {
+// draw takes an instance at random. It avoids, as long as other instances are left, first the
+// instance previous, then ejected instances, then stalled instances, and then the instance
+// drawn. Both instances may be nil.
+func (p *pool) draw(instances []*instance, drawn, previous *instance, now int64) *instance {
 	for range 4 { // the first try usually succeeds
-		if n := instances[p.intN(len(instances))]; n != excluded && !n.ejected(now) && !n.stalled(now) {
+		if n := instances[p.intN(len(instances))]; n != drawn && n != previous && !n.ejected(now) && !n.stalled(now) {
 			return n
 		}
 	}
@@ -194,19 +223,22 @@ func (p *pool) draw(instances []*instance, excluded *instance, now int64) *insta
 	for i := range min(len(instances), 32) {
 		n := instances[(first+i)%len(instances)]
 		score := 0
+		if n != previous {
+			score += 8
+		}
 		if !n.ejected(now) {
 			score += 4
 		}
 		if !n.stalled(now) {
 			score += 2
 		}
-		if n != excluded {
+		if n != drawn {
 			score++
 		}
 		if score > bestScore {
 			best, bestScore = n, score
 		}
-		if score == 7 {
+		if score == 15 {
 			break
 		}
 	}

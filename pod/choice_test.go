@@ -136,7 +136,7 @@ func (b *podBalancer) join() {
 const simulationEpoch = 1 << 62
 
 func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome)) {
-	c, err := b.pool.choose(b.pool.informer.snapshot().instances, simulationEpoch+int64(now))
+	c, err := b.pool.choose(b.pool.informer.snapshot().instances, nil, simulationEpoch+int64(now))
 	if err != nil {
 		panic(err)
 	}
@@ -547,7 +547,7 @@ func TestChoiceWithoutStartTimes(t *testing.T) {
 type marking struct{ *podBalancer }
 
 func (b *marking) begin(now time.Duration) (int, func(time.Duration, outcome)) {
-	c, err := b.pool.choose(b.pool.informer.snapshot().instances, simulationEpoch+int64(now))
+	c, err := b.pool.choose(b.pool.informer.snapshot().instances, nil, simulationEpoch+int64(now))
 	if err != nil {
 		panic(err)
 	}

@@ -3,7 +3,6 @@ package pod
 import (
 	"context"
 	stderrors "errors"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -180,11 +179,6 @@ func (c *Client) call(ctx context.Context, req client.Request, rsp any, opts []c
 	return k.run(ctx, rsp)
 }
 
-// maxDraws is how often a retry chooses among all instances, until the choice does not fall on the
-// instance that has just failed. After that it chooses among the others only, which copies their
-// list.
-const maxDraws = 4
-
 // call is one call or the opening of one stream, with its retries. Only the goroutine of the
 // caller uses it.
 type call struct {
@@ -315,7 +309,7 @@ func (k *call) choose() error {
 			k.node = &registry.Node{Address: k.address}
 		}
 	case s != nil:
-		if k.choice, err = k.chooseOther(s); err != nil {
+		if k.choice, err = s.chooseOther(k.service, k.options.SelectOptions, k.previous); err != nil {
 			return selectError(k.service, err)
 		}
 		k.node, k.previous = k.choice.node, k.choice.instance
@@ -325,27 +319,6 @@ func (k *call) choose() error {
 		}
 	}
 	return nil
-}
-
-// chooseOther chooses an instance that the attempt before has not called, if there is one.
-func (k *call) chooseOther(s *Selector) (choice, error) {
-	for range maxDraws {
-		c, err := s.choose(k.service, k.options.SelectOptions)
-		if err != nil || k.previous == nil || c.instance != k.previous {
-			return c, err
-		}
-		c.done(inconclusive, nil)
-	}
-	others := selector.WithFilter(func(services []*registry.Service) []*registry.Service {
-		for _, v := range services { // copies
-			v.Nodes = slices.DeleteFunc(v.Nodes, func(n *registry.Node) bool { return n.Id == k.previous.Id && n.Address == k.previous.Address })
-		}
-		return slices.DeleteFunc(services, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
-	})
-	if c, err := s.choose(k.service, append(slices.Clip(k.options.SelectOptions), others)); err == nil {
-		return c, nil
-	}
-	return s.choose(k.service, k.options.SelectOptions)
 }
 
 // finish reports the outcome of an attempt. An opened stream reports it at its end. If a wrapper, an

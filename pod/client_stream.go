@@ -60,16 +60,12 @@ var errOpeningTooLong = errors.New("the connection was not ready in time")
 // open opens a stream.
 func (k *call) open(ctx context.Context, s *stream, i *instance, address, method string, node *registry.Node, req client.Request,
 	c *clientCodec, options []grpc.CallOption, o *client.CallOptions) error {
-	timeout := time.Duration(0)
-	if o.StreamTimeout > 0 {
-		timeout = o.StreamTimeout
-	}
 	pool, conn, err := k.settings.acquire(i, address)
 	if err != nil {
 		return clientError("Error sending request: " + err.Error())
 	}
 	end := &streamEnd{pool: pool, connection: conn}
-	callerCtx := k.settings.outgoing(ctx, c, timeout)
+	callerCtx := k.settings.outgoing(ctx, c, max(0, o.StreamTimeout))
 	streamCtx, cancel := context.WithCancelCause(callerCtx)
 	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(streamOutcome(callerCtx, err), err) }))
 	opening := time.AfterFunc(openLimit(o.DialTimeout), func() { cancel(errOpeningTooLong) })

@@ -28,7 +28,6 @@ import (
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -57,11 +56,7 @@ func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Cl
 
 // checkNoLeak fails the test if it leaves a goroutine behind. Call it first.
 func checkNoLeak(t *testing.T) {
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() {
-		goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"), // of go-micro's client
-			goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune"))
-	})
+	kubetest.CheckNoLeak(t, "github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune")
 }
 
 // countingListener counts the open connections of a server.

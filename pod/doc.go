@@ -68,8 +68,7 @@
 //
 // # API server
 //
-// Every call has a time limit of 5 s or registry.Timeout, whatever the API server
-// answers, except a running watch. The token and the certificate authority are read
+// Every call has a time limit of 5 s or registry.Timeout, except a running watch. The token and the certificate authority are read
 // again for each use, so their rotation needs no restart. The token is sent to no
 // other server, and only over verified TLS. Errors name the verb, the object, the
 // cause and the remedy.

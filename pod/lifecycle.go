@@ -298,7 +298,7 @@ func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc
 func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
 		err := h(ctx, req, rsp)
-		if e, ok := err.(*microerrors.Error); ok && e.Id == "go.micro.client" { //nolint:errorlint // go-micro's server sends the id of no wrapped error
+		if e, ok := err.(*microerrors.Error); ok && e.Id == clientID { //nolint:errorlint // go-micro's server sends the id of no wrapped error
 			return microerrors.New(l.name, e.Detail, e.Code)
 		}
 		return err

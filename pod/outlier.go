@@ -3,6 +3,7 @@ package pod
 import (
 	"context"
 	stderrors "errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -289,7 +290,7 @@ func outcomeOf(err error) outcome {
 	case !stderrors.As(err, &e):
 		s, _ := status.FromError(err)
 		text = s.Message()
-	case e.Id != "go.micro.client":
+	case e.Id != clientID:
 		return answered
 	default:
 		text = e.Detail
@@ -304,13 +305,10 @@ func outcomeOf(err error) outcome {
 		return inconclusive
 	case strings.HasPrefix(text, context.DeadlineExceeded.Error()) || e != nil && e.Code == 408:
 		return timedOut
-	case strings.HasPrefix(text, "grpc: "): // grpc-go's own errors, such as a message that is too large or a connection that go-micro has closed
+	case isClientFault(text):
 		return inconclusive
-	}
-	for _, prefix := range lostConnectionTexts {
-		if strings.HasPrefix(text, prefix) {
-			return lostConnection
-		}
+	case isLostConnection(text):
+		return lostConnection
 	}
 	return answered
 }
@@ -330,32 +328,32 @@ func outcomeOfStatus(s *status.Status, e *errors.Error) outcome {
 		}
 		return answered
 	}
-	text := s.Message()
-	switch s.Code() {
+	switch text := s.Message(); s.Code() {
 	case codes.OK:
 		return answered
 	case codes.Canceled:
 		return inconclusive
 	case codes.DeadlineExceeded:
 		return timedOut
-	case codes.Unavailable:
-		if strings.HasPrefix(text, "grpc: ") {
+	case codes.Unavailable, codes.ResourceExhausted, codes.Internal, codes.Unknown, codes.DataLoss:
+		switch {
+		case isClientFault(text):
 			return inconclusive
-		}
-		for _, prefix := range lostConnectionTexts {
-			if strings.HasPrefix(text, prefix) {
-				return lostConnection
-			}
-		}
-		return faulted
-	case codes.ResourceExhausted, codes.Internal, codes.Unknown, codes.DataLoss:
-		if strings.HasPrefix(text, "grpc: ") { // from grpc-go itself, such as a message that is too large
-			return inconclusive
+		case s.Code() == codes.Unavailable && isLostConnection(text):
+			return lostConnection
 		}
 		return faulted
 	default:
 		return answered
 	}
+}
+
+// isClientFault reports whether grpc-go itself made an error in the client, such as that of a
+// message that is too large or of a connection that go-micro has closed.
+func isClientFault(text string) bool { return strings.HasPrefix(text, "grpc: ") }
+
+func isLostConnection(text string) bool {
+	return slices.ContainsFunc(lostConnectionTexts, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
 }
 
 // lostConnectionTexts are the beginnings of the messages that grpc-go's transport and

@@ -151,7 +151,7 @@ func (p *pool) selectNext() (selector.Next, error) {
 }
 
 func (p *pool) pick(instances []*instance) (*registry.Node, error) {
-	c, err := p.choose(instances, clock())
+	c, err := p.choose(instances, nil, clock())
 	return c.node, err
 }
 

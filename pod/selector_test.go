@@ -346,3 +346,38 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 	}
 	foreign.done(answered, nil)
 }
+
+// A retry passes over the instance that has just failed, even if the others are ejected, and
+// Picked reports only the instance that is called.
+func TestSelectorChoosesOtherInstance(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 100} {
+		for name, opts := range map[string][]selector.SelectOption{"fast": nil, "with a filter": {selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })}} {
+			r, inf := newStaticRegistry(t, n)
+			picked := 0
+			if err := r.Init(WithEvents(Events{Picked: func(string, string, string) { picked++ }})); err != nil {
+				t.Fatal(err)
+			}
+			s := NewSelector(r)
+			first, err := s.choose("greeter", opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first.done(answered, nil)
+			for _, ejectOthers := range []bool{false, true} {
+				for _, i := range inf.snapshot().instances {
+					if ejectOthers && i != first.instance {
+						i.ejectedUntil.Store(clock() + int64(time.Hour))
+					}
+				}
+				for range 20 {
+					before := picked
+					c, err := s.chooseOther("greeter", opts, first.instance)
+					if err != nil || (c.instance == first.instance) != (n == 1) || picked != before+1 {
+						t.Fatalf("%s, %d instances, others ejected: %v: chose the same instance: %v, %d picks, %v", name, n, ejectOthers, c.instance == first.instance, picked-before, err)
+					}
+					c.done(answered, nil)
+				}
+			}
+		}
+	}
+}

@@ -4,8 +4,7 @@
 // the service account volume that Kubernetes gives every pod, elsewhere through
 // a kubeconfig. A Connection then reads and patches objects of one namespace:
 //
-//   - Every call has a time limit, CallTimeout, whatever the API server answers; only
-//     a running watch has none.
+//   - Every call has a time limit, CallTimeout; only a running watch has none.
 //   - The token and the certificate authority are read again for each use, so
 //     their rotation needs no restart. The token is sent only to the API server's
 //     own address, and only over TLS that is verified for that address.

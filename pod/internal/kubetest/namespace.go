@@ -34,22 +34,31 @@ type Namespace struct {
 	t *testing.T
 }
 
+// CheckNoLeak fails the test if it leaves goroutines behind, except those that go-micro leaves:
+// the one of a client, until the client is garbage collected, and those in the given functions.
+func CheckNoLeak(t testing.TB, functions ...string) {
+	t.Helper()
+	options := []goleak.Option{goleak.IgnoreCurrent()} // goroutines of initialized packages and of the API server's launcher
+	for _, f := range append(functions, "github.com/patrickmn/go-cache.(*janitor).Run") {
+		options = append(options, goleak.IgnoreAnyFunction(f))
+	}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			goleak.VerifyNone(t, options...)
+		}
+	})
+}
+
 // NewNamespace creates a namespace whose service account may do what
 // k8s/pod-rbac.yaml grants, or only the given verbs on pods. The test fails if it leaves
 // goroutines behind.
 func NewNamespace(t *testing.T, verbs ...string) *Namespace {
 	t.Helper()
 	server := Start(t)
-	before := goleak.IgnoreCurrent() // goroutines of initialized packages and of the API server's launcher
-	t.Cleanup(func() {
-		if !t.Failed() {
-			goleak.VerifyNone(t, before, // and except the goroutines that go-micro leaves behind:
-				goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"),            // of a client, until the client is garbage collected
-				goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/util/auth.Generate.func1"),   // of a web service that ran
-				goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/web.(*service).start.func2"), // of a web service whose stop returned an error
-			)
-		}
-	})
+	CheckNoLeak(t,
+		"github.com/micro/go-micro/v2/util/auth.Generate.func1",   // of a web service that ran
+		"github.com/micro/go-micro/v2/web.(*service).start.func2", // of a web service whose stop returned an error
+	)
 	if len(verbs) == 0 {
 		verbs = []string{"list", "patch", "watch"}
 	}

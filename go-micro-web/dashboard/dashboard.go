@@ -130,9 +130,9 @@ func (d *dashboard) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+root+"{$}", d.servePage)
 	mux.HandleFunc("POST "+root+"{$}", d.serveGreeting)
-	mux.HandleFunc("GET "+root+"services.json", d.serveJSON)
-	mux.HandleFunc("GET "+root+"changes.json", d.serveChanges)
-	mux.HandleFunc("GET "+root+"calls.json", d.serveCalls)
+	mux.HandleFunc("GET "+root+"services.json", d.serveView(func(v *view) []byte { return v.json }))
+	mux.HandleFunc("GET "+root+"changes.json", d.serveView(func(v *view) []byte { return v.recent.encode(0) }))
+	mux.HandleFunc("GET "+root+"calls.json", d.serveView(func(*view) []byte { return d.statistics() }))
 	mux.HandleFunc("GET "+root+"events", d.serveEvents)
 	mux.HandleFunc("POST "+root+"events", d.serveCalling)
 	for _, name := range append([]string{"page.css"}, scripts...) {

@@ -46,24 +46,17 @@ func limitWrite(w http.ResponseWriter, timeout time.Duration) (done func()) {
 	}
 }
 
-func (d *dashboard) serveJSON(w http.ResponseWriter, r *http.Request) {
-	defer d.hub.join()()
-	v, err := d.hub.wait(r.Context())
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
+// serveView answers with JSON that is made of the current view.
+func (d *dashboard) serveView(encode func(*view) []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		defer d.hub.join()()
+		v, err := d.hub.wait(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		d.writeJSON(w, encode(v))
 	}
-	d.writeJSON(w, v.json)
-}
-
-func (d *dashboard) serveChanges(w http.ResponseWriter, r *http.Request) {
-	defer d.hub.join()()
-	v, err := d.hub.wait(r.Context())
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	d.writeJSON(w, v.recent.encode(0))
 }
 
 func (d *dashboard) writeJSON(w http.ResponseWriter, b []byte) {

@@ -285,15 +285,6 @@ func (d *dashboard) statistics() []byte {
 	return shared.json
 }
 
-func (d *dashboard) serveCalls(w http.ResponseWriter, r *http.Request) {
-	defer d.hub.join()()
-	if _, err := d.hub.wait(r.Context()); err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	d.writeJSON(w, d.statistics())
-}
-
 // serveCalling is serveEvents for a viewer that wants calls. It is a POST, because other
 // web sites can make a browser send a GET.
 func (d *dashboard) serveCalling(w http.ResponseWriter, r *http.Request) {

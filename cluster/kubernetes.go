@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -22,6 +21,7 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 	src := filepath.Join(c.root, "cluster", "kube")
 	sum := sha256.New()
 	fmt.Fprintln(sum, gcflags)
+	var goMod []byte
 	files, err := os.ReadDir(src) // sorted
 	if err != nil {
 		return "", "", err
@@ -32,18 +32,19 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 			return "", "", err
 		}
 		fmt.Fprintf(sum, "%s %d\n%s", f.Name(), len(b), b)
-		if m := regexp.MustCompile(`k8s\.io/kubernetes (v[0-9.]+)`).FindSubmatch(b); m != nil && f.Name() == "go.mod" {
-			version = string(m[1])
+		if f.Name() == "go.mod" {
+			goMod = b
 		}
 	}
-	minor := regexp.MustCompile(`^v(\d+)\.(\d+)\.`).FindStringSubmatch(version)
-	if minor == nil {
-		return "", "", fmt.Errorf("reading the Kubernetes version from %q: no requirement of k8s.io/kubernetes there", filepath.Join(src, "go.mod"))
+	r, err := releasesOf(goMod)
+	if err != nil {
+		return "", "", err
 	}
+	version = r.kubernetes
 	dir := filepath.Join(cache, fmt.Sprintf("kubernetes-%s-%s-%x", version, runtime.GOARCH, sum.Sum(nil)[:4]))
 	binary := filepath.Join(dir, "kube")
 	built := exists(binary)
-	official, why, err := c.downloadKube(ctx, cache, built)
+	official, why, err := downloadKube(ctx, cache, r, built)
 	if official != "" || err != nil {
 		return version, official, err
 	}
@@ -68,7 +69,8 @@ func (c *cluster) provideKube(ctx context.Context, cache string) (version, progr
 	progress("  downloading its modules, about 250 MB, unless they are in the module cache")
 	// Every component reads its own version from these variables; kubectl fails without them.
 	const v = "-X k8s.io/component-base/version."
-	ldflags := fmt.Sprintf("-ldflags=-s -w %[1]sgitVersion=%[2]s %[1]sgitMajor=%[3]s %[1]sgitMinor=%[4]s %[1]sgitTreeState=clean", v, version, minor[1], minor[2])
+	number := strings.Split(version[1:], ".")
+	ldflags := fmt.Sprintf("-ldflags=-s -w %[1]sgitVersion=%[2]s %[1]sgitMajor=%[3]s %[1]sgitMinor=%[4]s %[1]sgitTreeState=clean", v, version, number[0], number[1])
 	build, err := newBuildProgress(ctx, src, log, gcflags, ldflags)
 	if err != nil {
 		return "", "", fmt.Errorf("downloading the modules of %q: %w; see %s", src, err, logPath)

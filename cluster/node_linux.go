@@ -28,9 +28,9 @@ const (
 	apiPort    = 6443
 	pauseImage = "docker.io/k8s-micro/pause:1"
 
-	// registryAddress is on the node's loopback. It is none that the name of an image may
-	// contain, because containerd would then not tell the registry the host in the name. It is
-	// IPv4 in every cluster, because containerd 1.6 cannot read an IPv6 address in hosts.toml.
+	// registryAddress is on the node's loopback. No image may be named after it: containerd
+	// tells a registry which host is in an image's name only if it is not the registry's own.
+	// It is IPv4 in every cluster, because containerd 1.6 cannot read an IPv6 address in hosts.toml.
 	registryAddress = "127.0.0.2:5000"
 )
 

@@ -83,7 +83,7 @@ func releasesOf(goMod []byte) (r releases, err error) {
 		module  string
 		version *string
 	}{{"k8s.io/kubernetes", &r.kubernetes}, {"go.etcd.io/etcd/server/v3", &r.etcd}, {"github.com/coredns/coredns", &r.coredns}} {
-		found := regexp.MustCompile(`(?m)^\s*(?:require\s+)?` + regexp.QuoteMeta(m.module) + `\s+(v[0-9.]+)\s*$`).FindSubmatch(goMod)
+		found := regexp.MustCompile(`(?m)^\s*(?:require\s+)?` + regexp.QuoteMeta(m.module) + `\s+(v[0-9]+\.[0-9]+\.[0-9]+)\s*$`).FindSubmatch(goMod)
 		if found == nil {
 			return r, fmt.Errorf("reading the versions from cluster/kube/go.mod: no release of %s there", m.module)
 		}
@@ -155,17 +155,9 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 
 // downloadKube returns the directory of the official programs, or "" if the programs have
 // to be built or are built already. Then why is the reason.
-func (c *cluster) downloadKube(ctx context.Context, cache string, built bool) (dir, why string, err error) {
+func downloadKube(ctx context.Context, cache string, r releases, built bool) (dir, why string, err error) {
 	s, err := sourceFromEnvironment()
 	if err != nil || built && !s.download && s.mirror == nil {
-		return "", "", err
-	}
-	goMod, err := os.ReadFile(filepath.Join(c.root, "cluster", "kube", "go.mod"))
-	if err != nil {
-		return "", "", err
-	}
-	r, err := releasesOf(goMod)
-	if err != nil {
 		return "", "", err
 	}
 	dir, err = provideOfficial(ctx, cache, s, r)

@@ -330,7 +330,7 @@ func (v verifier) config(ctx context.Context) (string, error) {
 			out, _ := v.output(ctx, "logs", "-n", namespace, name, "--tail=1")
 			return "", finding{fmt.Sprintf("%s has failed: %s", name, oneLine(string(out))), "correct that, then " + again, true}
 		}
-		return "", finding{fmt.Sprintf("%s: pod %q is %s", name, name, p.Status.Phase), "see `kubectl describe pod -n go-micro go-micro-config`", false}
+		return "", finding{fmt.Sprintf("%s: pod %q is %s", name, name, p.Status.Phase), describe(p), false}
 	}
 	out, err := v.output(ctx, "logs", "-n", namespace, name)
 	if err != nil {

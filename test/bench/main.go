@@ -17,7 +17,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -137,13 +136,13 @@ func run(n sizes, only string) (err error) {
 			continue
 		}
 		progress("== %s (%s)", g.title, g.lasts)
-		load := loadAverage()
+		load := launch.LoadAverage()
 		markdown, err := g.measure(n)
 		if err != nil {
 			return fmt.Errorf("measuring group %q: %w", g.name, err)
 		}
-		section := fmt.Sprintf("## %s\n\n%s, %d cores of %s, load average %s before and %s after, %s.\n\n%s", g.title, time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), cpuModel(),
-			load, loadAverage(), runtime.Version(), markdown)
+		section := fmt.Sprintf("## %s\n\n%s, %s, load average %s before and %s after, %s.\n\n%s", g.title, time.Now().UTC().Format("2006-01-02"), launch.Machine(),
+			load, launch.LoadAverage(), runtime.Version(), markdown)
 		fmt.Println(section)
 		if !n.Short {
 			if err := writeSection(filepath.Join(n.Root, "test/bench/RESULTS.md"), g.title, section); err != nil {
@@ -254,17 +253,4 @@ var started = time.Now()
 // progress prints to standard error; standard output holds only the table.
 func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "[%5.1fs] %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, args...))
-}
-
-func loadAverage() string {
-	b, _ := os.ReadFile("/proc/loadavg")
-	one, _, _ := strings.Cut(string(b), " ")
-	return one
-}
-
-func cpuModel() string {
-	b, _ := os.ReadFile("/proc/cpuinfo")
-	_, after, _ := strings.Cut(string(b), "model name")
-	model, _, _ := strings.Cut(after, "\n")
-	return cmp.Or(strings.Trim(model, "\t: "), runtime.GOARCH)
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -114,8 +115,8 @@ func TestAttack(t *testing.T) {
 					t.Errorf("%s used up to %d KiB, want at most %d", s.name, peak[s.name], limit)
 				}
 				for _, p := range pods(t, s.name) {
-					if old, ok := before[p.Name]; !ok || restarts(p) != restarts(old) {
-						t.Errorf("pod %q was restarted or replaced: %d restarts", p.Name, restarts(p))
+					if old, ok := before[p.Name]; !ok || faults.Restarts(p) != faults.Restarts(old) {
+						t.Errorf("pod %q was restarted or replaced: %d restarts", p.Name, faults.Restarts(p))
 					}
 				}
 			}

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,10 +22,6 @@ import (
 
 // This file holds the helpers that the tests share: commands, waiting, pods and
 // processes of the cluster.
-
-// restricted is the security context that a container needs in this namespace,
-// whose Pod Security level is set in k8s/namespace.yaml.
-const restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`
 
 // command runs a program in the project's root directory. Its output goes to out,
 // or into the error if out is nil.
@@ -83,17 +78,7 @@ func fatal(t *testing.T, err error) {
 // that takes longer than limit. All tests of this package wait with eventually.
 func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(limit)
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s: %v", what, limit, err)
-		}
-		time.Sleep(250 * time.Millisecond)
-	}
+	fatal(t, faults.Eventually(context.Background(), limit, what, check))
 }
 
 // pods returns the pods of an app that are running and not terminating.
@@ -117,14 +102,6 @@ func podNames(t *testing.T, app string) []string {
 	return strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app="+app, "-o", "name"))
 }
 
-func isReady(p corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
-}
-
-func restarts(p corev1.Pod) int32 { return p.Status.ContainerStatuses[0].RestartCount }
-
 // probeFailed returns an error unless the events of a pod report that the given
 // probe failed: "Readiness" or "Liveness".
 func probeFailed(t *testing.T, pod, kind string) error {
@@ -142,7 +119,7 @@ func runPod(t *testing.T, name, serviceAccount, image string, args ...string) (l
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
 	quoted := must(json.Marshal(append([]string{}, args...)))
 	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: %q,
-  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, restricted))
+  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, faults.Restricted))
 	var pod corev1.Pod
 	eventually(t, time.Minute, "end of pod "+name, func() error {
 		if err := getJSON(t, &pod, "pod", name); err != nil {

@@ -182,7 +182,7 @@ func TestFaultsInterrupted(t *testing.T) {
 		var b strings.Builder
 		for _, s := range services {
 			for _, p := range pods(t, s.name) {
-				fmt.Fprintln(&b, p.Name, restarts(p), isReady(p))
+				fmt.Fprintln(&b, p.Name, faults.Restarts(p), faults.IsReady(p))
 			}
 		}
 		return b.String()

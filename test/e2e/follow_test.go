@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -85,7 +86,7 @@ func TestFollow(t *testing.T) {
 	t.Logf("the API server is ready %s after SIGKILL", time.Since(killed).Round(time.Millisecond))
 	expectLine(patch(map[string]any{"DB_HOST": "192.168.0.3"}), "an edit after the restart of the API server", "map[DB_HOST:192.168.0.3 DB_NAME:MICRO ", "")
 
-	if running = pods(t, app); len(running) != 1 || running[0].Name != pod || restarts(running[0]) != 0 {
+	if running = pods(t, app); len(running) != 1 || running[0].Name != pod || faults.Restarts(running[0]) != 0 {
 		t.Errorf("pods %v, want only %q, without restarts", running, pod)
 	}
 	exitsZero(t, app, pod)

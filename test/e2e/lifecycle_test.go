@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -179,15 +180,15 @@ func rolloutNeverReady(t *testing.T) {
 		}
 		eventually(t, time.Minute, "a new pod of "+d+" with a failed readiness probe", func() error {
 			for _, p := range pods(t, d) {
-				if !isReady(p) && !isOld(p) {
+				if !faults.IsReady(p) && !isOld(p) {
 					return probeFailed(t, p.Name, "Readiness")
 				}
 			}
 			return errors.New("no new pod")
 		})
 		for _, p := range pods(t, d) {
-			if isOld(p) != isReady(p) {
-				t.Errorf("pod %q: from before the rollout: %v, ready: %v; want old pods ready and new ones not", p.Name, isOld(p), isReady(p))
+			if isOld(p) != faults.IsReady(p) {
+				t.Errorf("pod %q: from before the rollout: %v, ready: %v; want old pods ready and new ones not", p.Name, isOld(p), faults.IsReady(p))
 			}
 		}
 		kubectl(t, "rollout", "undo", "-n", namespace, "deployment/"+d)
@@ -210,15 +211,15 @@ func frozenProcessRestarts(t *testing.T, calls *load) {
 	begin := time.Now()
 	onNode(t, "kill", "-STOP", podProcess(t, victim))
 	eventually(t, 20*time.Second, "the frozen pod not ready", func() error {
-		if isReady(current()) {
+		if faults.IsReady(current()) {
 			return errors.New("it is ready")
 		}
 		return nil
 	})
 	notReady := time.Now()
 	eventually(t, 90*time.Second, "the frozen pod restarted and ready", func() error {
-		if p := current(); restarts(p) == 0 || !isReady(p) {
-			return fmt.Errorf("restarts: %d, ready: %v", restarts(p), isReady(p))
+		if p := current(); faults.Restarts(p) == 0 || !faults.IsReady(p) {
+			return fmt.Errorf("restarts: %d, ready: %v", faults.Restarts(p), faults.IsReady(p))
 		}
 		return nil
 	})

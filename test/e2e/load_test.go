@@ -67,7 +67,7 @@ func (l *load) waitForReplicas(t *testing.T, n int) {
 		}
 		var want []string
 		for _, p := range list.Items {
-			if !isReady(p) || p.DeletionTimestamp != nil {
+			if !faults.IsReady(p) || p.DeletionTimestamp != nil {
 				return fmt.Errorf("pod %q is not ready", p.Name)
 			}
 			s, err := registration(p, "go-micro-srv")

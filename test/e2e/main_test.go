@@ -12,15 +12,16 @@ package e2e
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 )
 
@@ -83,15 +84,19 @@ func loadImages(cluster string) error {
 	if err := command(2*time.Minute, nil, "make", "--no-print-directory", "build"); err != nil {
 		return err
 	}
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "probe", ".")
-	build.Dir, build.Env = filepath.Join(root, "test/e2e/probe"), append(os.Environ(), "CGO_ENABLED=0")
-	defer os.Remove(filepath.Join(build.Dir, "probe"))
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the probe: %w: %s", err, out)
+	dir, err := os.MkdirTemp("", "probe-")
+	if err != nil {
+		return err
 	}
-	load := []string{"run", "-C", "cluster", ".", "load", "-name", cluster, probeImage + "=" + build.Dir}
+	defer os.RemoveAll(dir)
+	ctx, c := context.Background(), faults.Cluster{Root: root, Name: cluster}
+	probe, err := c.ProbeImage(ctx, probeImage, dir)
+	if err != nil {
+		return err
+	}
+	images := []string{probe}
 	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
-		load = append(load, "846602483/"+s+":kubernetes="+filepath.Join(root, s))
+		images = append(images, "846602483/"+s+":kubernetes="+filepath.Join(root, s))
 	}
-	return command(time.Minute, nil, "go", load...)
+	return c.LoadImages(ctx, images...)
 }

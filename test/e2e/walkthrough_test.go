@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -236,7 +237,7 @@ func deletedPodLeavesRegistry(t *testing.T) {
 
 func podWithoutRights(t *testing.T) {
 	apply(t, `{apiVersion: v1, kind: Pod, metadata: {name: no-rights, namespace: go-micro, labels: {app: no-rights}, annotations: {micro.mu/services: go-micro-srv}}, spec: {serviceAccountName: default,
-  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}, `+restricted+`}]}}`)
+  containers: [{name: main, image: "846602483/go-micro-srv:kubernetes", imagePullPolicy: Always, readinessProbe: {grpc: {port: 9100}, periodSeconds: 1}, `+faults.Restricted+`}]}}`)
 	t.Cleanup(func() {
 		kubectl(t, "delete", "rolebinding", "no-rights", "-n", namespace, "--ignore-not-found")
 		kubectl(t, "delete", "pod", "no-rights", "-n", namespace, "--grace-period=0", "--force")
@@ -253,15 +254,15 @@ func podWithoutRights(t *testing.T) {
 	})
 	eventually(t, time.Minute, "a failed readiness probe", func() error { return probeFailed(t, "no-rights", "Readiness") })
 	for _, p := range pods(t, "no-rights") {
-		if s, err := registration(p, "go-micro-srv"); err == nil || isReady(p) {
-			t.Errorf("a pod without rights is ready: %v, or registered: %v", isReady(p), s)
+		if s, err := registration(p, "go-micro-srv"); err == nil || faults.IsReady(p) {
+			t.Errorf("a pod without rights is ready: %v, or registered: %v", faults.IsReady(p), s)
 		}
 	}
 	kubectl(t, "create", "rolebinding", "no-rights", "-n", namespace, "--role=micro-registry", "--serviceaccount=go-micro:default")
 	kubectl(t, "wait", "-n", namespace, "pod/no-rights", "--for=condition=Ready", "--timeout=1m")
 	for _, p := range pods(t, "no-rights") {
-		if _, err := registration(p, "go-micro-srv"); err != nil || restarts(p) != 0 {
-			t.Errorf("after the rights were granted: %v, %d restarts", err, restarts(p))
+		if _, err := registration(p, "go-micro-srv"); err != nil || faults.Restarts(p) != 0 {
+			t.Errorf("after the rights were granted: %v, %d restarts", err, faults.Restarts(p))
 		}
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -89,6 +91,31 @@ func (c Cluster) follow(ctx context.Context, pattern string, lines io.Writer) er
 		return fmt.Errorf("following %q: %w: %s", pattern, err, messages.String())
 	}
 	return ctx.Err()
+}
+
+// ProbeImage builds the program test/e2e/probe in dir, which it makes unless it exists, and
+// returns the argument of LoadImages for an image of this name.
+func (c Cluster) ProbeImage(ctx context.Context, name, dir string) (image string, err error) {
+	dockerfile, err := os.ReadFile(filepath.Join(c.Root, "test", "e2e", "probe", "Dockerfile"))
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "Dockerfile"), dockerfile, 0o644)); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	_, err = c.run(ctx, "", "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), "./test/e2e/probe")
+	return name + "=" + dir, err
+}
+
+// LoadImages builds images and loads them into the cluster. Each argument is IMAGE=DIR, where the
+// directory contains a Dockerfile and the program.
+func (c Cluster) LoadImages(ctx context.Context, images ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	_, err := c.run(ctx, "", "go", append([]string{"run", "-C", "cluster", ".", "load", "-name", c.Name}, images...)...)
+	return err
 }
 
 // apiServerReady waits until the API server reports that it is ready.

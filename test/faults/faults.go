@@ -121,7 +121,7 @@ func (t *Target) awaitAllNotReady(ctx context.Context) error {
 			return err
 		}
 		for _, p := range all {
-			if isReady(p) {
+			if IsReady(p) {
 				return fmt.Errorf("pod %q is still ready", p.Name)
 			}
 		}
@@ -146,11 +146,11 @@ func killContainer(ctx context.Context, t *Target) ([]corev1.Pod, func(context.C
 				return err
 			}
 			for _, p := range all {
-				if p.Name == v.Name && restarts(p) > restarts(v) {
+				if p.Name == v.Name && Restarts(p) > Restarts(v) {
 					return nil
 				}
 			}
-			return fmt.Errorf("%d restarts", restarts(v))
+			return fmt.Errorf("%d restarts", Restarts(v))
 		})
 	}, err
 }
@@ -228,20 +228,17 @@ func rollingRestart(ctx context.Context, t *Target) ([]corev1.Pod, func(context.
 }
 
 func scaleDownAndUp(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
-	return nil, func(ctx context.Context) error {
-			for _, n := range []int{8, 1, Replicas} {
-				if err := t.Scale(ctx, n); err != nil {
-					return err
-				}
-				if err := t.AwaitReplicas(ctx, n); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, func() error {
-			if err := t.Scale(ctx, 1); err != nil {
+	scale := func(ctx context.Context, replicas ...int) error {
+		for _, n := range replicas {
+			if err := t.Scale(ctx, n); err != nil {
 				return err
 			}
-			return t.AwaitReplicas(ctx, 1)
-		}()
+			if err := t.AwaitReplicas(ctx, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	err := scale(ctx, 1)
+	return nil, func(ctx context.Context) error { return scale(ctx, 8, 1, Replicas) }, err
 }

@@ -105,8 +105,8 @@ type Load struct {
 	err      error // why the output has ended
 }
 
-// restricted is the security context that Pod Security demands in the namespaces of k8s/namespace.yaml.
-const restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`
+// Restricted is the security context that Pod Security demands in the namespaces of k8s/namespace.yaml.
+const Restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`
 
 // StartLoad starts the probe with the given arguments in a pod. onSecond, if not nil, is called
 // in another goroutine for every second as it is read.
@@ -120,7 +120,7 @@ func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, arg
 	}
 	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
-  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %[5]s}]}}`, pod, namespace, image, quoted, restricted)
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %[5]s}]}}`, pod, namespace, image, quoted, Restricted)
 	if _, err := c.kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 		return nil, err
 	}

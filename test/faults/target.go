@@ -111,7 +111,7 @@ func (t *Target) victim(ctx context.Context) (corev1.Pod, error) {
 	if err != nil {
 		return corev1.Pod{}, err
 	}
-	all = slices.DeleteFunc(all, func(p corev1.Pod) bool { return !isReady(p) || p.DeletionTimestamp != nil })
+	all = slices.DeleteFunc(all, func(p corev1.Pod) bool { return !IsReady(p) || p.DeletionTimestamp != nil })
 	if len(all) == 0 {
 		return corev1.Pod{}, errors.New("choosing a replica: none is ready")
 	}
@@ -119,13 +119,15 @@ func (t *Target) victim(ctx context.Context) (corev1.Pod, error) {
 	return all[t.victims%len(all)], nil
 }
 
-func isReady(p corev1.Pod) bool {
+// IsReady reports whether a pod has the condition Ready.
+func IsReady(p corev1.Pod) bool {
 	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
 }
 
-func restarts(p corev1.Pod) (n int32) {
+// Restarts returns how often the containers of a pod have restarted.
+func Restarts(p corev1.Pod) (n int32) {
 	for _, c := range p.Status.ContainerStatuses {
 		n += c.RestartCount
 	}
@@ -149,7 +151,7 @@ func (t *Target) AwaitReplicas(ctx context.Context, n int) error {
 		}
 		var addresses []string
 		for _, p := range all {
-			if !isReady(p) || p.DeletionTimestamp != nil {
+			if !IsReady(p) || p.DeletionTimestamp != nil {
 				return fmt.Errorf("pod %q is not ready", p.Name)
 			}
 			if !strings.Contains(p.Annotations["micro.mu/service-go-micro-srv"], `"address":"`+Address(p)+`"`) {
@@ -184,7 +186,7 @@ func (t *Target) AwaitPods(ctx context.Context) error {
 			return err
 		}
 		for _, p := range list.Items {
-			if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && !isReady(p) {
+			if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && !IsReady(p) {
 				return fmt.Errorf("pod %q in namespace %q is not ready", p.Name, p.Namespace)
 			}
 		}

@@ -22,7 +22,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -129,33 +128,14 @@ func prepare(ctx context.Context, target *faults.Target, dir string) error {
 	if err := target.Remove(ctx); err != nil {
 		return err
 	}
-	if err := buildImage(ctx, target.Cluster, filepath.Join(dir, "image")); err != nil {
-		return err
-	}
-	return target.Deploy(ctx)
-}
-
-// buildImage builds the probe in dir and loads its image into the cluster.
-func buildImage(ctx context.Context, c faults.Cluster, dir string) error {
-	source := filepath.Join(c.Root, "test", "e2e", "probe")
-	dockerfile, err := os.ReadFile(filepath.Join(source, "Dockerfile"))
+	probe, err := target.ProbeImage(ctx, image, filepath.Join(dir, "image"))
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "Dockerfile"), dockerfile, 0o644)); err != nil {
+	if err := target.LoadImages(ctx, probe); err != nil {
 		return err
 	}
-	for _, args := range [][]string{
-		{"build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), "./test/e2e/probe"},
-		{"run", "-C", "cluster", ".", "load", "-name", c.Name, image + "=" + dir},
-	} {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir, cmd.Env = c.Root, append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("running go %s: %w: %s", strings.Join(args, " "), err, out)
-		}
-	}
-	return nil
+	return target.Deploy(ctx)
 }
 
 // inject injects one fault and records when.

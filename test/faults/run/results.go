@@ -8,13 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/test/faults"
+	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 )
 
 // write prints the table, writes the recorded calls and draws the pictures.
@@ -60,7 +60,7 @@ func (r *recorder) write(ctx context.Context, root, dir string, complete bool) e
 // table returns the results as Markdown.
 func (r *recorder) table(logs map[string][]faults.Second, end time.Time) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %d cores of %s, load average %s at the end, %s\n\n", r.begin.Format(time.DateOnly), runtime.NumCPU(), processor(), loadAverage(), runtime.Version())
+	fmt.Fprintf(&b, "%s, %s, load average %s at the end, %s\n\n", r.begin.Format(time.DateOnly), launch.Machine(), launch.LoadAverage(), runtime.Version())
 	b.WriteString("| fault | go-micro's plugin and selector | pod/ |\n|---|---|---|\n")
 	for i, e := range r.events {
 		next := end // the failures until the next fault begins belong to this one
@@ -109,19 +109,4 @@ func (r *recorder) csv() []byte {
 	}
 	w.Flush()
 	return b.Bytes()
-}
-
-// processor returns the vendor and the family of the machine's processor.
-func processor() string {
-	b, _ := os.ReadFile("/proc/cpuinfo")
-	if m := regexp.MustCompile(`(?m)^model name\s*:\s*(.*)$`).FindSubmatch(b); m != nil {
-		return strings.TrimSpace(string(m[1]))
-	}
-	return runtime.GOARCH
-}
-
-func loadAverage() string {
-	b, _ := os.ReadFile("/proc/loadavg")
-	load, _, _ := strings.Cut(string(b), " ")
-	return load
 }

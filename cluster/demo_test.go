@@ -37,12 +37,12 @@ func TestInterruptedDemo(t *testing.T) {
 		}
 		return pids
 	}
-	eventually(t, 10*time.Second, "the launcher and the compiler", func() bool { return len(processes()) == 2 })
+	eventually(t, 30*time.Second, "the launcher and the compiler", func() bool { return len(processes()) == 2 })
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) // as a terminal does
 	if err := cmd.Wait(); err == nil {
 		t.Error("the interrupted demo succeeded")
 	}
-	eventually(t, 5*time.Second, "their end", func() bool { return len(processes()) == 0 })
+	eventually(t, 20*time.Second, "their end", func() bool { return len(processes()) == 0 })
 }
 
 // make demo works in an odd path and without a network, although the proxy, the locale,
@@ -98,7 +98,7 @@ func TestDemoInAHostileEnvironment(t *testing.T) {
 	if out, err := cli(t, root, "node", "--", "pkill", "-KILL", "-f", "kube-apiserver --etcd"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	eventually(t, 30*time.Second, "the API server", func() bool {
+	eventually(t, time.Minute, "the API server", func() bool {
 		_, err := cli(t, root, "kubectl", "--", "get", "--raw", "/readyz")
 		return err == nil
 	})

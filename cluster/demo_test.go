@@ -18,7 +18,7 @@ import (
 func TestInterruptedDemo(t *testing.T) {
 	root, tools := t.TempDir(), t.TempDir()
 	copyCheckoutTo(t, root, 0o022)
-	script := "#!/bin/sh\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
+	script := "#!/bin/sh\ncase $1 in env) echo go1.99.0; exit ;; esac\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
 	if err := os.WriteFile(filepath.Join(tools, "go"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -45,14 +45,46 @@ func TestInterruptedDemo(t *testing.T) {
 	eventually(t, 20*time.Second, "their end", func() bool { return len(processes()) == 0 })
 }
 
-// make demo works in an odd path and without a network, although the proxy, the locale,
-// the umask, the limit of open files and the kubectl in PATH are unusual and its port is
-// taken. A second run, after a change of one service and after SIGKILL of the API server,
+// Without a go command, or with one that is older than toolchains, make demo says what to install.
+func TestDemoWithoutGo(t *testing.T) {
+	root := t.TempDir()
+	copyCheckoutTo(t, root, 0o022)
+	for name, script := range map[string]string{"no go": "", "old go": "echo go1.18.1\n"} {
+		bare := t.TempDir() // a PATH with nothing else that make demo needs before it finds go
+		for _, program := range []string{"sh", "dirname", "grep", "sed"} {
+			path, err := exec.LookPath(program)
+			if err == nil {
+				err = os.Symlink(path, filepath.Join(bare, program))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(bare, "go"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.Command("make", "demo")
+		cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+bare)
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "install Go 1.26 or newer") || exists(filepath.Join(root, ".cluster")) {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
+	}
+}
+
+// make demo works in an odd path, below a Go workspace of other modules, and without a network, although
+// the proxy, the locale, the umask, the limit of open files, the system to compile for and the kubectl in PATH are
+// unusual and its port is taken. A second run, after a change of one service and after SIGKILL of the API server,
 // replaces the pods of that service.
 func TestDemoInAHostileEnvironment(t *testing.T) {
 	provideTools(t)
-	root := filepath.Join(t.TempDir(), "it's", `a "copy" of: $HOME`)
+	workspace := t.TempDir()
+	root := filepath.Join(workspace, "it's", `a "copy" of: $HOME`)
 	copyCheckoutTo(t, root, 0o077)
+	if err := os.WriteFile(filepath.Join(workspace, "go.work"), []byte("go 1.26\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	tools := t.TempDir()
 	if err := os.WriteFile(filepath.Join(tools, "kubectl"), []byte("#!/bin/sh\necho 'error: unknown flag' >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -60,7 +92,7 @@ func TestDemoInAHostileEnvironment(t *testing.T) {
 	if l, err := net.Listen("tcp", "127.0.0.1:9200"); err == nil {
 		defer l.Close()
 	}
-	env := append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "GOPROXY=off", "GOFLAGS=-buildvcs=auto", "LANG=tr_TR.UTF-8", "LC_ALL=tr_TR.UTF-8",
+	env := append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "GOPROXY=off", "GOFLAGS=-buildvcs=auto", "GOOS=plan9", "LANG=tr_TR.UTF-8", "LC_ALL=tr_TR.UTF-8",
 		"HTTP_PROXY=http://127.0.0.1:9", "HTTPS_PROXY=http://127.0.0.1:9", "http_proxy=http://127.0.0.1:9", "https_proxy=http://127.0.0.1:9", "NO_PROXY=", "no_proxy=")
 	sh := func(script string) string {
 		t.Helper()

@@ -51,12 +51,12 @@ var budgets = []budget{
 	{"replica-frozen", 4, 0.75, 15 * time.Second, true, nil},
 	{"packets-dropped", 4, 0.75, 15 * time.Second, true, nil},
 	{"replica-slow", 0, 0.75, 10 * time.Second, true, latencyRecovers},
-	{"replica-failing", 8, 0, 10 * time.Second, false, failingReplicaAvoided},
+	{"replica-failing", 8, 0.75, 10 * time.Second, false, failingReplicaAvoided},
 	// The first seconds decide. Pods that Kubernetes reports as not ready, which happens after 50 s, are a part of api-frozen.
-	// One call of each caller may fail: with half of the replicas gone, a choice between two lost ones can hit every caller
-	// until they count as stalled, and a caller whose call waits makes no other. Then each lost replica is ejected for
-	// 5 s, and fails the one call that tries it; the next ejection, of 20 s, outlasts the fault.
-	{"node-lost", faults.Callers + faults.Replicas/2, 0.5, 30 * time.Second, true, lostReplicasTriedOnce},
+	// One call of each of the 8 callers may fail: with half of the replicas gone, a choice between two lost ones can hit every
+	// caller until they count as stalled, and a caller whose call waits makes no other. Then each of the 2 lost replicas is
+	// ejected for 5 s, and fails the one call that tries it; the next ejection, of 20 s, outlasts the fault.
+	{"node-lost", 10, 0.5, 30 * time.Second, true, lostReplicasTriedOnce},
 }
 
 // TestFaults breaks parts of the cluster one after the other while 8 callers with package pod and
@@ -157,12 +157,21 @@ func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *
 
 // latencyRecovers demands that 99 % of the calls are as fast as before once the slow replica
 // is detected. A p99 below noise is accepted, and any p99 to which the slow replica cannot have contributed,
-// because it answered less than 1 % of the calls: it is the machine that is slow.
+// because it answered less than 1 % of the calls: it is the machine that is slow. On a machine
+// where the other replicas sometimes need half of the slow one's 100 ms, a choice by latency cannot tell them apart
+// (latencyTolerance in pod/choice.go). There the slow replica may get half of its share: the calls in flight, which
+// stay longer with it, keep it from more.
 func latencyRecovers(t *testing.T, span faults.Span, log []faults.Second, before faults.Second) {
 	during := faults.Sum(log, span.Injected.Add(detectionTime), span.End)
 	share := float64(during.Answered[span.Victims[0]]) / float64(max(1, during.Succeeded))
 	t.Logf("the slow replica answered %.1f %% of the calls from %s on", 100*share, detectionTime)
-	if got, limit := during.Latencies.Quantile(0.99), max(2*before.Latencies.Quantile(0.99), noise); during.Succeeded == 0 || got > limit && share >= 0.01 {
+	maxShare := 0.01
+	latencies := faults.Sum(log, span.Begin.Add(-10*time.Second), span.End).Latencies // an estimate decays in 10 s
+	if others := latencies.Longer(45*time.Millisecond) - latencies.Longer(noise); others > 0 {
+		t.Logf("the other replicas' calls of more than 45 ms took %s together", others)
+		maxShare = 0.5 / faults.Replicas
+	}
+	if got, limit := during.Latencies.Quantile(0.99), max(2*before.Latencies.Quantile(0.99), noise); during.Succeeded == 0 || got > limit && share >= maxShare {
 		t.Errorf("p99 is %s from %s on, want at most %s; the slow replica answered %.1f %% of the calls", got, detectionTime, limit, 100*share)
 	}
 }

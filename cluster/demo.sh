@@ -28,6 +28,11 @@ case $(cd / && go env GOVERSION 2>/dev/null) in # go fetches the version that go
 	exit 1
 	;;
 esac
+cache=$(go env GOCACHE)
+if ! mkdir -p "$cache" 2>/dev/null || [ ! -w "$cache" ]; then
+	echo "demo: writing to \"$cache\": it is impossible; set GOCACHE to a directory that you own, and if HOME is read-only also GOMODCACHE and XDG_CACHE_HOME" >&2
+	exit 1
+fi
 title() { printf '\n== %s\n' "$*"; }
 show() {
 	printf '\n$ %s\n' "$*"
@@ -57,6 +62,7 @@ end() {
 	fi
 }
 trap end EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 

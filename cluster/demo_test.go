@@ -18,7 +18,7 @@ import (
 func TestInterruptedDemo(t *testing.T) {
 	root, tools := t.TempDir(), t.TempDir()
 	copyCheckoutTo(t, root, 0o022)
-	script := "#!/bin/sh\ncase $1 in env) echo go1.99.0; exit ;; esac\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
+	script := "#!/bin/sh\n[ $1 != env ] || case $2 in GOVERSION) echo go1.99.0; exit ;; *) pwd; exit ;; esac\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
 	if err := os.WriteFile(filepath.Join(tools, "go"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -45,13 +45,18 @@ func TestInterruptedDemo(t *testing.T) {
 	eventually(t, 20*time.Second, "their end", func() bool { return len(processes()) == 0 })
 }
 
-// Without a go command, or with one that is older than toolchains, make demo says what to install.
+// Without a go command, with one that is older than toolchains, or with one that cannot write to its cache,
+// make demo says what to do.
 func TestDemoWithoutGo(t *testing.T) {
 	root := t.TempDir()
 	copyCheckoutTo(t, root, 0o022)
-	for name, script := range map[string]string{"no go": "", "old go": "echo go1.18.1\n"} {
+	for name, c := range map[string]struct{ script, want string }{
+		"no go":           {"", "install Go 1.26 or newer"},
+		"old go":          {"echo go1.18.1\n", "install Go 1.26 or newer"},
+		"read-only cache": {"case $2 in GOVERSION) echo go1.99.0 ;; GOCACHE) echo /proc/cache ;; esac\n", `writing to "/proc/cache": it is impossible; set GOCACHE`},
+	} {
 		bare := t.TempDir() // a PATH with nothing else that make demo needs before it finds go
-		for _, program := range []string{"sh", "dirname", "grep", "sed"} {
+		for _, program := range []string{"sh", "dirname", "grep", "sed", "mkdir"} {
 			path, err := exec.LookPath(program)
 			if err == nil {
 				err = os.Symlink(path, filepath.Join(bare, program))
@@ -60,14 +65,14 @@ func TestDemoWithoutGo(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if script != "" {
-			if err := os.WriteFile(filepath.Join(bare, "go"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		if c.script != "" {
+			if err := os.WriteFile(filepath.Join(bare, "go"), []byte("#!/bin/sh\n"+c.script), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
 		cmd := exec.Command("make", "demo")
 		cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+bare)
-		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "install Go 1.26 or newer") || exists(filepath.Join(root, ".cluster")) {
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), c.want) || exists(filepath.Join(root, ".cluster")) {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}

@@ -29,7 +29,7 @@ case $(cd / && go env GOVERSION 2>/dev/null) in # go fetches the version that go
 	;;
 esac
 cache=$(go env GOCACHE)
-if ! mkdir -p "$cache" 2>/dev/null || [ ! -w "$cache" ]; then
+if [ "$cache" = off ] || ! mkdir -p "$cache" 2>/dev/null || [ ! -w "$cache" ]; then
 	echo "demo: writing to \"$cache\": it is impossible; set GOCACHE to a directory that you own, and if HOME is read-only also GOMODCACHE and XDG_CACHE_HOME" >&2
 	exit 1
 fi
@@ -50,13 +50,14 @@ WELCOME
 # The packages of the four programs compile while the launcher downloads. When it builds,
 # nice leaves the processors to Kubernetes, which takes longer. `go list -export` compiles
 # like `go build`, but does not link.
-log=$(mktemp)
-nice go list -export -deps ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config >"$log" 2>&1 &
+work=$(mktemp -d "${GOTMPDIR:-${TMPDIR:-/tmp}}/k8s-micro-demo-XXXXXX") # go leaves its own directory behind when it is killed
+log=$work/log
+GOTMPDIR=$work nice go list -export -deps ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config >"$log" 2>&1 &
 compiling=$!
 end() {
 	status=$?
 	[ -z "$compiling" ] || kill "$compiling" 2>/dev/null || true
-	rm -f "$log"
+	rm -rf "$work" || { sleep 1 && rm -rf "$work"; } # a compiler may still be writing
 	if [ $status -ne 0 ] && [ -e "$dir/ready" ]; then
 		echo "demo: cluster \"$cluster\" is running: run the same command again to continue, or stop the cluster with: $down" >&2
 	fi

@@ -14,16 +14,16 @@ import (
 	"time"
 )
 
-// Ctrl-C ends make demo and the compiler that it runs in the background.
+// Ctrl-C ends make demo and the compiler that it runs in the background, whose temporary files are removed.
 func TestInterruptedDemo(t *testing.T) {
-	root, tools := t.TempDir(), t.TempDir()
+	root, tools, tmp := t.TempDir(), t.TempDir(), t.TempDir()
 	copyCheckoutTo(t, root, 0o022)
-	script := "#!/bin/sh\n[ $1 != env ] || case $2 in GOVERSION) echo go1.99.0; exit ;; *) pwd; exit ;; esac\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
+	script := "#!/bin/sh\n[ $1 != env ] || case $2 in GOVERSION) echo go1.99.0; exit ;; *) pwd; exit ;; esac\nmkdir \"${GOTMPDIR:-$TMPDIR}/go-build-$1\"\necho $$ >'" + tools + "'/$1.pid\nexec sleep 100\n"
 	if err := os.WriteFile(filepath.Join(tools, "go"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sh", "cluster/demo.sh")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "CLUSTER=interrupted")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "CLUSTER=interrupted", "TMPDIR="+tmp, "GOTMPDIR=")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -43,6 +43,9 @@ func TestInterruptedDemo(t *testing.T) {
 		t.Error("the interrupted demo succeeded")
 	}
 	eventually(t, 20*time.Second, "their end", func() bool { return len(processes()) == 0 })
+	if left, err := filepath.Glob(filepath.Join(tmp, "*")); err != nil || len(left) != 1 || filepath.Base(left[0]) != "go-build-run" { // of the fake launcher
+		t.Errorf("%q is left, %v", left, err)
+	}
 }
 
 // Without a go command, with one that is older than toolchains, or with one that cannot write to its cache,
@@ -53,6 +56,7 @@ func TestDemoWithoutGo(t *testing.T) {
 	for name, c := range map[string]struct{ script, want string }{
 		"no go":           {"", "install Go 1.26 or newer"},
 		"old go":          {"echo go1.18.1\n", "install Go 1.26 or newer"},
+		"no cache":        {"case $2 in GOVERSION) echo go1.99.0 ;; GOCACHE) echo off ;; esac\n", "set GOCACHE"},
 		"read-only cache": {"case $2 in GOVERSION) echo go1.99.0 ;; GOCACHE) echo /proc/cache ;; esac\n", `writing to "/proc/cache": it is impossible; set GOCACHE`},
 	} {
 		bare := t.TempDir() // a PATH with nothing else that make demo needs before it finds go
@@ -72,7 +76,7 @@ func TestDemoWithoutGo(t *testing.T) {
 		}
 		cmd := exec.Command("make", "demo")
 		cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+bare)
-		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), c.want) || exists(filepath.Join(root, ".cluster")) {
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), c.want) || exists(filepath.Join(root, ".cluster")) || exists(filepath.Join(root, "off")) {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}

@@ -112,7 +112,7 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatalf("forward: %v: %s", err, address)
 	}
-	eventually(t, 20*time.Second, "the API server through its Service", func() bool {
+	eventually(t, time.Minute, "the API server through its Service", func() bool {
 		resp, err := http.Get("http://" + strings.TrimSpace(string(address)))
 		if err == nil {
 			resp.Body.Close()

@@ -246,13 +246,13 @@ func runPod(t *testing.T, root string) {
 	const restricted = `{"spec": {"containers": [{"name": "pause", "image": "k8s-micro/pause:1", "imagePullPolicy": "Always",
 		"resources": {"limits": {"memory": "128Mi"}}, "securityContext": {"runAsNonRoot": true, "readOnlyRootFilesystem": true,
 		"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}}`
-	eventually(t, 20*time.Second, "the service account", func() bool {
+	eventually(t, time.Minute, "the service account", func() bool {
 		_, err := cli(t, root, "kubectl", "--", "get", "serviceaccount", "default")
 		return err == nil
 	})
 	for _, args := range [][]string{
 		{"run", "pause", "--image=k8s-micro/pause:1", "--restart=Never", "--overrides=" + restricted},
-		{"wait", "pod/pause", "--for=condition=Ready", "--timeout=30s"},
+		{"wait", "pod/pause", "--for=condition=Ready", "--timeout=2m"},
 	} {
 		if out, err := cli(t, root, append([]string{"kubectl", "--"}, args...)...); err != nil {
 			t.Fatalf("%v: %s", err, out)

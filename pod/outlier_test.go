@@ -437,20 +437,24 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 }
 
 // countLogLines returns the number of log lines since a time that contain all texts.
-func countLogLines(t *testing.T, since time.Time, texts ...string) (n int) {
+func countLogLines(t *testing.T, since time.Time, texts ...string) int {
 	t.Helper()
-	records, err := dlog.DefaultLog.Read(dlog.Since(since))
+	return len(logLines(t, since, texts...))
+}
+
+// logLines returns those of the last 100 log lines that were written since a time and contain
+// all texts.
+func logLines(t *testing.T, since time.Time, texts ...string) (lines []string) {
+	t.Helper()
+	records, err := dlog.DefaultLog.Read() // which ignores dlog.Since
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range records {
-		all := true
-		for _, text := range texts {
-			all = all && strings.Contains(fmt.Sprint(r.Message), text)
-		}
-		if all {
-			n++
+		line := fmt.Sprint(r.Message)
+		if !r.Timestamp.Before(since) && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+			lines = append(lines, line)
 		}
 	}
-	return n
+	return lines
 }

@@ -174,7 +174,18 @@ func greeterInstance(i int, state pod.State) pod.Instance {
 func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *httptest.Server) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	t.Cleanup(func() {
+		for end := time.Now().Add(10 * time.Second); ; { // goleak.Find waits for 0.4 s, which is short on a busy machine
+			err := goleak.Find(before)
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+		}
+	})
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
 	d := newDashboard(c, c.callsNow, c.startInformer, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond

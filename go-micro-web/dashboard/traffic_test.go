@@ -46,12 +46,19 @@ func TestKeepCalling(t *testing.T) {
 		}
 		return []string{address(1)}
 	})
+	begin := time.Now()
 	s, status := openCalling(t, srv, "50")
 	if status != http.StatusOK {
 		t.Fatal(status)
 	}
 	var got statistics
-	for got.Calls < 60 {
+	counted := func() (sum int) { // by the time line, which lacks the calls of the current second
+		for _, n := range got.Timeline.Calls {
+			sum += n
+		}
+		return sum
+	}
+	for got.Calls < 60 || counted() < 60 {
 		s.decode("calls", &got)
 	}
 	if got.Pod != "go-micro-web-1" || got.Rate != 50 || got.Viewers != 1 || got.Seconds != 10 || got.Failures != 0 || got.P50 == nil || got.P99 == nil {
@@ -67,23 +74,17 @@ func TestKeepCalling(t *testing.T) {
 	if i := got.Instances[2]; i.InFlight != 2 || !i.EjectedUntil.Equal(until) {
 		t.Errorf("the third instance has %+v", i)
 	}
-	sum := 0
-	for _, n := range got.Timeline.Calls {
-		sum += n
-	}
-	if sum > got.Calls || sum < got.Calls-75 || // those of the current second are missing
-		len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
-		t.Errorf("the time line has %d calls, want %d: %+v", sum, got.Calls, got.Timeline)
+	if len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
+		t.Errorf("the time line is %+v", got.Timeline)
 	}
 
-	begin, before := time.Now(), c.countCalls()
-	time.Sleep(time.Second)
-	if rate := float64(c.countCalls()-before) / time.Since(begin).Seconds(); rate < 25 || rate > 75 {
-		t.Errorf("%.0f calls a second, want 50", rate)
+	made, took := float64(c.countCalls()), time.Since(begin) // since the begin, because calls that a stalled machine has missed are made up for
+	if want := 50 * took.Seconds(); made < want/2 || made > want+51 {
+		t.Errorf("%.0f calls in %s, want 50 a second", made, took)
 	}
 	s.rsp.Body.Close()
-	eventually(t, 5*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
-	before = c.countCalls()
+	eventually(t, 10*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
+	before := c.countCalls()
 	time.Sleep(200 * time.Millisecond)
 	if after := c.countCalls(); after != before {
 		t.Errorf("%d calls after the viewer has left", after-before)
@@ -108,7 +109,7 @@ func TestViewersShareTheCalls(t *testing.T) {
 		t.Errorf("viewers that want 1 and 50 calls a second get %d", got.Rate)
 	}
 	fast.rsp.Body.Close()
-	eventually(t, 5*time.Second, "the lower rate", func() bool { return d.traffic.rate() == 1 })
+	eventually(t, 10*time.Second, "the lower rate", func() bool { return d.traffic.rate() == 1 })
 }
 
 func TestCallsAreBounded(t *testing.T) {
@@ -137,7 +138,7 @@ func TestCallsAreBounded(t *testing.T) {
 	s, _ := openCalling(t, srv, "50")
 	for s.lines.Scan() {
 	}
-	eventually(t, 5*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 })
+	eventually(t, 10*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 })
 }
 
 // The calls in flight are bounded, and stop with their viewer although nothing answers.
@@ -146,9 +147,9 @@ func TestCallsWithoutAnAnswerStop(t *testing.T) {
 	c.delay = time.Hour
 	c.setTries(alternate(address(1)))
 	s, _ := openCalling(t, srv, "50")
-	eventually(t, 5*time.Second, "some calls", func() bool { return c.countCalls() >= 10 })
+	eventually(t, 10*time.Second, "some calls", func() bool { return c.countCalls() >= 10 })
 	s.rsp.Body.Close()
-	eventually(t, 2*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
+	eventually(t, 4*time.Second, "the end of the calls, before their timeout of 5 s", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
 }
 
 func TestStatistics(t *testing.T) {

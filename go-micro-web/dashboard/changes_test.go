@@ -141,6 +141,27 @@ func TestCauseText(t *testing.T) {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
+	for text, code := range map[string]int32{"lost connection to the database": 500, "asking the database: context deadline exceeded": 500, "too late": 408} { // an answer of the instance
+		if got := causeText(microerrors.New("go-micro-srv", text, code)); got != "its calls failed" {
+			t.Errorf("an instance answers %q: %q", text, got)
+		}
+	}
+}
+
+// Instances that leave together are listed by name.
+func TestChangesAreInOrder(t *testing.T) {
+	var l changeLog
+	var instances []pod.Instance
+	for i := range 40 {
+		instances = append(instances, greeterInstance(10+i, pod.Ready))
+	}
+	l.observe(instances)
+	l.observe(nil)
+	for i, c := range l.recent().Changes {
+		if c.Pod != fmt.Sprint("go-micro-srv-", 10+i) {
+			t.Fatalf("change %d is %s %s", i, c.Change, c.Pod)
+		}
+	}
 }
 
 // While the registry cannot be read nothing joins or leaves.

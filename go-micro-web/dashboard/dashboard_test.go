@@ -29,6 +29,7 @@ type fakeCluster struct {
 	changed         chan struct{}
 	observers       int
 	observations    int       // since the start
+	yields          int       // since the start
 	lastContact     time.Time // now if zero
 	calls           map[callTarget]calls
 	informerStarted bool // the informer of the Greeter has been started
@@ -57,6 +58,7 @@ func (c *fakeCluster) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, err
 		defer func() { c.observers-- }()
 		for ctx.Err() == nil {
 			instances, err, changed := c.instances, c.err, c.changed
+			c.yields++
 			c.mu.Unlock()
 			more := yield(instances, err)
 			if more {
@@ -122,6 +124,13 @@ func (c *fakeCluster) count() (observers, observations int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.observers, c.observations
+}
+
+// yielded returns how many states the observations have begun to yield.
+func (c *fakeCluster) yielded() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.yields
 }
 
 func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ...client.CallOption) (*proto.HelloResponse, error) {

@@ -91,3 +91,31 @@ func TestObservationRunsOnlyWhileViewed(t *testing.T) {
 		t.Errorf("the next viewer is shown %s", v.Summary())
 	}
 }
+
+// An observation that has ended, but still has a state to handle, does not affect the next.
+func TestEndedObservationChangesNothing(t *testing.T) {
+	c, d, _ := serve(t, greeterInstance(1, pod.Ready))
+	h := d.hub
+	h.linger = time.Hour
+	leave := h.join()
+	eventually(t, 10*time.Second, "the first view", func() bool { v, _ := h.current(); return v != nil })
+	h.building.Lock()
+	before := c.yielded()
+	c.set([]pod.Instance{greeterInstance(2, pod.Ready)}, nil)
+	eventually(t, 10*time.Second, "the observation has another state", func() bool { return c.yielded() > before })
+	leave()
+	h.stopIfUnused()
+	c.set([]pod.Instance{greeterInstance(3, pod.Ready)}, nil)
+	leave = h.join()
+	time.Sleep(100 * time.Millisecond) // the next observation begins
+	h.building.Unlock()
+	eventually(t, 10*time.Second, "its view", func() bool {
+		v, _ := h.current()
+		return v != nil && v.Services[0].Instances[0].Pod == "go-micro-srv-3"
+	})
+	if got := texts(h.changes.recent().after(0)); len(got) > 0 {
+		t.Errorf("the changes of the next observation are %q", got)
+	}
+	leave()
+	h.stopIfUnused()
+}

@@ -1,8 +1,10 @@
 package dashboard
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -96,6 +98,43 @@ func TestKeepCalling(t *testing.T) {
 	}
 }
 
+// lateSource observes nothing until it is ready, as while the API server does not answer.
+type lateSource struct {
+	*fakeCluster
+	ready chan struct{}
+}
+
+func (l lateSource) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
+	return func(yield func([]pod.Instance, error) bool) {
+		select {
+		case <-l.ready:
+			l.fakeCluster.Observe(ctx)(yield)
+		case <-ctx.Done():
+		}
+	}
+}
+
+// The calls begin after the first view. Those that were due before are not made up for at
+// once.
+func TestCallsBeginAfterTheFirstView(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	late := lateSource{c, make(chan struct{})}
+	d.hub.source = late
+	c.setTries(alternate(address(1)))
+	s, _ := openCalling(t, srv, "50")
+	time.Sleep(4 * time.Second)
+	if n := c.countCalls(); n != 0 {
+		t.Errorf("%d calls before the first view", n)
+	}
+	begin := time.Now()
+	close(late.ready)
+	s.next()
+	eventually(t, 10*time.Second, "the calls", func() bool { return c.countCalls() > 5 })
+	if n, most := float64(c.countCalls()), 50*time.Since(begin).Seconds()+51; n > most {
+		t.Errorf("%.0f calls in %s, want 50 a second", n, time.Since(begin))
+	}
+}
+
 func TestViewersShareTheCalls(t *testing.T) {
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
 	c.setTries(alternate(address(1)))
@@ -153,7 +192,7 @@ func TestCallsWithoutAnAnswerStop(t *testing.T) {
 }
 
 func TestStatistics(t *testing.T) {
-	tr := newTraffic(nil)
+	tr := newTraffic(nil, nil)
 	at := time.Now()
 	for i := 100; i >= 1; i-- { // 1 to 100 ms
 		tr.tries = append(tr.tries, sample{at, callTarget{"a", "10.0.0.1:1"}, time.Duration(i) * time.Millisecond, i > 98})

@@ -209,9 +209,13 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics 
 		}
 	}
 
-	tried := map[callTarget][]sample{}
+	tried, shown := map[callTarget][]sample{}, map[callTarget]calls{}
 	for _, try := range tries {
-		tried[try.target] = append(tried[try.target], try)
+		target := try.target.clipped()
+		tried[target] = append(tried[target], try)
+	}
+	for target, c := range byTarget {
+		shown[target.clipped()] = c
 	}
 	add := func(target callTarget, state string) {
 		samples := tried[target]
@@ -220,7 +224,7 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics 
 			s.Omitted++
 			return
 		}
-		row := instanceStats{Pod: clip(target.pod), Address: clip(target.address), State: state, outcomes: outcomesOf(samples), calls: byTarget[target]}
+		row := instanceStats{Pod: target.pod, Address: target.address, State: state, outcomes: outcomesOf(samples), calls: shown[target]}
 		if len(tries) > 0 {
 			row.Share = math.Round(float64(len(samples))/float64(len(tries))*1000) / 1000
 		}

@@ -227,3 +227,17 @@ func TestStatistics(t *testing.T) {
 		t.Errorf("of 1002 instances %d are shown and %d omitted", len(s.Instances), s.Omitted)
 	}
 }
+
+// The view clips long texts, which the selector does not.
+func TestStatisticsOfPodWithLongName(t *testing.T) {
+	long := greeterInstance(1, pod.Ready)
+	long.Pod = strings.Repeat("x", 253) // the longest name of a pod
+	target := callTarget{long.Pod, long.Address}
+	tr := newTraffic(nil, nil)
+	tr.tries = []sample{{end: time.Now(), target: target}}
+	byTarget := map[callTarget]calls{target: {InFlight: 3}}
+	s := tr.statistics(newView("web", "go-micro", []pod.Instance{long}, nil, time.Now(), byTarget), byTarget)
+	if len(s.Instances) != 1 || s.Instances[0].Calls != 1 || s.Instances[0].InFlight != 3 {
+		t.Errorf("%+v", s.Instances)
+	}
+}

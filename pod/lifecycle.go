@@ -18,6 +18,8 @@ import (
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"google.golang.org/grpc"
 )
 
 const (
@@ -132,11 +134,22 @@ func (l *lifecycle) setUp(s server.Server) error {
 	err := s.Init(server.WrapHandler(recoverPanics), func(o *server.Options) { // the first wrapper is the outermost
 		o.HdlrWrappers = append([]server.HandlerWrapper{l.wrapHandler}, o.HdlrWrappers...)
 		o.SubWrappers = append([]server.SubscriberWrapper{l.countMessages}, o.SubWrappers...)
+		fixWindows(o)
 	})
 	if err == nil {
 		l.registry.retain()
 	}
 	return err
+}
+
+// fixWindows gives a gRPC server fixed flow-control windows, unless grpcs.Options has set others.
+func fixWindows(o *server.Options) {
+	keys, err := keysOfOptions()
+	if err != nil {
+		return
+	}
+	own, _ := valueOf(o.Context, keys.serverOptions).([]grpc.ServerOption)
+	grpcs.Options(append([]grpc.ServerOption{grpc.StaticStreamWindowSize(flowControlWindow), grpc.StaticConnWindowSize(flowControlWindow)}, own...)...)(o)
 }
 
 // useRegistry records which registry the service uses. The error says why the service can

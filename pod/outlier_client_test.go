@@ -264,7 +264,7 @@ func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
 				life := &lifecycle{name: "greeter"}
 				a, _ := startServer(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
 					return other.call(downstream.deadline)
-				}, server.WrapHandler(life.ownErrors))
+				}, server.WrapHandler(life.wrapHandler))
 				addresses = append(addresses, a)
 			}
 			c := newGreeterClient(t, addresses, client.Retries(1))

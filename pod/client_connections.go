@@ -306,7 +306,7 @@ var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBufferSize);
 // the next frame may be long in coming, so Read waits for it without a buffer. The rest of a frame
 // follows at once.
 func (c *settingsConn) Read(b []byte) (int, error) {
-	if c.buffer == nil && (len(b) <= frameHeaderSize || len(b) >= readBufferSize) {
+	if c.buffer == nil && (len(b) == frameHeaderSize || len(b) >= readBufferSize) {
 		n, err := c.Conn.Read(b)
 		c.parse(b[:n])
 		return n, err

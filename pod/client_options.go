@@ -16,6 +16,8 @@ import (
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/metadata"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
@@ -38,6 +40,12 @@ var (
 	// ejection finds a connection.
 	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
 )
+
+// flowControlWindow is how many bytes of a stream, and of a connection, may be on the way or unread. 1 MiB is
+// grpc-java's default (NettyChannelBuilder) and enough for 1 GB/s between pods 1 ms apart. grpc-go
+// adapts its windows to the bandwidth instead, up to 16 MiB. To measure the bandwidth, it sends a
+// PING and a WINDOW_UPDATE for almost every message of a connection that is not busy.
+const flowControlWindow = 1 << 20
 
 // clientSettings is what a client's options amount to, and the connections that were opened with
 // them. The options are immutable.
@@ -142,6 +150,8 @@ func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout t
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
 		grpc.WithKeepaliveParams(s.keepalive),
 		grpc.WithIdleTimeout(idleTimeout),
+		grpc.WithStaticStreamWindowSize(flowControlWindow),
+		grpc.WithStaticConnWindowSize(flowControlWindow),
 	}, s.dialOptions...)
 	if len(s.dialOptions) == 0 { // which may replace the credentials
 		options = append(options, grpc.WithReadBufferSize(0)) // settingsConn has a buffer
@@ -176,7 +186,7 @@ func (s *clientSettings) target(address string) (target string, creds credential
 
 // optionKeys are the keys under which go-micro stores options and metadata in contexts.
 type optionKeys struct {
-	codecs, tls, maxReceived, maxSent, dialOptions, callOptions, metadata any
+	codecs, tls, maxReceived, maxSent, dialOptions, callOptions, serverOptions, metadata any
 }
 
 // keysOfOptions finds the keys, whose types are not exported: it stores a value of each option
@@ -211,7 +221,12 @@ var keysOfOptions = sync.OnceValues(func() (keys optionKeys, err error) {
 		maxSent:     option(grpcc.MaxSendMsgSize(0)),
 		dialOptions: callOption(grpcc.DialOptions()),
 		callOptions: callOption(grpcc.CallOptions()),
-		metadata:    find(func(ctx context.Context) context.Context { return metadata.NewContext(ctx, nil) }),
+		serverOptions: find(func(ctx context.Context) context.Context {
+			o := server.Options{Context: ctx}
+			grpcs.Options()(&o)
+			return o.Context
+		}),
+		metadata: find(func(ctx context.Context) context.Context { return metadata.NewContext(ctx, nil) }),
 	}
 	return keys, err
 })

@@ -5,27 +5,24 @@ import (
 	"strings"
 
 	"github.com/micro/go-micro/v2/metadata"
-	"github.com/micro/go-micro/v2/server"
 )
 
-// capitalizeHeaders is a handler wrapper that writes the keys of go-micro's metadata as
-// metadata.FromContext returns them, with capitals. gRPC transmits them in lower case. The
-// wrappers of micro.NewService call FromContext several times for each call, and it makes a
-// new string of each key that has no capital. Handlers see no difference.
-func capitalizeHeaders(h server.HandlerFunc) server.HandlerFunc {
+// capitalizeHeaders writes the keys of go-micro's metadata as metadata.FromContext
+// returns them, with capitals. gRPC transmits them in lower case. The wrappers of
+// micro.NewService call FromContext several times for each call, and it makes a new string of
+// each key that has no capital. Handlers see no difference. go-micro's server made the metadata for
+// this call alone and no other goroutine reads it yet.
+func capitalizeHeaders(ctx context.Context) {
 	keys, err := keysOfOptions()
 	if err != nil {
-		return h
+		return
 	}
-	return func(ctx context.Context, req server.Request, rsp interface{}) error {
-		if received, ok := ctx.Value(keys.metadata).(metadata.Metadata); ok {
-			capitalized := make(metadata.Metadata, len(received))
-			for key, value := range received {
-				capitalized[capitalize(key)] = value
-			}
-			ctx = metadata.NewContext(ctx, capitalized)
+	headers, _ := ctx.Value(keys.metadata).(metadata.Metadata)
+	for key, value := range headers {
+		if capitalized := capitalize(key); capitalized != key {
+			delete(headers, key)
+			headers[capitalized] = value
 		}
-		return h(ctx, req, rsp)
 	}
 }
 

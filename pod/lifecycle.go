@@ -18,6 +18,8 @@ import (
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"google.golang.org/grpc"
 )
 
 const (
@@ -130,13 +132,24 @@ func (l *lifecycle) setUp(s server.Server) error {
 		return fmt.Errorf("adding the health service: %w", err)
 	}
 	err := s.Init(server.WrapHandler(recoverPanics), func(o *server.Options) { // the first wrapper is the outermost
-		o.HdlrWrappers = append([]server.HandlerWrapper{l.countCalls, l.ownErrors, capitalizeHeaders}, o.HdlrWrappers...)
+		o.HdlrWrappers = append([]server.HandlerWrapper{l.wrapHandler}, o.HdlrWrappers...)
 		o.SubWrappers = append([]server.SubscriberWrapper{l.countMessages}, o.SubWrappers...)
+		fixWindows(o)
 	})
 	if err == nil {
 		l.registry.retain()
 	}
 	return err
+}
+
+// fixWindows gives a gRPC server fixed flow-control windows, unless grpcs.Options has set others.
+func fixWindows(o *server.Options) {
+	keys, err := keysOfOptions()
+	if err != nil {
+		return
+	}
+	own, _ := valueOf(o.Context, keys.serverOptions).([]grpc.ServerOption)
+	grpcs.Options(append([]grpc.ServerOption{grpc.StaticStreamWindowSize(flowControlWindow), grpc.StaticConnWindowSize(flowControlWindow)}, own...)...)(o)
 }
 
 // useRegistry records which registry the service uses. The error says why the service can
@@ -266,19 +279,23 @@ func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFu
 	return ctx, func() { stop(); watcher.Wait() }
 }
 
-// countCalls counts the calls in flight, except those of the server's own services, and
-// gives handlers the channel that Draining returns.
-func (l *lifecycle) countCalls(h server.HandlerFunc) server.HandlerFunc {
+// wrapHandler counts the calls in flight, except those of the server's own services, gives
+// handlers the channel that Draining returns, and makes the headers cheaper to read and a
+// handler's error the service's own. It is one wrapper, because go-micro's server
+// allocates for each wrapper of each call.
+func (l *lifecycle) wrapHandler(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
-		if handler, _, _ := strings.Cut(req.Method(), "."); slices.Contains(internalHandlers, handler) {
-			return h(ctx, req, rsp)
+		capitalizeHeaders(ctx)
+		if handler, _, _ := strings.Cut(req.Method(), "."); !slices.Contains(internalHandlers, handler) {
+			l.calls.begin()
+			defer l.calls.end()
+			ctx = context.WithValue(ctx, drainingKey{}, l.stopping)
 		}
-		defer l.calls.begin()()
-		return h(context.WithValue(ctx, drainingKey{}, l.stopping), req, rsp)
+		return l.ownError(h(ctx, req, rsp))
 	}
 }
 
-// countMessages does for subscribers what countCalls does for handlers. Messages arrive
+// countMessages counts for subscribers what wrapHandler counts for handlers. Messages arrive
 // until the server has ended its subscriptions, which it does after the drain. If the
 // drain waited for messages that arrive meanwhile, it might never end.
 func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc {
@@ -287,22 +304,20 @@ func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc
 		if l.draining() {
 			messages = &l.lateMessages
 		}
-		defer messages.begin()()
+		messages.begin()
+		defer messages.end()
 		return h(context.WithValue(ctx, drainingKey{}, l.stopping), msg)
 	}
 }
 
-// ownErrors replaces the id of an error of go-micro's client that a handler returns by
+// ownError replaces the id of an error of go-micro's client that a handler returns by
 // the service's name. Otherwise the caller's selector would take the error for a failure
 // of this instance.
-func (l *lifecycle) ownErrors(h server.HandlerFunc) server.HandlerFunc {
-	return func(ctx context.Context, req server.Request, rsp interface{}) error {
-		err := h(ctx, req, rsp)
-		if e, ok := err.(*microerrors.Error); ok && e.Id == clientID { //nolint:errorlint // go-micro's server sends the id of no wrapped error
-			return microerrors.New(l.name, e.Detail, e.Code)
-		}
-		return err
+func (l *lifecycle) ownError(err error) error {
+	if e, ok := err.(*microerrors.Error); ok && e.Id == clientID { //nolint:errorlint // go-micro's server sends the id of no wrapped error
+		return microerrors.New(l.name, e.Detail, e.Code)
 	}
+	return err
 }
 
 // recoverPanics hides the text of a panic from callers, and prevents a panic in the
@@ -334,17 +349,18 @@ type inFlight struct {
 	idle broadcast // notified when n becomes 0
 }
 
-// begin counts one more call or message and returns the function that ends it.
-func (f *inFlight) begin() (end func()) {
+// begin counts one more call or message until end is called.
+func (f *inFlight) begin() {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.n++
-	f.mu.Unlock()
-	return func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.n--; f.n == 0 {
-			f.idle.notify()
-		}
+}
+
+func (f *inFlight) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.n--; f.n == 0 {
+		f.idle.notify()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,7 +13,9 @@ import (
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
+	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
@@ -100,11 +103,42 @@ func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *
 	return &greeterClient{proto.NewGreeterService("greeter", c), inf, s}
 }
 
-func (c *greeterClient) call(deadline time.Duration) error {
+func (c *greeterClient) call(deadline time.Duration, opts ...client.CallOption) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	_, err := c.Hello(ctx, &proto.HelloRequest{Name: "x"})
+	_, err := c.Hello(ctx, &proto.HelloRequest{Name: "x"}, opts...)
 	return err
+}
+
+// connect calls until every instance of the addresses has a connection, and then makes all
+// instances equal to the selector, whatever the first calls took: an instance whose first
+// answer took a few milliseconds longer would get no call for decayTime.
+func (c *greeterClient) connect(t *testing.T, addresses ...string) {
+	t.Helper()
+	for _, address := range addresses {
+		only := client.WithSelectOption(selector.WithFilter(func(all []*registry.Service) []*registry.Service {
+			for _, v := range all { // copies
+				v.Nodes = slices.DeleteFunc(v.Nodes, func(n *registry.Node) bool { return n.Address != address })
+			}
+			return slices.DeleteFunc(all, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
+		}))
+		if err := c.call(10*time.Second, only); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, i := range c.informer.snapshot().instances {
+		i.latency.word.Store(0)
+	}
+}
+
+// expectSlowAnswers makes the selector believe that the instances at the addresses usually
+// answer once a minute. It then cannot blame them when the machine stalls.
+func (c *greeterClient) expectSlowAnswers(addresses ...string) {
+	for _, i := range c.informer.snapshot().instances {
+		if slices.Contains(addresses, i.Address) {
+			i.answerInterval.Store(int64(time.Minute))
+		}
+	}
 }
 
 // ejected returns the addresses of the ejected instances.
@@ -129,20 +163,19 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			addresses := []string{dead}
+			var healthy []string
 			for range 3 {
 				a, _ := startServer(t, answer)
-				addresses = append(addresses, a)
+				healthy = append(healthy, a)
 			}
-			c := newGreeterClient(t, addresses, client.Retries(1))
-			for range 40 { // connect to the healthy instances
-				_ = c.call(time.Second)
-			}
+			c := newGreeterClient(t, append([]string{dead}, healthy...), client.Retries(1))
+			c.connect(t, healthy...)
 			for range 3 {
 				c.selector.Reset("greeter")
+				c.expectSlowAnswers(healthy...) // the answers since have shortened the interval
 				for begin := time.Now(); len(c.ejected()) == 0; {
 					_ = c.call(80 * time.Millisecond)
-					if time.Since(begin) > 10*time.Second {
+					if time.Since(begin) > 30*time.Second {
 						t.Fatal("the dead instance is not ejected")
 					}
 				}
@@ -156,8 +189,13 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 }
 
 func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
+	var hang atomic.Bool
 	slow := func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
-		time.Sleep(100 * time.Millisecond)
+		if hang.Load() {
+			<-ctx.Done()
+			time.Sleep(100 * time.Millisecond) // the caller has given up
+			return ctx.Err()
+		}
 		return answer(ctx, req, rsp)
 	}
 	var addresses []string
@@ -166,11 +204,9 @@ func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
 		addresses = append(addresses, a)
 	}
 	c := newGreeterClient(t, addresses, client.Retries(1))
-	for range 20 {
-		if err := c.call(5 * time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.connect(t, addresses...)
+	c.expectSlowAnswers(addresses...)
+	hang.Store(true)
 	for range 40 {
 		if err := c.call(5 * time.Millisecond); err == nil {
 			t.Fatal("an answer within 5 ms")
@@ -228,7 +264,7 @@ func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
 				life := &lifecycle{name: "greeter"}
 				a, _ := startServer(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
 					return other.call(downstream.deadline)
-				}, server.WrapHandler(life.ownErrors))
+				}, server.WrapHandler(life.wrapHandler))
 				addresses = append(addresses, a)
 			}
 			c := newGreeterClient(t, addresses, client.Retries(1))
@@ -249,14 +285,10 @@ func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
 	a, stop := startServer(t, answer)
 	b, _ := startServer(t, answer)
 	c := newGreeterClient(t, []string{a, b}, client.Retries(1))
-	for range 20 {
-		if err := c.call(time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.connect(t, a, b)
 	stop()
-	for range 20 {
-		if err := c.call(time.Second); err != nil {
+	for i := 0; i < 20 || i < 100 && len(c.ejected()) == 0; i++ { // each call goes to a with a probability of 1/2, until a is ejected
+		if err := c.call(10 * time.Second); err != nil {
 			t.Errorf("with one retry a call fails: %v", err)
 		}
 	}
@@ -284,15 +316,11 @@ func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	relay := kubetest.StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", a) })
 	b, _ := startServer(t, answer)
 	c := newGreeterClient(t, []string{l.Addr().String(), b}, client.Retries(1))
-	for range 20 {
-		if err := c.call(time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.connect(t, l.Addr().String(), b)
 	hang.Store(true)
 	results := make(chan error, 100)
 	for range 100 {
-		go func() { results <- c.call(5 * time.Second) }()
+		go func() { results <- c.call(20 * time.Second) }()
 	}
 	<-hanging
 	relay.Cut()

@@ -1,0 +1,78 @@
+package pod
+
+import (
+	"context"
+	"maps"
+	"testing"
+
+	"github.com/micro/go-micro/v2/debug/trace"
+	"github.com/micro/go-micro/v2/debug/trace/memory"
+	"github.com/micro/go-micro/v2/metadata"
+)
+
+// TestTracerIsLikeGoMicros starts the same spans with go-micro's tracer and with its replacement.
+func TestTracerIsLikeGoMicros(t *testing.T) {
+	keys, err := keysOfOptions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, headers := range map[string]metadata.Metadata{
+		"no metadata":            nil,
+		"no trace":               {"Micro-From-Service": "a", "x-of-the-user": "b"},
+		"a trace":                {"Micro-Trace-Id": "t", "Micro-Span-Id": "s", "x-of-the-user": "b"},
+		"a trace in lower case":  {"micro-trace-id": "t", "micro-span-id": "s"},
+		"a trace without a span": {"Micro-Trace-Id": "t"},
+		"a span without a trace": {"Micro-Span-Id": "s"},
+		"an id":                  {"Micro-Id": "i", "Micro-Span-Id": "s"},
+		"an id without a span":   {"Micro-Id": "i"},
+		"an id and a trace":      {"Micro-Id": "i", "Micro-Trace-Id": "t", "micro-span-id": "s"},
+		"empty ids":              {"Micro-Trace-Id": "", "Micro-Span-Id": ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const made = "made by the tracer"
+			start := func(tracer trace.Tracer) (trace.Span, metadata.Metadata) {
+				ctx := context.Background()
+				if headers != nil {
+					ctx = metadata.NewContext(ctx, maps.Clone(headers))
+				}
+				ctx, span := tracer.Start(ctx, "greeter.Hello")
+				if err := tracer.Finish(span); err != nil {
+					t.Error(err)
+				}
+				if all, err := tracer.Read(); err != nil || len(all) != 1 || all[0] != span {
+					t.Errorf("after Finish, Read returns %v, %v", all, err)
+				}
+				md, _ := ctx.Value(keys.metadata).(metadata.Metadata) // FromContext chooses at random between keys that differ in case
+				if span.Started.IsZero() || span.Metadata == nil {
+					t.Errorf("the span %+v has no time or no metadata", span)
+				}
+				hide := func(id *string, key string) {
+					if len(*id) == 36 { // a UUID
+						if md[key] != *id {
+							t.Errorf("the header %s is %q, want %q", key, md[key], *id)
+						}
+						*id, md[key] = made, made
+					}
+				}
+				s := trace.Span{Trace: span.Trace, Parent: span.Parent, Id: span.Id, Name: span.Name}
+				hide(&s.Trace, "Micro-Trace-Id")
+				hide(&s.Id, "Micro-Span-Id")
+				if s.Id != made {
+					t.Errorf("the id of the span is %q, want a UUID", s.Id)
+				}
+				return s, md
+			}
+			want, wantMD := start(memory.NewTracer())
+			got, gotMD := start(&tracer{memory.NewTracer().(*memory.Tracer)})
+			if got.Trace != want.Trace || got.Parent != want.Parent || got.Name != want.Name {
+				t.Errorf("the span is %+v, want %+v", got, want)
+			}
+			if !maps.Equal(gotMD, wantMD) {
+				t.Errorf("the metadata is %v, want %v", gotMD, wantMD)
+			}
+		})
+	}
+	if _, ok := trace.DefaultTracer.(*tracer); !ok {
+		t.Errorf("services get the tracer %T", trace.DefaultTracer)
+	}
+}

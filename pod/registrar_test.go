@@ -385,6 +385,53 @@ func TestInvalidRegistrationIsRefusedEachTime(t *testing.T) {
 	}
 }
 
+// go-micro calls Register periodically, also while a service begins to stop. A call that began before
+// must not write the registration again that the stop removes.
+func TestRegisterDuringStopLeavesNoRegistration(t *testing.T) {
+	api := newPodServer(func(*corev1.Pod) {})
+	_, env := kubetest.StartFake(t, api)
+	var inRegister atomic.Pointer[func()]
+	getenv := env.Getenv
+	env.Getenv = func(name string) string {
+		if f := inRegister.Load(); f != nil && name == "POD_IP" {
+			(*f)()
+		}
+		return getenv(name)
+	}
+	r := newRegistry(env, kubernetes.NewRegistry)
+	defer r.Close()
+	if err := r.registerInBackground("greeter"); err != nil {
+		t.Fatal(err)
+	}
+	s := service("greeter", "v1", "a", "10.0.0.1:1")
+	register := func() {
+		if err := r.Register(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	register()
+	kubetest.Eventually(t, 10*time.Second, "the pod is registered", equals(r.Registered, true))
+
+	stopped := make(chan struct{})
+	stop := func() {
+		go func() { r.deregisterAll(); close(stopped) }()
+		select {
+		case <-stopped:
+		case <-time.After(300 * time.Millisecond): // the stop waits for Register
+		}
+	}
+	inRegister.Store(&stop)
+	register()
+	inRegister.Store(nil)
+	<-stopped
+	kubetest.Eventually(t, 10*time.Second, "nothing is pending", equals(r.deregistrationPending, false))
+	api.mu.Lock()
+	defer api.mu.Unlock()
+	if len(api.pod.Annotations) != 0 || api.pod.Labels[selectorPrefix+"greeter"] != "" {
+		t.Errorf("the pod still carries %v %v", api.pod.Labels, api.pod.Annotations)
+	}
+}
+
 func TestDeregisterNeedsNoPlugin(t *testing.T) {
 	api := newPodServer(func(*corev1.Pod) {})
 	_, env := kubetest.StartFake(t, api)

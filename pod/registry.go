@@ -30,6 +30,8 @@ type Registry struct {
 
 	statusChanged broadcast // the result of Registered, deregistrationPending or registrationError may have changed
 
+	registering sync.RWMutex // Register holds it for reading, so that deregisterAll waits for calls that began before it
+
 	mu        sync.Mutex
 	options   registry.Options
 	closed    bool
@@ -182,6 +184,8 @@ func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption
 	if s == nil || len(s.Nodes) == 0 {
 		return errors.New("registering a service: the service has no node")
 	}
+	r.registering.RLock()
+	defer r.registering.RUnlock()
 	r.mu.Lock()
 	stopping := r.stopping // go-micro may register once more after it has deregistered
 	r.served[s.Name] = true
@@ -286,12 +290,15 @@ func (r *Registry) registerInBackground(service string) error {
 	return nil
 }
 
-// deregisterAll deregisters every service, and makes Register do nothing from now on.
+// deregisterAll deregisters every service, and makes Register do nothing from now on. go-micro's
+// periodic call of Register may be running at the same time.
 func (r *Registry) deregisterAll() {
+	r.registering.Lock()
 	r.mu.Lock()
 	r.stopping = true
 	registrar := r.registrar
 	r.mu.Unlock()
+	r.registering.Unlock()
 	if registrar == nil {
 		return
 	}

@@ -84,6 +84,11 @@ func (s *Selector) chooseSlow(service string, opts []selector.SelectOption) (cho
 	return c, nil
 }
 
+// isTrial reports whether the call tries the instance after its ejection.
+func (c choice) isTrial() bool {
+	return c.mayBeTrial && c.instance != nil && c.instance.trial.Load()
+}
+
 // asStream returns the choice as that of a stream: it counts as in flight until done, but
 // its duration is not a latency, and its silence is not a stall. The client calls asStream
 // once, right after the stream is open, and ends the result with done.

@@ -27,7 +27,8 @@ import (
 //     stream, and replaces its connections every minute.
 //   - The choice of instances learns of every call which instance was called, how it
 //     ended, and how long it took, and of every stream when it ended; see Selector. A retry
-//     goes to another instance if there is one.
+//     goes to another instance if there is one. A unary call that tries an instance after
+//     its ejection waits for it for at most half of its time while it has retries left.
 //   - A unary call starts no goroutine. Each wait ends with the call's deadline or when the
 //     caller cancels the context: the wait for the registry's first LIST, for a connection, for
 //     the response, and before a retry. The response is not written after the call has returned.
@@ -287,15 +288,35 @@ func (k *call) try(ctx context.Context, i int, rsp any) (err error) {
 		return err
 	}
 	defer k.finish(&err)
+	s, isStream := rsp.(*stream)
+	if !isStream && i < k.options.Retries && k.choice.isTrial() {
+		var end func()
+		ctx, end = k.leaveTimeToRetry(ctx)
+		defer end()
+	}
 	if len(k.options.CallWrappers) == 0 {
 		err = k.invoke(ctx, k.node, k.req, rsp, k.options, k.timeout)
 	} else {
 		err = k.invokeWrapped(ctx, rsp)
 	}
-	if s, ok := rsp.(*stream); ok {
+	if isStream {
 		err = s.check(err)
 	}
 	return err
+}
+
+// leaveTimeToRetry returns a context that ends after half of the remaining time, and the
+// function that ends the attempt. An instance that was ejected, because its node is lost for example, may still be
+// silent when a call tries it. The caller should not notice.
+func (k *call) leaveTimeToRetry(ctx context.Context) (context.Context, func()) {
+	timeout := k.timeout
+	deadline, _ := ctx.Deadline()
+	k.timeout = time.Until(deadline) / 2
+	ctx, cancel := context.WithTimeout(ctx, k.timeout)
+	return ctx, func() {
+		cancel()
+		k.timeout = timeout
+	}
 }
 
 // choose chooses the instance of an attempt, not the one that the attempt before called if

@@ -400,6 +400,27 @@ func TestClientWritesNoLateResponse(t *testing.T) {
 	}
 }
 
+// A call that tries a dead instance after its ejection is retried in time on another one.
+func TestClientHidesFailedTrials(t *testing.T) {
+	checkNoLeak(t)
+	dead := startFrozen(t)
+	c, inf := newTestClient(t, []string{dead, startCounted(t, nil).address()})
+	for _, i := range inf.snapshot().instances {
+		if i.Address != dead {
+			continue
+		}
+		for range 3 {
+			i.ejectedUntil.Store(clock() - 1) // so that the next call is the trial
+			if err := callGreeter(t.Context(), c, client.WithRequestTimeout(2*time.Second)); err != nil {
+				t.Errorf("the call that tries the dead instance: %v", err)
+			}
+			if !i.ejected(clock()) {
+				t.Error("no call has tried the dead instance")
+			}
+		}
+	}
+}
+
 func TestClientReturns408WhenTheContextEnds(t *testing.T) {
 	checkNoLeak(t)
 	b := newBarrier()

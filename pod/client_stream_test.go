@@ -50,7 +50,14 @@ func TestClientStreamCountsAsInFlightUntilItEnds(t *testing.T) {
 				t.Error(err, s.Error())
 			}
 		},
-		"Close":                     func(s client.Stream, _ context.CancelFunc) { _ = s.Close() },
+		"Close": func(s client.Stream, _ context.CancelFunc) {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := s.Recv(new(proto.HelloResponse)); status.Code(err) != codes.Canceled {
+				t.Error("Recv after Close returns", err)
+			}
+		},
 		"the end of the context":    func(_ client.Stream, cancel context.CancelFunc) { cancel() },
 		"Close and the context":     func(s client.Stream, cancel context.CancelFunc) { cancel(); _ = s.Close() },
 		"a message that is invalid": func(s client.Stream, _ context.CancelFunc) { _ = s.Send("not a message"); _ = s.Close() },

@@ -5,7 +5,7 @@ SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 CLUSTER  ?= demo
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
-KUBE     := go run -C cluster .
+KUBE     := GOOS= GOARCH= go run -C cluster .
 TOOL      = go tool -modfile=$(call quote,$(CURDIR)/test/tools/go.mod)
 include cluster/settings.mk
 

@@ -94,8 +94,24 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 }
 
 // signalUpAt starts up, sends it a signal when delay has passed since up printed text,
-// and waits until all processes have ended.
+// and waits until all processes have ended. If the cluster was ready before this process
+// came to send the signal, signalUpAt stops the cluster and tries again.
 func signalUpAt(t *testing.T, root, text string, delay time.Duration, signal syscall.Signal) {
+	t.Helper()
+	for range 5 {
+		if signalUpOnce(t, root, text, delay, signal) {
+			eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+			return
+		}
+		if out, err := cli(t, root, "down"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Fatal("up succeeded 5 times: it did not receive the signal in time")
+}
+
+// signalUpOnce reports whether up ended with an error.
+func signalUpOnce(t *testing.T, root, text string, delay time.Duration, signal syscall.Signal) bool {
 	t.Helper()
 	cmd := launcher(root, "up")
 	out, err := cmd.StdoutPipe()
@@ -110,10 +126,7 @@ func signalUpAt(t *testing.T, root, text string, delay time.Duration, signal sys
 			time.AfterFunc(delay, func() { _ = cmd.Process.Signal(signal) })
 		}
 	}
-	if err := cmd.Wait(); err == nil {
-		t.Fatal("up succeeded: it did not receive the signal in time")
-	}
-	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+	return cmd.Wait() != nil
 }
 
 // killSupervisorAt starts up and sends SIGKILL to the supervisor when delay has passed
@@ -134,13 +147,8 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 		fmt.Fprintln(&output, lines.Text())
 		if strings.Contains(lines.Text(), "starting cluster") {
 			time.AfterFunc(delay, func() {
-				threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
-				for _, thread := range threads {
-					children, _ := os.ReadFile(thread)
-					for _, pid := range strings.Fields(string(children)) {
-						n, _ := strconv.Atoi(pid)
-						_ = syscall.Kill(n, syscall.SIGKILL)
-					}
+				for !killChildren(cmd.Process.Pid) && syscall.Kill(cmd.Process.Pid, 0) == nil { // up has not started the supervisor yet
+					time.Sleep(time.Millisecond)
 				}
 			})
 		}
@@ -149,6 +157,19 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 		t.Errorf("up without its supervisor: %v: %s", err, output.String())
 	}
 	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
+}
+
+// killChildren sends SIGKILL to the children of a process and reports whether there was one.
+func killChildren(parent int) (killed bool) {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
+	for _, thread := range threads {
+		children, _ := os.ReadFile(thread)
+		for _, pid := range strings.Fields(string(children)) {
+			n, _ := strconv.Atoi(pid)
+			killed = syscall.Kill(n, syscall.SIGKILL) == nil || killed
+		}
+	}
+	return killed
 }
 
 // A cluster works in a checkout with any path, also below a directory that the node
@@ -265,8 +286,8 @@ func TestCheckoutWithoutRoom(t *testing.T) {
 	provideTools(t)
 	t.Setenv("K8S_MICRO_TEST_CACHE", t.TempDir())
 	for _, c := range []struct{ name, mount, want string }{
-		{"full cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; export XDG_CACHE_HOME="$K8S_MICRO_TEST_CACHE"`, " 0.0 GB free in "},
-		{"full build cache", `mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; mkdir "$K8S_MICRO_TEST_CACHE/go"; export XDG_CACHE_HOME="$PWD" GOCACHE="$K8S_MICRO_TEST_CACHE/go"`, ` 0.0 GB free in "`},
+		{"full cache", `export K8S_MICRO_SOURCE=build; mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; export XDG_CACHE_HOME="$K8S_MICRO_TEST_CACHE"`, " 0.0 GB free in "},
+		{"full build cache", `export K8S_MICRO_SOURCE=build; mount -t tmpfs -o size=1M tmpfs "$K8S_MICRO_TEST_CACHE"; mkdir "$K8S_MICRO_TEST_CACHE/go"; export XDG_CACHE_HOME="$PWD" GOCACHE="$K8S_MICRO_TEST_CACHE/go"`, ` 0.0 GB free in "`},
 		{"read-only", "mount --bind . . && mount -o remount,ro,bind .", "read-only file system; the checkout must be writable"},
 		{"full", "mkdir .cluster && mount -t tmpfs -o size=100k tmpfs .cluster", "no space left on device"},
 	} {

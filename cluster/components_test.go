@@ -13,7 +13,7 @@ func TestKilledAPIServerIsRestarted(t *testing.T) {
 	if out, err := cli(t, root, "node", "--", "pkill", "-KILL", "-f", "kube-apiserver --etcd"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	eventually(t, 30*time.Second, "the API server with its data", func() bool {
+	eventually(t, time.Minute, "the API server with its data", func() bool {
 		out, err := cli(t, root, "kubectl", "--", "get", "pod", "pause", "-o", "jsonpath={.status.phase}")
 		return err == nil && out == "Running"
 	})

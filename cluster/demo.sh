@@ -7,18 +7,32 @@ cd "$(dirname "$0")/.."
 
 # The same flags as in settings.mk, so that the launcher and the services share compiled
 # packages. With GOGC=400 the compiler collects garbage less often: the first run is
-# a minute shorter.
-export CGO_ENABLED=0 GOFLAGS=-trimpath GOGC=400
+# a minute shorter. The programs run here, whatever system the user compiles for.
+export CGO_ENABLED=0 GOFLAGS=-trimpath GOGC=400 GOWORK=off
+unset GOOS GOARCH
 
 cluster=${CLUSTER:-demo}
 dir=.cluster/$cluster
 services='go-micro-srv go-micro-web go-micro-client go-micro-config'
+down='make cluster-down'
+[ "$cluster" = demo ] || down="$down CLUSTER=$cluster"
 launcher() { # command, arguments
 	command=$1
 	shift
 	go run -C cluster . "$command" -name "$cluster" "$@"
 }
 kubectl() { "$dir/bin/kubectl" "$@"; } # always the cluster's version, not the kubectl in PATH
+case $(cd / && go env GOVERSION 2>/dev/null) in # go fetches the version that go.mod names since 1.21
+'' | go1.[0-9] | go1.[0-9].* | go1.1* | go1.20*)
+	echo "demo: looking for Go: PATH has none, or one older than 1.21; install Go $(sed -n 's/^go \([0-9]*\.[0-9]*\).*/\1/p' go.mod) or newer, see https://go.dev/doc/install" >&2
+	exit 1
+	;;
+esac
+cache=$(go env GOCACHE)
+if [ "$cache" = off ] || ! mkdir -p "$cache" 2>/dev/null || [ ! -w "$cache" ]; then
+	echo "demo: writing to \"$cache\": it is impossible; set GOCACHE to a directory that you own, and if HOME is read-only also GOMODCACHE and XDG_CACHE_HOME" >&2
+	exit 1
+fi
 title() { printf '\n== %s\n' "$*"; }
 show() {
 	printf '\n$ %s\n' "$*"
@@ -36,10 +50,20 @@ WELCOME
 # The packages of the four programs compile while the launcher downloads. When it builds,
 # nice leaves the processors to Kubernetes, which takes longer. `go list -export` compiles
 # like `go build`, but does not link.
-log=$(mktemp)
-nice go list -export -deps ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config >"$log" 2>&1 &
+work=$(mktemp -d "${GOTMPDIR:-${TMPDIR:-/tmp}}/k8s-micro-demo-XXXXXX") # go leaves its own directory behind when it is killed
+log=$work/log
+GOTMPDIR=$work nice go list -export -deps ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config >"$log" 2>&1 &
 compiling=$!
-trap '[ -z "$compiling" ] || kill "$compiling" 2>/dev/null || true; rm -f "$log"' EXIT
+end() {
+	status=$?
+	[ -z "$compiling" ] || kill "$compiling" 2>/dev/null || true
+	rm -rf "$work" || { sleep 1 && rm -rf "$work"; } # a compiler may still be writing
+	if [ $status -ne 0 ] && [ -e "$dir/ready" ]; then
+		echo "demo: cluster \"$cluster\" is running: run the same command again to continue, or stop the cluster with: $down" >&2
+	fi
+}
+trap end EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -132,8 +156,6 @@ echo
 go run ./k8s/verify -kubectl "$dir/bin/kubectl"
 
 page=$(launcher forward go-micro/go-micro-web:9200)
-down='make cluster-down'
-[ "$cluster" = demo ] || down="$down CLUSTER=$cluster"
 title 'Next steps'
 echo
 launcher status | sed -n '/^  export /p'

@@ -134,10 +134,14 @@ func fakeProgram(name string) []byte {
 	return b
 }
 
+// testStall is after how long without a byte a download of a test is cut. It is longer than
+// a busy machine may stop this process, because a cut would change the number of requests.
+const testStall = 3 * time.Second
+
 // impatient returns a downloader that gives up soon.
 func impatient() *downloader {
 	d := newDownloader()
-	d.stall, d.pause, d.every = 500*time.Millisecond, time.Millisecond, 50*time.Millisecond
+	d.stall, d.pause, d.every = testStall, time.Millisecond, 50*time.Millisecond
 	return d
 }
 
@@ -282,7 +286,7 @@ func TestDownload(t *testing.T) {
 				for part := range 10 {
 					_, _ = w.Write(b[part*len(b)/10 : (part+1)*len(b)/10])
 					w.(http.Flusher).Flush()
-					time.Sleep(100 * time.Millisecond)
+					time.Sleep(testStall / 8)
 				}
 				return true
 			}
@@ -304,7 +308,7 @@ func TestDownload(t *testing.T) {
 				}
 				return isVictim(r)
 			}
-		}, []string{"downloading", victim, "nothing arrived for 500ms"}, attempts},
+		}, []string{"downloading", victim, "nothing arrived for " + testStall.String()}, attempts},
 		{"redirected", func() faultFunc {
 			return func(w http.ResponseWriter, r *http.Request, file string) bool {
 				if path.Base(file) != victim || r.URL.RawQuery != "" {
@@ -321,7 +325,7 @@ func TestDownload(t *testing.T) {
 			m.fault = c.fault()
 			dir := filepath.Join(t.TempDir(), "programs")
 			files, d := m.releases.files(m.source(t)), impatient()
-			size, err := d.find(t.Context(), files, 5*time.Second)
+			size, err := d.find(t.Context(), files, 30*time.Second)
 			if err == nil {
 				d.total.Store(size)
 				err = d.programs(t.Context(), dir, files, nil)
@@ -380,7 +384,7 @@ func TestCancelledDownload(t *testing.T) {
 	go func() { <-started; cancel() }()
 	dir, begin := filepath.Join(t.TempDir(), "programs"), time.Now()
 	err := newDownloader().programs(ctx, dir, m.releases.files(m.source(t)), nil)
-	if err == nil || time.Since(begin) > 5*time.Second {
+	if err == nil || time.Since(begin) > 20*time.Second { // it would be cut after 30 s
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
 	if left, _ := filepath.Glob(dir + "*"); len(left) > 0 {
@@ -388,24 +392,35 @@ func TestCancelledDownload(t *testing.T) {
 	}
 }
 
-// No more than the limit of files are downloaded at the same time.
+// As many files as the limit allows are downloaded at the same time, and no more.
 func TestParallelDownloads(t *testing.T) {
 	m := newMirror(t, fakeProgram)
+	d := impatient()
+	d.parallel = 3
 	var mu sync.Mutex
 	running, most := 0, 0
+	full := make(chan struct{}) // closed when the limit is reached
 	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
 		mu.Lock()
 		running++
-		most = max(most, running)
+		if most = max(most, running); running == d.parallel {
+			select {
+			case <-full:
+			default:
+				close(full)
+			}
+		}
 		mu.Unlock()
-		time.Sleep(20 * time.Millisecond)
+		select { // the first requests wait for each other, however slow this machine is
+		case <-full:
+		case <-r.Context().Done():
+		}
+		time.Sleep(20 * time.Millisecond) // a file too many would arrive now
 		mu.Lock()
 		running--
 		mu.Unlock()
 		return false
 	}
-	d := impatient()
-	d.parallel = 3
 	if err := d.programs(t.Context(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t)), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +435,7 @@ func TestSilentServer(t *testing.T) {
 	m.fault = func(_ http.ResponseWriter, r *http.Request, _ string) bool { <-r.Context().Done(); return true }
 	begin := time.Now()
 	_, err := newDownloader().find(t.Context(), m.releases.files(m.source(t)), 200*time.Millisecond)
-	if err == nil || !strings.Contains(err.Error(), "no answer within 200ms") || time.Since(begin) > 2*time.Second {
+	if err == nil || !strings.Contains(err.Error(), "no answer within 200ms") || time.Since(begin) > 20*time.Second { // without the limit it would never end
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
 }
@@ -438,7 +453,7 @@ func TestRedirectToHTTP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.find(t.Context(), plain.releases.files(s), 5*time.Second); err == nil || !strings.Contains(err.Error(), "refused to leave HTTPS") {
+	if _, err := d.find(t.Context(), plain.releases.files(s), 30*time.Second); err == nil || !strings.Contains(err.Error(), "refused to leave HTTPS") {
 		t.Error(err)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -111,7 +112,7 @@ func TestOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatalf("forward: %v: %s", err, address)
 	}
-	eventually(t, 20*time.Second, "the API server through its Service", func() bool {
+	eventually(t, time.Minute, "the API server through its Service", func() bool {
 		resp, err := http.Get("http://" + strings.TrimSpace(string(address)))
 		if err == nil {
 			resp.Body.Close()
@@ -127,6 +128,30 @@ func TestOrdinaryUser(t *testing.T) {
 	}
 	if out, err := asOrdinaryUser(t, root, launcher(root, "down")).CombinedOutput(); err != nil || exists(c.dir) {
 		t.Errorf("down after the kill: %v: %s", err, out)
+	}
+}
+
+// After root has used the checkout, or the cache, up by an ordinary user says which directory is in the way.
+func TestFilesOfAnotherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to become another user")
+	}
+	for private, commands := range map[string][][]string{".cluster": {{"up", "-control-plane"}, {"down"}}, "cache/k8s-micro": {{"up", "-control-plane"}}} {
+		root := checkout(t)
+		for _, dir := range []string{"", "cache"} {
+			if err := errors.Join(os.MkdirAll(filepath.Join(root, dir), 0o755), os.Chown(filepath.Join(root, dir), ordinaryUID, ordinaryUID)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Mkdir(filepath.Join(root, private), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range commands {
+			out, err := asOrdinaryUser(t, root, launcher(root, args...)).CombinedOutput()
+			if want := "sudo rm -r " + filepath.Join(root, private); err == nil || !strings.Contains(string(out), "permission denied") || !strings.Contains(string(out), want) {
+				t.Errorf("%q with %s of root: %v: %s", args, private, err, out)
+			}
+		}
 	}
 }
 

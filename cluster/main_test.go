@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -137,6 +138,13 @@ func testCache(t *testing.T) string {
 // nft is the program that lists the rules of the host's firewall.
 var nft string
 
+// otherPrograms matches what systemd, its timers, snapd, sudo, Docker and Podman make and remove
+// at any time: mounts, files, and cgroups, which systemd names after their units. Podman runs in
+// the tests of cluster/image, at the same time as these tests.
+var otherPrograms = regexp.MustCompile(`^/run/(user|systemd|credentials|udev|snapd|sudo|docker|containers|libpod|crun|buildkit|lock|motd|reboot|utmp|apt|unattended|shadow)|` +
+	`^/(snap|var/snap|var/lib/docker|var/lib/containers)(/|$)|/TestSameAsDocker|^/var/log/[^/]*(log|\.gz|\.\d+|tmp|journal)$|` +
+	`^/sys/fs/cgroup(/[^/]+)?/([^/]+\.(slice|scope|service)|docker|libpod_parent|buildkit)(/|$)`)
+
 // hostState describes everything on the host that the checkout's cluster could leave behind.
 func hostState(t *testing.T, root string) string {
 	t.Helper()
@@ -147,18 +155,25 @@ func hostState(t *testing.T, root string) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&b, "%s:\n%s", f, text)
+		fmt.Fprintln(&b, f)
+		for line := range strings.Lines(string(text)) {
+			if f != "/proc/self/mounts" || !otherPrograms.MatchString(strings.Fields(line)[1]) {
+				b.WriteString(line)
+			}
+		}
 	}
 	for _, dir := range []string{"/sys/class/net", "/opt", "/usr/libexec", "/var/lib", "/var/log", "/run", "/etc/cni"} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			fmt.Fprintln(&b, filepath.Join(dir, e.Name()))
+			if path := filepath.Join(dir, e.Name()); !otherPrograms.MatchString(path) {
+				fmt.Fprintln(&b, path)
+			}
 		}
 	}
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
 		other := strings.HasPrefix(d.Name(), "k8s-micro-") && d.Name() != "k8s-micro-"+demoCluster(root).id()
 		if err == nil && d.IsDir() {
-			if other { // a cluster of another checkout
+			if other || otherPrograms.MatchString(p) { // a cluster of another checkout, or no cluster
 				return filepath.SkipDir
 			}
 			fmt.Fprintln(&b, p)
@@ -231,13 +246,13 @@ func runPod(t *testing.T, root string) {
 	const restricted = `{"spec": {"containers": [{"name": "pause", "image": "k8s-micro/pause:1", "imagePullPolicy": "Always",
 		"resources": {"limits": {"memory": "128Mi"}}, "securityContext": {"runAsNonRoot": true, "readOnlyRootFilesystem": true,
 		"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}}`
-	eventually(t, 20*time.Second, "the service account", func() bool {
+	eventually(t, time.Minute, "the service account", func() bool {
 		_, err := cli(t, root, "kubectl", "--", "get", "serviceaccount", "default")
 		return err == nil
 	})
 	for _, args := range [][]string{
 		{"run", "pause", "--image=k8s-micro/pause:1", "--restart=Never", "--overrides=" + restricted},
-		{"wait", "pod/pause", "--for=condition=Ready", "--timeout=30s"},
+		{"wait", "pod/pause", "--for=condition=Ready", "--timeout=2m"},
 	} {
 		if out, err := cli(t, root, append([]string{"kubectl", "--"}, args...)...); err != nil {
 			t.Fatalf("%v: %s", err, out)

@@ -35,6 +35,8 @@ $(foreach v,$(settings),$(if $(filter undefined file,$(origin $(v))),,\
 $(foreach v,$(settings),$(if $(filter undefined,$(origin $(v))),,\
 	$(if $(call matches,$(v)),,$(call refuse,$(v)))))
 
-# One set of flags for every go command, so that all of them share compiled packages.
+# One set of flags for every go command, so that all of them share compiled packages. A
+# workspace in a directory above, such as the user's own, has no effect.
+export GOWORK      := off
 export GOFLAGS     := $(strip $(filter-out -trimpath,$(GOFLAGS)) -trimpath)
 export CGO_ENABLED := 0

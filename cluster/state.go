@@ -88,6 +88,10 @@ func openLock(path string) (*os.File, error) {
 	if err == nil {
 		err = f.Chmod(0o600) // an older version of the launcher made the file readable for everyone
 	}
+	if errors.Is(err, os.ErrPermission) {
+		dir := filepath.Dir(path)
+		err = fmt.Errorf("locking: %w; %s belongs to another user, such as root after sudo: stop that user's clusters and remove it with `sudo rm -r %s`", err, dir, shellQuote(dir))
+	}
 	return f, err
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"fmt"
@@ -190,16 +191,26 @@ func TestUpAfterAFailedUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := launcher(root, "up", "-control-plane")
-	var text bytes.Buffer
-	second.Stdout, second.Stderr = &text, &text
+	messages, err := second.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Stderr = second.Stdout
 	if err := second.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond)
-	_ = first.Process.Kill()
-	_ = first.Wait()
-	if err := second.Wait(); err != nil || !strings.Contains(text.String(), "is ready") {
-		t.Errorf("%v: %s", err, text.String())
+	var text strings.Builder
+	killed := false
+	for lines := bufio.NewScanner(messages); lines.Scan(); {
+		fmt.Fprintln(&text, lines.Text())
+		if strings.Contains(lines.Text(), "waiting for another process") {
+			killed = true
+			_ = first.Process.Kill()
+			_ = first.Wait()
+		}
+	}
+	if err := second.Wait(); err != nil || !killed || !strings.Contains(text.String(), "is ready") {
+		t.Errorf("%v, waited: %v: %s", err, killed, text.String())
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -189,17 +190,22 @@ func (c *cluster) superviseControlPlane(ctx context.Context, s state, report fun
 	return nil
 }
 
-// freePorts returns n ports of the loopback on which no process is listening.
+// freePorts returns n ports of the loopback on which no process is listening. They are below
+// 32768, because the kernel gives the higher ports to any connection and to any listener on
+// port 0, also in the time until the caller's component listens.
 func freePorts(n int) (ports []int, err error) {
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+	const low, high = 10000, 30000
+	for range 1000 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))); err != nil {
+			continue
 		}
 		defer l.Close() // close only after all ports are chosen, so that they differ
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		if ports = append(ports, l.Addr().(*net.TCPAddr).Port); len(ports) == n {
+			return ports, nil
+		}
 	}
-	return ports, nil
+	return nil, fmt.Errorf("looking for a free port between %d and %d: %w", low, high, err)
 }
 
 // inherited returns a file descriptor that this process has inherited, and prevents

@@ -58,5 +58,5 @@ func TestControlPlaneOnly(t *testing.T) {
 	if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "etcd and kube-apiserver ending with their supervisor", func() bool { return len(leftProcesses(root)) == 0 })
+	eventually(t, 20*time.Second, "etcd and kube-apiserver ending with their supervisor", func() bool { return len(leftProcesses(root)) == 0 })
 }

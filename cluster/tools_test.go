@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// fakeGo puts a program named go into PATH. `go list` prints two packages; `go build`
+// fakeGo puts a program named go into PATH, and makes the launcher build with it although
+// this machine may reach the official binaries. `go list` prints two packages; `go build`
 // leaves incomplete files and runs the shell command build.
 func fakeGo(t *testing.T, build string) {
 	t.Helper()
@@ -34,6 +35,7 @@ esac
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Setenv(envSource, "build")
 }
 
 // incomplete lists the files of unfinished builds in the cache.
@@ -64,7 +66,7 @@ func startBuild(t *testing.T, root string) (cmd *exec.Cmd, output *strings.Build
 	}
 	for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), "downloading its modules"); {
 	}
-	eventually(t, 10*time.Second, "the build", func() bool {
+	eventually(t, 30*time.Second, "the build", func() bool {
 		return len(incomplete(t)) == 2 && exists(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "pid"))
 	})
 	return cmd, output
@@ -97,7 +99,7 @@ func TestInterruptedBuild(t *testing.T) {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if strings.Contains(lines.Text(), "waiting for another process") {
 			_ = other.Process.Signal(syscall.SIGINT)
-			timeout := time.AfterFunc(5*time.Second, func() {
+			timeout := time.AfterFunc(20*time.Second, func() {
 				t.Error("an up that waits for another process's build does not end on SIGINT")
 				_ = other.Process.Kill()
 			})

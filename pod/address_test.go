@@ -143,11 +143,11 @@ func TestIPv6(t *testing.T) {
 	if err, _ := svc.waitForRun(10 * time.Second); err != nil {
 		t.Error(err)
 	}
-	kubetest.Eventually(t, 5*time.Second, "the pod is deregistered", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the pod is deregistered", func() error {
 		if ns.Registered("greeter-0", "greeter") {
 			return errors.New("it still carries the label")
 		}
 		return nil
 	})
-	kubetest.Eventually(t, 5*time.Second, "the client forgets the server", has(r, "greeter"))
+	kubetest.Eventually(t, 10*time.Second, "the client forgets the server", has(r, "greeter"))
 }

@@ -26,6 +26,8 @@ type choice struct {
 	pool     *pool     // nil if the instance is nil, or if another selector made the choice
 	started  int64     // result of clock; 0 if unknown, as to Mark
 	isStream bool
+
+	mayBeTrial bool // the call tries the instance after its ejection, or that is unknown, as to Mark
 }
 
 // choose chooses an instance for one call, as Select and Next do together. The caller must
@@ -73,7 +75,7 @@ func (s *Selector) chooseSlow(service string, opts []selector.SelectOption) (cho
 	if err != nil {
 		return choice{}, err
 	}
-	c := choice{node: node, started: clock()}
+	c := choice{node: node, started: clock(), mayBeTrial: true}
 	if r, ok := state.options.Registry.(*Registry); ok {
 		if i := r.instanceOf(node); i != nil {
 			c.instance, c.pool = i, s.state.Load().pools[i.service.Name]
@@ -102,7 +104,7 @@ func (c choice) doneAt(now int64, o outcome, err error) {
 	if i == nil {
 		return
 	}
-	change := i.ended(now, c.started, o, c.isStream)
+	change := i.ended(now, c, o)
 	if change == suspected || change == faultedAgain {
 		switch {
 		case p != nil && p.failsMoreThanOthers(i, now):
@@ -134,16 +136,19 @@ func (p *pool) choose(instances []*instance, previous *instance, now int64) (cho
 	}
 	a := p.draw(instances, nil, previous, now)
 	b := p.draw(instances, a, previous, now)
+	isTrial := a.beginTrial(now)
 	switch {
-	case a.beginTrial(now):
-	case b.beginTrial(now), a.ejected(now), !b.ejected(now) && better(b, a, now): // a is ejected if another goroutine has just begun its trial
+	case isTrial:
+	case b.beginTrial(now):
+		a, isTrial = b, true
+	case a.ejected(now), !b.ejected(now) && better(b, a, now): // a is ejected if another goroutine has just begun its trial
 		a = b
 	}
 	a.started(now)
 	if p.events.Picked != nil {
 		p.events.Picked(a.service.Name, a.pod, a.Address)
 	}
-	return choice{node: &a.Node, instance: a, pool: p, started: now}, nil
+	return choice{node: &a.Node, instance: a, pool: p, started: now, mayBeTrial: isTrial}, nil
 }
 
 // better reports whether a call should rather go to a than to b.

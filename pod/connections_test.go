@@ -49,8 +49,13 @@ func dialServer(t *testing.T, srv *httptest.Server, request string) net.Conn {
 
 // staysOpen reports whether the server keeps a connection open for 50 ms. It discards
 // what the server sends.
-func staysOpen(conn net.Conn) bool {
-	_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+func staysOpen(conn net.Conn) bool { return staysOpenFor(conn, 50*time.Millisecond) }
+
+// isClosed waits up to 10 s until the server closes a connection.
+func isClosed(conn net.Conn) bool { return !staysOpenFor(conn, 10*time.Second) }
+
+func staysOpenFor(conn net.Conn, d time.Duration) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(d))
 	_, err := io.Copy(io.Discard, conn)
 	e, ok := err.(net.Error)
 	return ok && e.Timeout()
@@ -73,23 +78,25 @@ func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
 			for range 3 * max {
 				all = append(all, dialServer(t, srv, request))
 				// This complete request needs one more connection besides the held ones.
-				rsp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}).Get(srv.URL)
+				rsp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}).Get(srv.URL)
 				if err != nil {
 					t.Fatalf("a complete request while %d connections are held: %v", len(all), err)
 				}
 				rsp.Body.Close()
 			}
-			open := 0
-			for i, conn := range all {
-				if staysOpen(conn) {
-					open++
-					if i < 2*max {
-						t.Errorf("held connection %d of %d is open", i, len(all))
-					}
+			for i, conn := range all[:2*max] {
+				if !isClosed(conn) {
+					t.Fatalf("held connection %d of %d is open", i, len(all))
 				}
 			}
-			if open == 0 || open > max {
-				t.Errorf("%d held connections are open, want 1 to %d", open, max)
+			open := 0
+			for _, conn := range all[2*max:] {
+				if staysOpen(conn) {
+					open++
+				}
+			}
+			if open == 0 {
+				t.Error("all held connections were closed")
 			}
 			if !staysOpen(stream) {
 				t.Error("the connection whose request is handled was closed")
@@ -108,11 +115,11 @@ func TestNewConnectionIsClosedIfAllOthersAreHandled(t *testing.T) {
 		}
 		streams = append(streams, s)
 	}
-	if staysOpen(dialServer(t, srv, "")) {
+	if !isClosed(dialServer(t, srv, "")) {
 		t.Error("the connection is open")
 	}
 	streams[0].Close()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		rsp, err := http.Get(srv.URL)
 		if err == nil {
 			rsp.Body.Close()
@@ -176,16 +183,15 @@ func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 	for range 50 {
 		own = append(own, dial("127.0.0.1"))
 	}
-	open := 0
-	for i, conn := range own {
-		if staysOpen(conn) {
-			if open++; i < 45 {
-				t.Errorf("connection %d of 50 is open", i)
-			}
+	for i, conn := range own[:45] {
+		if !isClosed(conn) {
+			t.Fatalf("connection %d of 50 is open", i)
 		}
 	}
-	if open != 5 {
-		t.Errorf("the client holds %d connections, want 5", open)
+	for i, conn := range own[45:] {
+		if !staysOpen(conn) {
+			t.Errorf("connection %d of 50 was closed", 45+i)
+		}
 	}
 	if !staysOpen(other) {
 		t.Error("another client lost its connection")
@@ -201,7 +207,7 @@ func TestSlowBodyIsCutOff(t *testing.T) {
 	limitConnections(srv.Config, 10, 10)
 	srv.Start()
 	t.Cleanup(srv.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	body, end := io.Pipe()
 	defer end.Close()

@@ -63,7 +63,7 @@ func TestEventsReportAPIErrors(t *testing.T) {
 	if err := r.Register(service("greeter", "v1", "greeter-a", "10.0.0.1:1")); err == nil {
 		t.Fatal("registered without the right to patch")
 	}
-	kubetest.Eventually(t, 5*time.Second, "the missing right is reported", expect(`writing service "greeter" to the pod`, `verb "patch" on pods`))
+	kubetest.Eventually(t, 10*time.Second, "the missing right is reported", expect(`writing service "greeter" to the pod`, `verb "patch" on pods`))
 	n.GrantVerb("patch")
 	kubetest.Eventually(t, 10*time.Second, "the success of the retry is reported", expect(`writing service "greeter" to the pod`, "<nil>"))
 	if _, err := r.GetService("greeter"); err != nil {

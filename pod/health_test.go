@@ -27,7 +27,7 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	n.CreateReadyPod("a")
 	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
-	kubetest.Eventually(t, 5*time.Second, "the refusal is the reason", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the refusal is the reason", func() error {
 		if reason := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(reason, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
 			return errors.New(reason)
 		}
@@ -85,7 +85,7 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	next("greeter", "NOT_SERVING")
 	next("greeter", "Unavailable")
 	next("other", "Unavailable")
-	if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+	if err, _ := svc.waitForRun(10 * time.Second); err != nil {
 		t.Error(err)
 	}
 }

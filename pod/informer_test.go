@@ -20,7 +20,7 @@ func TestInformerRecoversFromConnectionLoss(t *testing.T) {
 	r := ns.openRegistryIn(relay.Through(ns.Environment("reader")))
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 10*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	for i := range 3 {
 		relay.Cut()
 		if err := has(r, "greeter", fmt.Sprint("10.0.0.1:", i+1))(); err != nil {
@@ -29,7 +29,7 @@ func TestInformerRecoversFromConnectionLoss(t *testing.T) {
 		ns.register("a", "greeter", "v1", fmt.Sprint("10.0.0.1:", i+2))
 		ns.Compact(t) // the next watch gets 410, because its version is compacted
 		relay.Restore()
-		took := kubetest.Eventually(t, 3*time.Second, "the change is seen", has(r, "greeter", fmt.Sprint("10.0.0.1:", i+2)))
+		took := kubetest.Eventually(t, 10*time.Second, "the change is seen", has(r, "greeter", fmt.Sprint("10.0.0.1:", i+2)))
 		t.Logf("seen %s after the connection is back", took)
 		relay.CloseConnections()
 	}
@@ -44,15 +44,15 @@ func TestInformerListsAgainAfterExpiredWatch(t *testing.T) {
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
 	proxy.ExpireNextWatch()
-	kubetest.Eventually(t, 2*time.Second, "the first LIST", has(r, "greeter", "10.0.0.1:1"))
-	kubetest.Eventually(t, 2*time.Second, "a new watch follows the expired one", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the first LIST", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 10*time.Second, "a new watch follows the expired one", func() error {
 		if proxy.Count("EXPIRED") != 1 || proxy.Count("WATCH") == 0 {
 			return fmt.Errorf("%d expired, %d others", proxy.Count("EXPIRED"), proxy.Count("WATCH"))
 		}
 		return nil
 	})
 	ns.register("a", "greeter", "v1", "10.0.0.1:2")
-	kubetest.Eventually(t, 2*time.Second, "the change is seen", has(r, "greeter", "10.0.0.1:2"))
+	kubetest.Eventually(t, 10*time.Second, "the change is seen", has(r, "greeter", "10.0.0.1:2"))
 	if proxy.Count("GET") < 2 {
 		t.Errorf("%d LIST: the watch was not refused", proxy.Count("GET"))
 	}
@@ -162,7 +162,7 @@ func TestFirstReadFailsAtOnceWithTheReason(t *testing.T) {
 			for call := range 3 {
 				begin := time.Now()
 				_, err := s.Select("greeter")
-				if took := time.Since(begin); err == nil || !strings.Contains(err.Error(), c.want) || took > time.Second {
+				if took := time.Since(begin); err == nil || !strings.Contains(err.Error(), c.want) || took > 4*time.Second { // not the timeout of 5 s
 					t.Errorf("call %d: %v after %s, want %q at once", call, err, took, c.want)
 				}
 			}

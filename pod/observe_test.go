@@ -171,7 +171,7 @@ func TestObserversShareOneWatch(t *testing.T) {
 		until(t, next, "greeter/a 10.0.0.1:9100 ready")
 		ends = append(ends, end)
 	}
-	kubetest.Eventually(t, 5*time.Second, "three observers share one LIST and one WATCH", equals(counts, "1 LIST, 1 WATCH"))
+	kubetest.Eventually(t, 10*time.Second, "three observers share one LIST and one WATCH", equals(counts, "1 LIST, 1 WATCH"))
 	for _, end := range ends {
 		end()
 	}
@@ -181,7 +181,7 @@ func TestObserversShareOneWatch(t *testing.T) {
 	ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse)
 	next, _ := observe(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 not ready")
-	kubetest.Eventually(t, 5*time.Second, "the next observer starts one more of each", equals(counts, "2 LIST, 2 WATCH"))
+	kubetest.Eventually(t, 10*time.Second, "the next observer starts one more of each", equals(counts, "2 LIST, 2 WATCH"))
 }
 
 func TestSlowObserverGetsLatestState(t *testing.T) {
@@ -196,9 +196,11 @@ func TestSlowObserverGetsLatestState(t *testing.T) {
 		ns.register("a", "greeter", "v1", fmt.Sprintf("10.0.1.%d:9100", i))
 	}
 	until(t, fast, "greeter/a 10.0.1.99:9100 ready")
-	next() // an older state, which Observe has yielded and the test has not read yet
-	if got := next().String(); got != "greeter/a 10.0.1.99:9100 ready" {
-		t.Errorf("after 100 changes Observe yields %q", got)
+	const latest = "greeter/a 10.0.1.99:9100 ready"
+	if got := next().String(); got != latest { // an older state, which Observe has yielded and the test has not read yet
+		if got = next().String(); got != latest {
+			t.Errorf("after 100 changes Observe yields %q", got)
+		}
 	}
 }
 

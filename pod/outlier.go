@@ -86,17 +86,17 @@ const (
 	recovered               // the instance has answered after failures
 )
 
-// ended records how a call to the instance has ended. It takes the time at which the call
-// started, 0 if it is unknown.
-func (c *callStats) ended(now, started int64, o outcome, isStream bool) transition {
+// ended records how the call or stream of a choice has ended.
+func (c *callStats) ended(now int64, call choice, o outcome) transition {
+	isStream := call.isStream
 	blamed := o != timedOut || !isStream && c.hadTimeToAnswer(now)
 	var latency int64
 	if isStream {
 		c.streams.Add(-1)
 	} else {
-		latency = c.inFlight.end(now, started)
+		latency = c.inFlight.end(now, call.started)
 	}
-	wasTrial := c.trial.Load() && c.trial.CompareAndSwap(true, false)
+	wasTrial := call.mayBeTrial && c.trial.Load() && c.trial.CompareAndSwap(true, false)
 	if o == timedOut && !isStream {
 		c.latency.atLeast(now, latency)
 	}
@@ -120,9 +120,11 @@ func (c *callStats) ended(now, started int64, o outcome, isStream bool) transiti
 	case o == answered:
 		c.answered(now, isStream)
 		c.history.add(false)
-		if wasTrial {
+		switch {
+		case isStream:
+		case wasTrial:
 			c.latency.reset(now, latency)
-		} else if !isStream {
+		default:
 			c.latency.observe(now, latency)
 		}
 		if c.failures.Load() == 0 || c.needsTrial.Load() && !wasTrial {
@@ -227,23 +229,34 @@ var ejecting sync.Mutex
 
 // eject ejects an instance whose call has failed, unless too many are ejected already.
 func (p *pool) eject(i *instance, now int64, o outcome, cause error) {
-	ejecting.Lock()
-	defer ejecting.Unlock()
-	instances := p.informer.snapshot().instances
-	ejected := 1 // the instance itself
-	for _, other := range instances {
-		if other != i && other.ejected(now) {
-			ejected++
-		}
-	}
-	if ejected*minInstancesPerEjection > len(instances) {
+	duration := p.beginEjection(i, now, o)
+	if duration == 0 {
 		return
 	}
-	duration := i.eject(now, o)
 	logger.Warnf("Selector [pod] Ejecting instance %s of service %q on pod %q for %s: %v", i.Address, i.service.Name, i.pod, duration, cause)
 	if p.events.Ejected != nil {
 		p.events.Ejected(i.service.Name, i.pod, i.Address, duration, cause)
 	}
+}
+
+// beginEjection returns the duration of the ejection, 0 if too many instances are ejected
+// already or the instance has left.
+func (p *pool) beginEjection(i *instance, now int64, o outcome) time.Duration {
+	ejecting.Lock()
+	defer ejecting.Unlock()
+	instances := p.informer.snapshot().instances
+	exists, ejected := false, 1 // the instance itself
+	for _, other := range instances {
+		if other == i {
+			exists = true
+		} else if other.ejected(now) {
+			ejected++
+		}
+	}
+	if !exists || ejected*minInstancesPerEjection > len(instances) {
+		return 0
+	}
+	return i.eject(now, o)
 }
 
 // readmit ends the ejection of an instance, if it is ejected.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
@@ -102,11 +104,42 @@ func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *
 	return &greeterClient{proto.NewGreeterService("greeter", c), c, inf, s}
 }
 
-func (c *greeterClient) call(deadline time.Duration) error {
+func (c *greeterClient) call(deadline time.Duration, opts ...client.CallOption) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	_, err := c.Hello(ctx, &proto.HelloRequest{Name: "x"})
+	_, err := c.Hello(ctx, &proto.HelloRequest{Name: "x"}, opts...)
 	return err
+}
+
+// connect calls until every instance of the addresses has a connection, and then makes all
+// instances equal to the selector, whatever the first calls took: an instance whose first
+// answer took a few milliseconds longer would get no call for decayTime.
+func (c *greeterClient) connect(t *testing.T, addresses ...string) {
+	t.Helper()
+	for _, address := range addresses {
+		only := client.WithSelectOption(selector.WithFilter(func(all []*registry.Service) []*registry.Service {
+			for _, v := range all { // copies
+				v.Nodes = slices.DeleteFunc(v.Nodes, func(n *registry.Node) bool { return n.Address != address })
+			}
+			return slices.DeleteFunc(all, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
+		}))
+		if err := c.call(10*time.Second, only); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, i := range c.informer.snapshot().instances {
+		i.latency.word.Store(0)
+	}
+}
+
+// expectSlowAnswers makes the selector believe that the instances at the addresses usually
+// answer once a minute. It then cannot blame them when the machine stalls.
+func (c *greeterClient) expectSlowAnswers(addresses ...string) {
+	for _, i := range c.informer.snapshot().instances {
+		if slices.Contains(addresses, i.Address) {
+			i.answerInterval.Store(int64(time.Minute))
+		}
+	}
 }
 
 // ejected returns the addresses of the ejected instances.
@@ -142,10 +175,10 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			addresses := []string{dead}
+			var healthy []string
 			for range 3 {
 				a, _ := startServer(t, answer)
-				addresses = append(addresses, a)
+				healthy = append(healthy, a)
 			}
 			var attempts atomic.Int64
 			waitForDeadline := func(ctx context.Context, _ client.Request, i int) (time.Duration, error) {
@@ -154,24 +187,23 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 				}
 				return 0, nil
 			}
-			c := newGreeterClient(t, addresses, client.Retries(1), client.Backoff(waitForDeadline))
+			c := newGreeterClient(t, append([]string{dead}, healthy...), client.Retries(1), client.Backoff(waitForDeadline))
 			counter := &markCounter{Selector: c.selector}
 			if err := c.client.Init(client.Selector(counter)); err != nil {
 				t.Fatal(err)
 			}
-			for range 40 { // connect to the healthy instances
-				_ = c.call(time.Second)
-			}
+			c.connect(t, healthy...)
+			allEnded := func() bool { return counter.marked.Load() == attempts.Load() }
 			for range 3 {
-				eventually(t, "all attempts have ended", func() bool { return counter.marked.Load() == attempts.Load() })
+				eventually(t, "all attempts have ended", allEnded)
 				c.selector.Reset("greeter")
 				for begin := time.Now(); len(c.ejected()) == 0; {
 					_ = c.call(2 * time.Second) // healthy instances answer in time, even on a busy machine
-					if time.Since(begin) > 20*time.Second {
+					if time.Since(begin) > 30*time.Second {
 						t.Fatal("the dead instance is not ejected")
 					}
 				}
-				eventually(t, "the retry, whose deadline has passed, has ended", func() bool { return counter.marked.Load() == attempts.Load() })
+				eventually(t, "the retry, whose deadline has passed, has ended", allEnded)
 				if got := c.ejected(); len(got) != 1 || got[0] != dead {
 					t.Fatalf("ejected: %q, want only the dead instance %s", got, dead)
 				}
@@ -181,8 +213,13 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 }
 
 func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
+	var hang atomic.Bool
 	slow := func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
-		time.Sleep(100 * time.Millisecond)
+		if hang.Load() {
+			<-ctx.Done()
+			time.Sleep(100 * time.Millisecond) // the caller has given up
+			return ctx.Err()
+		}
 		return answer(ctx, req, rsp)
 	}
 	var addresses []string
@@ -191,11 +228,9 @@ func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
 		addresses = append(addresses, a)
 	}
 	c := newGreeterClient(t, addresses, client.Retries(1))
-	for range 20 {
-		if err := c.call(5 * time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.connect(t, addresses...)
+	c.expectSlowAnswers(addresses...)
+	hang.Store(true)
 	for range 40 {
 		if err := c.call(5 * time.Millisecond); err == nil {
 			t.Fatal("an answer within 5 ms")
@@ -274,14 +309,10 @@ func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
 	a, stop := startServer(t, answer)
 	b, _ := startServer(t, answer)
 	c := newGreeterClient(t, []string{a, b}, client.Retries(1))
-	for range 20 {
-		if err := c.call(time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.connect(t, a, b)
 	stop()
-	for range 20 {
-		if err := c.call(time.Second); err != nil {
+	for i := 0; i < 20 || i < 100 && len(c.ejected()) == 0; i++ { // each call goes to a with a probability of 1/2, until a is ejected
+		if err := c.call(10 * time.Second); err != nil {
 			t.Errorf("with one retry a call fails: %v", err)
 		}
 	}
@@ -309,15 +340,11 @@ func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	relay := kubetest.StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", a) })
 	b, _ := startServer(t, answer)
 	c := newGreeterClient(t, []string{l.Addr().String(), b}, client.Retries(1))
-	for range 20 {
-		if err := c.call(time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.connect(t, l.Addr().String(), b)
 	hang.Store(true)
 	results := make(chan error, 100)
 	for range 100 {
-		go func() { results <- c.call(5 * time.Second) }()
+		go func() { results <- c.call(20 * time.Second) }()
 	}
 	<-hanging
 	relay.Cut()

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/micro/go-micro/v2/client/selector"
 	dlog "github.com/micro/go-micro/v2/debug/log"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
@@ -437,20 +438,134 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 }
 
 // countLogLines returns the number of log lines since a time that contain all texts.
-func countLogLines(t *testing.T, since time.Time, texts ...string) (n int) {
+func countLogLines(t *testing.T, since time.Time, texts ...string) int {
 	t.Helper()
-	records, err := dlog.DefaultLog.Read(dlog.Since(since))
+	return len(logLines(t, since, texts...))
+}
+
+// logLines returns those of the last 100 log lines that were written since a time and contain
+// all texts.
+func logLines(t *testing.T, since time.Time, texts ...string) (lines []string) {
+	t.Helper()
+	records, err := dlog.DefaultLog.Read() // which ignores dlog.Since
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range records {
-		all := true
-		for _, text := range texts {
-			all = all && strings.Contains(fmt.Sprint(r.Message), text)
-		}
-		if all {
-			n++
+		line := fmt.Sprint(r.Message)
+		if !r.Timestamp.Before(since) && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+			lines = append(lines, line)
 		}
 	}
-	return n
+	return lines
+}
+
+// chooseInstance returns a choice of an instance.
+func chooseInstance(t *testing.T, s *Selector, i *instance) choice {
+	t.Helper()
+	p, err := s.pool("greeter", s.Options().Registry.(*Registry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.choose([]*instance{i}, nil, clock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A call or a stream that began before an ejection says nothing about the trial.
+func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
+	for name, isStream := range map[string]bool{"call": false, "stream": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, inf := newStaticRegistry(t, 2)
+				s := NewSelector(r)
+				bad := inf.snapshot().instances[0]
+				earlier := chooseInstance(t, s, bad)
+				if isStream {
+					earlier = earlier.asStream()
+				}
+				chooseInstance(t, s, bad).done(lostConnection, refused)
+				time.Sleep(baseEjectionTime + time.Millisecond)
+				trial := chooseInstance(t, s, bad)
+				earlier.done(answered, nil)
+				if bad.failures.Load() == 0 {
+					t.Fatal("the end of the earlier one ended the ejection")
+				}
+				trial.done(lostConnection, refused)
+				if left := s.Instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool { return c.Address == bad.Address && c.EjectedFor == maxRefusedEjectionTime }) {
+					t.Errorf("after a failed trial: %+v", left)
+				}
+			})
+		})
+	}
+}
+
+// With a filter a choice does not know whether its call is the trial.
+func TestTrialWithFilterEndsEjection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, inf := newStaticRegistry(t, 2)
+		s := NewSelector(r)
+		bad := inf.snapshot().instances[0]
+		chooseInstance(t, s, bad).done(lostConnection, refused)
+		time.Sleep(baseEjectionTime + time.Millisecond)
+		all := selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })
+		for range 100 {
+			c, err := s.choose("greeter", []selector.SelectOption{all})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.done(answered, nil)
+		}
+		if bad.failures.Load() != 0 || bad.ejectedUntil.Load() != 0 {
+			t.Error("the ejection has not ended")
+		}
+	})
+}
+
+// The registry no longer knows a pod that was deleted. Its calls in flight fail, which is
+// no ejection: nothing would report the end of it.
+func TestInstanceThatHasLeftIsNotEjected(t *testing.T) {
+	r, inf := newStaticRegistry(t, 4)
+	var events []string
+	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) { events = append(events, pod) }})); err != nil {
+		t.Fatal(err)
+	}
+	s := NewSelector(r)
+	c, err := s.choose("greeter", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return readyPod(t, i).Name == c.instance.pod })
+	inf.Delete(readyPod(t, i))
+	c.done(lostConnection, refused)
+	if len(events) > 0 {
+		t.Errorf("ejected: %q", events)
+	}
+}
+
+// The callback of an ejection may make a call of its own, which fails and ejects an
+// instance too.
+func TestEjectedMayCauseAnotherEjection(t *testing.T) {
+	r, _ := newStaticRegistry(t, 4)
+	s := NewSelector(r)
+	var ejected []string
+	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) {
+		if ejected = append(ejected, pod); len(ejected) == 1 {
+			s.Mark("greeter", pickOne(t, s), refused)
+		}
+	}})); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan bool)
+	go func() { defer close(done); s.Mark("greeter", pickOne(t, s), refused) }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the callback waits for itself")
+	}
+	if len(ejected) != 2 {
+		t.Errorf("ejected: %q, want two instances", ejected)
+	}
 }

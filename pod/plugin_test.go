@@ -59,7 +59,7 @@ func TestRegistryAndPluginFindEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, r := range map[string]registry.Registry{"ours": ours, "theirs": plugin} {
-		kubetest.Eventually(t, 5*time.Second, name, has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+		kubetest.Eventually(t, 10*time.Second, name, has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 		all, err := r.GetService("greeter")
 		if err != nil || len(all) != 1 || all[0].Version != "v1" || len(all[0].Endpoints) != 1 || all[0].Endpoints[0].Request.Values[0].Name != "name" {
 			t.Errorf("%s: GetService: %v %+v", name, err, all)

@@ -25,9 +25,9 @@ func TestMalformedAnnotationAffectsOnlyItsPod(t *testing.T) {
 	}
 	ns.CreateReadyPod("good")
 	ns.register("good", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "the valid registration is found", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 10*time.Second, "the valid registration is found", has(r, "greeter", "10.0.0.1:1"))
 	ns.register("bad-1", "greeter", "v1", "10.0.0.2:1")
-	kubetest.Eventually(t, 2*time.Second, "a corrected registration is found", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+	kubetest.Eventually(t, 10*time.Second, "a corrected registration is found", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
 	if _, err := r.ListServices(); err != nil {
 		t.Error(err)
 	}

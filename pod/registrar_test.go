@@ -32,11 +32,11 @@ func TestPodReplacedUnderSameName(t *testing.T) {
 	if err := own.Register(service("web", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "the first pod is found", has(r, "web", "10.0.0.1:1"))
+	kubetest.Eventually(t, 10*time.Second, "the first pod is found", has(r, "web", "10.0.0.1:1"))
 	ns.RemovePod("web-0")
 	ns.CreateReadyPod("web-0")
 	ns.register("web-0", "web", "v1", "10.0.0.2:1")
-	kubetest.Eventually(t, 2*time.Second, "the second pod is found", has(r, "web", "10.0.0.2:1"))
+	kubetest.Eventually(t, 10*time.Second, "the second pod is found", has(r, "web", "10.0.0.2:1"))
 	// The first pod's process runs on for a while and must not remove the second pod's registration.
 	err := own.Deregister(service("web", "v1", "a", "10.0.0.1:1"))
 	if err == nil || !strings.Contains(err.Error(), "another pod has this name now") {
@@ -60,7 +60,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	if len(before.Annotations) != 2 || !r.Registered() {
 		t.Fatalf("annotations %q, registered %v", before.Annotations, r.Registered())
 	}
-	kubetest.Eventually(t, 5*time.Second, "the registry watches its own pod", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the registry watches its own pod", func() error {
 		if proxy.Count("WATCH") == 0 {
 			return errors.New("no watch")
 		}
@@ -77,7 +77,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	}
 	ns.PatchPod("a", fmt.Sprintf(`{"metadata":{"labels":{%q:null,%q:null},"annotations":{%q:null,%q:"{}"}}}`,
 		typeLabel, selectorPrefix+"one", annotationPrefix+"one", annotationPrefix+"two"))
-	took := kubetest.Eventually(t, 5*time.Second, "the removed metadata is restored", func() error {
+	took := kubetest.Eventually(t, 10*time.Second, "the removed metadata is restored", func() error {
 		if p := ns.GetPod("a"); !maps.Equal(p.Labels, before.Labels) || !maps.Equal(p.Annotations, before.Annotations) {
 			return fmt.Errorf("%q %q", p.Labels, p.Annotations)
 		}
@@ -108,7 +108,7 @@ func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
 	if err := first.Register(service("greeter", "v1", "before", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "the instance of the first process is found", has(reader, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 10*time.Second, "the instance of the first process is found", has(reader, "greeter", "10.0.0.1:1"))
 	if err := first.Close(); err != nil { // a killed process does not deregister
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
 	if err := second.Register(service("greeter", "v2", "after", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Eventually(t, 2*time.Second, "only the second process is registered", func() error {
+	kubetest.Eventually(t, 10*time.Second, "only the second process is registered", func() error {
 		all, err := reader.GetService("greeter")
 		if err != nil || len(all) != 1 || all[0].Version != "v2" || len(all[0].Nodes) != 1 || all[0].Nodes[0].Id != "after" {
 			return fmt.Errorf("%v %v", err, all)
@@ -128,7 +128,7 @@ func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
 func TestRegistrationIsRetriedUntilRightsAreGranted(t *testing.T) {
 	ns := newNamespace(t, "list", "watch")
 	ns.CreateReadyPod("a")
-	r := ns.openRegistry("a", registry.Timeout(time.Second))
+	r := ns.openRegistry("a", registry.Timeout(4*time.Second))
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err == nil {
 		t.Fatal("Register returned nil without the verb patch")
 	}
@@ -232,7 +232,7 @@ func dropLabel(p *corev1.Pod) { delete(p.Labels, selectorPrefix+"greeter") }
 func TestPatchesAreLimitedWhileRegistrationIsDropped(t *testing.T) {
 	api := newPodServer(dropLabel)
 	_, env := kubetest.StartFake(t, api)
-	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(4*time.Second))
 	defer r.Close()
 	begin := time.Now()
 	err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1"))
@@ -253,7 +253,7 @@ func TestPatchesAreLimitedWhileTwoProcessesShareAServiceName(t *testing.T) {
 	_, env := kubetest.StartFake(t, api)
 	var both []*Registry
 	for _, id := range []string{"first", "second"} {
-		r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+		r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(4*time.Second))
 		defer r.Close()
 		if err := r.Register(service("greeter", "v1", id, "10.0.0.1:1")); err != nil {
 			t.Fatal(err)
@@ -341,7 +341,7 @@ func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
 func TestServiceWithLabelKeyOfAnotherIsRefused(t *testing.T) {
 	api := newPodServer(func(*corev1.Pod) {})
 	_, env := kubetest.StartFake(t, api)
-	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(4*time.Second))
 	defer r.Close()
 	if err := r.Register(service("a/b", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
@@ -373,7 +373,7 @@ func TestInvalidRegistrationIsRefusedEachTime(t *testing.T) {
 			valid.ServeHTTP(w, r)
 		}
 	}))
-	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(time.Second))
+	r := newRegistry(env, kubernetes.NewRegistry, registry.Timeout(4*time.Second))
 	defer r.Close()
 	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
@@ -394,7 +394,7 @@ func TestDeregisterNeedsNoPlugin(t *testing.T) {
 			opts = []registry.Option{registry.Addrs("http://127.0.0.1:1")}
 		}
 		return kubernetes.NewRegistry(opts...)
-	}, registry.Timeout(time.Second))
+	}, registry.Timeout(4*time.Second))
 	defer r.Close()
 	s := service("greeter", "v1", "a", "10.0.0.1:1")
 	if err := r.Register(s); err != nil {

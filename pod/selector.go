@@ -248,7 +248,7 @@ func (s *Selector) Mark(_ string, n *registry.Node, err error) {
 	if i == nil {
 		return
 	}
-	choice{instance: i, pool: state.pools[i.service.Name]}.doneAt(clock(), outcomeOf(err), err)
+	choice{instance: i, pool: state.pools[i.service.Name], mayBeTrial: true}.doneAt(clock(), outcomeOf(err), err)
 }
 
 // Reset ends the ejections of a service's instances and forgets their failures.

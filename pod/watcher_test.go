@@ -16,7 +16,7 @@ func TestWatchReturnsChanges(t *testing.T) {
 	r := ns.openRegistry("reader")
 	ns.CreateReadyPod("a")
 	ns.register("a", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 2*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
+	kubetest.Eventually(t, 10*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	for _, opts := range [][]registry.WatchOption{nil, {registry.WatchService("greeter")}} {
 		w, err := r.Watch(opts...)
 		if err != nil {
@@ -59,8 +59,8 @@ func TestSlowWatcherDelaysNothing(t *testing.T) {
 	for i := range 300 {
 		ns.register("a", "greeter", "v1", fmt.Sprint("10.0.0.1:", i+1))
 	}
-	kubetest.Eventually(t, 5*time.Second, "the last of 300 changes", has(r, "greeter", "10.0.0.1:300"))
-	kubetest.Eventually(t, 5*time.Second, "the last of 300 changes, among all services", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the last of 300 changes", has(r, "greeter", "10.0.0.1:300"))
+	kubetest.Eventually(t, 10*time.Second, "the last of 300 changes, among all services", func() error {
 		s, err := r.snapshot("")
 		if err != nil || len(s.instances) != 1 || s.instances[0].Address != "10.0.0.1:300" {
 			return fmt.Errorf("%v %v", err, s)

@@ -82,7 +82,7 @@ func TestWebServiceWithoutPermissionRunsAndShowsReason(t *testing.T) {
 	get := func(path string) func() string {
 		return func() string { body, err := getPage(c, svc.address, path); return fmt.Sprint(body, err) }
 	}
-	kubetest.Eventually(t, 5*time.Second, "the reason on /readyz", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the reason on /readyz", func() error {
 		got := get("/readyz")()
 		if !strings.HasPrefix(got, "503 not registered: patch pod") || !strings.Contains(got, "k8s/pod-rbac.yaml grants it") {
 			return errors.New(got)
@@ -108,7 +108,8 @@ func TestDrainEndsEndlessResponse(t *testing.T) {
 	}
 	n := kubetest.NewNamespace(t)
 	n.CreateReadyPod("a")
-	svc := startWeb(t, n.Environment("a"), 500*time.Millisecond)
+	const wait = 3 * time.Second
+	svc := startWeb(t, n.Environment("a"), wait)
 	rsp, err := newHTTPClient(t).Get("http://" + svc.address + "/endless")
 	if err != nil {
 		t.Fatal(err)
@@ -116,10 +117,10 @@ func TestDrainEndsEndlessResponse(t *testing.T) {
 	defer rsp.Body.Close()
 	begin := time.Now()
 	svc.stop()
-	if body, err := io.ReadAll(rsp.Body); err != nil || string(body) != "first half, second half" || time.Since(begin) > 400*time.Millisecond {
+	if body, err := io.ReadAll(rsp.Body); err != nil || string(body) != "first half, second half" || time.Since(begin) > wait-time.Second {
 		t.Errorf("the response ends after %s with %q, %v", time.Since(begin), body, err)
 	}
-	if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second {
+	if err, took := svc.waitForRun(10 * time.Second); err != nil || took > 2*wait {
 		t.Errorf("Run returned %v after %s", err, took)
 	}
 }
@@ -127,7 +128,7 @@ func TestDrainEndsEndlessResponse(t *testing.T) {
 func TestDrainClosesKeepAliveConnections(t *testing.T) {
 	n := kubetest.NewNamespace(t)
 	n.CreateReadyPod("a")
-	svc := startWeb(t, n.Environment("a"), time.Second)
+	svc := startWeb(t, n.Environment("a"), 4*time.Second)
 	conn, err := net.Dial("tcp", svc.address)
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +149,7 @@ func TestDrainClosesKeepAliveConnections(t *testing.T) {
 		t.Error("Connection: close before the stop")
 	}
 	svc.stop()
-	kubetest.Eventually(t, time.Second, "not ready", func() error {
+	kubetest.Eventually(t, 3*time.Second, "not ready", func() error {
 		if got, err := getPage(newHTTPClient(t), svc.address, "/readyz"); got != "503 shutting down\n" {
 			return fmt.Errorf("%q, %v", got, err)
 		}
@@ -169,7 +170,7 @@ func TestRunReturnsErrorOfServing(t *testing.T) {
 			return serve(l)
 		}
 	})
-	if err, _ := svc.waitForRun(5 * time.Second); err == nil || !strings.Contains(err.Error(), "serving on 127.0.0.1:") || !errors.Is(err, net.ErrClosed) {
+	if err, _ := svc.waitForRun(10 * time.Second); err == nil || !strings.Contains(err.Error(), "serving on 127.0.0.1:") || !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Run returned %v", err)
 	}
 }

@@ -13,7 +13,7 @@ build() { # version, path of the result
 	local dir mod
 	dir=$(mktemp -d)
 	# shellcheck disable=SC2064 # dir is local
-	trap "rm -rf '$dir'" RETURN
+	trap "rm -rf '$dir'" EXIT # also after an error and Ctrl-C
 	mod=$(go mod download -json "k8s.io/kubernetes@$1" | sed -n 's/^\t"GoMod": "\(.*\)",\?$/\1/p')
 	cat >"$dir/main.go" <<'GO'
 package main
@@ -53,6 +53,7 @@ GO
 	)
 	mkdir -p "$(dirname "$2")"
 	mv "$dir/kube-apiserver" "$2"
+	rm -rf "$dir"
 }
 
 for version in "${versions[@]}"; do

@@ -7,7 +7,12 @@ cd "$(dirname "$0")/.."
 # The same flags as in cluster/settings.mk, so that all go commands share compiled packages. Only
 # the race detector needs cgo; the programs that a test starts do not.
 export GOFLAGS=-trimpath CGO_ENABLED=0
-race() { CGO_ENABLED=1 go test "$@" -race -exec 'env CGO_ENABLED=0'; }
+# gotestsum ends with the output of the tests that failed, so that nobody has to search for it.
+build_gotestsum() { gotestsum=$(go tool -modfile=test/tools/go.mod -n gotestsum); }
+test_module() { # arguments: folder of the module, format of gotestsum, flags of go test
+	(cd "$1" && "$gotestsum" --format "$2" --format-hide-empty-pkg --format-icons text --hide-summary skipped -- "${@:3}")
+}
+race() { CGO_ENABLED=1 test_module "$@" -race -exec 'env CGO_ENABLED=0'; }
 
 step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
@@ -62,16 +67,11 @@ if [[ ${1:-} == check ]]; then
 	scripts
 	generated
 	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
-	log=$(mktemp)
-	trap 'rm -f "$log"' EXIT
+	build_gotestsum
 	for module in . cluster third_party/etcd test/faults/plot test/policies; do
-		if ! go test -C "$module" -short -v ./... >>"$log" 2>&1; then
-			grep -v '^=== ' "$log" >&2
-			exit 1
-		fi
+		test_module "$module" pkgname -short ./...
 	done
-	grep -E '^ok ' "$log"
-	printf '\nNot run: %d tests that need an API server or a cluster, and the end-to-end tests. Run everything with: make test\n' "$(grep -c '^ *--- SKIP' "$log" || true)"
+	printf '\nNot run: the skipped tests, which need an API server or a cluster, and the end-to-end tests. Run everything with: make test\n'
 	printf '\n== Passed after %d s\n' "$SECONDS"
 	exit
 fi
@@ -123,15 +123,16 @@ cat "$build_log"
 trap 'rm -f "$build_log"' EXIT
 
 step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
-race -timeout 30m ./...
-race -C third_party/etcd ./...
-race -C test/faults/plot ./...
-go test -C test/policies -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
+build_gotestsum
+race . pkgname -timeout 30m ./...
+race third_party/etcd pkgname ./...
+race test/faults/plot pkgname ./...
+test_module test/policies pkgname -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
 
 # These tests mostly wait, so two programs run at the same time, each with clusters of its own. -count=1 disables the
 # test cache, which does not notice changes of the host and of files outside the module.
 e2e() { # arguments: name of the cluster, flags of go test
-	E2E_CLUSTER=$1 race -count=1 -v -timeout 45m -tags e2e ./test/e2e "${@:2}"
+	E2E_CLUSTER=$1 race . standard-verbose -count=1 -timeout 45m -tags e2e ./test/e2e "${@:2}"
 }
 documents='^Test(README|Walkthrough|Policy|IPv6Cluster)$' faults='^Test(Faults.*|Follow)$'
 together() { # arguments: command for the background, whose output appears when it has finished; command
@@ -142,13 +143,17 @@ together() { # arguments: command for the background, whose output appears when 
 	trap 'kill "$background" 2>/dev/null || true; rm -f "$log"' EXIT
 	printf 'The output of "%s" goes to %s until it has finished.\n' "$1" "$log"
 	"${@:2}" || failed=$?
-	wait "$background" || failed=$?
-	cat "$log"
+	if wait "$background"; then
+		((failed)) || cat "$log" # the failure of the other command stays the last output
+	else
+		failed=1
+		cat "$log"
+	fi
 	rm -f "$log"
 	trap - EXIT
 	return "$failed"
 }
-launcher() { race -C cluster -timeout 30m -count=1 ./...; }
+launcher() { race cluster pkgname -timeout 30m -count=1 ./...; }
 end_to_end_faults() { e2e e2e-faults -run "$faults"; }
 
 step 'The documents, the walk-through and IPv6 on clusters of their own; the launcher: start, stop, clean-up of the host, the same images from two checkouts' '4 minutes'

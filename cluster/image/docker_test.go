@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -40,6 +41,7 @@ func TestSameAsDocker(t *testing.T) {
 	for _, service := range []string{"go-micro-srv", "go-micro-web", "go-micro-client", "go-micro-config"} {
 		dir := filepath.Join("..", "..", service)
 		ref := host + "/" + service + ":same"
+		unlock := lockPrograms(t)
 		push := exec.Command("make", "--no-print-directory", "-C", dir, "docker-push", "DOCKER="+builder, "IMAGE="+ref)
 		push.Env = append(os.Environ(), "GOFLAGS=-trimpath") // the tests run with the flags of make test
 		if out, err := push.CombinedOutput(); err != nil {
@@ -57,10 +59,30 @@ func TestSameAsDocker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		unlock()
 		if got, want := describe(t, own), describe(t, pushed); got != want {
 			t.Errorf("%s: the image is\n%s\nwant, as %s builds it,\n%s", service, got, builder, want)
 		}
 	}
+}
+
+// lockPrograms prevents the tests of test/e2e, which may run at the same time, from building the
+// same programs in this checkout: one of them could read what another is still writing.
+func lockPrograms(t *testing.T) (unlock func()) {
+	t.Helper()
+	name := filepath.Join("..", "..", ".cluster", "images.lock")
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(name)
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return func() { f.Close() }
 }
 
 // describe returns what a container runtime reads of an image: a part of its configuration

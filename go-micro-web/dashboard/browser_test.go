@@ -106,10 +106,9 @@ func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
 	needsBrowser(t)
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
 	d.heartbeat = 300 * time.Millisecond
-	c.setLastContact(time.Now())
 	b := openPage(t, srv)
 	b.Wait("the event stream", connectionText+` === "Live"`)
-	b.Wait("the time of the last contact", `/^API server heard from [0-5]s ago$/.test(`+contactText+`)`)
+	b.Wait("the time of the last contact", `/^API server heard from [0-9]+s ago$/.test(`+contactText+`)`)
 	c.set([]pod.Instance{greeterInstance(1, pod.Ready)}, errors.New("list pods: no answer"))
 	b.Wait("the problem", `document.getElementById("problem").textContent`)
 	for range 10 { // longer than three heartbeats
@@ -119,7 +118,6 @@ func TestBrowserNeverShowsLiveWithAProblem(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	c.set([]pod.Instance{greeterInstance(1, pod.Ready)}, nil)
-	c.setLastContact(time.Now())
 	b.Wait("the end of the problem", connectionText+` === "Live" && !document.getElementById("problem").textContent`)
 }
 
@@ -129,17 +127,16 @@ func TestBrowserShowsSilenceOfTheAPIServer(t *testing.T) {
 	needsBrowser(t)
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
 	d.heartbeat = 300 * time.Millisecond
-	c.setLastContact(time.Now())
 	b := openPage(t, srv)
 	b.Wait("the event stream", connectionText+` === "Live"`)
 	contact := time.Now().Add(-13 * time.Second)
 	c.setLastContact(contact)
-	b.Wait("the earlier contact", `/^API server heard from 1[34]s ago$/.test(`+contactText+`)`)
+	b.Wait("the earlier contact", `/^API server heard from (1[3-9]|2[0-9])s ago$/.test(`+contactText+`)`)
 	if got := browser.Evaluate[string](b, connectionText); got != "Live" && time.Since(contact) < 15*time.Second {
 		t.Errorf("before 15 s have passed the page shows %q", got)
 	}
-	b.Wait("the silence", connectionText+` === "API server silent" && /^API server heard from 1[0-9]s ago$/.test(`+contactText+`)`)
-	if took := time.Since(contact); took < 15*time.Second || took > 17*time.Second {
+	b.Wait("the silence", connectionText+` === "API server silent" && /^API server heard from [12][0-9]s ago$/.test(`+contactText+`)`)
+	if took := time.Since(contact); took < 15*time.Second || took > 20*time.Second {
 		t.Errorf("the page shows the silence after %s", took)
 	}
 	c.setLastContact(time.Now())
@@ -163,7 +160,7 @@ func TestBrowserPollsIfTheStreamIsRefused(t *testing.T) {
 	c.set([]pod.Instance{greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready)}, nil)
 	begin := time.Now()
 	b.Wait("the next poll", `document.querySelectorAll("#services tbody tr").length === 2`)
-	if took := time.Since(begin) * timerFactor; took > 40*time.Second { // the poll itself is not faster, and takes longer on a busy machine
+	if took := time.Since(begin) * timerFactor; took > 60*time.Second { // the poll itself is not faster, and takes longer on a busy machine
 		t.Errorf("a change is shown after %s", took)
 	}
 	if got := browser.Evaluate[string](b, connectionText); got != "Too many viewers: updated every 10 s" {

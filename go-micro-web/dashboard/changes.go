@@ -1,10 +1,13 @@
 package dashboard
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -52,6 +55,10 @@ type changeLog struct {
 
 type instanceKey struct{ service, pod, address string }
 
+func (k instanceKey) compare(other instanceKey) int {
+	return cmp.Or(cmp.Compare(k.service, other.service), cmp.Compare(k.pod, other.pod), cmp.Compare(k.address, other.address))
+}
+
 // knownState is the last observation of an instance.
 type knownState struct {
 	state    pod.State
@@ -94,10 +101,9 @@ func (l *changeLog) observe(instances []pod.Instance) {
 			l.add(at, string(i.State), key, i.Reason)
 		}
 	}
-	for key, old := range before {
-		if _, exists := l.known[key]; !exists {
-			l.add(at, left, key, "last state: "+described(old.state, old.reason))
-		}
+	maps.DeleteFunc(before, func(key instanceKey, _ knownState) bool { _, exists := l.known[key]; return exists })
+	for _, key := range slices.SortedFunc(maps.Keys(before), instanceKey.compare) {
+		l.add(at, left, key, "last state: "+described(before[key].state, before[key].reason))
 	}
 }
 
@@ -159,7 +165,9 @@ func (l *changeLog) events() pod.Events {
 func causeText(err error) string {
 	var e *microerrors.Error
 	switch text := fmt.Sprint(err); {
-	case errors.As(err, &e) && e.Code == http.StatusRequestTimeout || strings.Contains(text, "deadline exceeded"):
+	case errors.As(err, &e) && e.Id != "go.micro.client": // the instance answered
+		return "its calls failed"
+	case e != nil && e.Code == http.StatusRequestTimeout || strings.Contains(text, "deadline exceeded"):
 		return "a call got no answer in time"
 	case strings.Contains(text, "connection refused"):
 		return "the connection was refused"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
@@ -20,7 +21,9 @@ func texts(changes []change) (all []string) {
 	return all
 }
 
-func TestChanges(t *testing.T) {
+func TestChanges(t *testing.T) { synctest.Test(t, testChanges) }
+
+func testChanges(t *testing.T) {
 	in := func(i int, state pod.State, reason string) pod.Instance {
 		instance := greeterInstance(i, state)
 		instance.Reason = reason
@@ -31,14 +34,14 @@ func TestChanges(t *testing.T) {
 	if got := l.recent().after(0); len(got) != 0 {
 		t.Errorf("the instances of the first observation are changes: %v", texts(got))
 	}
-	for _, step := range []struct {
+	for _, step := range []struct { // 5 s apart
 		instances []pod.Instance
 		want      string
 	}{
 		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, "")}, ""},
 		{[]pod.Instance{in(1, pod.NotReady, "its probe fails"), in(2, pod.Ready, "")}, "not ready go-micro-srv-1 its probe fails"},
 		{[]pod.Instance{in(1, pod.NotReady, "another reason"), in(2, pod.Ready, "")}, ""},
-		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, "")}, "back go-micro-srv-1 ready again, 0s after it was not ready, because another reason"},
+		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, "")}, "back go-micro-srv-1 ready again, 10s after it was not ready, because another reason"},
 		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, ""), in(3, pod.NotReady, "the pod is new")}, "joined go-micro-srv-3 not ready, because the pod is new"},
 		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, ""), in(3, pod.Ready, "")}, "ready go-micro-srv-3"},
 		{[]pod.Instance{in(1, pod.Ready, ""), in(2, pod.Ready, ""), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "joined go-micro-srv-4"},
@@ -46,6 +49,7 @@ func TestChanges(t *testing.T) {
 		{[]pod.Instance{in(1, pod.NodeUnreachable, ""), in(2, pod.Terminating, "deleted"), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "terminating go-micro-srv-2 deleted"},
 		{[]pod.Instance{in(1, pod.NodeUnreachable, ""), in(3, pod.Ready, ""), in(4, pod.Ready, "")}, "left go-micro-srv-2 last state: terminating"},
 	} {
+		time.Sleep(5 * time.Second)
 		before := l.recent().last()
 		l.observe(step.instances)
 		if got := strings.Join(texts(l.recent().after(before)), "; "); got != step.want {
@@ -112,7 +116,7 @@ func TestEjectionsAreChanges(t *testing.T) {
 		if s.decode("changes", &got); strings.Join(texts(got.Changes), "; ") != step.want {
 			t.Errorf("the changes are %q, want %q", texts(got.Changes), step.want)
 		}
-		if took := time.Since(begin); took > 5*time.Second {
+		if took := time.Since(begin); took > 10*time.Second {
 			t.Errorf("the change came after %s", took)
 		}
 	}
@@ -135,6 +139,27 @@ func TestCauseText(t *testing.T) {
 	} {
 		if got := causeText(errors.New(text)); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+	for text, code := range map[string]int32{"lost connection to the database": 500, "asking the database: context deadline exceeded": 500, "too late": 408} { // an answer of the instance
+		if got := causeText(microerrors.New("go-micro-srv", text, code)); got != "its calls failed" {
+			t.Errorf("an instance answers %q: %q", text, got)
+		}
+	}
+}
+
+// Instances that leave together are listed by name.
+func TestChangesAreInOrder(t *testing.T) {
+	var l changeLog
+	var instances []pod.Instance
+	for i := range 40 {
+		instances = append(instances, greeterInstance(10+i, pod.Ready))
+	}
+	l.observe(instances)
+	l.observe(nil)
+	for i, c := range l.recent().Changes {
+		if c.Pod != fmt.Sprint("go-micro-srv-", 10+i) {
+			t.Fatalf("change %d is %s %s", i, c.Change, c.Pod)
 		}
 	}
 }

@@ -55,6 +55,7 @@
 package dashboard
 
 import (
+	"context"
 	"embed"
 	"html/template"
 	"net/http"
@@ -109,7 +110,8 @@ func New(registry *pod.Registry) http.Handler {
 func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
 	d := &dashboard{hub: newHub(s, calls, onStart, podName, namespace), greeter: greeter, podName: podName, namespace: namespace,
 		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second, maxCalling: maxCalling, heartbeat: heartbeat}
-	d.traffic = newTraffic(d.callRepeatedly)
+	// With the first view the pods at the addresses are known; without one the calls begin after 10 s.
+	d.traffic = newTraffic(func(ctx context.Context) { _, _ = d.hub.wait(ctx) }, d.callRepeatedly)
 	return d
 }
 

@@ -29,6 +29,7 @@ type fakeCluster struct {
 	changed         chan struct{}
 	observers       int
 	observations    int       // since the start
+	yields          int       // since the start
 	lastContact     time.Time // now if zero
 	calls           map[callTarget]calls
 	informerStarted bool // the informer of the Greeter has been started
@@ -57,6 +58,7 @@ func (c *fakeCluster) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, err
 		defer func() { c.observers-- }()
 		for ctx.Err() == nil {
 			instances, err, changed := c.instances, c.err, c.changed
+			c.yields++
 			c.mu.Unlock()
 			more := yield(instances, err)
 			if more {
@@ -124,6 +126,13 @@ func (c *fakeCluster) count() (observers, observations int) {
 	return c.observers, c.observations
 }
 
+// yielded returns how many states the observations have begun to yield.
+func (c *fakeCluster) yielded() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.yields
+}
+
 func (c *fakeCluster) Hello(ctx context.Context, in *proto.HelloRequest, opts ...client.CallOption) (*proto.HelloResponse, error) {
 	var o client.CallOptions
 	for _, opt := range opts {
@@ -174,7 +183,18 @@ func greeterInstance(i int, state pod.State) pod.Instance {
 func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *httptest.Server) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	t.Cleanup(func() {
+		for end := time.Now().Add(10 * time.Second); ; { // goleak.Find waits for 0.4 s, which is short on a busy machine
+			err := goleak.Find(before)
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+		}
+	})
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
 	d := newDashboard(c, c.callsNow, c.startInformer, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond

@@ -127,7 +127,7 @@ func TestSlowFormIsCutOff(t *testing.T) {
 	defer conn.Close()
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nAccept: application/json\r\nContent-Length: 100\r\n\r\nn", root)
 	begin := time.Now()
-	_ = conn.SetReadDeadline(begin.Add(5 * time.Second))
+	_ = conn.SetReadDeadline(begin.Add(20 * time.Second))
 	all, err := io.ReadAll(conn) // until the server closes the connection
 	if err != nil || !strings.HasPrefix(string(all), "HTTP/1.1 408 ") || !strings.Contains(string(all), "The form did not arrive within 200ms.") {
 		t.Errorf("after %s the answer is %q, %v", time.Since(begin), all, err)
@@ -188,5 +188,5 @@ func TestGreeterIsLookedUpForFirstViewer(t *testing.T) {
 		t.Error("the Greeter is looked up without a viewer")
 	}
 	get(t, srv.URL+root)
-	eventually(t, time.Second, "the lookup of the Greeter", informerStarted)
+	eventually(t, 10*time.Second, "the lookup of the Greeter", informerStarted)
 }

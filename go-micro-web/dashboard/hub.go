@@ -84,11 +84,17 @@ func (h *hub) stopIfUnused() {
 
 // run publishes a view after each change. Changes within an interval share one view.
 func (h *hub) run(ctx context.Context) {
+	h.building.Lock()
 	h.changes.restart()
+	h.building.Unlock()
 	go h.watchCalls(ctx)
 	for ; ctx.Err() == nil; sleep(ctx, time.Second) { // the sequence ends early if the registry cannot be used
 		for instances, err := range h.source.Observe(ctx) {
 			h.building.Lock()
+			if ctx.Err() != nil { // another observation may have begun
+				h.building.Unlock()
+				return
+			}
 			h.instances, h.err = instances, err
 			if err == nil {
 				h.changes.observe(instances)

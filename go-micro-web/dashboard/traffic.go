@@ -33,6 +33,7 @@ const (
 // the last minute. All viewers of a pod share the calls: the rate is the highest that one
 // of them has chosen. It is safe for concurrent use.
 type traffic struct {
+	ready  func(context.Context)                               // returns when the calls may begin
 	call   func(ctx context.Context, tried func(sample)) error // one call; tried is called after each try, possibly later than the return
 	window time.Duration                                       // callWindow
 
@@ -52,8 +53,8 @@ type sample struct {
 	failed bool
 }
 
-func newTraffic(call func(context.Context, func(sample)) error) *traffic {
-	return &traffic{call: call, window: callWindow, rates: map[*int]int{}}
+func newTraffic(ready func(context.Context), call func(context.Context, func(sample)) error) *traffic {
+	return &traffic{ready: ready, call: call, window: callWindow, rates: map[*int]int{}}
 }
 
 // parseRate reads a number of calls per second.
@@ -95,6 +96,7 @@ func (t *traffic) join(rate int) (leave func()) {
 func (t *traffic) run(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
+	t.ready(ctx)
 	for next := time.Now(); ctx.Err() == nil; sleep(ctx, time.Until(next)) {
 		running.Go(func() { t.callOnce(ctx) })
 		next = later(next.Add(time.Second/time.Duration(max(1, t.rate()))), time.Now().Add(-time.Second)) // after a pause of the process, at most a second of calls is made up for
@@ -207,9 +209,13 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics 
 		}
 	}
 
-	tried := map[callTarget][]sample{}
+	tried, shown := map[callTarget][]sample{}, map[callTarget]calls{}
 	for _, try := range tries {
-		tried[try.target] = append(tried[try.target], try)
+		target := try.target.clipped()
+		tried[target] = append(tried[target], try)
+	}
+	for target, c := range byTarget {
+		shown[target.clipped()] = c
 	}
 	add := func(target callTarget, state string) {
 		samples := tried[target]
@@ -218,7 +224,7 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics 
 			s.Omitted++
 			return
 		}
-		row := instanceStats{Pod: clip(target.pod), Address: clip(target.address), State: state, outcomes: outcomesOf(samples), calls: byTarget[target]}
+		row := instanceStats{Pod: target.pod, Address: target.address, State: state, outcomes: outcomesOf(samples), calls: shown[target]}
 		if len(tries) > 0 {
 			row.Share = math.Round(float64(len(samples))/float64(len(tries))*1000) / 1000
 		}
@@ -302,7 +308,6 @@ func (d *dashboard) serveCalling(w http.ResponseWriter, r *http.Request) {
 
 // callRepeatedly is the call of traffic.
 func (d *dashboard) callRepeatedly(ctx context.Context, tried func(sample)) error {
-	_, _ = d.hub.wait(ctx) // the first view, so that the pods at the addresses are known; without one the calls go on
 	_, _, err := d.hello(ctx, callName, tried)
 	return err
 }

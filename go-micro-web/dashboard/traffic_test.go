@@ -1,8 +1,10 @@
 package dashboard
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -46,12 +48,19 @@ func TestKeepCalling(t *testing.T) {
 		}
 		return []string{address(1)}
 	})
+	begin := time.Now()
 	s, status := openCalling(t, srv, "50")
 	if status != http.StatusOK {
 		t.Fatal(status)
 	}
 	var got statistics
-	for got.Calls < 60 {
+	counted := func() (sum int) { // by the time line, which lacks the calls of the current second
+		for _, n := range got.Timeline.Calls {
+			sum += n
+		}
+		return sum
+	}
+	for got.Calls < 60 || counted() < 60 {
 		s.decode("calls", &got)
 	}
 	if got.Pod != "go-micro-web-1" || got.Rate != 50 || got.Viewers != 1 || got.Seconds != 10 || got.Failures != 0 || got.P50 == nil || got.P99 == nil {
@@ -67,23 +76,17 @@ func TestKeepCalling(t *testing.T) {
 	if i := got.Instances[2]; i.InFlight != 2 || !i.EjectedUntil.Equal(until) {
 		t.Errorf("the third instance has %+v", i)
 	}
-	sum := 0
-	for _, n := range got.Timeline.Calls {
-		sum += n
-	}
-	if sum > got.Calls || sum < got.Calls-75 || // those of the current second are missing
-		len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
-		t.Errorf("the time line has %d calls, want %d: %+v", sum, got.Calls, got.Timeline)
+	if len(got.Timeline.Calls) != 60 || len(got.Timeline.Failures) != 60 {
+		t.Errorf("the time line is %+v", got.Timeline)
 	}
 
-	begin, before := time.Now(), c.countCalls()
-	time.Sleep(time.Second)
-	if rate := float64(c.countCalls()-before) / time.Since(begin).Seconds(); rate < 25 || rate > 75 {
-		t.Errorf("%.0f calls a second, want 50", rate)
+	made, took := float64(c.countCalls()), time.Since(begin) // since the begin, because calls that a stalled machine has missed are made up for
+	if want := 50 * took.Seconds(); made < want/2 || made > want+51 {
+		t.Errorf("%.0f calls in %s, want 50 a second", made, took)
 	}
 	s.rsp.Body.Close()
-	eventually(t, 5*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
-	before = c.countCalls()
+	eventually(t, 10*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
+	before := c.countCalls()
 	time.Sleep(200 * time.Millisecond)
 	if after := c.countCalls(); after != before {
 		t.Errorf("%d calls after the viewer has left", after-before)
@@ -92,6 +95,43 @@ func TestKeepCalling(t *testing.T) {
 	var last statistics
 	if err := json.Unmarshal([]byte(body), &last); err != nil || last.Viewers > 1 || last.Calls < got.Calls {
 		t.Errorf("afterwards calls.json is %s, %v", body, err)
+	}
+}
+
+// lateSource observes nothing until it is ready, as while the API server does not answer.
+type lateSource struct {
+	*fakeCluster
+	ready chan struct{}
+}
+
+func (l lateSource) Observe(ctx context.Context) iter.Seq2[[]pod.Instance, error] {
+	return func(yield func([]pod.Instance, error) bool) {
+		select {
+		case <-l.ready:
+			l.fakeCluster.Observe(ctx)(yield)
+		case <-ctx.Done():
+		}
+	}
+}
+
+// The calls begin after the first view. Those that were due before are not made up for at
+// once.
+func TestCallsBeginAfterTheFirstView(t *testing.T) {
+	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	late := lateSource{c, make(chan struct{})}
+	d.hub.source = late
+	c.setTries(alternate(address(1)))
+	s, _ := openCalling(t, srv, "50")
+	time.Sleep(4 * time.Second)
+	if n := c.countCalls(); n != 0 {
+		t.Errorf("%d calls before the first view", n)
+	}
+	begin := time.Now()
+	close(late.ready)
+	s.next()
+	eventually(t, 10*time.Second, "the calls", func() bool { return c.countCalls() > 5 })
+	if n, most := float64(c.countCalls()), 50*time.Since(begin).Seconds()+51; n > most {
+		t.Errorf("%.0f calls in %s, want 50 a second", n, time.Since(begin))
 	}
 }
 
@@ -108,7 +148,7 @@ func TestViewersShareTheCalls(t *testing.T) {
 		t.Errorf("viewers that want 1 and 50 calls a second get %d", got.Rate)
 	}
 	fast.rsp.Body.Close()
-	eventually(t, 5*time.Second, "the lower rate", func() bool { return d.traffic.rate() == 1 })
+	eventually(t, 10*time.Second, "the lower rate", func() bool { return d.traffic.rate() == 1 })
 }
 
 func TestCallsAreBounded(t *testing.T) {
@@ -137,7 +177,7 @@ func TestCallsAreBounded(t *testing.T) {
 	s, _ := openCalling(t, srv, "50")
 	for s.lines.Scan() {
 	}
-	eventually(t, 5*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 })
+	eventually(t, 10*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 })
 }
 
 // The calls in flight are bounded, and stop with their viewer although nothing answers.
@@ -146,13 +186,13 @@ func TestCallsWithoutAnAnswerStop(t *testing.T) {
 	c.delay = time.Hour
 	c.setTries(alternate(address(1)))
 	s, _ := openCalling(t, srv, "50")
-	eventually(t, 5*time.Second, "some calls", func() bool { return c.countCalls() >= 10 })
+	eventually(t, 10*time.Second, "some calls", func() bool { return c.countCalls() >= 10 })
 	s.rsp.Body.Close()
-	eventually(t, 2*time.Second, "the end of the calls", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
+	eventually(t, 4*time.Second, "the end of the calls, before their timeout of 5 s", func() bool { return d.traffic.rate() == 0 && d.hub.streams.count() == 0 })
 }
 
 func TestStatistics(t *testing.T) {
-	tr := newTraffic(nil)
+	tr := newTraffic(nil, nil)
 	at := time.Now()
 	for i := 100; i >= 1; i-- { // 1 to 100 ms
 		tr.tries = append(tr.tries, sample{at, callTarget{"a", "10.0.0.1:1"}, time.Duration(i) * time.Millisecond, i > 98})
@@ -185,5 +225,19 @@ func TestStatistics(t *testing.T) {
 	}
 	if s := tr.statistics(nil, nil); len(s.Instances) != 200 || s.Omitted != 802 {
 		t.Errorf("of 1002 instances %d are shown and %d omitted", len(s.Instances), s.Omitted)
+	}
+}
+
+// The view clips long texts, which the selector does not.
+func TestStatisticsOfPodWithLongName(t *testing.T) {
+	long := greeterInstance(1, pod.Ready)
+	long.Pod = strings.Repeat("x", 253) // the longest name of a pod
+	target := callTarget{long.Pod, long.Address}
+	tr := newTraffic(nil, nil)
+	tr.tries = []sample{{end: time.Now(), target: target}}
+	byTarget := map[callTarget]calls{target: {InFlight: 3}}
+	s := tr.statistics(newView("web", "go-micro", []pod.Instance{long}, nil, time.Now(), byTarget), byTarget)
+	if len(s.Instances) != 1 || s.Instances[0].Calls != 1 || s.Instances[0].InFlight != 3 {
+		t.Errorf("%+v", s.Instances)
 	}
 }

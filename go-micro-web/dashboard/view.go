@@ -99,6 +99,9 @@ type calls struct {
 // callTarget is an instance of go-micro-srv, the only service that the page calls.
 type callTarget struct{ pod, address string }
 
+// clipped returns the target as the view shows it.
+func (t callTarget) clipped() callTarget { return callTarget{clip(t.pod), clip(t.address)} }
+
 // Text describes the ejection, or else the calls in flight. The script writes the same text.
 func (c *calls) Text() string {
 	switch {

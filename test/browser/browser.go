@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -16,7 +17,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// Tab is the only tab of a browser. Each of its operations may take 10 s and fails
+// Tab is the only tab of a browser. Each of its operations may take a minute and fails
 // the test T if it does not succeed.
 type Tab struct {
 	T   *testing.T // the test that runs; a subtest sets its own
@@ -30,7 +31,9 @@ type Tab struct {
 // The browser ends with the test. flags are flags of Chromium, without dashes.
 func Open(t *testing.T, url string, flags map[string]string) *Tab {
 	t.Helper()
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(find(t)), chromedp.WindowSize(1000, 860))
+	dir := temporary(t)
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(find(t)), chromedp.WindowSize(1000, 860),
+		chromedp.UserDataDir(filepath.Join(dir, "profile")), chromedp.Env("TMPDIR="+dir), chromedp.WSURLReadTimeout(time.Minute))
 	if os.Getuid() == 0 { // the sandbox of Chromium does not work for root
 		options = append(options, chromedp.NoSandbox)
 	}
@@ -57,6 +60,28 @@ func Open(t *testing.T, url string, flags map[string]string) *Tab {
 	}()
 	b.Do(Theme("light"), chromedp.Navigate(url))
 	return b
+}
+
+// temporary returns a directory for all files of a browser, which a browser that is killed leaves
+// behind. It is not t.TempDir: its path may be too long for Chromium's Unix socket, and Chromium's child
+// processes end, and stop writing, a moment after the browser.
+func temporary(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "browser-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		end := time.Now().Add(20 * time.Second)
+		for err := os.RemoveAll(dir); err != nil; err = os.RemoveAll(dir) {
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	return dir
 }
 
 func find(t *testing.T) string {
@@ -98,7 +123,7 @@ func (b *Tab) Wait(what, expression string) {
 // Run runs an action and returns its result.
 func Run[T any](b *Tab, action chromedp.Action[T]) T {
 	b.T.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
 	v, err := chromedp.Run(ctx, action)
 	if err != nil {

@@ -39,7 +39,7 @@ func TestFollow(t *testing.T) {
 		t.Helper()
 		lines++
 		var at time.Time
-		eventually(t, 30*time.Second, "a line after "+what, func() error {
+		eventually(t, time.Minute, "a line after "+what, func() error {
 			all, err := printedMaps(pod)
 			if err == nil && len(all) < lines {
 				err = errors.New("no new line")
@@ -56,8 +56,8 @@ func TestFollow(t *testing.T) {
 		})
 		if took := at.Sub(changed); !changed.IsZero() {
 			t.Logf("%s: printed %s after kubectl started", what, took.Round(time.Millisecond))
-			if took > 5*time.Second {
-				t.Errorf("%s: printed after %s, want at most 5 s", what, took)
+			if took > 15*time.Second { // 2 s on an idle machine; without a watch it would be minutes
+				t.Errorf("%s: printed after %s, want at most 15 s", what, took)
 			}
 		}
 	}

@@ -178,7 +178,7 @@ func rolloutNeverReady(t *testing.T) {
 		isOld := func(p corev1.Pod) bool {
 			return slices.ContainsFunc(old, func(o corev1.Pod) bool { return o.Name == p.Name })
 		}
-		eventually(t, time.Minute, "a new pod of "+d+" with a failed readiness probe", func() error {
+		eventually(t, 2*time.Minute, "a new pod of "+d+" with a failed readiness probe", func() error {
 			for _, p := range pods(t, d) {
 				if !faults.IsReady(p) && !isOld(p) {
 					return probeFailed(t, p.Name, "Readiness")
@@ -210,14 +210,14 @@ func frozenProcessRestarts(t *testing.T, calls *load) {
 	}
 	begin := time.Now()
 	onNode(t, "kill", "-STOP", podProcess(t, victim))
-	eventually(t, 20*time.Second, "the frozen pod not ready", func() error {
+	eventually(t, time.Minute, "the frozen pod not ready", func() error {
 		if faults.IsReady(current()) {
 			return errors.New("it is ready")
 		}
 		return nil
 	})
 	notReady := time.Now()
-	eventually(t, 90*time.Second, "the frozen pod restarted and ready", func() error {
+	eventually(t, 3*time.Minute, "the frozen pod restarted and ready", func() error {
 		if p := current(); faults.Restarts(p) == 0 || !faults.IsReady(p) {
 			return fmt.Errorf("restarts: %d, ready: %v", faults.Restarts(p), faults.IsReady(p))
 		}

@@ -81,7 +81,7 @@ func loadImages(cluster string) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("locking %q: %w", lock.Name(), err)
 	}
-	if err := command(2*time.Minute, nil, "make", "--no-print-directory", "build"); err != nil {
+	if err := command(15*time.Minute, nil, "make", "--no-print-directory", "build"); err != nil { // compiles every package the first time
 		return err
 	}
 	dir, err := os.MkdirTemp("", "probe-")

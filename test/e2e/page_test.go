@@ -183,7 +183,7 @@ func (b *tab) recordTransitions() (stop func(states ...string) (onPage []transit
 	}
 }
 
-// checkDelays checks that at least n transitions were shown, each within 3 s. On
+// checkDelays checks that at least n transitions were shown, each within 6 s. On
 // an idle machine one second is enough.
 func checkDelays(t *testing.T, delays []time.Duration, n int) {
 	t.Helper()
@@ -192,7 +192,7 @@ func checkDelays(t *testing.T, delays []time.Duration, n int) {
 	}
 	longest := delays[len(delays)-1]
 	t.Logf("%d transitions; delay of the page behind the API server: median %s, longest %s", len(delays), delays[len(delays)/2], longest)
-	if longest > 3*time.Second {
+	if longest > 6*time.Second {
 		t.Errorf("the longest delay is %s", longest)
 	}
 }
@@ -558,7 +558,7 @@ func pageFrozenAPIServer(t *testing.T, b *tab) {
 	b.Wait("the page to notice", `document.getElementById("connection").textContent !== "Live"`)
 	noticed := time.Since(begin)
 	t.Logf("the page shows the silence %s after the freeze", noticed.Round(100*time.Millisecond))
-	if noticed > 18*time.Second {
+	if noticed > 25*time.Second { // the script waits for 15 s
 		t.Errorf("the page says Live for %s after the freeze", noticed)
 	}
 	b.Wait("the problem", `document.getElementById("problem").textContent`)

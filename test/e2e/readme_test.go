@@ -39,7 +39,7 @@ func TestREADME(t *testing.T) {
 		t.Logf("%s took %.1f s", page, time.Since(begin).Seconds())
 	}
 	var out bytes.Buffer
-	if err := command(5*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {
+	if err := command(10*time.Minute, &out, "make", "demo", "CLUSTER="+name); err != nil {
 		t.Fatalf("second make demo: %v\n%s", err, out.String())
 	}
 	for _, want := range []string{"micro.mu/selector-go-micro-srv=service", `{"name":"go-micro-srv"`, "\nServer Hello XXX!\n",

@@ -103,7 +103,7 @@ func (c Cluster) ProbeImage(ctx context.Context, name, dir string) (image string
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "Dockerfile"), dockerfile, 0o644)); err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute) // the first time, every package is compiled
 	defer cancel()
 	_, err = c.run(ctx, "", "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "probe"), "./test/e2e/probe")
 	return name + "=" + dir, err

@@ -53,6 +53,16 @@ func (h Histogram) Quantile(q float64) time.Duration {
 	return 0
 }
 
+// Longer returns the sum of all durations that exceed d.
+func (h Histogram) Longer(d time.Duration) (sum time.Duration) {
+	for key, n := range h {
+		if mean := math.Exp2((float64(key)+0.5)/keysPerOctave) * float64(time.Microsecond); mean > float64(d) {
+			sum += time.Duration(float64(n) * mean)
+		}
+	}
+	return sum
+}
+
 // Sum adds up the seconds that begin and end between two times. Sum.Begin is the beginning of the first
 // of them, Sum.End the end of the last.
 func Sum(log []Second, from, to time.Time) Second {

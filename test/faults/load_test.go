@@ -22,6 +22,9 @@ func TestHistogram(t *testing.T) {
 			t.Errorf("quantile %g: got %s, want %s and at most 3 %% more", q, got, want)
 		}
 	}
+	if got := h.Longer(900 * time.Millisecond); got < 93*time.Second || got > 97*time.Second { // 901 + 902 + … + 1000 ms, to within a key
+		t.Errorf("the durations that exceed 900 ms are %s together, want 95 s", got)
+	}
 	h = Histogram{}
 	h.Add(0)
 	if got := h.Quantile(0.99); got <= 0 || got > 2*time.Microsecond {

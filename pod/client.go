@@ -43,7 +43,7 @@ import (
 // connection (gRFC A18). A broken connection is opened again after 1 s, then 1.6 times later
 // each time, as in gRPC's connection backoff protocol, but at most 10 s later, so that an
 // instance is connected when its ejection ends. An attempt to connect takes at most
-// client.DialTimeout, 5 s by default.
+// client.DialTimeout, 5 s by default. Up to 1 MiB of a stream, and of a connection, may be unread.
 //
 // # Differences
 //

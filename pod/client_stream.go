@@ -69,12 +69,20 @@ func (k *call) open(ctx context.Context, s *stream, i *instance, address, method
 	streamCtx, cancel := context.WithCancelCause(callerCtx)
 	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(streamOutcome(callerCtx, err), err) }))
 	opening := time.AfterFunc(openLimit(o.DialTimeout), func() { cancel(errOpeningTooLong) })
+	opened := false
+	defer func() { // also if an interceptor panics
+		if !opened {
+			opening.Stop()
+			cancel(nil)
+			end.finish(inconclusive, nil) // the attempt reports its outcome itself
+		}
+	}()
 	g, err := conn.channel.NewStream(streamCtx, streamDesc, method, options...)
-	opening.Stop()
+	if !opening.Stop() && err == nil {
+		err = errOpeningTooLong // the time was up when the stream was open
+	}
 	if err != nil {
-		tooLong := errors.Is(context.Cause(streamCtx), errOpeningTooLong) && callerCtx.Err() == nil
-		cancel(nil)
-		end.finish(inconclusive, err) // the attempt reports its outcome itself
+		tooLong := (errors.Is(err, errOpeningTooLong) || errors.Is(context.Cause(streamCtx), errOpeningTooLong)) && callerCtx.Err() == nil
 		if node == k.node {
 			k.outcome = streamOutcome(callerCtx, err)
 			if tooLong {
@@ -89,6 +97,7 @@ func (k *call) open(ctx context.Context, s *stream, i *instance, address, method
 		}
 		return clientError("Error creating stream: " + err.Error())
 	}
+	opened = true
 	if node == k.node {
 		k.ended = end
 	}

@@ -17,7 +17,9 @@ import (
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 )
 
@@ -50,7 +52,14 @@ func TestClientStreamCountsAsInFlightUntilItEnds(t *testing.T) {
 				t.Error(err, s.Error())
 			}
 		},
-		"Close":                     func(s client.Stream, _ context.CancelFunc) { _ = s.Close() },
+		"Close": func(s client.Stream, _ context.CancelFunc) {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := s.Recv(new(proto.HelloResponse)); status.Code(err) != codes.Canceled {
+				t.Error("Recv after Close returns", err)
+			}
+		},
 		"the end of the context":    func(_ client.Stream, cancel context.CancelFunc) { cancel() },
 		"Close and the context":     func(s client.Stream, cancel context.CancelFunc) { cancel(); _ = s.Close() },
 		"a message that is invalid": func(s client.Stream, _ context.CancelFunc) { _ = s.Send("not a message"); _ = s.Close() },
@@ -221,4 +230,22 @@ func TestClientStreamSendsAndReceivesConcurrently(t *testing.T) {
 	if n := inFlightCalls(c); n != 0 {
 		t.Errorf("%d in flight", n)
 	}
+}
+
+// A stream is open, or its opening took too long. The interceptor opens the stream and then lets the time pass.
+func TestClientStreamOpenedTooLate(t *testing.T) {
+	address := startStreams(t)
+	c, _ := newTestClient(t, []string{address}, dialOptions(grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := open(ctx, desc, cc, method, opts...)
+			if err == nil {
+				<-ctx.Done() // the limit of the opening
+			}
+			return s, err
+		})))
+	_, err := c.Stream(t.Context(), c.NewRequest("greeter", "TestStreams.Echo", nil), client.WithDialTimeout(200*time.Millisecond))
+	if err == nil || !strings.Contains(err.Error(), errOpeningTooLong.Error()) {
+		t.Errorf("opening a stream too late returns %v", err)
+	}
+	eventually(t, "none is in flight", func() bool { return inFlightCalls(c) == 0 })
 }

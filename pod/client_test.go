@@ -718,6 +718,9 @@ func TestClientAfterPanic(t *testing.T) {
 		"interceptor": dialOptions(grpc.WithUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
 			panic("expected")
 		})),
+		"stream interceptor": dialOptions(grpc.WithStreamInterceptor(func(context.Context, *grpc.StreamDesc, *grpc.ClientConn, string, grpc.Streamer, ...grpc.CallOption) (grpc.ClientStream, error) {
+			panic("expected")
+		})),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, inf := newTestClient(t, []string{a.address()}, opt)
@@ -727,7 +730,11 @@ func TestClientAfterPanic(t *testing.T) {
 						t.Errorf("recovered %v", r)
 					}
 				}()
-				_ = callGreeter(t.Context(), c)
+				if name == "stream interceptor" {
+					_, _ = c.Stream(t.Context(), c.NewRequest("greeter", "Greeter.Hello", nil))
+				} else {
+					_ = callGreeter(t.Context(), c)
+				}
 			}()
 			if n := inFlightCalls(c); n != 0 {
 				t.Errorf("%d calls in flight", n)

@@ -78,6 +78,9 @@ func DrainWait(d time.Duration) LifecycleOption { return func(l *lifecycle) { l.
 // the id go.micro.client, the service's name replaces that id, so that callers can tell
 // the error from one of their own client. Its code and text stay.
 //
+// Flow control: up to 1 MiB of a stream, and of a connection, may be unread, unless grpcs.Options
+// has set other windows.
+//
 // If the service uses another registry, as with --registry=mdns, readiness does not
 // depend on the registration.
 func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {

@@ -90,6 +90,7 @@ func refusingAddress(t *testing.T) string {
 // greeterClient calls the greeters at fixed addresses with go-micro's client.
 type greeterClient struct {
 	proto.GreeterService
+	client   client.Client
 	informer *informer
 	selector *Selector
 }
@@ -100,7 +101,7 @@ func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *
 	inf.Replace(readyPodsAt(t, addresses...))
 	s := NewSelector(r)
 	c := grpcc.NewClient(append([]client.Option{client.Selector(s), client.Registry(r)}, opts...)...)
-	return &greeterClient{proto.NewGreeterService("greeter", c), inf, s}
+	return &greeterClient{proto.NewGreeterService("greeter", c), c, inf, s}
 }
 
 func (c *greeterClient) call(deadline time.Duration, opts ...client.CallOption) error {
@@ -157,7 +158,18 @@ func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) 
 	return nil
 }
 
-// go-micro's client sleeps 100 ms before a retry, even if the deadline passes meanwhile.
+// markCounter is a Selector that counts the attempts that have ended.
+type markCounter struct {
+	*Selector
+	marked atomic.Int64
+}
+
+func (s *markCounter) Mark(service string, n *registry.Node, err error) {
+	s.Selector.Mark(service, n, err)
+	s.marked.Add(1)
+}
+
+// go-micro's client waits before a retry, even if the deadline passes meanwhile.
 // Then it picks an instance and reports 408 for the instance without having called it.
 func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
@@ -168,18 +180,30 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 				a, _ := startServer(t, answer)
 				healthy = append(healthy, a)
 			}
-			c := newGreeterClient(t, append([]string{dead}, healthy...), client.Retries(1))
+			var attempts atomic.Int64
+			waitForDeadline := func(ctx context.Context, _ client.Request, i int) (time.Duration, error) {
+				if attempts.Add(1); i > 0 {
+					<-ctx.Done()
+				}
+				return 0, nil
+			}
+			c := newGreeterClient(t, append([]string{dead}, healthy...), client.Retries(1), client.Backoff(waitForDeadline))
+			counter := &markCounter{Selector: c.selector}
+			if err := c.client.Init(client.Selector(counter)); err != nil {
+				t.Fatal(err)
+			}
 			c.connect(t, healthy...)
+			allEnded := func() bool { return counter.marked.Load() == attempts.Load() }
 			for range 3 {
+				eventually(t, "all attempts have ended", allEnded)
 				c.selector.Reset("greeter")
-				c.expectSlowAnswers(healthy...) // the answers since have shortened the interval
 				for begin := time.Now(); len(c.ejected()) == 0; {
-					_ = c.call(80 * time.Millisecond)
+					_ = c.call(2 * time.Second) // healthy instances answer in time, even on a busy machine
 					if time.Since(begin) > 30*time.Second {
 						t.Fatal("the dead instance is not ejected")
 					}
 				}
-				time.Sleep(300 * time.Millisecond) // wait for the retry, whose deadline has passed
+				eventually(t, "the retry, whose deadline has passed, has ended", allEnded)
 				if got := c.ejected(); len(got) != 1 || got[0] != dead {
 					t.Fatalf("ejected: %q, want only the dead instance %s", got, dead)
 				}

@@ -22,6 +22,8 @@ import (
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/debug/trace"
+	"github.com/micro/go-micro/v2/debug/trace/memory"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
@@ -393,9 +395,17 @@ func startIdle(k *kube, period time.Duration) (func(*table) error, error) {
 	}, nil
 }
 
+// podTracer is what pod/ has set when it was imported.
+var podTracer, goMicroTracer = trace.DefaultTracer, memory.NewTracer()
+
 // newService returns a go-micro service that listens on loopback. The in-memory
-// broker avoids a second listener.
+// broker avoids a second listener. The service has go-micro's tracer if it uses nothing of pod/, also
+// no Lifecycle, which is an option.
 func newService(name string, s candidate, more ...micro.Option) micro.Service {
+	trace.DefaultTracer = goMicroTracer
+	if _, ok := s.registry.(*pod.Registry); ok || len(more) > 0 {
+		trace.DefaultTracer = podTracer
+	}
 	options := []micro.Option{micro.Name(name), micro.Broker(broker.NewBroker()), micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0")))}
 	if s.client != nil {
 		options = append(options, micro.Client(s.client), micro.Registry(s.registry))

@@ -1,0 +1,138 @@
+package pod
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/micro/go-micro/v2"
+	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+)
+
+// readSettings reads the first frame that a peer sends.
+func readSettings(t *testing.T, conn net.Conn) (window, streams uint32) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	frame, err := http2.NewFramer(conn, conn).ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, ok := frame.(*http2.SettingsFrame)
+	if !ok {
+		t.Fatalf("the first frame is %v", frame)
+	}
+	window, _ = settings.Value(http2.SettingInitialWindowSize)
+	streams, _ = settings.Value(http2.SettingMaxConcurrentStreams)
+	return window, streams
+}
+
+func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
+	for name, test := range map[string]struct {
+		options []grpc.ServerOption
+		window  uint32
+	}{
+		"no window of the user": {nil, flowControlWindow},
+		"a window of the user":  {[]grpc.ServerOption{grpc.InitialWindowSize(2 << 20)}, 2 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()),
+				grpcs.Options(append(test.options, grpc.MaxConcurrentStreams(7))...))
+			o := micro.Options{Server: s}
+			Lifecycle(newEmptyRegistry(t))(&o)
+			for _, prepare := range o.BeforeStart {
+				if err := prepare(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Stop() }()
+			conn, err := net.Dial("tcp", s.Options().Address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+				t.Fatal(err)
+			}
+			if window, streams := readSettings(t, conn); window != test.window || streams != 7 {
+				t.Errorf("the server permits %d bytes and %d streams, want %d and 7", window, streams, test.window)
+			}
+		})
+	}
+}
+
+func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
+	for name, test := range map[string]struct {
+		options []client.Option
+		window  uint32
+	}{
+		"no window of the user": {nil, flowControlWindow},
+		"a window of the user":  {[]client.Option{dialOptions(grpc.WithInitialWindowSize(2 << 20))}, 2 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			c, _ := newTestClient(t, []string{l.Addr().String()}, test.options...)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() { ended <- callGreeter(ctx, c) }()
+			defer func() { cancel(); <-ended }()
+			conn, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+				t.Fatal(err)
+			}
+			if window, _ := readSettings(t, conn); window != test.window {
+				t.Errorf("the client permits %d bytes, want %d", window, test.window)
+			}
+		})
+	}
+}
+
+// readRecorder counts the reads of a connection, each of which returns all that it may.
+type readRecorder struct {
+	net.Conn
+	data  []byte
+	reads int
+}
+
+func (r *readRecorder) Read(b []byte) (int, error) {
+	r.reads++
+	n := copy(b, r.data)
+	r.data = r.data[n:]
+	return n, nil
+}
+
+// TestConnectionReadsShortFramesTogether reads three frames that have arrived together as grpc-go does, first
+// the header of a frame and then its rest.
+func TestConnectionReadsShortFramesTogether(t *testing.T) {
+	ping := []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678")
+	recorder := &readRecorder{data: append(append(append([]byte{}, ping...), ping...), ping...)}
+	c := &settingsConn{Conn: recorder, done: true}
+	for range 3 {
+		for _, part := range [][]byte{ping[:frameHeaderSize], ping[frameHeaderSize:]} {
+			got := make([]byte, len(part))
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != string(part) {
+				t.Fatalf("Read returns %q, %v, want %q", got, err, part)
+			}
+		}
+	}
+	if recorder.reads != 2 || c.buffer != nil {
+		t.Errorf("%d reads, want 2: the first header, and the rest; buffer held at the end: %v", recorder.reads, c.buffer != nil)
+	}
+}

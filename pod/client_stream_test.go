@@ -96,8 +96,8 @@ func TestClientStreamAndFailuresOfInstances(t *testing.T) {
 		want    string // the error of opening
 		within  time.Duration
 	}{
-		"refused": {refusingAddress, nil, "connection refused", time.Second},
-		"frozen":  {startFrozen, []client.Option{client.DialTimeout(100 * time.Millisecond)}, "Error creating stream: ", 2 * time.Second},
+		"refused": {refusingAddress, nil, "connection refused", 4 * time.Second},
+		"frozen":  {startFrozen, []client.Option{client.DialTimeout(100 * time.Millisecond)}, "Error creating stream: ", 4 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dead, works := try.address(t), startStreams(t)

@@ -251,15 +251,14 @@ func TestClientClosesConnectionAfterInstanceHasLeftAndItsCallsHaveEnded(t *testi
 	b := newBarrier()
 	gone, stays := startCounted(t, b.hold), startCounted(t, nil)
 	c, inf := newTestClient(t, []string{gone.address(), stays.address()})
-	results := make(chan error)
+	results := make(chan error, 1)
 	for b.waiting.Load() == 0 {
 		go func() { results <- callGreeter(t.Context(), c) }()
-		select {
-		case err := <-results:
-			if err != nil {
+		eventually(t, "the call waits in the instance that leaves, or the other has answered", func() bool { return b.waiting.Load() > 0 || len(results) > 0 })
+		if b.waiting.Load() == 0 {
+			if err := <-results; err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(200 * time.Millisecond):
 		}
 	}
 	inf.Delete(readyPodAt(t, 0, gone.address()))
@@ -280,8 +279,11 @@ func TestClientClosesConnectionAfterInstanceHasLeftAndItsCallsHaveEnded(t *testi
 	if n := stays.open.Load(); n != 1 {
 		t.Errorf("%d connections to the instance that stays, want 1", n)
 	}
-	if n := len(c.pools); n != 1 {
-		t.Errorf("the client keeps %d pools, want 1", n)
+	c.mu.Lock()
+	pools := len(c.pools)
+	c.mu.Unlock()
+	if pools != 1 {
+		t.Errorf("the client keeps %d pools, want 1", pools)
 	}
 	inf.Delete(readyPodAt(t, 1, stays.address())) // no call is in flight
 	eventually(t, "the other connection is closed", func() bool { return stays.open.Load() == 0 })
@@ -305,7 +307,7 @@ func TestClientCallsNewInstanceAtTheAddressOfAnOldOne(t *testing.T) {
 func TestClientKeepsNoConnectionToAddressesThatAreNotUsed(t *testing.T) {
 	checkNoLeak(t)
 	a, b := startCounted(t, nil), startCounted(t, nil)
-	c, _ := newTestClient(t, nil, client.PoolTTL(50*time.Millisecond))
+	c, _ := newTestClient(t, nil, client.PoolTTL(2*time.Second))
 	for range 3 {
 		if err := callGreeter(t.Context(), c, client.WithAddress(a.address())); err != nil {
 			t.Fatal(err)
@@ -314,7 +316,7 @@ func TestClientKeepsNoConnectionToAddressesThatAreNotUsed(t *testing.T) {
 	if n := a.accepted.Load(); n != 1 {
 		t.Errorf("%d connections, want 1", n)
 	}
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(2100 * time.Millisecond)
 	if err := callGreeter(t.Context(), c, client.WithAddress(b.address())); err != nil {
 		t.Fatal(err)
 	}

@@ -95,7 +95,7 @@ func (svc *testService) start(run func() error, started chan struct{}) *testServ
 	case <-started:
 	case err := <-svc.runErr:
 		svc.runErr <- err
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		svc.t.Fatal("the service does not start")
 	}
 	return svc
@@ -178,7 +178,7 @@ func TestFrozenAPIServerAffectsNeitherHealthNorStartNorStop(t *testing.T) {
 	n.CreateReadyPod("b")
 	registered := startGreeter(t, n.Environment("a"), 0)
 	c := registered.dial()
-	kubetest.Eventually(t, 5*time.Second, "ready", equals(func() string { return registered.healthStatus(c, "") }, "SERVING"))
+	kubetest.Eventually(t, 10*time.Second, "ready", equals(func() string { return registered.healthStatus(c, "") }, "SERVING"))
 	environmentOfB := n.Environment("b")
 
 	thaw := n.Freeze(t)
@@ -255,7 +255,7 @@ func TestDrain(t *testing.T) {
 	for kind, start := range kinds {
 		ready := func(t *testing.T, env apiserver.Environment, wait time.Duration) (*testService, caller, chan error) {
 			svc, c := start(t, env, wait)
-			kubetest.Eventually(t, 5*time.Second, "ready", equals(c.status, "SERVING"))
+			kubetest.Eventually(t, 10*time.Second, "ready", equals(c.status, "SERVING"))
 			answer := make(chan error, 1)
 			go func() { answer <- c.slow() }()
 			<-svc.started
@@ -264,11 +264,11 @@ func TestDrain(t *testing.T) {
 		t.Run(kind+"/calls in flight finish, in order", func(t *testing.T) {
 			n := kubetest.NewNamespace(t)
 			n.CreateReadyPod("a")
-			const wait = 2 * time.Second
+			const wait = 4 * time.Second
 			svc, c, answer := ready(t, n.Environment("a"), wait)
 			begin := time.Now()
 			svc.stop()
-			kubetest.Eventually(t, time.Second, "not ready", equals(c.status, "NOT_SERVING"))
+			kubetest.Eventually(t, wait, "not ready", equals(c.status, "NOT_SERVING"))
 			kubetest.Eventually(t, wait, "deregistration", equals(func() bool { return n.Registered("a", services[kind]) }, false))
 			if err := c.call(); err != nil || time.Since(begin) > wait {
 				t.Errorf("a new call during DrainWait: %v after %s", err, time.Since(begin))
@@ -284,7 +284,7 @@ func TestDrain(t *testing.T) {
 			if err := <-answer; err != nil {
 				t.Error(err)
 			}
-			if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second {
+			if err, took := svc.waitForRun(10 * time.Second); err != nil || took > 5*time.Second {
 				t.Errorf("Run returned %v, %s after the last handler", err, took)
 			}
 			if n.Registered("a", services[kind]) { // go-micro calls Register every 50 ms here
@@ -295,29 +295,31 @@ func TestDrain(t *testing.T) {
 			n := kubetest.NewNamespace(t)
 			n.CreateReadyPod("a")
 			svc, c := start(t, n.Environment("a"), 500*time.Millisecond)
-			kubetest.Eventually(t, 5*time.Second, "ready", equals(c.status, "SERVING"))
+			kubetest.Eventually(t, 10*time.Second, "ready", equals(c.status, "SERVING"))
+			begin := time.Now()
 			svc.stop()
-			if err, took := svc.waitForRun(5 * time.Second); err != nil || took < 500*time.Millisecond || took > 2500*time.Millisecond {
+			err, _ := svc.waitForRun(20 * time.Second)
+			if took := time.Since(begin); err != nil || took < 500*time.Millisecond || took > 10*time.Second { // the grace period is 30 s
 				t.Errorf("Run returned %v after %s", err, took)
 			}
 		})
 		t.Run(kind+"/the pod's grace period limits the drain", func(t *testing.T) {
 			n := kubetest.NewNamespace(t)
-			period := int64(4)
+			period := int64(6)
 			n.CreateReadyPod("a", func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = &period })
 			svc, _, answer := ready(t, n.Environment("a"), 200*time.Millisecond)
 			begin := time.Now()
 			svc.stop()
 			select {
 			case err := <-answer:
-				if took := time.Since(begin); err == nil || took < 900*time.Millisecond || took > 4*time.Second {
+				if took := time.Since(begin); err == nil || took < 2900*time.Millisecond || took > 6*time.Second {
 					t.Errorf("the caller: %v after %s", err, took)
 				}
 			case <-time.After(10 * time.Second):
 				t.Error("the caller still waits")
 			}
 			svc.release() // go-micro's Stop waits for the handlers whose calls it has cut off
-			if err, _ := svc.waitForRun(time.Second); err == nil || !strings.Contains(err.Error(), "cut off: the pod's grace period ends") {
+			if err, _ := svc.waitForRun(10 * time.Second); err == nil || !strings.Contains(err.Error(), "cut off: the pod's grace period ends") {
 				t.Errorf("Run returned %v", err)
 			}
 		})
@@ -329,16 +331,16 @@ func TestDrain(t *testing.T) {
 			n.CreateReadyPod("a")
 			svc, c, answer := ready(t, n.Environment("a"), 20*time.Second)
 			svc.stop()
-			kubetest.Eventually(t, time.Second, "not ready", equals(c.status, "NOT_SERVING"))
+			kubetest.Eventually(t, 10*time.Second, "not ready", equals(c.status, "NOT_SERVING"))
 			begin := time.Now()
 			if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-answer; err == nil || time.Since(begin) > 3*time.Second {
+			if err := <-answer; err == nil || time.Since(begin) > 10*time.Second {
 				t.Errorf("the caller: %v after %s", err, time.Since(begin))
 			}
 			svc.release()
-			if err, _ := svc.waitForRun(time.Second); err == nil || !strings.Contains(err.Error(), "cut off: a second signal: terminated") {
+			if err, _ := svc.waitForRun(10 * time.Second); err == nil || !strings.Contains(err.Error(), "cut off: a second signal: terminated") {
 				t.Errorf("Run returned %v", err)
 			}
 		})
@@ -350,13 +352,13 @@ func TestRunReturnsWhyServiceCannotStart(t *testing.T) {
 	t.Setenv("KUBECONFIG", "/nonexistent")
 	outside := apiserver.Environment{Getenv: func(string) string { return "" }, ServiceAccountDir: t.TempDir()}
 	for name, svc := range map[string]*testService{"grpc": startGreeter(t, outside, 0), "web": startWeb(t, outside, 0)} {
-		if err, _ := svc.waitForRun(time.Second); err == nil || !strings.Contains(err.Error(), "not in a pod") {
+		if err, _ := svc.waitForRun(10 * time.Second); err == nil || !strings.Contains(err.Error(), "not in a pod") {
 			t.Errorf("%s: Run returned %v", name, err)
 		}
 	}
 	n.CreateReadyPod("a")
 	svc := startWeb(t, n.Environment("a"), 0, web.Server(&http.Server{}))
-	if err, _ := svc.waitForRun(time.Second); err == nil || !strings.Contains(err.Error(), "must come after web.Server") {
+	if err, _ := svc.waitForRun(10 * time.Second); err == nil || !strings.Contains(err.Error(), "must come after web.Server") {
 		t.Errorf("Run returned %v", err)
 	}
 }
@@ -373,7 +375,7 @@ func TestReadinessIgnoresRegistrationInAnotherRegistry(t *testing.T) {
 		}
 	}
 	svc.stop()
-	if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+	if err, _ := svc.waitForRun(10 * time.Second); err != nil {
 		t.Error(err)
 	}
 }
@@ -391,8 +393,8 @@ func TestPanicTextIsHiddenFromCallers(t *testing.T) {
 		o.BeforeStart = append(o.BeforeStart, func() error { return o.Server.Handle(o.Server.NewHandler(new(Streams))) })
 	})
 	c := g.dial()
-	_, unary := sayHello(contextWithTimeout(t, 5*time.Second), c, "panic")
-	stream, err := c.NewStream(contextWithTimeout(t, 5*time.Second), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Streams/Panic")
+	_, unary := sayHello(contextWithTimeout(t, 20*time.Second), c, "panic")
+	stream, err := c.NewStream(contextWithTimeout(t, 20*time.Second), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Streams/Panic")
 	if err == nil {
 		err = stream.RecvMsg(new(emptypb.Empty))
 	}
@@ -401,7 +403,7 @@ func TestPanicTextIsHiddenFromCallers(t *testing.T) {
 			t.Errorf("%s: the caller gets %s", kind, text)
 		}
 	}
-	if got, err := sayHello(contextWithTimeout(t, 5*time.Second), c, "you"); got != "Hello you!" {
+	if got, err := sayHello(contextWithTimeout(t, 20*time.Second), c, "you"); got != "Hello you!" {
 		t.Errorf("afterwards: %q, %v", got, err)
 	}
 
@@ -418,10 +420,10 @@ func TestTooLargeMessageFailsOnlyItsCall(t *testing.T) {
 	n := kubetest.NewNamespace(t)
 	n.CreateReadyPod("a")
 	c := startGreeter(t, n.Environment("a"), 0).dial()
-	if _, err := sayHello(contextWithTimeout(t, 5*time.Second), c, strings.Repeat("x", 4<<20)); status.Code(err) != codes.ResourceExhausted {
+	if _, err := sayHello(contextWithTimeout(t, 20*time.Second), c, strings.Repeat("x", 4<<20)); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("more than 4 MiB: %v", err)
 	}
-	if got, err := sayHello(contextWithTimeout(t, 5*time.Second), c, "you"); got != "Hello you!" {
+	if got, err := sayHello(contextWithTimeout(t, 20*time.Second), c, "you"); got != "Hello you!" {
 		t.Errorf("afterwards: %q, %v", got, err)
 	}
 }
@@ -475,7 +477,7 @@ func TestDrainWaitsForUsersWrappers(t *testing.T) {
 	if err := <-answer; err != nil {
 		t.Error(err)
 	}
-	if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second {
+	if err, took := svc.waitForRun(10 * time.Second); err != nil || took > 5*time.Second {
 		t.Errorf("Run returned %v after %s", err, took)
 	}
 }
@@ -518,7 +520,7 @@ func TestDrainWaitsForSubscribers(t *testing.T) {
 			}
 			svc.expectRunning(wait+1500*time.Millisecond, "a subscriber works")
 			svc.release()
-			if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 2*time.Second || !handledInTime.Load() {
+			if err, took := svc.waitForRun(10 * time.Second); err != nil || took > 5*time.Second || !handledInTime.Load() {
 				t.Errorf("Run returned %v after %s; before the subscriber returned: %v", err, took, !handledInTime.Load())
 			}
 			<-handled
@@ -540,7 +542,7 @@ func (*Streams) Endless(ctx context.Context, stream server.Stream) error {
 }
 
 func TestDrainEndsEndlessStream(t *testing.T) {
-	svc := startGreeterOutside(t, 500*time.Millisecond, func(o *micro.Options) {
+	svc := startGreeterOutside(t, 3*time.Second, func(o *micro.Options) {
 		o.BeforeStart = append(o.BeforeStart, func() error { return o.Server.Handle(o.Server.NewHandler(new(Streams))) })
 	})
 	stream, err := svc.dial().NewStream(contextWithTimeout(t, 30*time.Second), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/Streams/Endless")
@@ -552,10 +554,10 @@ func TestDrainEndsEndlessStream(t *testing.T) {
 	}
 	begin := time.Now()
 	svc.stop()
-	if err := stream.RecvMsg(new(emptypb.Empty)); err != io.EOF || time.Since(begin) > 400*time.Millisecond {
+	if err := stream.RecvMsg(new(emptypb.Empty)); err != io.EOF || time.Since(begin) > 2500*time.Millisecond {
 		t.Errorf("the stream ends after %s with %v", time.Since(begin), err)
 	}
-	if err, took := svc.waitForRun(5 * time.Second); err != nil || took > 3*time.Second {
+	if err, took := svc.waitForRun(20 * time.Second); err != nil || took > 10*time.Second {
 		t.Errorf("Run returned %v after %s", err, took)
 	}
 }
@@ -563,7 +565,7 @@ func TestDrainEndsEndlessStream(t *testing.T) {
 // The handler calls another service with go-micro's client and returns that client's error.
 func TestHandlersClientErrorGetsIDOfService(t *testing.T) {
 	svc := startGreeterOutside(t, 0)
-	_, err := sayHello(contextWithTimeout(t, 5*time.Second), svc.dial(), "client error")
+	_, err := sayHello(contextWithTimeout(t, 20*time.Second), svc.dial(), "client error")
 	if e := microerrors.Parse(status.Convert(err).Message()); e.Id != "greeter" || e.Code != 500 || e.Detail != "connection error" || status.Code(err) != codes.Internal {
 		t.Errorf("the caller gets %v", err)
 	}
@@ -583,7 +585,7 @@ func TestLastLifecycleClosesRegistry(t *testing.T) {
 			t.Errorf("with %d of %d services stopped: %v", i, len(services), err)
 		}
 		svc.stop()
-		if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+		if err, _ := svc.waitForRun(10 * time.Second); err != nil {
 			t.Error(err)
 		}
 	}
@@ -596,28 +598,28 @@ func TestLastLifecycleClosesRegistry(t *testing.T) {
 // the preStop hook before it sends SIGTERM.
 func TestGracePeriodBeginsWithDeletion(t *testing.T) {
 	n := kubetest.NewNamespace(t)
-	period := int64(6)
+	period := int64(9)
 	n.CreateReadyPod("a", func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = &period })
 	svc := startGreeter(t, n.Environment("a"), 100*time.Millisecond)
 	c := svc.dial()
-	kubetest.Eventually(t, 5*time.Second, "ready", equals(func() string { return svc.healthStatus(c, "") }, "SERVING"))
+	kubetest.Eventually(t, 10*time.Second, "ready", equals(func() string { return svc.healthStatus(c, "") }, "SERVING"))
 	go func() { _, _ = sayHello(context.Background(), c, "slow") }()
 	<-svc.started
 	n.TerminatePod("a")
 	begin := time.Now()
-	time.Sleep(2 * time.Second) // the preStop hook
+	time.Sleep(4 * time.Second) // the preStop hook
 	svc.stop()
-	kubetest.Eventually(t, 5*time.Second, "the drain has begun", func() error {
+	kubetest.Eventually(t, 10*time.Second, "the drain has begun", func() error {
 		if countLogLines(t, begin, "Waiting for calls in flight") == 0 {
 			return errors.New("the drain has not begun")
 		}
 		return nil
 	})
-	time.Sleep(time.Until(begin.Add(3500 * time.Millisecond)))
+	time.Sleep(time.Until(begin.Add(6500 * time.Millisecond)))
 	svc.release()
-	err, _ := svc.waitForRun(2 * time.Second)
+	err, _ := svc.waitForRun(10 * time.Second)
 	if err == nil || !strings.Contains(err.Error(), "cut off: the pod's grace period ends") {
-		t.Errorf("the grace period is 6 s and stopMargin 3 s: 3.5 s after the deletion Run returned %v", err)
+		t.Errorf("the grace period is 9 s and stopMargin 3 s: 6.5 s after the deletion Run returned %v", err)
 	}
 }
 
@@ -667,12 +669,12 @@ func TestFlagChoosesAnotherRegistry(t *testing.T) {
 		if got, err := getPage(newHTTPClient(t), svc.address, "/readyz"); got != "200 ok\n" {
 			t.Errorf("/readyz answers %q, %v", got, err)
 		}
-		kubetest.Eventually(t, 5*time.Second, "registered in the chosen registry", func() error {
+		kubetest.Eventually(t, 10*time.Second, "registered in the chosen registry", func() error {
 			_, err := inner.Options().Registry.GetService("page")
 			return err
 		})
 		svc.stop()
-		if err, _ := svc.waitForRun(5 * time.Second); err != nil {
+		if err, _ := svc.waitForRun(10 * time.Second); err != nil {
 			t.Error(err)
 		}
 		if _, err := inner.Options().Registry.GetService("page"); err == nil {

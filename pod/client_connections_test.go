@@ -86,8 +86,8 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 			defer l.Close()
 			c, _ := newTestClient(t, []string{l.Addr().String()}, test.options...)
 			ctx, cancel := context.WithCancel(t.Context())
-			ended := make(chan error)
-			go func() { ended <- callGreeter(ctx, c) }()
+			ended := make(chan struct{})
+			go func() { defer close(ended); _ = callGreeter(ctx, c) }()
 			defer func() { cancel(); <-ended }()
 			conn, err := l.Accept()
 			if err != nil {

@@ -59,16 +59,7 @@ func TestDemoWithoutGo(t *testing.T) {
 		"no cache":        {"case $2 in GOVERSION) echo go1.99.0 ;; GOCACHE) echo off ;; esac\n", "set GOCACHE"},
 		"read-only cache": {"case $2 in GOVERSION) echo go1.99.0 ;; GOCACHE) echo /proc/cache ;; esac\n", `writing to "/proc/cache": it is impossible; set GOCACHE`},
 	} {
-		bare := t.TempDir() // a PATH with nothing else that make demo needs before it finds go
-		for _, program := range []string{"sh", "dirname", "grep", "sed", "mkdir"} {
-			path, err := exec.LookPath(program)
-			if err == nil {
-				err = os.Symlink(path, filepath.Join(bare, program))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		bare := pathWith(t, "sh", "dirname", "grep", "sed", "mkdir") // what make demo needs before it finds go
 		if c.script != "" {
 			if err := os.WriteFile(filepath.Join(bare, "go"), []byte("#!/bin/sh\n"+c.script), 0o755); err != nil {
 				t.Fatal(err)
@@ -80,6 +71,22 @@ func TestDemoWithoutGo(t *testing.T) {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}
+}
+
+// pathWith returns a directory with links to programs, for a PATH that has no others.
+func pathWith(t *testing.T, programs ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, program := range programs {
+		path, err := exec.LookPath(program)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(dir, program))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // make demo works in an odd path, below a Go workspace of other modules, and without a network, although

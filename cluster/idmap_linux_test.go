@@ -167,16 +167,7 @@ func TestOrdinaryUserWithoutUidmap(t *testing.T) {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	bare := t.TempDir() // a PATH without newuidmap
-	for _, name := range []string{"unshare", "sh", "mount", "setpriv", "id"} {
-		path, err := exec.LookPath(name)
-		if err == nil {
-			err = os.Symlink(path, filepath.Join(bare, name))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	bare := pathWith(t, "unshare", "sh", "mount", "setpriv", "id") // without newuidmap
 	_ = os.Chmod(filepath.Dir(bare), 0o755)
 	cmd.Env = append(cmd.Env, "PATH="+bare)
 	out, err := cmd.CombinedOutput()

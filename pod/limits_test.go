@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -207,12 +207,12 @@ func registerTwice(table *podTable, services int) {
 func TestDecodingIsLinear(t *testing.T) {
 	const tables, services = 20, 25
 	cost := func(tables, services int) time.Duration {
-		begin := processorTime(t)
+		begin := process.Time(t)
 		for range tables {
 			table := newPodTable("", nil)
 			registerTwice(&table, services)
 		}
-		return processorTime(t) - begin
+		return process.Time(t) - begin
 	}
 	few, many := time.Hour, time.Hour
 	for range 3 {
@@ -222,15 +222,6 @@ func TestDecodingIsLinear(t *testing.T) {
 	if many > 4*few {
 		t.Errorf("as many registrations take %s with %d services and %s with %d, want at most 4 times as long", many, tables*services, few, services)
 	}
-}
-
-func processorTime(t *testing.T) time.Duration {
-	t.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // BenchmarkRegister measures 500 services of 10 pods each.

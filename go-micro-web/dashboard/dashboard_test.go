@@ -16,9 +16,9 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/registry"
-	"go.uber.org/goleak"
 )
 
 // fakeCluster is a registry that the hub observes, and a Greeter.
@@ -182,19 +182,7 @@ func greeterInstance(i int, state pod.State) pod.Instance {
 // end of the test that no goroutine is left.
 func serve(t *testing.T, instances ...pod.Instance) (*fakeCluster, *dashboard, *httptest.Server) {
 	t.Helper()
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() {
-		for end := time.Now().Add(10 * time.Second); ; { // goleak.Find waits for 0.4 s, which is short on a busy machine
-			err := goleak.Find(before)
-			if err == nil {
-				return
-			}
-			if time.Now().After(end) {
-				t.Error(err)
-				return
-			}
-		}
-	})
+	process.CheckNoLeak(t)
 	c := &fakeCluster{instances: instances, changed: make(chan struct{})}
 	d := newDashboard(c, c.callsNow, c.startInformer, c, "go-micro-web-1", "go-micro")
 	d.hub.linger = 50 * time.Millisecond

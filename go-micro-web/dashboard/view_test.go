@@ -3,11 +3,11 @@ package dashboard
 import (
 	"fmt"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	"github.com/micro/go-micro/v2/registry"
 )
 
@@ -99,11 +99,11 @@ func TestViewCostIsLinear(t *testing.T) {
 			}
 			best := time.Hour
 			for range 3 {
-				begin := processorTime(t)
+				begin := process.Time(t)
 				for range 20000 / n {
 					newView("web", "go-micro", instances, nil, time.Now(), nil)
 				}
-				best = min(best, processorTime(t)-begin)
+				best = min(best, process.Time(t)-begin)
 			}
 			return best
 		}
@@ -113,15 +113,4 @@ func TestViewCostIsLinear(t *testing.T) {
 			t.Errorf("%s: 4 views of 5,000 instances take %s, 40 views of 500 %s", name, many, few)
 		}
 	}
-}
-
-// processorTime returns the processor time of this process, which other processes do not
-// change.
-func processorTime(t *testing.T) time.Duration {
-	t.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	"go.uber.org/goleak"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -38,25 +39,11 @@ type Namespace struct {
 // the one of a client, until the client is garbage collected, and those in the given functions.
 func CheckNoLeak(t testing.TB, functions ...string) {
 	t.Helper()
-	options := []goleak.Option{goleak.IgnoreCurrent()} // goroutines of initialized packages and of the API server's launcher
+	var options []goleak.Option
 	for _, f := range append(functions, "github.com/patrickmn/go-cache.(*janitor).Run") {
 		options = append(options, goleak.IgnoreAnyFunction(f))
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			return
-		}
-		for end := time.Now().Add(10 * time.Second); ; { // goleak.Find waits for 0.4 s, which is short on a busy machine
-			err := goleak.Find(options...)
-			if err == nil {
-				return
-			}
-			if time.Now().After(end) {
-				t.Error(err)
-				return
-			}
-		}
-	})
+	process.CheckNoLeak(t, options...)
 }
 
 // NewNamespace creates a namespace whose service account may do what

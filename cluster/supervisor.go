@@ -191,8 +191,8 @@ func (c *cluster) superviseControlPlane(ctx context.Context, s state, report fun
 }
 
 // freePorts returns n ports of the loopback on which no process is listening. They are below
-// 32768, because the kernel gives the higher ports to any connection and to any listener on
-// port 0, also in the time until the caller's component listens.
+// 32768, because the kernel may give a higher port to another process before the caller's
+// component listens on it.
 func freePorts(n int) (ports []int, err error) {
 	const low, high = 10000, 30000
 	for range 1000 {

@@ -59,8 +59,8 @@
 // choice which instance each call and stream went to and how it ended. Where the client is
 // wrong for you, give the selector of NewSelector to go-micro's client.
 //
-// The package replaces go-micro's trace.DefaultTracer, when it is imported, with a tracer that does the
-// same for less. A program may set another one before micro.NewService.
+// When the package is imported, it replaces go-micro's trace.DefaultTracer with a tracer that records the
+// same spans and allocates less memory. A program may set another one before micro.NewService.
 //
 // # Stop
 //

@@ -282,10 +282,9 @@ func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFu
 	return ctx, func() { stop(); watcher.Wait() }
 }
 
-// wrapHandler counts the calls in flight, except those of the server's own services, gives
-// handlers the channel that Draining returns, and makes the headers cheaper to read and a
-// handler's error the service's own. It is one wrapper, because go-micro's server
-// allocates for each wrapper of each call.
+// wrapHandler counts the calls in flight, except those of the server's own services, and gives
+// handlers the channel that Draining returns. It also calls capitalizeHeaders and ownError. One
+// wrapper does all this, because go-micro's server allocates memory for each wrapper of each call.
 func (l *lifecycle) wrapHandler(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
 		capitalizeHeaders(ctx)

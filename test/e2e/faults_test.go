@@ -134,7 +134,7 @@ func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *
 	if failed > b.maxFailed {
 		t.Errorf("%d calls failed, want at most %d", failed, b.maxFailed)
 	}
-	// A throughput that falls while no caller waits for long is that of a machine which has other work.
+	// If the throughput falls although no caller waits for long, the machine is busy with other work.
 	waited := during.Latencies.Longer(noise).Seconds() / (faults.Callers * max(1, during.End.Sub(during.Begin).Seconds()))
 	if before.Succeeded == 0 || during.PerSecond() < b.minThroughput*before.PerSecond() && waited > 1-b.minThroughput {
 		t.Errorf("throughput fell from %.0f to %.0f calls/s, want at least %.0f %% of it; the callers spent %.0f %% of their time in calls of more than %s",
@@ -155,11 +155,10 @@ func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *
 }
 
 // latencyRecovers demands that 99 % of the calls are as fast as before once the slow replica
-// is detected. A p99 below noise is accepted, and any p99 to which the slow replica cannot have contributed,
-// because it answered less than 1 % of the calls: it is the machine that is slow. On a machine
-// where the other replicas sometimes need half of the slow one's 100 ms, a choice by latency cannot tell them apart
-// (latencyTolerance in pod/choice.go). There the slow replica may get half of its share: the calls in flight, which
-// stay longer with it, keep it from more.
+// is detected. A p99 below noise is accepted. If the slow replica answered less than 1 % of the calls, any p99 is
+// accepted, because then the machine was slow. If the other replicas sometimes needed half of the slow one's
+// 100 ms, latency does not tell them apart (latencyTolerance in pod/choice.go), and the slow replica may answer
+// half of its fair share: its calls stay in flight longer, which limits it to that.
 func latencyRecovers(t *testing.T, span faults.Span, log []faults.Second, before faults.Second) {
 	during := faults.Sum(log, span.Injected.Add(detectionTime), span.End)
 	share := float64(during.Answered[span.Victims[0]]) / float64(max(1, during.Succeeded))

@@ -22,7 +22,7 @@ func TestInterruptedDemo(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(tools, "go"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sh", "cluster/demo.sh")
+	cmd := exec.Command("sh", "demo.sh")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"), "CLUSTER=interrupted", "TMPDIR="+tmp, "GOTMPDIR=")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

@@ -79,3 +79,46 @@ func TestMakeRefusesValues(t *testing.T) {
 		}
 	}
 }
+
+// Who copies a service with service.mk and settings.mk into a repository of other services builds the program and its
+// image with Docker. Targets that need more of this repository name what they need and what to use instead.
+func TestCopiedService(t *testing.T) {
+	root, tools := t.TempDir(), t.TempDir()
+	checkout := copyOfCheckout(t, 0o022)
+	for _, name := range []string{"go-micro-srv", "service.mk", "settings.mk"} {
+		if err := os.Rename(filepath.Join(checkout, name), filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls := filepath.Join(tools, "calls")
+	for _, name := range []string{"docker", "go"} {
+		if err := os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\necho "+name+" \"$@\" >>'"+calls+"'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(target string) (out, called string) { // out is empty if make succeeds
+		t.Helper()
+		os.Remove(calls)
+		cmd := exec.Command("make", "--no-print-directory", "-C", "go-micro-srv", target, "GOARCH=arm64", "REGISTRY=docker.io/you")
+		cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"))
+		text, err := cmd.CombinedOutput()
+		if err != nil {
+			out = string(text)
+		}
+		b, _ := os.ReadFile(calls) // make clean calls nothing
+		return out, string(b)
+	}
+	build := "go build -buildvcs=false -ldflags=-s -w -o server .\n"
+	image := build + "docker version\ndocker build --platform linux/arm64 -t docker.io/you/go-micro-srv:kubernetes .\n"
+	for target, want := range map[string]string{"build": build, "docker-build": image, "docker-push": image + "docker push docker.io/you/go-micro-srv:kubernetes\n", "clean": ""} {
+		if out, called := run(target); out != "" || called != want {
+			t.Errorf("make %s called %q, want %q; %s", target, called, want, out)
+		}
+	}
+	for target, folder := range map[string]string{"load": "cluster", "push": "cluster", "image": "cluster", "sbom": "test/tools"} {
+		out, called := run(target)
+		if called != "" || !strings.Contains(out, `looking for "../`+folder+`/go.mod"`) || !strings.Contains(out, "make docker-push") {
+			t.Errorf("make %s called %q and printed %q", target, called, out)
+		}
+	}
+}

@@ -4,7 +4,7 @@
 # check, gcc for the race detector; everything else is built or downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The same flags as in cluster/settings.mk, so that all go commands share compiled packages. Only
+# The same flags as in settings.mk, so that all go commands share compiled packages. Only
 # the race detector needs cgo; the programs that a test starts do not.
 export GOFLAGS=-trimpath CGO_ENABLED=0
 # gotestsum ends with the output of the tests that failed, so that nobody has to search for it.

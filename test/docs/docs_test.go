@@ -283,7 +283,7 @@ func TestCodeIsEnglish(t *testing.T) {
 		}
 	}
 	list := exec.Command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard",
-		"*.go", "*.mod", "*.proto", "*.yaml", "*.yml", "*.sh", "*Dockerfile", "*Makefile", ".ci/*")
+		"*.go", "*.mod", "*.proto", "*.yaml", "*.yml", "*.sh", "*Dockerfile", "*Makefile", "*.mk", ".ci/*")
 	list.Dir = root
 	out, err := list.Output()
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 // verifyDeploy runs make verify-deploy with a short time limit and returns its lines.
 func verifyDeploy(limit string) (string, error) {
 	var out bytes.Buffer
-	err := command(10*time.Minute, &out, "go", "run", "./k8s/verify", "-timeout="+limit)
+	err := command(10*time.Minute, &out, "go", "run", "./test/verify", "-timeout="+limit)
 	return out.String(), err
 }
 
@@ -173,7 +173,7 @@ func TestVerifyDeploy(t *testing.T) {
 	good()
 
 	empty := filepath.Join(t.TempDir(), "kubeconfig")
-	cmd := exec.Command("go", "run", "./k8s/verify")
+	cmd := exec.Command("go", "run", "./test/verify")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "KUBECONFIG="+empty)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError

@@ -1,4 +1,8 @@
-# Included by every Makefile of the project, after its variables.
+# Included by Makefile and service.mk: the settings that a caller may give, and the flags of every go command.
+
+CLUSTER  ?= demo
+REGISTRY ?= 846602483
+TAG      ?= kubernetes
 
 # Shells, YAML files and make itself read the values of these variables. Before make uses
 # a value, it stops with an error if the value does not match the variable's pattern.

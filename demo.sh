@@ -3,7 +3,7 @@
 # applies the manifests. It prints each command before it runs the command. A second
 # run loads and restarts only the services that have changed.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")"
 
 # The same flags as in settings.mk, so that the launcher and the services share compiled
 # packages. With GOGC=400 the compiler collects garbage less often: the first run is
@@ -153,7 +153,7 @@ show kubectl logs go-micro-config -n go-micro
 
 title 'The same, checked in one command: make verify-deploy'
 echo
-go run ./k8s/verify -kubectl "$dir/bin/kubectl"
+go run ./test/verify -kubectl "$dir/bin/kubectl"
 
 page=$(launcher forward go-micro/go-micro-web:9200)
 title 'Next steps'

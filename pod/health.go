@@ -55,7 +55,7 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 	}
 	sent := healthv1.HealthCheckResponse_UNKNOWN
 	for {
-		changed := h.lifecycle.registry.statusChanged.wait()
+		changed := h.lifecycle.registry.statusChanged.Wait()
 		if status := h.status(req.Service); status != sent {
 			if err := stream.Send(&healthv1.HealthCheckResponse{Status: status}); err != nil {
 				return err

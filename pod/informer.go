@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -18,8 +19,8 @@ type informer struct {
 	podWatch
 	conn    *apiserver.Connection
 	current atomic.Pointer[snapshot]
-	changed broadcast     // notified of a new snapshot or error, and when the informer stops
-	synced  chan struct{} // closed after the first LIST
+	changed broadcast.Broadcast // notified of a new snapshot or error, and when the informer stops
+	synced  chan struct{}       // closed after the first LIST
 
 	mu    sync.Mutex
 	table podTable
@@ -51,7 +52,7 @@ func (i *informer) stop() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.table.removeExcept(nil)
-	i.changed.notify()
+	i.changed.Notify()
 }
 
 // snapshot returns the current snapshot.
@@ -71,7 +72,7 @@ func (i *informer) waitContext(ctx context.Context, limit time.Duration) error {
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	for {
-		changed := i.changed.wait()
+		changed := i.changed.Wait()
 		if err := i.lastError(); err != nil {
 			return err
 		}
@@ -142,7 +143,7 @@ func (i *informer) StateChanged(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.err = err
-	i.changed.notify()
+	i.changed.Notify()
 }
 
 // publish stores the table's routable instances as the snapshot.
@@ -176,5 +177,5 @@ func (i *informer) publish() {
 		}
 	}
 	i.current.Store(s)
-	i.changed.notify()
+	i.changed.Notify()
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/micro/go-micro/v2"
 	microerrors "github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/logger"
@@ -197,7 +198,7 @@ func (l *lifecycle) deregister() {
 	l.signals = make(chan os.Signal, 1)
 	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // go-micro has received the first signal: this is the second
 	close(l.stopping)
-	l.registry.statusChanged.notify()
+	l.registry.statusChanged.Notify()
 
 	waitEnd := begin.Add(l.drainWait)
 	if l.setDeadline(begin); l.deadline.Before(waitEnd) {
@@ -213,7 +214,7 @@ func (l *lifecycle) deregister() {
 	case l.secondSignal = <-l.signals:
 	}
 	for l.secondSignal == nil {
-		changed := l.registry.statusChanged.wait()
+		changed := l.registry.statusChanged.Wait()
 		if !l.registry.deregistrationPending() {
 			break
 		}
@@ -348,7 +349,7 @@ func recoverPanics(h server.HandlerFunc) server.HandlerFunc {
 type inFlight struct {
 	mu   sync.Mutex
 	n    int
-	idle broadcast // notified when n becomes 0
+	idle broadcast.Broadcast // notified when n becomes 0
 }
 
 // begin counts one more call or message until end is called.
@@ -362,7 +363,7 @@ func (f *inFlight) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.n--; f.n == 0 {
-		f.idle.notify()
+		f.idle.Notify()
 	}
 }
 
@@ -375,7 +376,7 @@ func (f *inFlight) count() int {
 // wait waits until nothing is in flight or ctx ends, and returns the number still in flight.
 func (f *inFlight) wait(ctx context.Context) (left int) {
 	for {
-		idle := f.idle.wait()
+		idle := f.idle.Wait()
 		n := f.count()
 		if n == 0 {
 			return 0

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -38,7 +39,7 @@ type Instance struct {
 // instances until their pod is gone. It runs one goroutine from start to stop.
 type observer struct {
 	podWatch
-	changed broadcast // notified when the instances, the error or running have changed
+	changed broadcast.Broadcast // notified when the instances, the error or running have changed
 
 	mu           sync.Mutex
 	table        podTable
@@ -60,7 +61,7 @@ func (o *observer) start(conn *apiserver.Connection) {
 // stop ends the goroutine and waits for it.
 func (o *observer) stop() {
 	o.podWatch.stop()
-	o.changed.notify()
+	o.changed.Notify()
 }
 
 // instances returns all instances by service, oldest pod first. A non-nil error means
@@ -105,7 +106,7 @@ func (o *observer) Update(p *corev1.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.update(p) {
-		o.changed.notify()
+		o.changed.Notify()
 	}
 }
 
@@ -140,7 +141,7 @@ func (o *observer) Delete(p *corev1.Pod) {
 	if o.table.holds(p) {
 		o.table.remove(p.Name)
 		delete(o.deregistered, p.Name)
-		o.changed.notify()
+		o.changed.Notify()
 	}
 }
 
@@ -158,7 +159,7 @@ func (o *observer) Replace(pods []*corev1.Pod) {
 		}
 	}
 	o.synced = true
-	o.changed.notify()
+	o.changed.Notify()
 }
 
 // StateChanged receives the error if listing or watching fails, and nil when it works again.
@@ -166,7 +167,7 @@ func (o *observer) StateChanged(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.err = err
-	o.changed.notify()
+	o.changed.Notify()
 }
 
 // observers are the running calls of Observe, which share one observer. The first call

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -46,8 +47,8 @@ type registrar struct {
 	uid         types.UID // of the process's own pod
 	version     uint64    // last observed resource version of the pod
 	gracePeriod time.Duration
-	terminating time.Time // when the registrar saw the pod's deletion, by this machine's clock
-	attempted   broadcast // an attempt to reconcile has ended
+	terminating time.Time           // when the registrar saw the pod's deletion, by this machine's clock
+	attempted   broadcast.Broadcast // an attempt to reconcile has ended
 }
 
 func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
@@ -123,7 +124,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		r.mu.Unlock()
 		return err
 	}
-	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.wait()
+	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.Wait()
 	switch {
 	case satisfied || contested: // a contested registration keeps its delay between patches
 	case limit > 0:
@@ -155,7 +156,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		}
 		r.mu.Lock()
 		err, done, written := d.err, r.state.satisfied(d), !d.written.IsZero()
-		attempted = r.attempted.wait()
+		attempted = r.attempted.Wait()
 		var status *apierrors.StatusError
 		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.state.desired[service] == d { // retrying cannot help
 			delete(r.state.desired, service)
@@ -230,7 +231,7 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	}
 	r.state.forgetDeregistered()
 	if len(errs) > 0 {
-		r.attempted.notify()
+		r.attempted.Notify()
 	}
 	if written && len(r.state.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
 		r.watchPod()

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
@@ -148,7 +149,7 @@ type podServer struct {
 	pod     corev1.Pod
 	patches int
 	change  func(*corev1.Pod)
-	updated broadcast
+	updated broadcast.Broadcast
 }
 
 func newPodServer(change func(*corev1.Pod)) *podServer {
@@ -166,7 +167,7 @@ func (s *podServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(s.patch(body))
 	case r.URL.Query().Get("watch") != "":
 		for {
-			updated := s.updated.wait()
+			updated := s.updated.Wait()
 			s.mu.Lock()
 			_ = json.NewEncoder(w).Encode(map[string]any{"type": "MODIFIED", "object": &s.pod})
 			s.mu.Unlock()
@@ -206,7 +207,7 @@ func (s *podServer) edit(change func(*corev1.Pod)) *corev1.Pod {
 	s.pod.ResourceVersion = strconv.Itoa(version + 1)
 	pod := s.pod.DeepCopy()
 	s.mu.Unlock()
-	s.updated.notify()
+	s.updated.Notify()
 	return pod
 }
 

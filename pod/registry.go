@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -28,7 +29,7 @@ type Registry struct {
 	env       apiserver.Environment
 	instances instanceIndex // the instances of all informers
 
-	statusChanged broadcast // the result of Registered, deregistrationPending or registrationError may have changed
+	statusChanged broadcast.Broadcast // the result of Registered, deregistrationPending or registrationError may have changed
 
 	registering sync.RWMutex // Register holds it for reading, so that deregisterAll waits for calls that began before it
 
@@ -251,7 +252,7 @@ func (r *Registry) writableRegistrar() (*registrar, error) {
 		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in the pod's manifest")
 	}
 	if r.registrar == nil {
-		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.notify)
+		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.Notify)
 		r.registrar.watch.apiError = eventsOf(r.options).APIError
 	}
 	return r.registrar, nil
@@ -516,7 +517,7 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 		}
 		defer r.observers.leave(o)
 		for {
-			changed := o.changed.wait()
+			changed := o.changed.Wait()
 			if ctx.Err() != nil {
 				return
 			}

@@ -34,7 +34,7 @@ func byIdentity(s *snapshot) map[string]*instance {
 // Next waits for the next change. After Stop it returns registry.ErrWatcherStopped.
 func (w *watcher) Next() (*registry.Result, error) {
 	for {
-		changed := w.informer.changed.wait()
+		changed := w.informer.changed.Wait()
 		if r := w.next(); r != nil {
 			return r, nil
 		}

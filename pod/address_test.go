@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
@@ -78,7 +79,7 @@ func TestRegisterAdvertisesThePodsIP(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if a := api.edit(func(*corev1.Pod) {}).Annotations[annotationPrefix+"greeter"]; api.count() != 1 || !strings.Contains(a, `"address":"[2001:db8::7]:9100"`) {
+	if a := api.edit(func(*corev1.Pod) {}).Annotations[podmeta.AnnotationPrefix+"greeter"]; api.count() != 1 || !strings.Contains(a, `"address":"[2001:db8::7]:9100"`) {
 		t.Errorf("after %d PATCH the annotation is %s", api.count(), a)
 	}
 	unset := newRegistry(kubetest.With(env, "POD_IP", ""), kubernetes.NewRegistry)
@@ -109,7 +110,7 @@ func TestIPv6(t *testing.T) {
 	}
 	address := net.JoinHostPort(podIP, port)
 	kubetest.Eventually(t, 10*time.Second, "the pod carries its IPv6 address", func() error {
-		if a := ns.GetPod("greeter-0").Annotations[annotationPrefix+"greeter"]; !strings.Contains(a, `"address":"`+address+`"`) {
+		if a := ns.GetPod("greeter-0").Annotations[podmeta.AnnotationPrefix+"greeter"]; !strings.Contains(a, `"address":"`+address+`"`) {
 			return fmt.Errorf("the annotation is %q", a)
 		}
 		return nil

@@ -102,7 +102,7 @@
 // An annotation takes these steps:
 //
 //	Registry.Register        (registry.go)    go-micro's server registers its address
-//	capture                  (plugin.go)      the plugin writes the annotation to a local listener
+//	capture                  (capture.go)     the plugin writes the annotation to a local listener
 //	registrar.reconcile      (registrar.go)   patches the process's own pod with it
 //	Connection.ListWatchPods (internal/apiserver) in the client: receives the pod from the watch
 //	informer.Update          (informer.go)    passes the pod to the table and publishes

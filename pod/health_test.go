@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"google.golang.org/grpc"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -78,7 +79,7 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 			t.Errorf("after the registration: %q is %s, want %s", name, got, want)
 		}
 	}
-	if a := n.GetPod("a").Annotations[annotationPrefix+"greeter"]; !strings.Contains(a, "Greeter.Hello") || strings.Contains(a, "Health") || strings.Contains(a, "Reflection") {
+	if a := n.GetPod("a").Annotations[podmeta.AnnotationPrefix+"greeter"]; !strings.Contains(a, "Greeter.Hello") || strings.Contains(a, "Health") || strings.Contains(a, "Reflection") {
 		t.Errorf("the annotation advertises %s", a)
 	}
 	svc.stop()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -39,9 +40,9 @@ func newInformer(service string, index *instanceIndex) *informer {
 
 func (i *informer) start(conn *apiserver.Connection) {
 	i.conn = conn
-	selector, name := apiserver.Selector{Labels: typeLabel + "=" + typeValue}, "all services"
+	selector, name := apiserver.Selector{Labels: podmeta.TypeLabel + "=" + podmeta.TypeValue}, "all services"
 	if service := i.table.service; service != "" {
-		selector.Labels, name = selectorPrefix+labelName(service)+"="+typeValue, fmt.Sprintf("service %q", service)
+		selector.Labels, name = podmeta.SelectorPrefix+podmeta.LabelName(service)+"="+podmeta.TypeValue, fmt.Sprintf("service %q", service)
 	}
 	i.podWatch.start(conn, selector, name, i)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -209,8 +210,8 @@ func TestUnreachableInstancesAreCountedForEachService(t *testing.T) {
 	lost := readyPod(t, 0) // its instance belongs to the greeter
 	lost.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: "False"}, {Type: corev1.ContainersReady, Status: "True"}}
 	other := readyPod(t, 1)
-	other.Labels = map[string]string{selectorPrefix + "adder": typeValue}
-	other.Annotations = map[string]string{annotationPrefix + "adder": string(annotation(t, "p-1", "adder", "v1", "10.0.0.2:1"))}
+	other.Labels = map[string]string{podmeta.SelectorPrefix + "adder": podmeta.TypeValue}
+	other.Annotations = map[string]string{podmeta.AnnotationPrefix + "adder": string(annotation(t, "p-1", "adder", "v1", "10.0.0.2:1"))}
 	i.Replace([]*corev1.Pod{lost, other})
 	if got := len(i.snapshot().instances); got != 2 {
 		t.Errorf("%d instances, want 2: the unreachable instance, which is the only one of its service, and the ready instance", got)

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -15,13 +16,16 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// What podmeta.Limits accepts of one pod.
+const maxNodesPerAnnotation, maxAnnotationBytes, maxAnnotationsPerPod = 16, 32 << 10, 32
+
 // podRegistering returns a running, ready pod with two IPs and the given annotations, by
 // service.
 func podRegistering(name string, annotations map[string]string) *corev1.Pod {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), Labels: map[string]string{typeLabel: typeValue}, Annotations: map[string]string{}}}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), Labels: map[string]string{podmeta.TypeLabel: podmeta.TypeValue}, Annotations: map[string]string{}}}
 	for service, value := range annotations {
-		p.Labels[selectorPrefix+labelName(service)] = typeValue
-		p.Annotations[annotationPrefix+labelName(service)] = value
+		p.Labels[podmeta.SelectorPrefix+podmeta.LabelName(service)] = podmeta.TypeValue
+		p.Annotations[podmeta.AnnotationPrefix+podmeta.LabelName(service)] = value
 	}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}},
 		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
@@ -107,7 +111,7 @@ func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
 
 func TestAnyAddress(t *testing.T) {
 	table := newPodTable("a", nil)
-	table.limits.anyAddress = true
+	table.limits.AnyAddress = true
 	table.update(podRegistering("p", map[string]string{"a": registrationOf("a", "gateway.example:443")}))
 	if got := len(table.pods["p"].instances); got != 1 {
 		t.Errorf("%d instances, want 1", got)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -35,6 +36,13 @@ type Instance struct {
 	Reason           string // why the instance cannot receive calls, from the status of the pod; "" if it is Ready
 }
 
+// Deregistered instances that Observe shows until their pod is gone: of one pod, and of all
+// pods. The limits bound what a compromised pod can make a display hold.
+const (
+	maxDeregisteredPerPod = 16
+	maxDeregistered       = 1024
+)
+
 // observer holds all instances of all services in every state, and keeps deregistered
 // instances until their pod is gone. It runs one goroutine from start to stop.
 type observer struct {
@@ -55,7 +63,7 @@ func newObserver() *observer {
 }
 
 func (o *observer) start(conn *apiserver.Connection) {
-	o.podWatch.start(conn, apiserver.Selector{Labels: typeLabel + "=" + typeValue}, "all services", o)
+	o.podWatch.start(conn, apiserver.Selector{Labels: podmeta.TypeLabel + "=" + podmeta.TypeValue}, "all services", o)
 }
 
 // stop ends the goroutine and waits for it.
@@ -134,6 +142,19 @@ func (o *observer) update(p *corev1.Pod) (changed bool) {
 	return changed
 }
 
+// boundDeregistered returns the latest deregistered instances of a pod, as many as the
+// limits allow, without the parts that a hostile pod could make large. others is the
+// number of deregistered instances of all other pods.
+func boundDeregistered(instances []*instance, others int) []*instance {
+	room := max(0, min(len(instances), maxDeregisteredPerPod, maxDeregistered-others))
+	var kept []*instance
+	for _, i := range instances[len(instances)-room:] {
+		kept = append(kept, &instance{Node: registry.Node{Id: i.Id, Address: i.Address}, pod: i.pod, annotation: i.annotation,
+			service: &registry.Service{Name: i.service.Name, Version: i.service.Version}})
+	}
+	return kept
+}
+
 // Delete receives a pod that is gone.
 func (o *observer) Delete(p *corev1.Pod) {
 	o.mu.Lock()
@@ -178,7 +199,7 @@ type observers struct {
 	count  int
 }
 
-func (s *observers) join(conn *apiserver.Connection, limits limits, apiError func(string, error)) *observer {
+func (s *observers) join(conn *apiserver.Connection, limits podmeta.Limits, apiError func(string, error)) *observer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shared == nil {

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	dlog "github.com/micro/go-micro/v2/debug/log"
 	"github.com/micro/go-micro/v2/errors"
@@ -421,7 +422,7 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	}
 	s.Mark("greeter", pickOne(t, s), refused)
 	p := readyPod(t, 0)
-	p.Annotations[annotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
+	p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
 	inf.Update(p)
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 {
 		t.Error("the new process has the failures of the old process")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/cache"
@@ -89,8 +90,8 @@ func TestLabelNameEqualsThatOfPlugin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := captured[0].Labels[selectorPrefix+labelName(name)]; !ok {
-			t.Errorf("the plugin's labels of %q are %v, and labelName returns %q", name, slices.Collect(maps.Keys(captured[0].Labels)), labelName(name))
+		if _, ok := captured[0].Labels[podmeta.SelectorPrefix+podmeta.LabelName(name)]; !ok {
+			t.Errorf("the plugin's labels of %q are %v, and labelName returns %q", name, slices.Collect(maps.Keys(captured[0].Labels)), podmeta.LabelName(name))
 		}
 	}
 }

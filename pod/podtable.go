@@ -2,7 +2,6 @@ package pod
 
 import (
 	"encoding/json"
-	"errors"
 	"hash/maphash"
 	"maps"
 	"net/netip"
@@ -10,17 +9,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// maxWarningsPerPod bounds the log lines about skipped registrations of one pod.
+const maxWarningsPerPod = 10
+
 // podTable holds the instances that pods carry in their annotations, and whether
 // the pods can receive calls. Its owner locks it.
 type podTable struct {
 	service  string // the table holds only instances of this service; empty: of all services
-	limits   limits
+	limits   podmeta.Limits
 	index    *instanceIndex
 	pods     map[string]*podEntry // by name
 	versions map[uint64]*sharedVersion
@@ -66,18 +69,18 @@ func (t *podTable) update(p *corev1.Pod) (changed bool) {
 	}
 	annotations := map[string]uint64{}
 	for k, v := range p.Annotations {
-		name, ok := strings.CutPrefix(k, annotationPrefix)
-		if !ok || t.service != "" && name != labelName(t.service) || p.Labels[selectorPrefix+name] != typeValue {
+		name, ok := strings.CutPrefix(k, podmeta.AnnotationPrefix)
+		if !ok || t.service != "" && name != podmeta.LabelName(t.service) || p.Labels[podmeta.SelectorPrefix+name] != podmeta.TypeValue {
 			continue // without the label GetService does not find the pod either
 		}
 		annotations[k] = maphash.String(seed, v)
 	}
-	if ips := podIPs(p); !maps.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
+	if ips := podmeta.PodIPs(p); !maps.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
 		before := e.instances
 		e.instances, e.annotations, e.ips = nil, annotations, ips
-		var used podUsage
+		var used podmeta.Usage
 		for _, k := range slices.Sorted(maps.Keys(annotations)) {
-			s, err := t.limits.decode(strings.TrimPrefix(k, annotationPrefix), p.Annotations[k], ips, &used)
+			s, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], ips, &used)
 			if err != nil {
 				e.reportSkipped(p.Name, k, err)
 				continue
@@ -166,36 +169,6 @@ func (t *podTable) release(instances []*instance) {
 }
 
 var seed = maphash.MakeSeed()
-
-// decode reads a service in the form in which the plugin writes it. No input makes it
-// panic. It removes each null among the nodes, the endpoints and the values, so that
-// go-micro does not panic when it reads the result.
-func decode(b []byte) (*registry.Service, error) {
-	var s registry.Service
-	if err := json.Unmarshal(b, &s); err != nil {
-		return nil, err
-	}
-	if s.Name == "" {
-		return nil, errors.New("it names no service")
-	}
-	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
-	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e *registry.Endpoint) bool { return e == nil })
-	for _, e := range s.Endpoints {
-		dropNulls(e.Request)
-		dropNulls(e.Response)
-	}
-	return &s, nil
-}
-
-func dropNulls(v *registry.Value) {
-	if v == nil {
-		return
-	}
-	v.Values = slices.DeleteFunc(v.Values, func(w *registry.Value) bool { return w == nil })
-	for _, w := range v.Values {
-		dropNulls(w)
-	}
-}
 
 // isReady reports whether a pod can receive calls: it is running, its probes
 // succeed, and it is not terminating.

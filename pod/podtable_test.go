@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 	registryservice "github.com/micro/go-micro/v2/registry/service"
@@ -76,7 +77,7 @@ func readValue(v *registry.Value) {
 func tableOf(annotation string, index *instanceIndex) podTable {
 	table := newPodTable("", index)
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p",
-		Labels: map[string]string{selectorPrefix + "x": typeValue}, Annotations: map[string]string{annotationPrefix + "x": annotation}}}
+		Labels: map[string]string{podmeta.SelectorPrefix + "x": podmeta.TypeValue}, Annotations: map[string]string{podmeta.AnnotationPrefix + "x": annotation}}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	table.update(p)
 	return table
@@ -105,16 +106,13 @@ func TestNoAnnotationCrashesClients(t *testing.T) {
 	}
 }
 
-func FuzzDecode(f *testing.F) {
+func FuzzTable(f *testing.F) {
 	f.Add([]byte(`{"name":"greeter","version":"v1","endpoints":[{"name":"x","request":{"values":[null]}},null],"nodes":[{"id":"a","address":"b"},null]}`))
 	f.Add([]byte(`{"name":"greeter","endpoints":[null],"nodes":[{"id":"a","address":"b"}]}`))
 	f.Add([]byte(`{"name":"x","endpoints":[{"name":"x","request":{"values":[{"values":[null]}]},"metadata":null}],"nodes":[{"address":"b","metadata":{"a":""}}]}`))
 	f.Add([]byte(`null`))
 	f.Add([]byte(``))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, err := decode(b); err != nil {
-			return
-		}
 		var index instanceIndex
 		table := tableOf(string(b), &index)
 		for _, i := range table.pods["p"].instances {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -70,7 +71,7 @@ func trimmed(p *corev1.Pod) *corev1.Pod {
 	t := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID, ResourceVersion: p.ResourceVersion,
 		CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp, DeletionGracePeriodSeconds: p.DeletionGracePeriodSeconds, Annotations: map[string]string{}, Labels: p.Labels}}
 	for k, v := range p.Annotations {
-		if strings.HasPrefix(k, annotationPrefix) {
+		if strings.HasPrefix(k, podmeta.AnnotationPrefix) {
 			t.Annotations[k] = v
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -90,11 +91,11 @@ func (r *registrar) register(s *registry.Service, limit time.Duration) error {
 
 // deregister makes the service's absence desired and waits as register does.
 func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
-	var removal podMetadata
+	var removal podmeta.Metadata
 	if d := r.desiredRegistration(s.Name); d != nil {
 		removal = d.removal
 	}
-	if removal.empty() { // this process has not registered the service
+	if removal.Empty() { // this process has not registered the service
 		captured, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
 		if err != nil {
 			return err
@@ -241,7 +242,7 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 
 // ended records the result of an attempt to write d, and logs a result that differs from
 // the one before.
-func (r *registrar) ended(service string, d *registration, changes podMetadata, err error) {
+func (r *registrar) ended(service string, d *registration, changes podmeta.Metadata, err error) {
 	before, wasContested := d.err, d.contested()
 	if err != nil {
 		if d.failed(err, r.conn.RetryAfter()); before == nil || before.Error() != err.Error() {
@@ -255,7 +256,7 @@ func (r *registrar) ended(service string, d *registration, changes podMetadata, 
 		if !wasContested {
 			logger.Errorf("Registry [kubernetes] Registering %q: %v", service, d.err)
 		}
-	case changes.onlyRemoves():
+	case changes.OnlyRemoves():
 		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
 	case r.state.satisfied(d):
 		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
@@ -263,10 +264,10 @@ func (r *registrar) ended(service string, d *registration, changes podMetadata, 
 }
 
 // patch writes changes to the process's own pod.
-func (r *registrar) patch(ctx context.Context, changes podMetadata) error {
-	var p podPatch
+func (r *registrar) patch(ctx context.Context, changes podmeta.Metadata) error {
+	var p podmeta.Patch
 	r.mu.Lock()
-	p.Metadata.UID, p.Metadata.podMetadata = r.uid, changes
+	p.Metadata.UID, p.Metadata.Metadata = r.uid, changes
 	r.mu.Unlock()
 	body, err := json.Marshal(p)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -77,7 +78,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 		t.Errorf("%d PATCH for two services, %d after 40 repetitions, want 2 and 2", patches, n)
 	}
 	ns.PatchPod("a", fmt.Sprintf(`{"metadata":{"labels":{%q:null,%q:null},"annotations":{%q:null,%q:"{}"}}}`,
-		typeLabel, selectorPrefix+"one", annotationPrefix+"one", annotationPrefix+"two"))
+		podmeta.TypeLabel, podmeta.SelectorPrefix+"one", podmeta.AnnotationPrefix+"one", podmeta.AnnotationPrefix+"two"))
 	took := kubetest.Eventually(t, 10*time.Second, "the removed metadata is restored", func() error {
 		if p := ns.GetPod("a"); !maps.Equal(p.Labels, before.Labels) || !maps.Equal(p.Annotations, before.Annotations) {
 			return fmt.Errorf("%q %q", p.Labels, p.Annotations)
@@ -88,7 +89,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	if err := r.Deregister(one); err != nil {
 		t.Fatal(err)
 	}
-	if p := ns.GetPod("a"); len(p.Annotations) != 1 || p.Labels[selectorPrefix+"one"] != "" || p.Labels[selectorPrefix+"two"] != typeValue {
+	if p := ns.GetPod("a"); len(p.Annotations) != 1 || p.Labels[podmeta.SelectorPrefix+"one"] != "" || p.Labels[podmeta.SelectorPrefix+"two"] != podmeta.TypeValue {
 		t.Errorf("after Deregister of one of two: %q %q", p.Labels, p.Annotations)
 	}
 	// A deregistered service stays deregistered, and the registrar leaves what another process writes under its name.
@@ -96,7 +97,7 @@ func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
 	if err := has(r, "two", "10.0.0.1:2")(); err != nil {
 		t.Error(err)
 	}
-	if p := ns.GetPod("a"); !strings.Contains(p.Annotations[annotationPrefix+"one"], "v9") {
+	if p := ns.GetPod("a"); !strings.Contains(p.Annotations[podmeta.AnnotationPrefix+"one"], "v9") {
 		t.Errorf("another process's registration was removed: %q", p.Annotations)
 	}
 }
@@ -187,7 +188,7 @@ func (s *podServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *podServer) patch(body []byte) *corev1.Pod {
-	var p podPatch
+	var p podmeta.Patch
 	if err := json.Unmarshal(body, &p); err != nil {
 		panic(err)
 	}
@@ -228,7 +229,7 @@ func (s *podServer) count() int {
 }
 
 // dropLabel acts as an admission webhook that drops the label from each patch.
-func dropLabel(p *corev1.Pod) { delete(p.Labels, selectorPrefix+"greeter") }
+func dropLabel(p *corev1.Pod) { delete(p.Labels, podmeta.SelectorPrefix+"greeter") }
 
 func TestPatchesAreLimitedWhileRegistrationIsDropped(t *testing.T) {
 	api := newPodServer(dropLabel)
@@ -279,8 +280,8 @@ func newTestRegistrar(api *podServer) *registrar {
 }
 
 func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
-	text, label := `{"name":"greeter"}`, typeValue
-	greeter := podMetadata{Labels: map[string]*string{selectorPrefix + "greeter": &label}, Annotations: map[string]*string{annotationPrefix + "greeter": &text}}
+	text, label := `{"name":"greeter"}`, podmeta.TypeValue
+	greeter := podmeta.Metadata{Labels: map[string]*string{podmeta.SelectorPrefix + "greeter": &label}, Annotations: map[string]*string{podmeta.AnnotationPrefix + "greeter": &text}}
 	for name, start := range map[string]func(*testing.T) (count func() int, stop func()){
 		"an admission webhook drops the label": func(*testing.T) (func() int, func()) {
 			api := newPodServer(dropLabel)
@@ -293,7 +294,7 @@ func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
 			r := newTestRegistrar(api)
 			r.patchPod = func(_ context.Context, body []byte) (*corev1.Pod, error) {
 				written := api.patch(body)
-				r.observe(api.edit(func(p *corev1.Pod) { p.Annotations[annotationPrefix+"greeter"] = "other" })) // the watch delivers this change before the response to the patch
+				r.observe(api.edit(func(p *corev1.Pod) { p.Annotations[podmeta.AnnotationPrefix+"greeter"] = "other" })) // the watch delivers this change before the response to the patch
 				return written, nil
 			}
 			_ = r.setDesired("greeter", &registration{service: &registry.Service{}, metadata: greeter}, 0)
@@ -428,7 +429,7 @@ func TestRegisterDuringStopLeavesNoRegistration(t *testing.T) {
 	kubetest.Eventually(t, 10*time.Second, "nothing is pending", equals(r.deregistrationPending, false))
 	api.mu.Lock()
 	defer api.mu.Unlock()
-	if len(api.pod.Annotations) != 0 || api.pod.Labels[selectorPrefix+"greeter"] != "" {
+	if len(api.pod.Annotations) != 0 || api.pod.Labels[podmeta.SelectorPrefix+"greeter"] != "" {
 		t.Errorf("the pod still carries %v %v", api.pod.Labels, api.pod.Annotations)
 	}
 }
@@ -454,7 +455,7 @@ func TestDeregisterNeedsNoPlugin(t *testing.T) {
 	}
 	api.mu.Lock()
 	defer api.mu.Unlock()
-	if len(api.pod.Annotations) != 0 || api.pod.Labels[selectorPrefix+"greeter"] != "" {
+	if len(api.pod.Annotations) != 0 || api.pod.Labels[podmeta.SelectorPrefix+"greeter"] != "" {
 		t.Errorf("the pod still carries %v %v", api.pod.Labels, api.pod.Annotations)
 	}
 }

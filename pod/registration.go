@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -25,8 +26,8 @@ const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Seco
 type registration struct {
 	service  *registry.Service // nil if the service should be deregistered
 	json     string            // service as JSON
-	metadata podMetadata       // what the pod should carry
-	removal  podMetadata       // what deregistering writes
+	metadata podmeta.Metadata  // what the pod should carry
+	removal  podmeta.Metadata  // what deregistering writes
 
 	err       error     // why the pod does not carry it; nil when it does, or while that is not known
 	failures  int       // attempts in a row that failed
@@ -73,18 +74,18 @@ func (d *registration) succeeded(pod string) {
 // own pod. The caller holds the registrar's lock.
 type registrations struct {
 	desired  map[string]*registration // by service
-	observed *podMetadata             // nil while unknown
+	observed *podmeta.Metadata        // nil while unknown
 }
 
 // set replaces the desired state of a service. It returns an error if the label of
 // another registered service has the same key: the two would overwrite each other.
 func (s *registrations) set(service string, d *registration) error {
 	for other, o := range s.desired {
-		if other == service || labelName(other) != labelName(service) {
+		if other == service || podmeta.LabelName(other) != podmeta.LabelName(service) {
 			continue
 		}
 		if o.service != nil {
-			return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, selectorPrefix+labelName(service))
+			return fmt.Errorf("service %q is registered under the same label %q: rename one of them", other, podmeta.SelectorPrefix+podmeta.LabelName(service))
 		}
 		delete(s.desired, other) // this pending deregistration would remove what d writes
 	}
@@ -95,16 +96,9 @@ func (s *registrations) set(service string, d *registration) error {
 
 // observe records the pod's metadata.
 func (s *registrations) observe(p *corev1.Pod) {
-	s.observed = &podMetadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+	observed := podmeta.Of(p)
+	s.observed = &observed
 	s.forgetDeregistered()
-}
-
-func pointers(m map[string]string) map[string]*string {
-	all := make(map[string]*string, len(m))
-	for k, v := range m {
-		all[k] = &v
-	}
-	return all
 }
 
 // forgetDeregistered drops deregistrations that the API server has confirmed, so that
@@ -115,7 +109,7 @@ func (s *registrations) forgetDeregistered() {
 
 // satisfied reports whether the pod is known to carry what d desires.
 func (s *registrations) satisfied(d *registration) bool {
-	return s.observed != nil && s.observed.diff(d.metadata).empty()
+	return s.observed != nil && s.observed.Diff(d.metadata).Empty()
 }
 
 // complete reports whether the pod is known to carry everything desired.
@@ -123,14 +117,14 @@ func (s *registrations) complete() bool { return s.observed != nil && len(s.pend
 
 // pendingChanges returns the diff of each service that must still be written. Everything
 // is pending while the pod's metadata are unknown.
-func (s *registrations) pendingChanges() map[string]podMetadata {
-	pending := map[string]podMetadata{}
+func (s *registrations) pendingChanges() map[string]podmeta.Metadata {
+	pending := map[string]podmeta.Metadata{}
 	for service, d := range s.desired {
 		changes := d.metadata
 		if s.observed != nil {
-			changes = s.observed.diff(d.metadata)
+			changes = s.observed.Diff(d.metadata)
 		}
-		if !changes.empty() {
+		if !changes.Empty() {
 			pending[service] = changes
 		}
 	}
@@ -138,9 +132,9 @@ func (s *registrations) pendingChanges() map[string]podMetadata {
 }
 
 // due returns the pending changes that may be written now.
-func (s *registrations) due(now time.Time) map[string]podMetadata {
+func (s *registrations) due(now time.Time) map[string]podmeta.Metadata {
 	pending := s.pendingChanges()
-	maps.DeleteFunc(pending, func(service string, _ podMetadata) bool { return now.Before(s.desired[service].notBefore) })
+	maps.DeleteFunc(pending, func(service string, _ podmeta.Metadata) bool { return now.Before(s.desired[service].notBefore) })
 	return pending
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -64,6 +65,26 @@ func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Opti
 		o(&r.options)
 	}
 	return r
+}
+
+type anyAddressKey struct{}
+
+// AnyAddress returns an option that makes a registry accept addresses that are not
+// IPs of the pod that registers them. By default it skips such registrations,
+// because a compromised pod could use them to redirect calls. Services need the
+// option if the services that they call run with --server_advertise, or in a pod with
+// hostNetwork on a Kubernetes node with several addresses.
+func AnyAddress() registry.Option {
+	return func(o *registry.Options) {
+		if o.Context == nil {
+			o.Context = context.Background()
+		}
+		o.Context = context.WithValue(o.Context, anyAddressKey{}, true)
+	}
+}
+
+func anyAddress(o registry.Options) bool {
+	return o.Context != nil && o.Context.Value(anyAddressKey{}) != nil
 }
 
 // Init applies options: Timeout, and Addrs, whose first address replaces the API
@@ -467,7 +488,7 @@ func (r *Registry) informer(service string) (*informer, error) {
 		return nil, err
 	}
 	i := newInformer(service, &r.instances)
-	i.table.limits.anyAddress = anyAddress(r.options)
+	i.table.limits.AnyAddress = anyAddress(r.options)
 	i.apiError = eventsOf(r.options).APIError
 	i.start(conn)
 	r.informers[service] = i
@@ -549,5 +570,5 @@ func (r *Registry) observer() (*observer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.observers.join(conn, limits{anyAddress(r.options)}, eventsOf(r.options).APIError), nil
+	return r.observers.join(conn, podmeta.Limits{AnyAddress: anyAddress(r.options)}, eventsOf(r.options).APIError), nil
 }

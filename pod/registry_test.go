@@ -21,6 +21,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -91,7 +92,7 @@ func TestRegistrySurvivesAPIServerRestart(t *testing.T) {
 	t.Logf("seen %s after the write", took)
 	ns.PatchPod("a", `{"metadata":{"labels":{"micro.mu/type":null}}}`)
 	kubetest.Eventually(t, 10*time.Second, "the registry watches its own pod again", func() error {
-		if ns.GetPod("a").Labels[typeLabel] != typeValue {
+		if ns.GetPod("a").Labels[podmeta.TypeLabel] != podmeta.TypeValue {
 			return errors.New("the label is missing")
 		}
 		return nil
@@ -141,7 +142,7 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 	}
 	thaw()
 	kubetest.Eventually(t, 20*time.Second, "the registration is written after the thaw", func() error {
-		if !own.Registered() || ns.GetPod("a").Annotations[annotationPrefix+"late"] == "" {
+		if !own.Registered() || ns.GetPod("a").Annotations[podmeta.AnnotationPrefix+"late"] == "" {
 			return errors.New("not registered")
 		}
 		return nil
@@ -330,7 +331,7 @@ func TestInitAndCloseTwice(t *testing.T) {
 	if _, err := r.GetService("greeter"); err == nil || !strings.Contains(err.Error(), "closed") {
 		t.Errorf("GetService after Close: %v", err)
 	}
-	if ns.GetPod("a").Annotations[annotationPrefix+"greeter"] == "" {
+	if ns.GetPod("a").Annotations[podmeta.AnnotationPrefix+"greeter"] == "" {
 		t.Error("Close has removed the registration")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
@@ -37,8 +38,8 @@ func readyPod(t testing.TB, i int) *corev1.Pod { return readyPodAt(t, i, fmt.Spr
 
 func readyPodAt(t testing.TB, i int, address string) *corev1.Pod {
 	name := fmt.Sprint("p-", i)
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{selectorPrefix + "greeter": typeValue},
-		Annotations: map[string]string{annotationPrefix + "greeter": string(annotation(t, name, "greeter", fmt.Sprint("v", i%2), address))}}}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{podmeta.SelectorPrefix + "greeter": podmeta.TypeValue},
+		Annotations: map[string]string{podmeta.AnnotationPrefix + "greeter": string(annotation(t, name, "greeter", fmt.Sprint("v", i%2), address))}}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	return p
 }
@@ -178,7 +179,7 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Annotations[annotationPrefix+"greeter"] = string(text)
+		p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(text)
 		pods = append(pods, p)
 	}
 	inf.Replace(pods)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/auth"
 	"github.com/micro/go-micro/v2/web"
@@ -97,7 +98,7 @@ func TestWebServiceWithoutPermissionRunsAndShowsReason(t *testing.T) {
 	if got := get("/")(); got != "200 first half, second half<nil>" {
 		t.Errorf("/ answers %s", got)
 	}
-	if a := n.GetPod("a").Annotations[annotationPrefix+"page"]; a == "" || strings.Contains(a, "readyz") {
+	if a := n.GetPod("a").Annotations[podmeta.AnnotationPrefix+"page"]; a == "" || strings.Contains(a, "readyz") {
 		t.Errorf("the annotation advertises %s", a)
 	}
 }

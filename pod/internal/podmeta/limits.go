@@ -1,7 +1,8 @@
-package pod
+package podmeta
 
 import (
-	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -27,43 +28,20 @@ const (
 	// The services of one pod, and the bytes of all their registrations.
 	maxAnnotationsPerPod = 32
 	maxBytesPerPod       = 64 << 10
-	// Deregistered instances that Observe shows until their pod is gone: of one pod, and
-	// of all pods.
-	maxDeregisteredPerPod = 16
-	maxDeregistered       = 1024
-	// Log lines about skipped registrations of one pod.
-	maxWarningsPerPod = 10
 )
 
-type anyAddressKey struct{}
-
-// AnyAddress returns an option that makes a registry accept addresses that are not
-// IPs of the pod that registers them. By default it skips such registrations,
-// because a compromised pod could use them to redirect calls. Services need the
-// option if the services that they call run with --server_advertise, or in a pod with
-// hostNetwork on a Kubernetes node with several addresses.
-func AnyAddress() registry.Option {
-	return func(o *registry.Options) {
-		if o.Context == nil {
-			o.Context = context.Background()
-		}
-		o.Context = context.WithValue(o.Context, anyAddressKey{}, true)
-	}
+// Limits decides which registrations of a pod a reader accepts.
+type Limits struct {
+	AnyAddress bool // accept addresses that are not IPs of the pod
 }
 
-func anyAddress(o registry.Options) bool {
-	return o.Context != nil && o.Context.Value(anyAddressKey{}) != nil
-}
+// Usage counts what the registrations of one pod have used of the limits. Its zero value
+// stands for a pod without registrations.
+type Usage struct{ registrations, bytes int }
 
-// limits decides which registrations a podTable accepts.
-type limits struct{ anyAddress bool }
-
-// podUsage counts what the registrations of one pod have used of the limits.
-type podUsage struct{ registrations, bytes int }
-
-// decode decodes the registration of the service with the given label name. The error
+// Decode decodes the registration of the service with the given label name. The error
 // says why the registration is skipped, such as a limit that it exceeds.
-func (l limits) decode(name, annotation string, ips []netip.Addr, used *podUsage) (*registry.Service, error) {
+func (l Limits) Decode(name, annotation string, ips []netip.Addr, used *Usage) (*registry.Service, error) {
 	switch {
 	case len(annotation) > maxAnnotationBytes:
 		return nil, fmt.Errorf("it has %d bytes, more than %d", len(annotation), maxAnnotationBytes)
@@ -80,22 +58,52 @@ func (l limits) decode(name, annotation string, ips []netip.Addr, used *podUsage
 	if err != nil {
 		return nil, err
 	}
-	if labelName(s.Name) != name {
+	if LabelName(s.Name) != name {
 		return nil, fmt.Errorf("it describes the service %.64q", s.Name)
 	}
 	if len(s.Nodes) > maxNodesPerAnnotation {
 		return nil, fmt.Errorf("it has %d nodes, more than %d", len(s.Nodes), maxNodesPerAnnotation)
 	}
 	for _, n := range s.Nodes {
-		if !l.anyAddress && len(ips) > 0 && !slices.Contains(ips, hostOf(n.Address)) {
+		if !l.AnyAddress && len(ips) > 0 && !slices.Contains(ips, hostOf(n.Address)) {
 			return nil, fmt.Errorf("its address %.64q is not an IP of the pod, which has %v; the registry option pod.AnyAddress accepts it", n.Address, ips)
 		}
 	}
 	return s, nil
 }
 
-// podIPs returns the IPs of a pod. A pod has none before its sandbox starts.
-func podIPs(p *corev1.Pod) (ips []netip.Addr) {
+// decode reads a service in the form in which the plugin writes it. No input makes it
+// panic. It removes each null among the nodes, the endpoints and the values, so that
+// go-micro does not panic when it reads the result.
+func decode(b []byte) (*registry.Service, error) {
+	var s registry.Service
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, err
+	}
+	if s.Name == "" {
+		return nil, errors.New("it names no service")
+	}
+	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
+	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e *registry.Endpoint) bool { return e == nil })
+	for _, e := range s.Endpoints {
+		dropNulls(e.Request)
+		dropNulls(e.Response)
+	}
+	return &s, nil
+}
+
+func dropNulls(v *registry.Value) {
+	if v == nil {
+		return
+	}
+	v.Values = slices.DeleteFunc(v.Values, func(w *registry.Value) bool { return w == nil })
+	for _, w := range v.Values {
+		dropNulls(w)
+	}
+}
+
+// PodIPs returns the IPs of a pod. A pod has none before its sandbox starts.
+func PodIPs(p *corev1.Pod) (ips []netip.Addr) {
 	for _, ip := range append([]corev1.PodIP{{IP: p.Status.PodIP}}, p.Status.PodIPs...) {
 		if a, err := netip.ParseAddr(ip.IP); err == nil && !slices.Contains(ips, a) {
 			ips = append(ips, a)
@@ -113,17 +121,4 @@ func hostOf(address string) netip.Addr {
 	}
 	ip, _ := netip.ParseAddr(host)
 	return ip
-}
-
-// boundDeregistered returns the latest deregistered instances of a pod, as many as the
-// limits allow, without the parts that a hostile pod could make large. others is the
-// number of deregistered instances of all other pods.
-func boundDeregistered(instances []*instance, others int) []*instance {
-	room := max(0, min(len(instances), maxDeregisteredPerPod, maxDeregistered-others))
-	var kept []*instance
-	for _, i := range instances[len(instances)-room:] {
-		kept = append(kept, &instance{Node: registry.Node{Id: i.Id, Address: i.Address}, pod: i.pod, annotation: i.annotation,
-			service: &registry.Service{Name: i.service.Name, Version: i.service.Version}})
-	}
-	return kept
 }

@@ -1,0 +1,105 @@
+// Package podmeta is the format in which a registration stands on a pod: the labels and the
+// annotation that the plugin github.com/micro/go-plugins/registry/kubernetes writes and reads.
+//
+// A pod that serves the service "greeter" has
+//
+//	labels:
+//	  micro.mu/type: service
+//	  micro.mu/selector-greeter: service
+//	annotations:
+//	  micro.mu/service-greeter: '{"name":"greeter","nodes":[...],...}'
+//
+// LabelName makes the last part of the keys. The annotation is a registry.Service as JSON.
+//
+// The writer of the own pod compares the Metadata that it desires with the Metadata that it
+// observes (Of, Diff) and sends the difference as a Patch. The readers of other pods decode
+// annotations with Limits.Decode, which never panics and bounds what one pod can make them
+// hold. The package reads and writes values only; it knows no API server and no log.
+package podmeta
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// The labels and annotations that the plugin writes and reads.
+const (
+	TypeLabel        = "micro.mu/type"
+	TypeValue        = "service"
+	SelectorPrefix   = "micro.mu/selector-"
+	AnnotationPrefix = "micro.mu/service-"
+)
+
+// LabelName replaces the bytes of a service's name that a label key must not contain,
+// as the plugin does.
+func LabelName(service string) string {
+	name := []byte(service)
+	for i, c := range name {
+		if c != '-' && c != '_' && c != '.' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			name[i] = '_'
+		}
+	}
+	return string(name)
+}
+
+// Metadata are labels and annotations of a pod. A nil value means that the key
+// is absent.
+type Metadata struct {
+	Labels      map[string]*string `json:"labels,omitempty"`
+	Annotations map[string]*string `json:"annotations,omitempty"`
+}
+
+// Of returns all labels and annotations of a pod.
+func Of(p *corev1.Pod) Metadata {
+	return Metadata{Labels: pointers(p.Labels), Annotations: pointers(p.Annotations)}
+}
+
+func pointers(m map[string]string) map[string]*string {
+	all := make(map[string]*string, len(m))
+	for k, v := range m {
+		all[k] = &v
+	}
+	return all
+}
+
+// Patch is the strategic merge patch that the plugin and the registrar send. The
+// uid, which no patch may change, makes the API server refuse the registrar's patch
+// when another pod has taken over the name.
+type Patch struct {
+	Metadata struct {
+		UID types.UID `json:"uid,omitempty"`
+		Metadata
+	} `json:"metadata"`
+}
+
+// Diff returns the part of desired that differs from m.
+func (m Metadata) Diff(desired Metadata) Metadata {
+	return Metadata{Labels: diffValues(m.Labels, desired.Labels), Annotations: diffValues(m.Annotations, desired.Annotations)}
+}
+
+func diffValues(observed, desired map[string]*string) (diff map[string]*string) {
+	for k, want := range desired {
+		if got := observed[k]; (got == nil) != (want == nil) || got != nil && *got != *want {
+			if diff == nil {
+				diff = map[string]*string{}
+			}
+			diff[k] = want
+		}
+	}
+	return diff
+}
+
+// Empty reports whether m has no key.
+func (m Metadata) Empty() bool { return len(m.Labels) == 0 && len(m.Annotations) == 0 }
+
+// OnlyRemoves reports whether m sets no value.
+func (m Metadata) OnlyRemoves() bool {
+	for _, values := range []map[string]*string{m.Labels, m.Annotations} {
+		for _, v := range values {
+			if v != nil {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -23,7 +23,7 @@ func (r *Registry) removeClient(c *Client) {
 func (s *Selector) await(ctx context.Context, service string) error {
 	state := s.state.Load()
 	r, ok := state.options.Registry.(*Registry)
-	if p := state.pools[service]; !ok || p != nil && p.informer.running() {
+	if p := state.pools[service]; !ok || p != nil && p.informer.Running() {
 		return nil
 	}
 	i, err := r.informer(service)

@@ -11,13 +11,14 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	corev1 "k8s.io/api/core/v1"
 )
 
 // informer keeps the snapshot of one service, or of all services, up to date. It runs
 // one goroutine from start to stop.
 type informer struct {
-	podWatch
+	podwatch.Watch
 	conn    *apiserver.Connection
 	current atomic.Pointer[snapshot]
 	changed broadcast.Broadcast // notified of a new snapshot or error, and when the informer stops
@@ -44,12 +45,12 @@ func (i *informer) start(conn *apiserver.Connection) {
 	if service := i.table.service; service != "" {
 		selector.Labels, name = podmeta.SelectorPrefix+podmeta.LabelName(service)+"="+podmeta.TypeValue, fmt.Sprintf("service %q", service)
 	}
-	i.podWatch.start(conn, selector, name, i)
+	i.Watch.Start(conn, selector, name, trimmed, i)
 }
 
 // stop ends the goroutine and waits for it. The last snapshot stays readable.
 func (i *informer) stop() {
-	i.podWatch.stop()
+	i.Watch.Stop()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.table.removeExcept(nil)
@@ -77,7 +78,7 @@ func (i *informer) waitContext(ctx context.Context, limit time.Duration) error {
 		if err := i.lastError(); err != nil {
 			return err
 		}
-		if !i.running() {
+		if !i.Running() {
 			return errors.New("using the registry: it is closed")
 		}
 		select {

@@ -9,6 +9,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -46,7 +47,7 @@ const (
 // observer holds all instances of all services in every state, and keeps deregistered
 // instances until their pod is gone. It runs one goroutine from start to stop.
 type observer struct {
-	podWatch
+	podwatch.Watch
 	changed broadcast.Broadcast // notified when the instances, the error or running have changed
 
 	mu           sync.Mutex
@@ -63,12 +64,12 @@ func newObserver() *observer {
 }
 
 func (o *observer) start(conn *apiserver.Connection) {
-	o.podWatch.start(conn, apiserver.Selector{Labels: podmeta.TypeLabel + "=" + podmeta.TypeValue}, "all services", o)
+	o.Watch.Start(conn, apiserver.Selector{Labels: podmeta.TypeLabel + "=" + podmeta.TypeValue}, "all services", trimmed, o)
 }
 
 // stop ends the goroutine and waits for it.
 func (o *observer) stop() {
-	o.podWatch.stop()
+	o.Watch.Stop()
 	o.changed.Notify()
 }
 
@@ -204,7 +205,7 @@ func (s *observers) join(conn *apiserver.Connection, limits podmeta.Limits, apiE
 	defer s.mu.Unlock()
 	if s.shared == nil {
 		s.shared = newObserver()
-		s.shared.table.limits, s.shared.apiError = limits, apiError
+		s.shared.table.limits, s.shared.APIError = limits, apiError
 		s.shared.start(conn)
 	}
 	s.count++

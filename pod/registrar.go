@@ -15,6 +15,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -36,8 +37,8 @@ type registrar struct {
 	plugin        Plugin
 	statusChanged func() // called when the result of registered, pending or lastError may have changed
 	reconciling   sync.WaitGroup
-	wake          chan struct{} // asks for a reconcile
-	watch         podWatch      // watches the process's own pod
+	wake          chan struct{}  // asks for a reconcile
+	watch         podwatch.Watch // watches the process's own pod
 
 	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn.PatchPod, except in tests
 	watchPod func()                                             // starts watch
@@ -56,7 +57,7 @@ func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func(
 	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
 		state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
 	r.watchPod = func() {
-		r.watch.start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "this process's pod", ownPod{r})
+		r.watch.Start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "this process's pod", func(p *corev1.Pod) *corev1.Pod { return p }, ownPod{r})
 	}
 	return r
 }
@@ -216,7 +217,7 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	changed := map[string]error{}
 	defer func() { // runs after r.mu is unlocked
 		for service, err := range changed {
-			r.watch.reportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
+			r.watch.ReportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
 		}
 	}()
 	r.mu.Lock()
@@ -234,7 +235,7 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	if len(errs) > 0 {
 		r.attempted.Notify()
 	}
-	if written && len(r.state.desired) > 0 && !r.watch.started() { // from now on the registration can be lost
+	if written && len(r.state.desired) > 0 && !r.watch.Started() { // from now on the registration can be lost
 		r.watchPod()
 	}
 	return r.state.nextDue(time.Now())
@@ -323,7 +324,7 @@ func (o ownPod) Replace(pods []*corev1.Pod) {
 
 func (ownPod) Delete(*corev1.Pod) {} // the process ends before its pod is deleted
 
-func (ownPod) StateChanged(error) {} // podWatch logs the error
+func (ownPod) StateChanged(error) {} // podwatch logs the error
 
 // registered reports whether the API server has confirmed everything desired.
 func (r *registrar) registered() bool {
@@ -383,5 +384,5 @@ func (r *registrar) stop() {
 		cancel()
 	}
 	r.reconciling.Wait()
-	r.watch.stop()
+	r.watch.Stop()
 }

@@ -274,7 +274,7 @@ func (r *Registry) writableRegistrar() (*registrar, error) {
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.Notify)
-		r.registrar.watch.apiError = eventsOf(r.options).APIError
+		r.registrar.watch.APIError = eventsOf(r.options).APIError
 	}
 	return r.registrar, nil
 }
@@ -489,7 +489,7 @@ func (r *Registry) informer(service string) (*informer, error) {
 	}
 	i := newInformer(service, &r.instances)
 	i.table.limits.AnyAddress = anyAddress(r.options)
-	i.apiError = eventsOf(r.options).APIError
+	i.APIError = eventsOf(r.options).APIError
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -542,7 +542,7 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 			if ctx.Err() != nil {
 				return
 			}
-			if !o.running() {
+			if !o.Running() {
 				yield(nil, errors.New("observing services: the registry was closed, or was given another address"))
 				return
 			}

@@ -137,7 +137,7 @@ func (s *Selector) Select(service string, opts ...selector.SelectOption) (select
 // nil otherwise.
 func (state *selectorState) fastPool(service string, opts []selector.SelectOption) *pool {
 	p := state.pools[service]
-	if len(opts) > 0 || state.options.Strategy != nil || p == nil || !p.informer.running() {
+	if len(opts) > 0 || state.options.Strategy != nil || p == nil || !p.informer.Running() {
 		return nil
 	}
 	return p

@@ -38,7 +38,7 @@ func (w *watcher) Next() (*registry.Result, error) {
 		if r := w.next(); r != nil {
 			return r, nil
 		}
-		if !w.informer.running() {
+		if !w.informer.Running() {
 			return nil, registry.ErrWatcherStopped
 		}
 		select {

@@ -15,7 +15,6 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
-	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	"google.golang.org/grpc"
@@ -126,8 +125,7 @@ func TestIPv6(t *testing.T) {
 		dialed.Add(1)
 		return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("::1", port))
 	})
-	// Without a pool, the client closes the connection after the call.
-	c := grpcc.NewClient(client.PoolSize(0), client.Registry(r), client.Selector(NewSelector(r)), func(o *client.Options) { grpcc.DialOptions(dialer)(&o.CallOptions) })
+	c := NewClient(r, grpcc.NewClient(dialOptions(dialer)))
 	rsp, err := proto.NewGreeterService("greeter", c).Hello(contextWithTimeout(t, 10*time.Second), &proto.HelloRequest{Name: "IPv6"})
 	if err != nil || rsp.Greeting != "Hello IPv6!" || dialed.Load() == 0 {
 		t.Errorf("the call returned %v, %v after %d dials", rsp, err, dialed.Load())

@@ -1,9 +1,12 @@
 package pod
 
 import (
+	"context"
+	"maps"
 	"math"
 	"math/rand/v2"
-	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/micro/go-micro/v2/client/selector"
@@ -18,75 +21,109 @@ const (
 	latencyFloor     = time.Millisecond
 )
 
+// choosers are the choosers of one registry, which all clients of the registry share.
+type choosers struct {
+	registry *Registry
+	mu       sync.Mutex
+	services atomic.Pointer[map[string]*serviceChooser] // immutable, so that a choice takes no lock
+}
+
+// running returns the chooser of a service, nil before its first use and after Close.
+func (c *choosers) running(service string) *serviceChooser {
+	if all := c.services.Load(); all != nil {
+		if s := (*all)[service]; s != nil && s.informer.Running() {
+			return s
+		}
+	}
+	return nil
+}
+
+// get returns the chooser of a service. The first call makes it, and waits for the informer's
+// first LIST.
+func (c *choosers) get(ctx context.Context, service string) (*serviceChooser, error) {
+	i, err := c.registry.informer(service)
+	if err == nil {
+		err = i.waitContext(ctx, c.registry.timeout())
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	services := map[string]*serviceChooser{}
+	if all := c.services.Load(); all != nil {
+		maps.Copy(services, *all)
+	}
+	s := services[service]
+	if s == nil || s.informer != i {
+		s = newServiceChooser(i, observersOf(c.registry.Options()))
+		services[service] = s
+		c.services.Store(&services)
+	}
+	return s, nil
+}
+
+// serviceChooser chooses the instances of one service.
+type serviceChooser struct {
+	informer *informer
+	events   eventObservers
+	next     selector.Next // made once, so that Select allocates nothing
+	random   *rand.Rand    // nil except in simulations
+
+	ejecting sync.Mutex // serializes ejections, so that two of them together do not exceed the cap
+}
+
+func newServiceChooser(i *informer, e eventObservers) *serviceChooser {
+	c := &serviceChooser{informer: i, events: e}
+	c.next = nextOf(c.choose)
+	return c
+}
+
+// choose chooses a routable instance and avoids previous, which may be nil.
+func (s *serviceChooser) choose(previous *instance) (choice, error) {
+	instances := s.informer.snapshot().instances
+	if len(instances) == 0 {
+		return choice{}, selector.ErrNotFound
+	}
+	return s.chooseFrom(instances, previous, clock())
+}
+
+func (s *serviceChooser) selectNext() (selector.Next, error) {
+	if len(s.informer.snapshot().instances) == 0 {
+		return nil, selector.ErrNotFound
+	}
+	return s.next, nil
+}
+
+// instancesOf returns the instances that filters have left. A node that a filter has added
+// becomes an instance of which nothing is known.
+func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*instance) {
+	type key struct{ id, address string } // the id alone is not unique: with a fixed server.Id all instances have the same
+	known := map[key]*instance{}
+	for _, i := range s.informer.snapshot().instances {
+		known[key{i.Id, i.Address}] = i
+	}
+	for _, v := range services {
+		for _, n := range v.Nodes {
+			i := known[key{n.Id, n.Address}]
+			if i == nil {
+				i = &instance{Node: *n, service: v}
+			}
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
 // choice is an instance that was chosen for one call or stream. It counts as in flight
 // until done. A choice holds no resources.
 type choice struct {
 	node     *registry.Node
-	instance *instance // nil if the selector keeps no statistics: for a registry of another package, or a node that a strategy made
-	pool     *pool     // nil if the instance is nil, or if another selector made the choice
-	started  int64     // result of clock; 0 if unknown, as to Mark
+	instance *instance       // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
+	chooser  *serviceChooser // nil if the instance is nil
+	started  int64           // result of clock
 	isStream bool
-
-	mayBeTrial bool // the call tries the instance after its ejection, or that is unknown, as to Mark
-}
-
-// choose chooses an instance for one call, as Select and Next do together. The caller must
-// end the choice with done. It returns the errors of Select, or that of the strategy.
-func (s *Selector) choose(service string, opts []selector.SelectOption) (choice, error) {
-	return s.chooseOther(service, opts, nil)
-}
-
-// chooseOther is choose, but it chooses the instance that previous names only if there is no
-// other. previous may be nil.
-func (s *Selector) chooseOther(service string, opts []selector.SelectOption, previous *instance) (choice, error) {
-	if p := s.state.Load().fastPool(service, opts); p != nil {
-		instances := p.informer.snapshot().instances
-		if len(instances) == 0 {
-			return choice{}, selector.ErrNotFound
-		}
-		return p.choose(instances, previous, clock())
-	}
-	if previous != nil {
-		if c, err := s.chooseSlow(service, append(slices.Clip(opts), without(previous))); err == nil {
-			return c, nil
-		}
-	}
-	return s.chooseSlow(service, opts)
-}
-
-// without is a filter that leaves out an instance.
-func without(i *instance) selector.SelectOption {
-	return selector.WithFilter(func(services []*registry.Service) []*registry.Service {
-		for _, v := range services { // copies
-			v.Nodes = slices.DeleteFunc(v.Nodes, func(n *registry.Node) bool { return n.Id == i.Id && n.Address == i.Address })
-		}
-		return slices.DeleteFunc(services, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
-	})
-}
-
-// chooseSlow is choose without the fast path, as selectSlow is Select without it.
-func (s *Selector) chooseSlow(service string, opts []selector.SelectOption) (choice, error) {
-	state := s.state.Load()
-	next, err := s.selectSlow(service, state.options, opts)
-	if err != nil {
-		return choice{}, err
-	}
-	node, err := next()
-	if err != nil {
-		return choice{}, err
-	}
-	c := choice{node: node, started: clock(), mayBeTrial: true}
-	if r, ok := state.options.Registry.(*Registry); ok {
-		if i := r.instanceOf(node); i != nil {
-			c.instance, c.pool = i, s.state.Load().pools[i.service.Name]
-		}
-	}
-	return c, nil
-}
-
-// isTrial reports whether the call tries the instance after its ejection.
-func (c choice) isTrial() bool {
-	return c.mayBeTrial && c.instance != nil && c.instance.trial.Load()
+	isTrial  bool // the call tries the instance after its ejection
 }
 
 // asStream returns the choice as that of a stream: it counts as in flight until done, but
@@ -105,14 +142,14 @@ func (c choice) asStream() choice {
 func (c choice) done(o outcome, err error) { c.doneAt(clock(), o, err) }
 
 func (c choice) doneAt(now int64, o outcome, err error) {
-	i, p := c.instance, c.pool
+	i := c.instance
 	if i == nil {
 		return
 	}
 	change := i.ended(now, c, o)
 	if change == suspected || change == faultedAgain {
 		switch {
-		case p != nil && p.failsMoreThanOthers(i, now):
+		case c.chooser.failsMoreThanOthers(i, now):
 			if !i.failed(now) {
 				return
 			}
@@ -121,26 +158,24 @@ func (c choice) doneAt(now int64, o outcome, err error) {
 			change = recovered
 		}
 	}
-	switch {
-	case change == failed && p != nil:
-		p.eject(i, now, o, err)
-	case change == recovered && p != nil:
-		p.readmit(i, now)
-	case change == recovered:
-		i.readmit()
+	switch change {
+	case failed:
+		c.chooser.eject(i, now, o, err)
+	case recovered:
+		c.chooser.readmit(i, now)
 	}
 }
 
-// choose chooses the better of two instances taken at random. It passes over ejected and
+// chooseFrom chooses the better of two instances taken at random. It passes over ejected and
 // stalled instances while there are others. An instance whose ejection is over gets the
 // one call that tries it at once. It chooses the instance previous, which may be nil, only
 // if there is no other.
-func (p *pool) choose(instances []*instance, previous *instance, now int64) (choice, error) {
+func (s *serviceChooser) chooseFrom(instances []*instance, previous *instance, now int64) (choice, error) {
 	if len(instances) == 0 {
 		return choice{}, selector.ErrNoneAvailable
 	}
-	a := p.draw(instances, nil, previous, now)
-	b := p.draw(instances, a, previous, now)
+	a := s.draw(instances, nil, previous, now)
+	b := s.draw(instances, a, previous, now)
 	isTrial := a.beginTrial(now)
 	switch {
 	case isTrial:
@@ -150,10 +185,15 @@ func (p *pool) choose(instances []*instance, previous *instance, now int64) (cho
 		a = b
 	}
 	a.started(now)
-	if p.events.Picked != nil {
-		p.events.Picked(a.service.Name, a.pod, a.Address)
+	for _, e := range s.events {
+		if e.Picked != nil {
+			e.Picked(a.service.Name, a.pod, a.Address)
+		}
 	}
-	return choice{node: &a.Node, instance: a, pool: p, started: now, mayBeTrial: isTrial}, nil
+	if a.pod == "" { // a filter has added it
+		return choice{node: &a.Node}, nil
+	}
+	return choice{node: &a.Node, instance: a, chooser: s, started: now, isTrial: isTrial}, nil
 }
 
 // better reports whether a call should rather go to a than to b.
@@ -204,7 +244,7 @@ type load struct {
 // they count.
 func (c *callStats) load(now int64) load {
 	calls, age := c.inFlight.meanAge(now)
-	if age > int64(maxEjectionTime) { // a caller has forgotten to call Mark
+	if age > int64(maxEjectionTime) { // calls that are long on purpose, such as long polls
 		age = 0
 	}
 	l := load{calls: float64(calls + c.streams.Load() + 1), age: float64(age)}
@@ -220,15 +260,15 @@ func (c *callStats) load(now int64) load {
 // draw takes an instance at random. It avoids, as long as other instances are left, first the
 // instance previous, then ejected instances, then stalled instances, and then the instance
 // drawn. Both instances may be nil.
-func (p *pool) draw(instances []*instance, drawn, previous *instance, now int64) *instance {
+func (s *serviceChooser) draw(instances []*instance, drawn, previous *instance, now int64) *instance {
 	for range 4 { // the first try usually succeeds
-		if n := instances[p.intN(len(instances))]; n != drawn && n != previous && !n.ejected(now) && !n.stalled(now) {
+		if n := instances[s.intN(len(instances))]; n != drawn && n != previous && !n.ejected(now) && !n.stalled(now) {
 			return n
 		}
 	}
 	// Most instances are ejected or stalled: take the best of at most 32 instances,
 	// because the time of a choice must not grow with their number.
-	first := p.intN(len(instances))
+	first := s.intN(len(instances))
 	best, bestScore := instances[first], -1
 	for i := range min(len(instances), 32) {
 		n := instances[(first+i)%len(instances)]
@@ -255,9 +295,9 @@ func (p *pool) draw(instances []*instance, drawn, previous *instance, now int64)
 	return best
 }
 
-func (p *pool) intN(n int) int {
-	if p.random != nil {
-		return p.random.IntN(n)
+func (s *serviceChooser) intN(n int) int {
+	if s.random != nil {
+		return s.random.IntN(n)
 	}
 	return rand.IntN(n)
 }

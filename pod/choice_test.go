@@ -114,13 +114,13 @@ func (b *simple) begin(time.Duration) (int, func(time.Duration, outcome)) {
 
 // podBalancer is the choice of this package.
 type podBalancer struct {
-	pool  *pool
-	index map[*instance]int
+	chooser *serviceChooser
+	index   map[*instance]int
 }
 
 func newPodBalancer(n int, r *rand.Rand) balancer {
 	inf := newInformer("greeter", nil)
-	b := &podBalancer{&pool{informer: inf, random: r}, map[*instance]int{}}
+	b := &podBalancer{&serviceChooser{informer: inf, random: r}, map[*instance]int{}}
 	for range n {
 		b.join()
 	}
@@ -130,13 +130,13 @@ func newPodBalancer(n int, r *rand.Rand) balancer {
 func (b *podBalancer) join() {
 	i := &instance{Node: registry.Node{Address: fmt.Sprint("10.0.0.1:", len(b.index)+1)}, service: &registry.Service{Name: "greeter"}, pod: fmt.Sprint("p-", len(b.index))}
 	b.index[i] = len(b.index)
-	b.pool.informer.current.Store(&snapshot{instances: append(slices.Clone(b.pool.informer.snapshot().instances), i)})
+	b.chooser.informer.current.Store(&snapshot{instances: append(slices.Clone(b.chooser.informer.snapshot().instances), i)})
 }
 
 const simulationEpoch = 1 << 62
 
 func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome)) {
-	c, err := b.pool.choose(b.pool.informer.snapshot().instances, nil, simulationEpoch+int64(now))
+	c, err := b.chooser.chooseFrom(b.chooser.informer.snapshot().instances, nil, simulationEpoch+int64(now))
 	if err != nil {
 		panic(err)
 	}
@@ -475,7 +475,7 @@ func TestChoiceIgnoresCommonFaults(t *testing.T) {
 				return usual(r), answered
 			}}.run(func(n int, r *rand.Rand) balancer {
 				b := newPodBalancer(n, r).(*podBalancer)
-				b.pool.events.Ejected = func(string, string, string, time.Duration, error) { ejections++ }
+				b.chooser.events = eventObservers{{Ejected: func(string, string, string, time.Duration, error) { ejections++ }}}
 				return b
 			})
 			if ejections > 0 {
@@ -532,37 +532,14 @@ func TestChoiceEjectsAtMostHalfForFaults(t *testing.T) {
 	}
 }
 
-// A client that knows the instance only, as go-micro's with Mark, does not know when a call
-// began.
-func TestChoiceWithoutStartTimes(t *testing.T) {
-	t.Parallel()
-	s := simulation{instances: 11, rate: 500, length: 60 * time.Second, answer: slowServer}.run(func(n int, r *rand.Rand) balancer {
-		return &marking{newPodBalancer(n, r).(*podBalancer)}
-	})
-	if over := s.percent(func(c simulatedCall) bool { return c.latency >= time.Second }); over > 0.1 {
-		t.Errorf("%.3f %% of the calls take over 1 s, want at most 0.1", over)
-	}
-}
-
-type marking struct{ *podBalancer }
-
-func (b *marking) begin(now time.Duration) (int, func(time.Duration, outcome)) {
-	c, err := b.pool.choose(b.pool.informer.snapshot().instances, nil, simulationEpoch+int64(now))
-	if err != nil {
-		panic(err)
-	}
-	c.started = 0
-	return b.index[c.instance], func(now time.Duration, o outcome) { c.doneAt(simulationEpoch+int64(now), o, nil) }
-}
-
 // An open stream counts as a call in flight, but neither its length nor its silence says
 // anything about the instance.
 func TestChoiceCountsStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
-		s := NewSelector(r)
+		s := newSelector(r)
 		choose := func() choice {
-			c, err := s.choose("greeter", nil)
+			c, err := s.choose("greeter", nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -572,7 +549,7 @@ func TestChoiceCountsStreams(t *testing.T) {
 		for range 10 {
 			streams = append(streams, choose().asStream())
 		}
-		for _, c := range s.Instances("greeter") {
+		for _, c := range s.instances("greeter") {
 			if c.InFlight != 5 {
 				t.Errorf("%d of 10 streams on %s, want 5", c.InFlight, c.Address)
 			}
@@ -614,17 +591,17 @@ func BenchmarkChoice(b *testing.B) {
 	for _, n := range []int{1, 10, 100, 10000} {
 		b.Run(fmt.Sprint("instances=", n), func(b *testing.B) {
 			r, inf := newStaticRegistry(b, n)
-			s := NewSelector(r)
+			s := newSelector(r)
 			for _, i := range inf.snapshot().instances { // measured, as in use
 				i.latency.observe(clock(), 20*ms)
 			}
-			if _, err := s.choose("greeter", nil); err != nil { // makes the pool
+			if _, err := s.choose("greeter", nil, nil); err != nil { // makes the chooser
 				b.Fatal(err)
 			}
 			b.Run("choose and done", func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					c, err := s.choose("greeter", nil)
+					c, err := s.choose("greeter", nil, nil)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -634,7 +611,7 @@ func BenchmarkChoice(b *testing.B) {
 			b.Run("parallel", func(b *testing.B) {
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {
-						c, _ := s.choose("greeter", nil)
+						c, _ := s.choose("greeter", nil, nil)
 						c.done(answered, nil)
 					}
 				})

@@ -25,8 +25,8 @@ import (
 //     all streams that the server permits are in use, further calls get another
 //     connection, at most client.PoolSize of them (100 by default). go-micro dials for each
 //     stream, and replaces its connections every minute.
-//   - The choice of instances learns of every call which instance was called, how it
-//     ended, and how long it took, and of every stream when it ended; see Selector. A retry
+//   - After each call, the choice of instances learns which instance was called, how the call
+//     ended and how long it took; after each stream, that the stream ended. A retry
 //     goes to another instance if there is one. A unary call that tries an instance after
 //     its ejection waits for it for at most half of its time while it has retries left.
 //   - A unary call starts no goroutine. Each wait ends with the call's deadline or when the
@@ -87,15 +87,15 @@ var _ client.Client = (*Client)(nil)
 //
 //	micro.Client(pod.NewClient(registry, grpcc.NewClient()))
 //
-// Change options later with Init of the Client. The client chooses instances with a
-// Selector of its own, unless client.Selector or micro.Selector sets another one. So
-// micro.Selector(pod.NewSelector(registry)) is not needed.
+// Change options later with Init of the Client. If client.Selector or micro.Selector sets a
+// selector, the client chooses with its Select and reports to its Mark, and ejects no instance.
+// With a registry of another package, as after --registry=mdns, the client chooses at random.
 //
 // Close of the registry closes the client; a service with Lifecycle closes the registry.
 func NewClient(r *Registry, c client.Client) *Client {
 	p := &Client{Client: c, registry: r, pools: map[*connectionPool]bool{}}
 	if c.Options().Selector == selector.DefaultSelector {
-		_ = c.Init(client.Selector(NewSelector(r)))
+		_ = c.Init(client.Selector(newSelector(r)))
 	}
 	p.settings.Store(newClientSettings(p, c.Options()))
 	if wrappers := c.Options().Wrappers; len(wrappers) > 0 {
@@ -131,11 +131,13 @@ func (c *Client) Init(opts ...client.Option) error {
 // Options returns the options of the client that NewClient was given, and of Init.
 func (c *Client) Options() client.Options { return c.settings.Load().options }
 
-// Instances returns what the client knows about the routable instances of a service, as
-// Selector.Instances does. It returns nil if the client uses a selector of another package.
+// Instances returns what is known about the routable instances of a service, in no particular
+// order. It returns nil for a service that was never called, and if the client uses a selector of
+// another package. All clients of a registry know the same; other processes may judge the same
+// instances differently.
 func (c *Client) Instances(service string) []InstanceCalls {
 	if s := c.settings.Load().selector; s != nil {
-		return s.Instances(service)
+		return s.instances(service)
 	}
 	return nil
 }
@@ -198,7 +200,7 @@ type call struct {
 
 // attempt is one attempt of a call.
 type attempt struct {
-	choice  choice         // of the Selector; its node is nil without a choice
+	choice  choice         // its node is nil without a choice
 	node    *registry.Node // to call
 	outcome outcome
 	ended   *streamEnd // of a stream that was opened
@@ -284,12 +286,12 @@ func (k *call) try(ctx context.Context, i int, rsp any) (err error) {
 	if err := sleep(ctx, backoff); err != nil {
 		return err
 	}
-	if err := k.choose(); err != nil {
+	if err := k.chooseInstance(); err != nil {
 		return err
 	}
 	defer k.finish(&err)
 	s, isStream := rsp.(*stream)
-	if !isStream && i < k.options.Retries && k.choice.isTrial() {
+	if !isStream && i < k.options.Retries && k.choice.isTrial {
 		var end func()
 		ctx, end = k.leaveTimeToRetry(ctx)
 		defer end()
@@ -306,8 +308,9 @@ func (k *call) try(ctx context.Context, i int, rsp any) (err error) {
 }
 
 // leaveTimeToRetry returns a context that ends after half of the remaining time, and the
-// function that ends the attempt. An instance that was ejected, because its node is lost for example, may still be
-// silent when a call tries it. The caller should not notice.
+// function that ends the attempt. An instance that was ejected, because its node is lost for
+// example, may still not answer. The call therefore keeps half of its time for a retry on another
+// instance.
 func (k *call) leaveTimeToRetry(ctx context.Context) (context.Context, func()) {
 	timeout := k.timeout
 	deadline, _ := ctx.Deadline()
@@ -319,9 +322,9 @@ func (k *call) leaveTimeToRetry(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// choose chooses the instance of an attempt, not the one that the attempt before called if
-// there are others.
-func (k *call) choose() error {
+// chooseInstance chooses the instance of an attempt and avoids the instance of the attempt
+// before.
+func (k *call) chooseInstance() error {
 	k.attempt = attempt{outcome: inconclusive}
 	var err error
 	switch s := k.settings.selector; {
@@ -330,7 +333,7 @@ func (k *call) choose() error {
 			k.node = &registry.Node{Address: k.address}
 		}
 	case s != nil:
-		if k.choice, err = s.chooseOther(k.service, k.options.SelectOptions, k.previous); err != nil {
+		if k.choice, err = s.choose(k.service, k.options.SelectOptions, k.previous); err != nil {
 			return selectError(k.service, err)
 		}
 		k.node, k.previous = k.choice.node, k.choice.instance

@@ -52,7 +52,7 @@ const flowControlWindow = 1 << 20
 type clientSettings struct {
 	client      *Client
 	options     client.Options
-	selector    *Selector // nil if the client uses a selector of another package
+	selector    *clientSelector // nil if the client uses a selector of another package
 	keys        optionKeys
 	codecs      map[string]*clientCodec // by content type
 	timeout     string                  // the header of client.RequestTimeout
@@ -77,7 +77,7 @@ func newClientSettings(c *Client, o client.Options) *clientSettings {
 	o.CallOptions.CallWrappers = slices.Clip(o.CallOptions.CallWrappers)
 	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
 	s := &clientSettings{client: c, options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
-	s.selector, _ = o.Selector.(*Selector)
+	s.selector, _ = o.Selector.(*clientSelector)
 	if s.keys, s.err = keysOfOptions(); s.err != nil {
 		return s
 	}

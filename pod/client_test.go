@@ -646,7 +646,7 @@ func TestClientInServiceNeedsNoSelector(t *testing.T) {
 			return []micro.Option{micro.Client(newClient(r, grpcc.NewClient()))}
 		},
 		"micro.Selector": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(NewSelector(r))}
+			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(newSelector(r))}
 		},
 		"a selector of another package": func(r *Registry) []micro.Option {
 			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(own)}

@@ -31,7 +31,7 @@
 // For each service that was ever looked up, an informer lists and watches the pods
 // and keeps them in memory.
 //
-//   - GetService, Select and Watch read from memory. An API server that is down, slow or
+//   - GetService, Watch and calls read from memory. An API server that is down, slow or
 //     frozen costs a running client nothing. Only the first call for a service waits
 //     for the API server, and returns an error as soon as the reason is known.
 //   - An instance is routable when its pod is running, ready and not terminating,
@@ -46,18 +46,43 @@
 //
 // # Choice
 //
-// A Selector takes the better of two random instances, in constant time: the one with
-// fewer calls in flight, a lower latency and no recent faults. It ejects an instance whose
-// connection fails, that does not answer in time or, with Client, that fails more often
-// than the others, for a growing time, and never more than half of the instances. An
-// instance is blamed only for its own faults. WithEvents reports picks and ejections to a
-// metrics library.
+// A Client calls the better of two random instances (the power of two choices, Mitzenmacher 2001,
+// with peak EWMA, from Finagle). A choice reads a snapshot in memory: it takes the same time and
+// allocates nothing at any number of instances, and it takes no lock.
+//
+// The load of an instance is the number of its calls and streams in flight times the square of its
+// latency. The latency is an estimate that jumps up with the first slow call, while that call is
+// still in flight, and comes down with a time constant of 10 s. Latencies that differ by less than a
+// factor of 2 are equal, after adding 1 ms to both. A new instance counts as fast as the others. Each
+// server error in a row doubles the load, so that an instance that fails at once does not attract
+// calls by looking idle. An instance that got no calls for 10 s because of its load gets one: if it is
+// fast again, it gets its share. A stalled instance, which leaves its calls without an answer, is
+// passed over before they time out.
+//
+// An instance is ejected for 5 s when the connection to it fails, or when a call times out although
+// the instance had time to answer: it answered no call for twice its usual interval between answers.
+// If the instance fails again, the ejection is longer: 20 s, then 80 s, at most 10 s after a failed
+// connection. An instance is also ejected when it answers more calls with server errors than the
+// others do: after 5 in a row (Envoy's consecutive_5xx), or when they are a fifth of its last 63
+// answers, each only if chance is no explanation (gRFC A50's success_rate_stdev_factor). Server errors are the
+// statuses UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL, UNKNOWN and DATA_LOSS and go-micro errors with a
+// code from 500 on. If all instances fail alike, as with the service's database, none is ejected. Other
+// errors of handlers do not count, nor does a call that its caller cancels or that began too late to be
+// answered, nor the deadline of a stream.
+//
+// After the ejection one call tries the instance. If it is answered, or the pod has a new process, the
+// ejection ends. At most half of a service's instances are ejected, so that the others are not
+// overloaded: Envoy's panic threshold is 50 % too, and gRFC A50 has max_ejection_percent. The log has
+// one line for each ejection and one for its end. Client.Instances lists the ejections, and WithEvents
+// reports picks and ejections to a metrics library.
+//
+// Filters and strategies given by selector.SelectOption or selector.SetStrategy are honoured; a filter
+// sees copies, as with go-micro's own selector.
 //
 // # Calls
 //
-// A Client calls like go-micro's gRPC client, over one connection per instance, and tells the
-// choice which instance each call and stream went to and how it ended. Where the client is
-// wrong for you, give the selector of NewSelector to go-micro's client.
+// A Client calls like go-micro's gRPC client, over one connection per instance. Each call and stream
+// reports how it ended to the choice that was made for it.
 //
 // When the package is imported, it replaces go-micro's trace.DefaultTracer with a tracer that records the
 // same spans and allocates less memory. A program may set another one before micro.NewService.
@@ -79,8 +104,8 @@
 // The service account needs these verbs on the pods of its namespace, which
 // k8s/pod-rbac.yaml grants:
 //
-//	list, watch   GetService, ListServices, Watch, Select: the pods of a service
-//	list, watch   Observe: the pods of all services
+//	list, watch   GetService, Watch, calls of a Client: the pods of a service
+//	list, watch   ListServices, Watch, Observe: the pods of all services
 //	list, watch   Register: the process's own pod, for the registration and the grace period
 //	patch         Register, Deregister: the labels and annotations of the process's own pod;
 //	              k8s/pod-policy.yaml allows no other change
@@ -108,7 +133,9 @@
 //	informer.Update          (informer.go)    passes the pod to the table and publishes
 //	podTable.update          (podtable.go)    decodes the annotation into instances
 //	informer.publish         (informer.go)    stores the routable instances as a snapshot
-//	Selector.Select, pick    (selector.go)    takes one of the snapshot's instances
+//	call.chooseInstance      (client.go)      a call or stream of a Client asks for an instance
+//	serviceChooser.choose    (choice.go)      takes the better of two of the snapshot's instances
+//	choice.done              (choice.go)      learns how the call ended
 //
 // # From a ConfigMap to a printed map
 //

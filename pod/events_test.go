@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
-	"github.com/micro/go-micro/v2/registry"
 )
 
 func TestEventsOfSeveralOptions(t *testing.T) {
@@ -21,16 +20,23 @@ func TestEventsOfSeveralOptions(t *testing.T) {
 			Readmitted: func(string, string, string, time.Duration) { got = append(got, name+" readmitted") },
 			APIError:   func(string, error) { got = append(got, name+" error") }}
 	}
-	var o registry.Options
-	WithEvents(events("a"))(&o)
-	WithEvents(Events{})(&o)
-	WithEvents(events("b"))(&o)
-	e := eventsOf(o)
-	e.Picked("", "", "")
-	e.Ejected("", "", "", 0, nil)
-	e.Readmitted("", "", "", 0)
-	e.APIError("", nil)
-	if want := "a picked, b picked, a ejected, b ejected, a readmitted, b readmitted, a error, b error"; strings.Join(got, ", ") != want {
+	r, inf := newStaticRegistry(t, 2)
+	for _, e := range []Events{events("a"), {}, events("b")} {
+		if err := r.Init(WithEvents(e)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newSelector(r)
+	chooseOne(t, s).done(lostConnection, refused)
+	chooseOne(t, s).done(answered, nil)
+	for _, i := range inf.snapshot().instances {
+		if i.ejectedSince.Load() != 0 {
+			i.ejectedUntil.Store(clock() - 1) // so that the next call is the trial
+		}
+	}
+	chooseOne(t, s).done(answered, nil)
+	observersOf(r.Options()).apiError("", nil)
+	if want := "a picked, b picked, a ejected, b ejected, a picked, b picked, a picked, b picked, a readmitted, b readmitted, a error, b error"; strings.Join(got, ", ") != want {
 		t.Errorf("the callbacks are called as %q, want %q", got, want)
 	}
 }

@@ -12,9 +12,7 @@ import (
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
-	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
-	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"github.com/micro/go-micro/v2/web"
@@ -145,25 +143,4 @@ func ExampleNewRegistry() {
 	defer r.Close()
 	fmt.Println(r, r.Options().Timeout)
 	// Output: kubernetes 2s
-}
-
-// go-micro's client uses the selector in this way, with one Mark for each Next.
-func ExampleNewSelector() {
-	r := memory.NewRegistry() // in a pod: pod.NewRegistry(kubernetes.NewRegistry)
-	_ = r.Register(&registry.Service{Name: "greeter", Version: "latest", Nodes: []*registry.Node{{Id: "a", Address: "10.244.0.2:9100"}}})
-
-	s := pod.NewSelector(r)
-	next, err := s.Select("greeter", selector.WithFilter(selector.FilterVersion("latest")))
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	node, err := next()
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Println(node.Address)
-	s.Mark("greeter", node, nil) // the call ended without an error
-	// Output: 10.244.0.2:9100
 }

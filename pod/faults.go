@@ -82,10 +82,10 @@ func (h *faultHistory) suspicious() bool {
 // the other instances of its service that chance is no explanation. It returns false if
 // too little is known of the others, and if they fail alike: then the fault is that of
 // the service or of its callers.
-func (p *pool) failsMoreThanOthers(suspect *instance, now int64) bool {
-	instances := p.informer.snapshot().instances
+func (s *serviceChooser) failsMoreThanOthers(suspect *instance, now int64) bool {
+	instances := s.informer.snapshot().instances
 	var others, calls, faults, recentCalls, recentFaults, sum, squares float64
-	first := p.intN(max(1, len(instances)))
+	first := s.intN(max(1, len(instances)))
 	for i := range min(len(instances), maxCompared+1) {
 		other := instances[(first+i)%len(instances)]
 		if other == suspect || other.ejected(now) {

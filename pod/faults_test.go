@@ -67,13 +67,13 @@ func TestFailsMoreThanOthers(t *testing.T) {
 		{"half of its calls fail, and of one other's", half(62), []string{half(62), good(63), good(63), good(63)}, false},
 	} {
 		b := newPodBalancer(1+len(c.others), nil).(*podBalancer)
-		instances := b.pool.informer.snapshot().instances
+		instances := b.chooser.informer.snapshot().instances
 		for i, text := range append([]string{c.suspect}, c.others...) {
 			for _, r := range text {
 				instances[i].history.add(r == 'x')
 			}
 		}
-		if got := instances[0].history.suspicious() && b.pool.failsMoreThanOthers(instances[0], now); got != c.want {
+		if got := instances[0].history.suspicious() && b.chooser.failsMoreThanOthers(instances[0], now); got != c.want {
 			t.Errorf("%s: %v, want %v", c.what, got, c.want)
 		}
 	}

@@ -159,7 +159,7 @@ func TestFirstReadFailsAtOnceWithTheReason(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRegistry(c.env, nil)
 			defer r.Close()
-			s := NewSelector(r)
+			s := newSelector(r)
 			for call := range 3 {
 				begin := time.Now()
 				_, err := s.Select("greeter")

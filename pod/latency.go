@@ -117,7 +117,7 @@ func meanAge(word uint64, now int64) (calls, age int64) {
 func (c *callsInFlight) start(now int64) int64 {
 	for {
 		word := c.word.Load()
-		if word&maxCount == maxCount { // the caller never calls Mark
+		if word&maxCount == maxCount {
 			return maxCount
 		}
 		if next := word + micros(now)<<countBits + 1; c.word.CompareAndSwap(word, next) {
@@ -126,22 +126,17 @@ func (c *callsInFlight) start(now int64) int64 {
 	}
 }
 
-// end records that a call ends, which began at started, and returns its duration. If
-// started is 0, which stands for unknown, the call counts as one of mean age: the sum of
-// the durations of all calls is right, so that their average is.
+// end records that a call ends, which began at started, and returns its duration.
 func (c *callsInFlight) end(now, started int64) (latency int64) {
+	latency = max(0, now-started)
 	for {
 		word := c.word.Load()
-		calls, age := meanAge(word, now)
-		latency = age
-		if started != 0 {
-			latency = max(0, now-started)
-		}
 		var next uint64
-		switch {
-		case calls == 0: // the caller called Mark without Next
+		switch word & maxCount {
+		case 0: // its start did not count, since there were maxCount calls
 			return latency
-		case calls > 1:
+		case 1:
+		default:
 			next = word - micros(now-latency)<<countBits - 1
 		}
 		if c.word.CompareAndSwap(word, next) {

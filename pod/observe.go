@@ -17,7 +17,7 @@ import (
 // State says whether an instance can receive calls, and if not, why.
 type State string
 
-// The states of an instance. GetService, Watch and Select find only Ready instances, and
+// The states of an instance. GetService, Watch and clients find only Ready instances, and
 // also NodeUnreachable instances while these outnumber the Ready ones of the service.
 const (
 	Ready           State = "ready"

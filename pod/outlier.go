@@ -1,11 +1,8 @@
 package pod
 
 import (
-	"context"
-	stderrors "errors"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,8 +50,8 @@ const (
 // callStats is what the selector knows about the calls to one instance. All times are
 // results of clock, in nanoseconds; 0 means never. It is safe for concurrent use.
 type callStats struct {
-	inFlight       callsInFlight // calls between choose and done, or Next and Mark, without streams
-	streams        atomic.Int64  // open streams of clients that end them with done
+	inFlight       callsInFlight // calls between choose and done, without streams
+	streams        atomic.Int64  // open streams
 	latency        peakEWMA
 	history        faultHistory
 	lastAnswer     atomic.Int64 // when the instance last answered, or became busy
@@ -96,7 +93,7 @@ func (c *callStats) ended(now int64, call choice, o outcome) transition {
 	} else {
 		latency = c.inFlight.end(now, call.started)
 	}
-	wasTrial := call.mayBeTrial && c.trial.Load() && c.trial.CompareAndSwap(true, false)
+	wasTrial := call.isTrial && c.trial.CompareAndSwap(true, false)
 	if o == timedOut && !isStream {
 		c.latency.atLeast(now, latency)
 	}
@@ -213,8 +210,8 @@ func (c *callStats) beginTrial(now int64) bool {
 }
 
 // stalled reports whether the calls to the instance have waited much longer than usual.
-// After maxEjectionTime the instance counts as stalled no more, because the caller has
-// probably forgotten to call Mark.
+// After maxEjectionTime the instance counts as stalled no more, because its calls are
+// probably long on purpose.
 func (c *callStats) stalled(now int64) bool {
 	if c.inFlight.Load() == 0 {
 		return false
@@ -223,28 +220,26 @@ func (c *callStats) stalled(now int64) bool {
 	return quiet > max(int64(stallTime), stallFactor*c.answerInterval.Load()) && quiet < int64(maxEjectionTime)
 }
 
-// ejecting serializes ejections, so that two of them together do not exceed the cap. Only
-// a call that failed locks it.
-var ejecting sync.Mutex
-
 // eject ejects an instance whose call has failed, unless too many are ejected already.
-func (p *pool) eject(i *instance, now int64, o outcome, cause error) {
-	duration := p.beginEjection(i, now, o)
+func (s *serviceChooser) eject(i *instance, now int64, o outcome, cause error) {
+	duration := s.beginEjection(i, now, o)
 	if duration == 0 {
 		return
 	}
-	logger.Warnf("Selector [pod] Ejecting instance %s of service %q on pod %q for %s: %v", i.Address, i.service.Name, i.pod, duration, cause)
-	if p.events.Ejected != nil {
-		p.events.Ejected(i.service.Name, i.pod, i.Address, duration, cause)
+	logger.Warnf("Client [pod] Ejecting instance %s of service %q on pod %q for %s: %v", i.Address, i.service.Name, i.pod, duration, cause)
+	for _, e := range s.events {
+		if e.Ejected != nil {
+			e.Ejected(i.service.Name, i.pod, i.Address, duration, cause)
+		}
 	}
 }
 
 // beginEjection returns the duration of the ejection, 0 if too many instances are ejected
 // already or the instance has left.
-func (p *pool) beginEjection(i *instance, now int64, o outcome) time.Duration {
-	ejecting.Lock()
-	defer ejecting.Unlock()
-	instances := p.informer.snapshot().instances
+func (s *serviceChooser) beginEjection(i *instance, now int64, o outcome) time.Duration {
+	s.ejecting.Lock()
+	defer s.ejecting.Unlock()
+	instances := s.informer.snapshot().instances
 	exists, ejected := false, 1 // the instance itself
 	for _, other := range instances {
 		if other == i {
@@ -260,15 +255,17 @@ func (p *pool) beginEjection(i *instance, now int64, o outcome) time.Duration {
 }
 
 // readmit ends the ejection of an instance, if it is ejected.
-func (p *pool) readmit(i *instance, now int64) {
+func (s *serviceChooser) readmit(i *instance, now int64) {
 	since := i.readmit()
 	if since == 0 {
 		return
 	}
 	after := time.Duration(now - since).Round(time.Millisecond)
-	logger.Infof("Selector [pod] Instance %s of service %q on pod %q is back, %s after its ejection", i.Address, i.service.Name, i.pod, after)
-	if p.events.Readmitted != nil {
-		p.events.Readmitted(i.service.Name, i.pod, i.Address, after)
+	logger.Infof("Client [pod] Instance %s of service %q on pod %q is back, %s after its ejection", i.Address, i.service.Name, i.pod, after)
+	for _, e := range s.events {
+		if e.Readmitted != nil {
+			e.Readmitted(i.service.Name, i.pod, i.Address, after)
+		}
 	}
 }
 
@@ -282,49 +279,6 @@ const (
 	faulted                       // the instance answered with a fault of the server, such as UNAVAILABLE
 	inconclusive                  // the caller cancelled the call, or the client itself failed
 )
-
-// outcomeOf classifies the error with which go-micro's client, or grpc-go, ended a call.
-//
-// go-micro's client hides the gRPC status. It gives the id go.micro.client and the code
-// 500 to everything that is not an error of go-micro: to a lost connection, and also to a
-// plain Go error of a handler. The text tells them apart, since grpc-go's own texts are
-// known.
-func outcomeOf(err error) outcome {
-	if err == nil { // the usual case allocates nothing
-		return answered
-	}
-	var text string
-	var e *errors.Error
-	switch {
-	case stderrors.Is(err, context.Canceled):
-		return inconclusive
-	case stderrors.Is(err, context.DeadlineExceeded):
-		return timedOut
-	case !stderrors.As(err, &e):
-		s, _ := status.FromError(err)
-		text = s.Message()
-	case e.Id != clientID:
-		return answered
-	default:
-		text = e.Detail
-		if rest, ok := strings.CutPrefix(text, "Error creating stream: rpc error: code = "); ok {
-			_, text, _ = strings.Cut(rest, " desc = ")
-		} else if rest, ok := strings.CutPrefix(text, "Error sending request: "); ok {
-			text = rest
-		}
-	}
-	switch {
-	case strings.HasPrefix(text, context.Canceled.Error()):
-		return inconclusive
-	case strings.HasPrefix(text, context.DeadlineExceeded.Error()) || e != nil && e.Code == 408:
-		return timedOut
-	case isClientFault(text):
-		return inconclusive
-	case isLostConnection(text):
-		return lostConnection
-	}
-	return answered
-}
 
 // outcomeOfStatus classifies the gRPC status with which a call has ended, nil for OK, and
 // the go-micro error that the server put into the status, nil if there is none.

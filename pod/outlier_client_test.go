@@ -23,8 +23,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The tests in this file call real servers through go-micro's client, because its
-// errors and those of grpc-go decide which instances the selector blames.
+// The tests in this file call real servers, because grpc-go's errors decide which
+// instances are blamed.
 
 // helloFunc is the handler of a greeter service.
 type helloFunc func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error
@@ -87,21 +87,20 @@ func refusingAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// greeterClient calls the greeters at fixed addresses with go-micro's client.
+// greeterClient calls the greeters at fixed addresses.
 type greeterClient struct {
 	proto.GreeterService
-	client   client.Client
+	client   *Client
 	informer *informer
-	selector *Selector
 }
 
 func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *greeterClient {
 	t.Helper()
 	r, inf := newStaticRegistry(t, 0)
 	inf.Replace(readyPodsAt(t, addresses...))
-	s := NewSelector(r)
-	c := grpcc.NewClient(append([]client.Option{client.Selector(s), client.Registry(r)}, opts...)...)
-	return &greeterClient{proto.NewGreeterService("greeter", c), c, inf, s}
+	c := NewClient(r, grpcc.NewClient(opts...))
+	t.Cleanup(func() { _ = c.Close() })
+	return &greeterClient{proto.NewGreeterService("greeter", c), c, inf}
 }
 
 func (c *greeterClient) call(deadline time.Duration, opts ...client.CallOption) error {
@@ -112,7 +111,7 @@ func (c *greeterClient) call(deadline time.Duration, opts ...client.CallOption) 
 }
 
 // connect calls until every instance of the addresses has a connection, and then makes all
-// instances equal to the selector, whatever the first calls took: an instance whose first
+// instances equal, whatever the first calls took: an instance whose first
 // answer took a few milliseconds longer would get no call for decayTime.
 func (c *greeterClient) connect(t *testing.T, addresses ...string) {
 	t.Helper()
@@ -132,7 +131,7 @@ func (c *greeterClient) connect(t *testing.T, addresses ...string) {
 	}
 }
 
-// expectSlowAnswers makes the selector believe that the instances at the addresses usually
+// expectSlowAnswers makes the client believe that the instances at the addresses usually
 // answer once a minute. It then cannot blame them when the machine stalls.
 func (c *greeterClient) expectSlowAnswers(addresses ...string) {
 	for _, i := range c.informer.snapshot().instances {
@@ -158,20 +157,9 @@ func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) 
 	return nil
 }
 
-// markCounter is a Selector that counts the attempts that have ended.
-type markCounter struct {
-	*Selector
-	marked atomic.Int64
-}
-
-func (s *markCounter) Mark(service string, n *registry.Node, err error) {
-	s.Selector.Mark(service, n, err)
-	s.marked.Add(1)
-}
-
-// go-micro's client waits before a retry, even if the deadline passes meanwhile.
-// Then it picks an instance and reports 408 for the instance without having called it.
-func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
+// Before the retry the caller's deadline passes. The instance of the retry was not called
+// in time, and is not blamed.
+func TestClientBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	for name, dead := range map[string]string{"an instance that refuses": refusingAddress(t), "a frozen instance": startFrozen(t)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -180,30 +168,24 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 				a, _ := startServer(t, answer)
 				healthy = append(healthy, a)
 			}
-			var attempts atomic.Int64
 			waitForDeadline := func(ctx context.Context, _ client.Request, i int) (time.Duration, error) {
-				if attempts.Add(1); i > 0 {
+				if i > 0 {
 					<-ctx.Done()
 				}
 				return 0, nil
 			}
 			c := newGreeterClient(t, append([]string{dead}, healthy...), client.Retries(1), client.Backoff(waitForDeadline))
-			counter := &markCounter{Selector: c.selector}
-			if err := c.client.Init(client.Selector(counter)); err != nil {
-				t.Fatal(err)
-			}
 			c.connect(t, healthy...)
-			allEnded := func() bool { return counter.marked.Load() == attempts.Load() }
 			for range 3 {
-				eventually(t, "all attempts have ended", allEnded)
-				c.selector.Reset("greeter")
+				for _, i := range c.informer.snapshot().instances {
+					i.readmit()
+				}
 				for begin := time.Now(); len(c.ejected()) == 0; {
 					_ = c.call(2 * time.Second) // healthy instances answer in time, even on a busy machine
 					if time.Since(begin) > 30*time.Second {
 						t.Fatal("the dead instance is not ejected")
 					}
 				}
-				eventually(t, "the retry, whose deadline has passed, has ended", allEnded)
 				if got := c.ejected(); len(got) != 1 || got[0] != dead {
 					t.Fatalf("ejected: %q, want only the dead instance %s", got, dead)
 				}
@@ -212,7 +194,7 @@ func TestSelectorBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 	}
 }
 
-func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
+func TestClientDoesNotBlameNearlySpentDeadlines(t *testing.T) {
 	var hang atomic.Bool
 	slow := func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
 		if hang.Load() {
@@ -242,7 +224,7 @@ func TestSelectorDoesNotBlameNearlySpentDeadlines(t *testing.T) {
 	}
 }
 
-func TestSelectorDoesNotBlameHandlersErrors(t *testing.T) {
+func TestClientDoesNotBlameHandlersErrors(t *testing.T) {
 	for name, err := range map[string]error{
 		"a plain error":           fmt.Errorf("no such row"),
 		"Unimplemented":           status.Error(codes.Unimplemented, "not yet"),
@@ -272,10 +254,9 @@ func TestSelectorDoesNotBlameHandlersErrors(t *testing.T) {
 	}
 }
 
-// The handler calls a service that is down, with go-micro's client, and returns the
-// error of that client. Lifecycle replaces the error's id by the name of the handler's
+// The handler calls a service that is down, and returns the error of that call. Lifecycle replaces the error's id by the name of the handler's
 // service.
-func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
+func TestClientDoesNotBlameDownstreamErrors(t *testing.T) {
 	for name, downstream := range map[string]struct {
 		address  string
 		deadline time.Duration
@@ -305,7 +286,7 @@ func TestSelectorDoesNotBlameDownstreamErrors(t *testing.T) {
 	}
 }
 
-func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
+func TestClientEjectsInstanceThatIsGone(t *testing.T) {
 	a, stop := startServer(t, answer)
 	b, _ := startServer(t, answer)
 	c := newGreeterClient(t, []string{a, b}, client.Retries(1))
@@ -322,7 +303,7 @@ func TestSelectorEjectsInstanceThatIsGone(t *testing.T) {
 }
 
 // The connection breaks while a call is in flight, as when a container is killed.
-func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
+func TestClientEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	hanging, hold := make(chan bool, 1), make(chan struct{})
 	var hang atomic.Bool
 	a, _ := startServer(t, func(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
@@ -355,43 +336,5 @@ func TestSelectorEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	}
 	if got := c.ejected(); len(got) != 1 || got[0] != l.Addr().String() {
 		t.Errorf("ejected: %q, want the instance whose connection broke, %s", got, l.Addr())
-	}
-}
-
-// The documentation of Selector names this limit: go-micro's client calls Mark when a
-// stream is open.
-func TestSelectorCountsStreamOnlyWhileItOpens(t *testing.T) {
-	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
-	if err := s.Handle(s.NewHandler(new(Streams))); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Stop() })
-	r, inf := newStaticRegistry(t, 0)
-	gone := refusingAddress(t)
-	inf.Replace(readyPodsAt(t, s.Options().Address, gone))
-	c := grpcc.NewClient(client.Selector(NewSelector(r)), client.Registry(r))
-	opened, failed := 0, 0
-	for range 20 {
-		stream, err := c.Stream(t.Context(), c.NewRequest("greeter", "Streams.Endless", nil, client.StreamingRequest()))
-		if err != nil {
-			failed++
-			continue
-		}
-		defer stream.Close()
-		opened++
-	}
-	if opened == 0 || failed > 1 {
-		t.Errorf("%d streams opened, %d failed, want at most one until the instance that refuses is ejected", opened, failed)
-	}
-	for _, i := range inf.snapshot().instances {
-		if n := i.inFlight.Load(); n != 0 {
-			t.Errorf("%d calls in flight on %s", n, i.Address)
-		}
-		if got, want := i.ejected(clock()), i.Address == gone && failed > 0; got != want {
-			t.Errorf("%s is ejected: %v, want %v", i.Address, got, want)
-		}
 	}
 }

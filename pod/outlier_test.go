@@ -23,19 +23,19 @@ import (
 func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 3)
-		s := NewSelector(r)
-		first := pickOne(t, s)
-		s.Mark("greeter", first, nil)
-		bad := first.Address
+		s := newSelector(r)
+		first := chooseOne(t, s)
+		first.done(answered, nil)
+		bad := first.instance
 		fail := func() (tried bool) {
 			for range 100 {
-				n := pickOne(t, s)
-				if n.Address == bad {
+				c := chooseOne(t, s)
+				if c.instance == bad {
 					time.Sleep(firstAnswerTime)
-					s.Mark("greeter", n, timeout)
+					c.done(timedOut, timeout)
 					return true
 				}
-				s.Mark("greeter", n, nil)
+				c.done(answered, nil)
 			}
 			return false
 		}
@@ -52,12 +52,12 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 			}
 			time.Sleep(2 * time.Millisecond)
 		}
-		s.Reset("greeter")
+		bad.readmit()
 		if !fail() {
-			t.Error("not tried after Reset")
+			t.Error("not tried after its readmission")
 		}
 		if fail() {
-			t.Error("tried at once after a failure after Reset")
+			t.Error("tried at once after a failure after its readmission")
 		}
 	})
 }
@@ -65,32 +65,32 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 func TestSelectorPassesOverStalledInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 4)
-		s := NewSelector(r)
-		frozen := pickOne(t, s) // no Mark follows, as when its call hangs
+		s := newSelector(r)
+		frozen := chooseOne(t, s) // its call hangs
 		time.Sleep(stallTime + time.Millisecond)
 		for range 1000 { // as many calls at once as there are other instances
-			var busy []*registry.Node
+			var busy []choice
 			for range 3 {
-				n := pickOne(t, s)
-				if n == frozen {
+				c := chooseOne(t, s)
+				if c.node == frozen.node {
 					t.Fatal("the stalled instance got another call")
 				}
-				busy = append(busy, n)
+				busy = append(busy, c)
 			}
 			time.Sleep(time.Millisecond)
-			for _, n := range busy {
-				s.Mark("greeter", n, nil)
+			for _, c := range busy {
+				c.done(answered, nil)
 			}
 		}
-		s.Mark("greeter", frozen, nil)
+		frozen.done(answered, nil)
 		time.Sleep(decayTime + 2*time.Millisecond) // more than a tick of peakEWMA
 		seen := map[*registry.Node]bool{}
 		for range 1000 {
-			n := pickOne(t, s)
-			seen[n] = true
-			s.Mark("greeter", n, nil)
+			c := chooseOne(t, s)
+			seen[c.node] = true
+			c.done(answered, nil)
 		}
-		if !seen[frozen] {
+		if !seen[frozen.node] {
 			t.Error("the instance was not picked again after its answer")
 		}
 	})
@@ -99,22 +99,26 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 3)
-		s := NewSelector(r)
-		bad := pickOne(t, s)
-		time.Sleep(firstAnswerTime)
+		s := newSelector(r)
+		bad := inf.snapshot().instances[0]
+		var calls []choice
 		for range 8 { // calls that fail together
-			s.Mark("greeter", bad, timeout)
+			calls = append(calls, chooseInstance(t, s, bad))
 		}
-		if n := inf.snapshot().instances; n[0].failures.Load()+n[1].failures.Load()+n[2].failures.Load() != 1 {
-			t.Error("8 calls that fail together are not one failure")
+		time.Sleep(firstAnswerTime)
+		for _, c := range calls {
+			c.done(timedOut, timeout)
+		}
+		if n := bad.failures.Load(); n != 1 {
+			t.Errorf("8 calls that fail together are %d failures, want 1", n)
 		}
 		time.Sleep(baseEjectionTime + time.Millisecond)
 		tries := 0
 		for range 1000 {
-			if n := pickOne(t, s); n == bad {
+			if c := chooseOne(t, s); c.instance == bad {
 				tries++
 			} else {
-				s.Mark("greeter", n, nil)
+				c.done(answered, nil)
 			}
 		}
 		if tries != 1 {
@@ -123,23 +127,23 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 	})
 }
 
-func TestSelectorIgnoresCanceledCalls(t *testing.T) {
+func TestSelectorIgnoresInconclusiveCalls(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
-	s := NewSelector(r)
-	for _, err := range []error{context.Canceled, // and its two forms from go-micro's client
-		errors.Timeout("go.micro.client", "%v", context.Canceled), errors.InternalServerError("go.micro.client", "context canceled")} {
-		if s.Mark("greeter", pickOne(t, s), err); inf.snapshot().instances[0].failures.Load() != 0 {
-			t.Errorf("%v counted as a failure of the instance", err)
-		}
+	s := newSelector(r)
+	for range 10 {
+		chooseOne(t, s).done(inconclusive, context.Canceled)
+	}
+	if i := inf.snapshot().instances[0]; i.failures.Load() != 0 || i.inFlight.Load() != 0 {
+		t.Errorf("after cancelled calls: %d failures, %d calls in flight", i.failures.Load(), i.inFlight.Load())
 	}
 }
 
 func TestSelectorEjectsAtMostHalf(t *testing.T) {
 	for n := 1; n < 9; n++ {
 		r, inf := newStaticRegistry(t, n)
-		s := NewSelector(r)
+		s := newSelector(r)
 		for range 100 * n {
-			s.Mark("greeter", pickOne(t, s), refused)
+			chooseOne(t, s).done(lostConnection, refused)
 		}
 		now, ejected := clock(), 0
 		for _, i := range inf.snapshot().instances {
@@ -158,13 +162,13 @@ func TestSelectorEjectsAtMostHalf(t *testing.T) {
 
 func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	r, inf := newStaticRegistry(t, 4)
-	s := NewSelector(r)
+	s := newSelector(r)
 	for range 200 {
-		s.Mark("greeter", pickOne(t, s), refused)
+		chooseOne(t, s).done(lostConnection, refused)
 	}
 	var left []*corev1.Pod // only the pods of ejected instances are left
 	for i := range 4 {
-		for _, c := range s.Instances("greeter") {
+		for _, c := range s.instances("greeter") {
 			if p := readyPod(t, i); p.Name == c.Pod && c.EjectedFor > 0 {
 				left = append(left, p)
 			}
@@ -173,9 +177,9 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	inf.Replace(left)
 	seen := map[string]bool{}
 	for range 200 {
-		n := pickOne(t, s)
-		seen[n.Address] = true
-		s.Mark("greeter", n, refused)
+		c := chooseOne(t, s)
+		seen[c.node.Address] = true
+		c.done(lostConnection, refused)
 	}
 	if len(left) != 2 || len(seen) != 2 {
 		t.Errorf("all %d instances are ejected, and %v of them got calls", len(left), seen)
@@ -185,11 +189,11 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
-		s := NewSelector(r)
-		call := func(latency time.Duration, err error) {
-			n := pickOne(t, s)
+		s := newSelector(r)
+		call := func(latency time.Duration, o outcome) {
+			c := chooseOne(t, s)
 			time.Sleep(latency)
-			s.Mark("greeter", n, err)
+			c.done(o, nil)
 		}
 		failures := func() (sum int64) {
 			for _, i := range inf.snapshot().instances {
@@ -197,18 +201,18 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 			}
 			return sum
 		}
-		call(firstAnswerTime-time.Millisecond, timeout)
+		call(firstAnswerTime-time.Millisecond, timedOut)
 		if n := failures(); n != 0 {
 			t.Errorf("%d failures of an instance that has never answered, after less than firstAnswerTime", n)
 		}
 		for range 20 {
-			call(100*time.Millisecond, nil)
+			call(100*time.Millisecond, answered)
 		}
-		call(150*time.Millisecond, timeout)
+		call(150*time.Millisecond, timedOut)
 		if n := failures(); n != 0 {
 			t.Errorf("%d failures after 1.5 times the usual latency", n)
 		}
-		call(250*time.Millisecond, timeout)
+		call(250*time.Millisecond, timedOut)
 		if n := failures(); n != 1 {
 			t.Errorf("%d failures after 2.5 times the usual latency, want 1", n)
 		}
@@ -219,14 +223,14 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 1)
-		s := NewSelector(r)
-		slow := pickOne(t, s)
+		s := newSelector(r)
+		slow := chooseOne(t, s)
 		for range 100 {
-			n := pickOne(t, s)
+			c := chooseOne(t, s)
 			time.Sleep(10 * time.Millisecond)
-			s.Mark("greeter", n, nil)
+			c.done(answered, nil)
 		}
-		s.Mark("greeter", slow, timeout)
+		slow.done(timedOut, timeout)
 		if n := inf.snapshot().instances[0].failures.Load(); n != 0 {
 			t.Errorf("%d failures", n)
 		}
@@ -238,20 +242,20 @@ func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 2)
-		s := NewSelector(r)
-		bad := pickOne(t, s)
-		s.Mark("greeter", bad, refused)
+		s := newSelector(r)
+		bad := chooseOne(t, s)
+		bad.done(lostConnection, refused)
 		time.Sleep(baseEjectionTime + time.Millisecond)
 		for trial := range 3 {
 			tried := false
 			for range 100 {
-				n := pickOne(t, s)
-				if n == bad {
+				c := chooseOne(t, s)
+				if c.instance == bad.instance {
 					tried = true
-					s.Mark("greeter", n, context.Canceled)
+					c.done(inconclusive, context.Canceled)
 					break
 				}
-				s.Mark("greeter", n, nil)
+				c.done(answered, nil)
 			}
 			if !tried {
 				t.Fatalf("no trial after %d cancelled trials", trial)
@@ -261,24 +265,26 @@ func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 	})
 }
 
-// The connection breaks after some calls were answered, whose goroutines call Mark later
+// The connection breaks after some calls were answered, whose goroutines call done later
 // than those of the calls that failed.
 func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, _ := newStaticRegistry(t, 2)
-		s := NewSelector(r)
-		bad := pickOne(t, s)
-		s.Mark("greeter", bad, refused)
-		s.Mark("greeter", bad, nil)
-		if !r.instanceOf(bad).ejected(clock()) {
+		r, inf := newStaticRegistry(t, 2)
+		s := newSelector(r)
+		bad := inf.snapshot().instances[0]
+		broken, earlier := chooseInstance(t, s, bad), chooseInstance(t, s, bad)
+		broken.done(lostConnection, refused)
+		earlier.done(answered, nil)
+		if !bad.ejected(clock()) {
 			t.Error("the answer to an earlier call ended the ejection")
 		}
 		time.Sleep(baseEjectionTime)
-		for n := pickOne(t, s); n != bad; n = pickOne(t, s) {
-			s.Mark("greeter", n, nil)
+		c := chooseOne(t, s)
+		for ; c.instance != bad; c = chooseOne(t, s) {
+			c.done(answered, nil)
 		}
-		s.Mark("greeter", bad, nil)
-		if c := r.instanceOf(bad); c.ejectedUntil.Load() != 0 || c.failures.Load() != 0 {
+		c.done(answered, nil)
+		if bad.ejectedUntil.Load() != 0 || bad.failures.Load() != 0 {
 			t.Error("the answer to the trial did not end the ejection")
 		}
 	})
@@ -302,41 +308,42 @@ func TestSelectorReportsEjections(t *testing.T) {
 		})); err != nil {
 			t.Fatal(err)
 		}
-		s := NewSelector(r)
-		if got := s.Instances("greeter"); got != nil {
-			t.Errorf("before the first Select: %v", got)
+		s := newSelector(r)
+		if got := s.instances("greeter"); got != nil {
+			t.Errorf("before the first choice: %v", got)
 		}
 		begin := time.Now()
-		bad := pickOne(t, s)
-		pod := r.instanceOf(bad).pod
-		for range 3 {
-			s.Mark("greeter", bad, refused)
+		first := chooseOne(t, s)
+		bad, pod := first.instance, first.instance.pod
+		first.done(lostConnection, refused)
+		for range 2 {
+			chooseInstance(t, s, bad).done(lostConnection, refused)
 		}
 		time.Sleep(time.Second)
-		good := pickOne(t, s)
-		for _, c := range s.Instances("greeter") {
+		good := chooseOne(t, s)
+		for _, c := range s.instances("greeter") {
 			want := InstanceCalls{Pod: pod, Address: bad.Address, Failures: 1, EjectedFor: 4 * time.Second}
-			if c.Address == good.Address {
-				want = InstanceCalls{Pod: r.instanceOf(good).pod, Address: good.Address, InFlight: 1}
+			if c.Address == good.node.Address {
+				want = InstanceCalls{Pod: good.instance.pod, Address: good.node.Address, InFlight: 1}
 			}
 			if c != want {
-				t.Errorf("Instances has %+v, want %+v", c, want)
+				t.Errorf("instances has %+v, want %+v", c, want)
 			}
 		}
-		s.Mark("greeter", good, nil)
+		good.done(answered, nil)
 		time.Sleep(4*time.Second + time.Millisecond)
-		calls := 2
+		calls := 4
 		for tried := false; !tried; calls++ {
-			n := pickOne(t, s)
-			tried = n == bad
-			s.Mark("greeter", n, nil)
+			c := chooseOne(t, s)
+			tried = c.instance == bad
+			c.done(answered, nil)
 		}
 		name := "greeter " + pod + " " + bad.Address
 		want := []string{name + " ejected for 5s: " + refusedText, name + " back after 5.001s"}
 		if !slices.Equal(events, want) {
 			t.Errorf("events:\n%q\nwant\n%q", events, want)
 		}
-		if sum := picked[name] + picked["greeter "+r.instanceOf(good).pod+" "+good.Address]; sum != calls {
+		if sum := picked[name] + picked["greeter "+good.instance.pod+" "+good.node.Address]; sum != calls {
 			t.Errorf("picks: %v, want %d", picked, calls)
 		}
 		for _, text := range []string{"Ejecting instance " + bad.Address + ` of service "greeter" on pod "` + pod + `" for 5s: `,
@@ -346,37 +353,6 @@ func TestSelectorReportsEjections(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestOutcomeOf(t *testing.T) {
-	for _, c := range []struct {
-		err  error
-		want outcome
-	}{
-		{nil, answered},
-		{timeout, timedOut},
-		{refused, lostConnection},
-		{context.DeadlineExceeded, timedOut},
-		{fmt.Errorf("wrapped: %w", context.DeadlineExceeded), timedOut},
-		{status.Error(codes.DeadlineExceeded, "context deadline exceeded"), timedOut},
-		{errors.InternalServerError("go.micro.client", "context deadline exceeded while waiting for connections to become ready"), timedOut},
-		{context.Canceled, inconclusive},
-		{errors.Timeout("go.micro.client", "%v", context.Canceled), inconclusive},
-		{errors.InternalServerError("go.micro.client", "context canceled"), inconclusive},
-		{errors.InternalServerError("go.micro.client", "grpc: the client connection is closing"), inconclusive},
-		{errors.InternalServerError("go.micro.client", "Error creating stream: rpc error: code = Unavailable desc = "+refusedText), lostConnection},
-		{errors.InternalServerError("go.micro.client", "Error creating stream: rpc error: code = DeadlineExceeded desc = context deadline exceeded"), timedOut},
-		{status.Error(codes.Unavailable, refusedText), lostConnection},
-		{status.Error(codes.Unavailable, "quota used up"), answered},
-		{errors.InternalServerError("go.micro.srv.greeter", "no such row"), answered},
-		{errors.InternalServerError("go.micro.srv.greeter", refusedText), answered},
-		{errors.InternalServerError("go.micro.client", "rpc error: code = Unavailable desc = "+refusedText), answered}, // a handler returns the error of its own grpc-go client
-		{errors.NotFound("go.micro.client", "no such method"), answered},
-	} {
-		if got := outcomeOf(c.err); got != c.want {
-			t.Errorf("outcomeOf(%v) = %v, want %v", c.err, got, c.want)
-		}
-	}
 }
 
 func TestOutcomeOfStatus(t *testing.T) {
@@ -410,17 +386,18 @@ func TestOutcomeOfStatus(t *testing.T) {
 
 func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
-	s := NewSelector(r)
-	n := pickOne(t, s)
-	s.Mark("greeter", n, refused)
+	s := newSelector(r)
+	first := chooseOne(t, s)
+	first.done(lostConnection, refused)
 	if inf.snapshot().instances[0].failures.Load() != 1 {
 		t.Fatal("the failure was not recorded")
 	}
-	s.Mark("greeter", pickOne(t, s), nil)
+	chooseOne(t, s).done(answered, nil)
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 || k.ejectedUntil.Load() != 0 || k.inFlight.Load() != 0 {
 		t.Errorf("after a success: %d failures, %d calls in flight", k.failures.Load(), k.inFlight.Load())
 	}
-	s.Mark("greeter", pickOne(t, s), refused)
+	chooseOne(t, s).done(lostConnection, refused)
+	old := chooseOne(t, s)
 	p := readyPod(t, 0)
 	p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
 	inf.Update(p)
@@ -428,14 +405,15 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 		t.Error("the new process has the failures of the old process")
 	}
 	// A status update that changes nothing keeps the failures.
-	s.Mark("greeter", pickOne(t, s), refused)
+	chooseOne(t, s).done(lostConnection, refused)
 	inf.Update(p)
 	if k := inf.snapshot().instances[0]; k.failures.Load() != 1 {
 		t.Error("a status update ended the ejection")
 	}
-	s.Mark("greeter", n, nil)                                     // the node of a process that has ended
-	s.Mark("greeter", &registry.Node{Id: "x", Address: "y"}, nil) // an address that the caller has chosen
-	s.Mark("nobody", n, nil)
+	old.done(answered, nil) // a call to a process that has ended
+	if k := inf.snapshot().instances[0]; k.failures.Load() != 1 {
+		t.Error("the answer of the old process counts for the new one")
+	}
 }
 
 // countLogLines returns the number of log lines since a time that contain all texts.
@@ -462,13 +440,13 @@ func logLines(t *testing.T, since time.Time, texts ...string) (lines []string) {
 }
 
 // chooseInstance returns a choice of an instance.
-func chooseInstance(t *testing.T, s *Selector, i *instance) choice {
+func chooseInstance(t *testing.T, s *clientSelector, i *instance) choice {
 	t.Helper()
-	p, err := s.pool("greeter", s.Options().Registry.(*Registry))
+	chooser, err := s.state.Load().choosers.get(t.Context(), "greeter")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := p.choose([]*instance{i}, nil, clock())
+	c, err := chooser.chooseFrom([]*instance{i}, nil, clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -481,7 +459,7 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, inf := newStaticRegistry(t, 2)
-				s := NewSelector(r)
+				s := newSelector(r)
 				bad := inf.snapshot().instances[0]
 				earlier := chooseInstance(t, s, bad)
 				if isStream {
@@ -495,7 +473,7 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 					t.Fatal("the end of the earlier one ended the ejection")
 				}
 				trial.done(lostConnection, refused)
-				if left := s.Instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool { return c.Address == bad.Address && c.EjectedFor == maxRefusedEjectionTime }) {
+				if left := s.instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool { return c.Address == bad.Address && c.EjectedFor == maxRefusedEjectionTime }) {
 					t.Errorf("after a failed trial: %+v", left)
 				}
 			})
@@ -503,17 +481,16 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 	}
 }
 
-// With a filter a choice does not know whether its call is the trial.
 func TestTrialWithFilterEndsEjection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
-		s := NewSelector(r)
+		s := newSelector(r)
 		bad := inf.snapshot().instances[0]
 		chooseInstance(t, s, bad).done(lostConnection, refused)
 		time.Sleep(baseEjectionTime + time.Millisecond)
 		all := selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })
 		for range 100 {
-			c, err := s.choose("greeter", []selector.SelectOption{all})
+			c, err := s.choose("greeter", []selector.SelectOption{all}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -533,8 +510,8 @@ func TestInstanceThatHasLeftIsNotEjected(t *testing.T) {
 	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) { events = append(events, pod) }})); err != nil {
 		t.Fatal(err)
 	}
-	s := NewSelector(r)
-	c, err := s.choose("greeter", nil)
+	s := newSelector(r)
+	c, err := s.choose("greeter", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -550,17 +527,17 @@ func TestInstanceThatHasLeftIsNotEjected(t *testing.T) {
 // instance too.
 func TestEjectedMayCauseAnotherEjection(t *testing.T) {
 	r, _ := newStaticRegistry(t, 4)
-	s := NewSelector(r)
+	s := newSelector(r)
 	var ejected []string
 	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) {
 		if ejected = append(ejected, pod); len(ejected) == 1 {
-			s.Mark("greeter", pickOne(t, s), refused)
+			chooseOne(t, s).done(lostConnection, refused)
 		}
 	}})); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan bool)
-	go func() { defer close(done); s.Mark("greeter", pickOne(t, s), refused) }()
+	go func() { defer close(done); chooseOne(t, s).done(lostConnection, refused) }()
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):

@@ -29,6 +29,7 @@ type Registry struct {
 	plugin    Plugin
 	env       apiserver.Environment
 	instances instanceIndex // the instances of all informers
+	choosers  choosers
 
 	statusChanged broadcast.Broadcast // the result of Registered, deregistrationPending or registrationError may have changed
 
@@ -61,6 +62,7 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 
 func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
 	r := &Registry{plugin: plugin, env: env, informers: map[string]*informer{}, served: map[string]bool{}}
+	r.choosers.registry = r
 	for _, o := range opts {
 		o(&r.options)
 	}
@@ -274,7 +276,7 @@ func (r *Registry) writableRegistrar() (*registrar, error) {
 	}
 	if r.registrar == nil {
 		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.Notify)
-		r.registrar.watch.APIError = eventsOf(r.options).APIError
+		r.registrar.watch.APIError = observersOf(r.options).apiError
 	}
 	return r.registrar, nil
 }
@@ -489,7 +491,7 @@ func (r *Registry) informer(service string) (*informer, error) {
 	}
 	i := newInformer(service, &r.instances)
 	i.table.limits.AnyAddress = anyAddress(r.options)
-	i.APIError = eventsOf(r.options).APIError
+	i.APIError = observersOf(r.options).apiError
 	i.start(conn)
 	r.informers[service] = i
 	return i, nil
@@ -515,7 +517,7 @@ func (r *Registry) LastContact() time.Time {
 
 // Observe yields all instances of all services in every state, at once and after
 // each change, by service and oldest pod first. It is for displays; callers use
-// GetService and Select. A slow reader misses intermediate states and receives the
+// a Client or GetService. A slow reader misses intermediate states and receives the
 // latest.
 //
 // An instance that has deregistered is shown as Terminating until its pod is gone.
@@ -570,5 +572,5 @@ func (r *Registry) observer() (*observer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.observers.join(conn, podmeta.Limits{AnyAddress: anyAddress(r.options)}, eventsOf(r.options).APIError), nil
+	return r.observers.join(conn, podmeta.Limits{AnyAddress: anyAddress(r.options)}, observersOf(r.options).apiError), nil
 }

@@ -106,20 +106,15 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 	const timeout = 5 * time.Second
 	r := ns.openRegistry("reader", registry.Timeout(timeout))
 	own := ns.openRegistry("a", registry.Timeout(time.Second))
-	ours := NewSelector(r)
+	ours := newSelector(r)
 	kubetest.Eventually(t, 10*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	thaw := ns.Freeze(t)
 	slowest := time.Duration(0)
 	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // longer than the 15 s until a silent connection is closed
 		begin := time.Now()
-		next, err := ours.Select("greeter")
+		c, err := ours.choose("greeter", nil, nil)
 		if err == nil {
-			var n *registry.Node
-			if n, err = next(); err == nil {
-				ours.Mark("greeter", n, nil)
-			}
-		}
-		if err == nil {
+			c.done(answered, nil)
 			err = has(r, "greeter", "10.0.0.1:1")()
 		}
 		if err != nil {

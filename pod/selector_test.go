@@ -3,7 +3,6 @@ package pod
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,17 +50,14 @@ func readyPodsAt(t testing.TB, addresses ...string) (pods []*corev1.Pod) {
 	return pods
 }
 
-func pickOne(t testing.TB, s *Selector, opts ...selector.SelectOption) *registry.Node {
+// chooseOne chooses an instance of the greeter.
+func chooseOne(t testing.TB, s *clientSelector, opts ...selector.SelectOption) choice {
 	t.Helper()
-	next, err := s.Select("greeter", opts...)
+	c, err := s.choose("greeter", opts, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return c
 }
 
 const refusedText = `connection error: desc = "transport: Error while dialing: dial tcp 10.0.0.1:1: connect: connection refused"`
@@ -74,19 +70,19 @@ var (
 func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 4)
-		s := NewSelector(r)
-		stuck := pickOne(t, s) // no Mark follows, as when its call hangs
+		s := newSelector(r)
+		stuck := chooseOne(t, s) // its call hangs
 		counts := map[string]int{}
 		for range 4000 {
-			n := pickOne(t, s)
-			counts[n.Address]++
-			s.Mark("greeter", n, nil)
+			c := chooseOne(t, s)
+			counts[c.node.Address]++
+			c.done(answered, nil)
 		}
 		for address, n := range counts {
-			if address == stuck.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
+			if address == stuck.node.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
 				t.Errorf("the busy instance was picked %d times of 4000", n)
 			}
-			if address != stuck.Address && (n < 800 || n > 1800) {
+			if address != stuck.node.Address && (n < 800 || n > 1800) {
 				t.Errorf("instance %s was picked %d times of 4000", address, n)
 			}
 		}
@@ -96,15 +92,10 @@ func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 func TestSelectorRetriesOnAnotherInstance(t *testing.T) {
 	for range 100 {
 		r, _ := newStaticRegistry(t, 2)
-		s := NewSelector(r)
-		next, err := s.Select("greeter")
-		if err != nil {
-			t.Fatal(err)
-		}
-		first, _ := next()
-		s.Mark("greeter", first, refused)
-		second, _ := next()
-		if second.Address == first.Address {
+		s := newSelector(r)
+		first := chooseOne(t, s)
+		first.done(lostConnection, refused)
+		if second := chooseOne(t, s); second.node.Address == first.node.Address {
 			t.Fatal("the retry went to the instance that failed")
 		}
 	}
@@ -112,16 +103,15 @@ func TestSelectorRetriesOnAnotherInstance(t *testing.T) {
 
 func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	r, inf := newStaticRegistry(t, 4)
-	s := NewSelector(r)
+	s := newSelector(r)
 	for range 50 {
-		n := pickOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
-		k := r.instanceOf(n)
-		if k == nil || k.service.Version != "v1" {
-			t.Fatalf("the filter for v1 left %v", n)
+		c := chooseOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
+		if c.instance == nil || c.instance.service.Version != "v1" {
+			t.Fatalf("the filter for v1 left %v", c.node)
 		}
-		s.Mark("greeter", n, nil)
+		c.done(answered, nil)
 	}
-	if _, err := s.Select("greeter", selector.WithFilter(selector.FilterVersion("v9"))); err != selector.ErrNoneAvailable {
+	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
 		t.Errorf("a filter that leaves no instance: %v", err)
 	}
 	overwrite := func(all []*registry.Service) []*registry.Service { // writes to its argument, which must be a copy
@@ -130,7 +120,7 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 		}
 		return all
 	}
-	pickOne(t, s, selector.WithFilter(overwrite))
+	chooseOne(t, s, selector.WithFilter(overwrite))
 	for _, n := range inf.snapshot().instances {
 		if n.Address == "overwritten" || n.service.Version == "overwritten" {
 			t.Error("a filter wrote to the snapshot of the registry")
@@ -139,33 +129,39 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	only := func([]*registry.Service) selector.Next {
 		return func() (*registry.Node, error) { return &registry.Node{Address: "mine"}, nil }
 	}
-	if n := pickOne(t, s, selector.WithStrategy(only)); n.Address != "mine" {
-		t.Errorf("the strategy of the call was not used: %v", n)
+	if c := chooseOne(t, s, selector.WithStrategy(only)); c.node.Address != "mine" {
+		t.Errorf("the strategy of the call was not used: %v", c.node)
+	}
+	broken := func([]*registry.Service) selector.Next {
+		return func() (*registry.Node, error) { return nil, errors.New("greeter", "no node", 1) }
+	}
+	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithStrategy(broken)}, nil); err == nil {
+		t.Error("the error of a strategy is lost")
 	}
 	if err := s.Init(selector.SetStrategy(only)); err != nil {
 		t.Fatal(err)
 	}
-	if n := pickOne(t, s); n.Address != "mine" {
-		t.Errorf("the strategy of the selector was not used: %v", n)
+	if c := chooseOne(t, s); c.node.Address != "mine" {
+		t.Errorf("the strategy of the selector was not used: %v", c.node)
 	}
 }
 
-// With MICRO_NETWORK, go-micro's client passes the network's name to Select and the
-// service's name to Mark.
-func TestSelectorMarksInstanceUnderAnyServiceName(t *testing.T) {
-	r, inf := newStaticRegistry(t, 2)
-	s := NewSelector(r)
-	for range 100 {
-		s.Mark("other", pickOne(t, s), nil)
+// A node that a filter adds is called, without statistics.
+func TestSelectorTakesNodeOfFilter(t *testing.T) {
+	r, _ := newStaticRegistry(t, 1)
+	s := newSelector(r)
+	added := func([]*registry.Service) []*registry.Service {
+		return []*registry.Service{{Name: "greeter", Nodes: []*registry.Node{{Id: "x", Address: "y:1"}}}}
 	}
-	for _, i := range inf.snapshot().instances {
-		if n := i.inFlight.Load(); n != 0 {
-			t.Errorf("%d calls in flight on %s, want 0", n, i.Address)
+	for range 3 {
+		c := chooseOne(t, s, selector.WithFilter(added))
+		if c.node.Address != "y:1" || c.instance != nil {
+			t.Errorf("%+v", c)
 		}
+		c.asStream().done(lostConnection, refused)
 	}
-	s.Mark("other", pickOne(t, s), refused)
-	if ejected := slices.ContainsFunc(s.Instances("greeter"), func(c InstanceCalls) bool { return c.EjectedFor > 0 }); !ejected {
-		t.Error("no instance is ejected")
+	if got := s.instances("greeter"); len(got) != 1 || got[0].InFlight != 0 || got[0].Failures != 0 {
+		t.Errorf("the calls count for the instance of the registry: %+v", got)
 	}
 }
 
@@ -183,15 +179,15 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 		pods = append(pods, p)
 	}
 	inf.Replace(pods)
-	s := NewSelector(r)
+	s := newSelector(r)
 	seen := map[string]int{}
 	for range 400 {
-		n := pickOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
-		seen[n.Address]++
-		if r.instanceOf(n) == nil {
-			t.Fatalf("the selector keeps no statistics for %v", n)
+		c := chooseOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
+		seen[c.node.Address]++
+		if c.instance == nil {
+			t.Fatalf("the selector keeps no statistics for %v", c.node)
 		}
-		s.Mark("greeter", n, nil)
+		c.done(answered, nil)
 	}
 	if len(seen) != 4 {
 		t.Errorf("picks by address: %v, want 4 addresses", seen)
@@ -200,28 +196,99 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 
 func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 	m := memory.NewRegistry()
-	s := NewSelector(m)
-	if _, err := s.Select("greeter"); err != selector.ErrNotFound {
-		t.Errorf("Select: %v", err)
+	s := newSelector(m)
+	if _, err := s.choose("greeter", nil, nil); err != selector.ErrNotFound {
+		t.Errorf("choose: %v", err)
 	}
-	if err := m.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
-		t.Fatal(err)
+	for i, id := range []string{"a", "b"} {
+		if err := m.Register(service("greeter", "v1", id, fmt.Sprint("10.0.0.1:", i+1))); err != nil {
+			t.Fatal(err)
+		}
 	}
-	n := pickOne(t, s)
-	s.Mark("greeter", n, nil)
-	if n.Address != "10.0.0.1:1" {
-		t.Errorf("%v", n)
+	if err := s.await(t.Context(), "greeter"); err != nil {
+		t.Error(err)
+	}
+	seen := map[string]int{}
+	for range 100 {
+		c := chooseOne(t, s)
+		seen[c.node.Address]++
+		c.done(answered, nil)
+		if c.instance != nil {
+			t.Fatalf("%+v", c)
+		}
+	}
+	if seen["10.0.0.1:1"] < 20 || seen["10.0.0.1:2"] < 20 || len(seen) != 2 {
+		t.Errorf("picks by address: %v", seen)
+	}
+	only := selector.WithFilter(func(all []*registry.Service) []*registry.Service {
+		all[0].Nodes = all[0].Nodes[:1]
+		return all
+	})
+	if c := chooseOne(t, s, only); c.node == nil {
+		t.Error("no node is left by the filter")
+	}
+	if s.instances("greeter") != nil {
+		t.Error("instances are known")
 	}
 	r, _ := newStaticRegistry(t, 1)
 	if err := s.Init(selector.Registry(r)); err != nil { // as micro.Registry does
 		t.Fatal(err)
 	}
-	if got := pickOne(t, s); got.Id == n.Id {
+	if got := chooseOne(t, s); got.instance == nil {
 		t.Error("the old registry is still used")
 	}
 	if err := s.Close(); err != nil || s.String() != "pod" {
 		t.Error(err, s)
 	}
+}
+
+// A caller of Options().Selector, such as a selector that wraps it, picks from the same
+// choosers. Its calls do not count, whether or not it calls Mark.
+func TestSelectorPicksForOtherClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, inf := newStaticRegistry(t, 3)
+		s := newSelector(r)
+		var picked int
+		if err := r.Init(WithEvents(Events{Picked: func(string, string, string) { picked++ }})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Select("greeter", selector.WithFilter(selector.FilterVersion("v9"))); err != selector.ErrNoneAvailable {
+			t.Errorf("a filter that leaves no instance: %v", err)
+		}
+		bad := chooseOne(t, s)
+		bad.done(lostConnection, refused)
+		for name, opts := range map[string][]selector.SelectOption{"fast": nil, "with a filter": {selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })}} {
+			seen := map[*registry.Node]int{}
+			for range 100 {
+				next, err := s.Select("greeter", opts...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := next()
+				if err != nil || r.instanceOf(n) == nil {
+					t.Fatalf("%s: %v, %v", name, n, err)
+				}
+				seen[n]++
+				s.Mark("greeter", n, refused)
+			}
+			if len(seen) != 2 || seen[bad.node] > 0 {
+				t.Errorf("%s: %v picked of 3 instances, one of which is ejected", name, seen)
+			}
+		}
+		s.Reset("greeter")
+		for _, i := range s.instances("greeter") {
+			if i.InFlight != 0 || (i.EjectedFor > 0) != (i.Address == bad.node.Address) {
+				t.Errorf("%+v", i)
+			}
+		}
+		if picked != 201 {
+			t.Errorf("%d picks, want 201", picked)
+		}
+		inf.Replace(nil)
+		if _, err := s.Select("greeter"); err != selector.ErrNotFound {
+			t.Errorf("without instances: %v", err)
+		}
+	})
 }
 
 func TestSelectorPickAllocatesNothing(t *testing.T) {
@@ -231,20 +298,21 @@ func TestSelectorPickAllocatesNothing(t *testing.T) {
 			if err := r.Init(WithEvents(events)); err != nil {
 				t.Fatal(err)
 			}
-			s := NewSelector(r)
-			pickOne(t, s)
+			s := newSelector(r)
+			chooseOne(t, s)
 			if a := testing.AllocsPerRun(1000, func() {
 				next, err := s.Select("greeter")
 				if err != nil {
 					t.Fatal(err)
 				}
-				k, _ := next()
-				s.Mark("greeter", k, nil)
+				if _, err := next(); err != nil {
+					t.Fatal(err)
+				}
 			}); a != 0 {
-				t.Errorf("%v allocations at %d instances, %s", a, n, name)
+				t.Errorf("Select and Next: %v allocations at %d instances, %s", a, n, name)
 			}
 			if a := testing.AllocsPerRun(1000, func() {
-				c, err := s.choose("greeter", nil)
+				c, err := s.choose("greeter", nil, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -258,10 +326,13 @@ func TestSelectorPickAllocatesNothing(t *testing.T) {
 
 func TestSelectorReturnsErrorAfterClose(t *testing.T) {
 	r, _ := newStaticRegistry(t, 1)
-	s := NewSelector(r)
-	pickOne(t, s)
+	s := newSelector(r)
+	chooseOne(t, s)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := s.choose("greeter", nil, nil); err == nil {
+		t.Error("choose uses a closed registry")
 	}
 	if _, err := s.Select("greeter"); err == nil {
 		t.Error("Select uses a closed registry")
@@ -308,12 +379,12 @@ func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
 
 func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 	r, inf := newStaticRegistry(t, 2)
-	s := NewSelector(r)
-	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}); err != selector.ErrNoneAvailable {
+	s := newSelector(r)
+	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
 		t.Errorf("a filter that leaves no instance: %v", err)
 	}
 	for _, opts := range [][]selector.SelectOption{nil, nil, {selector.WithFilter(selector.FilterVersion("v1"))}} {
-		c, err := s.choose("greeter", opts)
+		c, err := s.choose("greeter", opts, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +396,7 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 			t.Errorf("%d calls in flight after done", n)
 		}
 	}
-	c, err := s.choose("greeter", nil)
+	c, err := s.choose("greeter", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,14 +405,14 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 		t.Error("the instance whose connection failed is not ejected")
 	}
 	inf.Replace(nil)
-	if _, err := s.choose("greeter", nil); err != selector.ErrNotFound {
+	if _, err := s.choose("greeter", nil, nil); err != selector.ErrNotFound {
 		t.Errorf("without instances: %v", err)
 	}
 	m := memory.NewRegistry()
 	if err := m.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := NewSelector(m).choose("greeter", nil)
+	foreign, err := newSelector(m).choose("greeter", nil, nil)
 	if err != nil || foreign.instance != nil || foreign.node.Address != "10.0.0.1:1" {
 		t.Errorf("from a registry of another package: %+v, %v", foreign, err)
 	}
@@ -358,8 +429,8 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 			if err := r.Init(WithEvents(Events{Picked: func(string, string, string) { picked++ }})); err != nil {
 				t.Fatal(err)
 			}
-			s := NewSelector(r)
-			first, err := s.choose("greeter", opts)
+			s := newSelector(r)
+			first, err := s.choose("greeter", opts, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -372,7 +443,7 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 				}
 				for range 20 {
 					before := picked
-					c, err := s.chooseOther("greeter", opts, first.instance)
+					c, err := s.choose("greeter", opts, first.instance)
 					if err != nil || (c.instance == first.instance) != (n == 1) || picked != before+1 {
 						t.Fatalf("%s, %d instances, others ejected: %v: chose the same instance: %v, %d picks, %v", name, n, ejectOthers, c.instance == first.instance, picked-before, err)
 					}

@@ -34,7 +34,7 @@ var libraries = map[string]load.Library{
 	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random)},
 	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
 	ourChoice: {Serve: serveWithLifecycle, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
-		return candidate{registry: r, client: grpcc.NewClient(append(options, client.Selector(pod.NewSelector(r)))...)}
+		return candidate{registry: r, client: grpcc.NewClient(append(options, client.Selector(pod.NewClient(r, grpcc.NewClient()).Options().Selector))...)}
 	})},
 	podClient: {Serve: serveWithLifecycle, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
 		return candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(options...))}

@@ -46,7 +46,7 @@ func upstream(opts ...registry.Option) candidate {
 
 func ours(opts ...registry.Option) candidate {
 	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
-	return candidate{registry: r, selector: pod.NewSelector(r), close: r.Close}
+	return candidate{registry: r, selector: pod.NewClient(r, grpcc.NewClient()).Options().Selector, close: r.Close}
 }
 
 func oursWithClient(opts ...registry.Option) candidate {

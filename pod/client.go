@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
@@ -380,7 +381,7 @@ func (k *call) invoke(ctx context.Context, node *registry.Node, req client.Reque
 		return clientError(err.Error())
 	}
 	options := codec.callOptions
-	if extra := callOptionsOf(opts.Context, k.settings.keys); len(extra) > 0 {
+	if extra := gomicro.CallOptions(*opts); len(extra) > 0 {
 		options = append(options[:len(options):len(options)], extra...)
 	}
 	method := methodOf(req)
@@ -441,9 +442,9 @@ func methodOf(req client.Request) string {
 // selectError returns the error of a selector as go-micro's client does.
 func selectError(service string, err error) error {
 	if stderrors.Is(err, selector.ErrNotFound) {
-		return errors.InternalServerError(clientID, "service %s: %s", service, err.Error())
+		return errors.InternalServerError(gomicro.ClientID, "service %s: %s", service, err.Error())
 	}
-	return errors.InternalServerError(clientID, "error selecting %s node: %s", service, err.Error())
+	return errors.InternalServerError(gomicro.ClientID, "error selecting %s node: %s", service, err.Error())
 }
 
 // timeoutHeader returns a timeout in the format of the header timeout: in nanoseconds.

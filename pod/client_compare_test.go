@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	podcodec "github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	bmemory "github.com/micro/go-micro/v2/broker/memory"
@@ -103,7 +104,7 @@ func showHeaders(ctx context.Context, method string, _ []byte) ([]byte, error) {
 }
 
 func marshal(m *proto.HelloResponse) []byte {
-	b, err := protoCodec{}.Marshal(m)
+	b, err := podcodec.ByContentType(nil)["application/proto"].Marshal(m)
 	if err != nil {
 		panic(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/registry/memory"
@@ -38,7 +39,7 @@ func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
 		options []grpc.ServerOption
 		window  uint32
 	}{
-		"no window of the user": {nil, flowControlWindow},
+		"no window of the user": {nil, gomicro.FlowControlWindow},
 		"a window of the user":  {[]grpc.ServerOption{grpc.InitialWindowSize(2 << 20)}, 2 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,7 +76,7 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 		options []client.Option
 		window  uint32
 	}{
-		"no window of the user": {nil, flowControlWindow},
+		"no window of the user": {nil, gomicro.FlowControlWindow},
 		"a window of the user":  {[]client.Option{dialOptions(grpc.WithInitialWindowSize(2 << 20))}, 2 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,16 +4,14 @@ import (
 	"context"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/micro/go-micro/v2/errors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
-// clientID is the id of errors that go-micro's client makes itself.
-const clientID = "go.micro.client"
-
 func clientError(text string) error {
-	return &errors.Error{Id: clientID, Code: 500, Detail: text, Status: "Internal Server Error"}
+	return &errors.Error{Id: gomicro.ClientID, Code: 500, Detail: text, Status: "Internal Server Error"}
 }
 
 // contextError returns the error of a call whose context has ended.
@@ -22,7 +20,7 @@ func contextError(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		text = err.Error()
 	}
-	return errors.New(clientID, text, 408)
+	return errors.New(gomicro.ClientID, text, 408)
 }
 
 // result returns what the result of a unary call, as grpc-go returned it, says about the

@@ -4,20 +4,16 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"maps"
 	"net"
 	"net/url"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/micro/go-micro/v2/client"
-	grpcc "github.com/micro/go-micro/v2/client/grpc"
-	"github.com/micro/go-micro/v2/metadata"
-	"github.com/micro/go-micro/v2/server"
-	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
@@ -41,19 +37,12 @@ var (
 	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
 )
 
-// flowControlWindow is how many bytes of a stream, and of a connection, may be on the way or unread. 1 MiB is
-// grpc-java's default (NettyChannelBuilder) and enough for 1 GB/s between pods 1 ms apart. grpc-go
-// adapts its windows to the bandwidth instead, up to 16 MiB. To measure the bandwidth, it sends a
-// PING and a WINDOW_UPDATE for almost every message of a connection that is not busy.
-const flowControlWindow = 1 << 20
-
 // clientSettings is what a client's options amount to, and the connections that were opened with
 // them. The options are immutable.
 type clientSettings struct {
 	client      *Client
 	options     client.Options
-	selector    *clientSelector // nil if the client uses a selector of another package
-	keys        optionKeys
+	selector    *clientSelector         //  nil if the client uses a selector of another package
 	codecs      map[string]*clientCodec // by content type
 	timeout     string                  // the header of client.RequestTimeout
 	tls         *tls.Config             // nil if not set
@@ -78,37 +67,20 @@ func newClientSettings(c *Client, o client.Options) *clientSettings {
 	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
 	s := &clientSettings{client: c, options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
 	s.selector, _ = o.Selector.(*clientSelector)
-	if s.keys, s.err = keysOfOptions(); s.err != nil {
+	if s.err = gomicro.Check(); s.err != nil {
 		return s
 	}
-	s.tls, _ = valueOf(o.Context, s.keys.tls).(*tls.Config)
-	s.dialOptions, _ = valueOf(o.CallOptions.Context, s.keys.dialOptions).([]grpc.DialOption)
-	sizes := s.messageSizes()
+	s.tls, s.dialOptions = gomicro.TLS(o), gomicro.DialOptions(o.CallOptions)
+	sizes := []grpc.CallOption{grpc.MaxCallRecvMsgSize(gomicro.MaxReceived(o)), grpc.MaxCallSendMsgSize(gomicro.MaxSent(o))}
 	if len(s.dialOptions) > 0 { // which may contain other sizes
 		s.dialOptions = append([]grpc.DialOption{grpc.WithDefaultCallOptions(sizes...)}, s.dialOptions...)
 		sizes = nil
 	}
-	codecs := maps.Clone(defaultCodecs)
-	own, _ := valueOf(o.Context, s.keys.codecs).(map[string]encoding.Codec)
-	for contentType, codec := range own {
-		codecs[contentType] = userCodec{codec}
-	}
-	for contentType, codec := range codecs {
-		s.codecs[contentType] = &clientCodec{codec, []string{contentType},
-			append([]grpc.CallOption{grpc.ForceCodecV2(codec), grpc.CallContentSubtype(codec.Name())}, sizes...)}
+	for contentType, c := range codec.ByContentType(gomicro.Codecs(o)) {
+		s.codecs[contentType] = &clientCodec{c, []string{contentType},
+			append([]grpc.CallOption{grpc.ForceCodecV2(c), grpc.CallContentSubtype(c.Name())}, sizes...)}
 	}
 	return s
-}
-
-func (s *clientSettings) messageSizes() []grpc.CallOption {
-	received, sent := grpcc.DefaultMaxRecvMsgSize, grpcc.DefaultMaxSendMsgSize
-	if n, ok := valueOf(s.options.Context, s.keys.maxReceived).(int); ok {
-		received = n
-	}
-	if n, ok := valueOf(s.options.Context, s.keys.maxSent).(int); ok {
-		sent = n
-	}
-	return []grpc.CallOption{grpc.MaxCallRecvMsgSize(received), grpc.MaxCallSendMsgSize(sent)}
 }
 
 func (s *clientSettings) codec(contentType string) (*clientCodec, error) {
@@ -121,7 +93,7 @@ func (s *clientSettings) codec(contentType string) (*clientCodec, error) {
 // outgoing returns a context with the headers that go-micro's client sends: go-micro's metadata
 // with lower-case keys, the timeout in nanoseconds unless it is 0, and the content type.
 func (s *clientSettings) outgoing(ctx context.Context, codec *clientCodec, timeout time.Duration) context.Context {
-	md, _ := ctx.Value(s.keys.metadata).(metadata.Metadata)
+	md := gomicro.Metadata(ctx)
 	headers := make(grpcmetadata.MD, len(md)+2)
 	values := make([]string, 0, len(md)+1)
 	add := func(key, value string) {
@@ -129,7 +101,7 @@ func (s *clientSettings) outgoing(ctx context.Context, codec *clientCodec, timeo
 		headers[key] = values[len(values)-1 : len(values) : len(values)]
 	}
 	for key, value := range md {
-		add(lowerCase(key), value)
+		add(gomicro.LowerCase(key), value)
 	}
 	switch timeout {
 	case 0:
@@ -150,8 +122,8 @@ func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout t
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
 		grpc.WithKeepaliveParams(s.keepalive),
 		grpc.WithIdleTimeout(idleTimeout),
-		grpc.WithStaticStreamWindowSize(flowControlWindow),
-		grpc.WithStaticConnWindowSize(flowControlWindow),
+		grpc.WithStaticStreamWindowSize(gomicro.FlowControlWindow),
+		grpc.WithStaticConnWindowSize(gomicro.FlowControlWindow),
 	}, s.dialOptions...)
 	if len(s.dialOptions) == 0 { // which may replace the credentials
 		options = append(options, grpc.WithReadBufferSize(0)) // settingsConn has a buffer
@@ -182,77 +154,4 @@ func (s *clientSettings) target(address string) (target string, creds credential
 		return target, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
 	}
 	return target, insecure.NewCredentials()
-}
-
-// optionKeys are the keys under which go-micro stores options and metadata in contexts.
-type optionKeys struct {
-	codecs, tls, maxReceived, maxSent, dialOptions, callOptions, serverOptions, metadata any
-}
-
-// keysOfOptions finds the keys, whose types are not exported: it stores a value of each option
-// and looks which key the context has then. All of the types are empty structs, so that each has
-// one value.
-var keysOfOptions = sync.OnceValues(func() (keys optionKeys, err error) {
-	find := func(store func(context.Context) context.Context) any {
-		key, keyErr := keyOf(store(context.Background()))
-		if keyErr != nil {
-			err = keyErr
-		}
-		return key
-	}
-	option := func(set client.Option) any {
-		return find(func(ctx context.Context) context.Context {
-			o := client.Options{Context: ctx}
-			set(&o)
-			return o.Context
-		})
-	}
-	callOption := func(set client.CallOption) any {
-		return find(func(ctx context.Context) context.Context {
-			o := client.CallOptions{Context: ctx}
-			set(&o)
-			return o.Context
-		})
-	}
-	keys = optionKeys{
-		codecs:      option(grpcc.Codec("", nil)),
-		tls:         option(grpcc.AuthTLS(nil)),
-		maxReceived: option(grpcc.MaxRecvMsgSize(0)),
-		maxSent:     option(grpcc.MaxSendMsgSize(0)),
-		dialOptions: callOption(grpcc.DialOptions()),
-		callOptions: callOption(grpcc.CallOptions()),
-		serverOptions: find(func(ctx context.Context) context.Context {
-			o := server.Options{Context: ctx}
-			grpcs.Options()(&o)
-			return o.Context
-		}),
-		metadata: find(func(ctx context.Context) context.Context { return metadata.NewContext(ctx, nil) }),
-	}
-	return keys, err
-})
-
-// keyOf returns the key of the value that context.WithValue has added to a context. The key's type
-// must be an empty struct.
-func keyOf(ctx context.Context) (any, error) {
-	v := reflect.ValueOf(ctx)
-	if v.Kind() == reflect.Pointer && v.Elem().Kind() == reflect.Struct {
-		if key := v.Elem().FieldByName("key"); key.IsValid() && key.Kind() == reflect.Interface && !key.IsNil() {
-			if t := key.Elem().Type(); t.Kind() == reflect.Struct && t.NumField() == 0 {
-				return reflect.Zero(t).Interface(), nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("reading the options of go-micro's client: this version of Go stores the values of a context in another way (%T): use go-micro's client without pod.NewClient", ctx)
-}
-
-func valueOf(ctx context.Context, key any) any {
-	if ctx == nil {
-		return nil
-	}
-	return ctx.Value(key)
-}
-
-func callOptionsOf(ctx context.Context, keys optionKeys) []grpc.CallOption {
-	o, _ := valueOf(ctx, keys.callOptions).([]grpc.CallOption)
-	return o
 }

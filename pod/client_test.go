@@ -807,18 +807,6 @@ func TestClientAllocations(t *testing.T) {
 	}
 }
 
-func TestKeyOfReportsUnknownContexts(t *testing.T) {
-	if _, err := keysOfOptions(); err != nil {
-		t.Fatal(err)
-	}
-	type key struct{ n int }
-	for _, ctx := range []context.Context{context.Background(), context.WithValue(context.Background(), key{1}, 2)} {
-		if k, err := keyOf(ctx); err == nil {
-			t.Errorf("keyOf(%v) = %v", ctx, k)
-		}
-	}
-}
-
 // testCertificate returns the TLS configurations of a server at 127.0.0.1 and of a client
 // that trusts it.
 func testCertificate(t testing.TB) (server, client *tls.Config) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/micro/go-micro/v2"
 	microerrors "github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/logger"
@@ -148,12 +149,11 @@ func (l *lifecycle) setUp(s server.Server) error {
 
 // fixWindows gives a gRPC server fixed flow-control windows, unless grpcs.Options has set others.
 func fixWindows(o *server.Options) {
-	keys, err := keysOfOptions()
-	if err != nil {
+	if gomicro.Check() != nil {
 		return
 	}
-	own, _ := valueOf(o.Context, keys.serverOptions).([]grpc.ServerOption)
-	grpcs.Options(append([]grpc.ServerOption{grpc.StaticStreamWindowSize(flowControlWindow), grpc.StaticConnWindowSize(flowControlWindow)}, own...)...)(o)
+	windows := []grpc.ServerOption{grpc.StaticStreamWindowSize(gomicro.FlowControlWindow), grpc.StaticConnWindowSize(gomicro.FlowControlWindow)}
+	grpcs.Options(append(windows, gomicro.ServerOptions(*o)...)...)(o)
 }
 
 // useRegistry records which registry the service uses. The error says why the service can
@@ -284,11 +284,11 @@ func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFu
 }
 
 // wrapHandler counts the calls in flight, except those of the server's own services, and gives
-// handlers the channel that Draining returns. It also calls capitalizeHeaders and ownError. One
+// handlers the channel that Draining returns. It also calls gomicro.CapitalizeHeaders and ownError. One
 // wrapper does all this, because go-micro's server allocates memory for each wrapper of each call.
 func (l *lifecycle) wrapHandler(h server.HandlerFunc) server.HandlerFunc {
 	return func(ctx context.Context, req server.Request, rsp interface{}) error {
-		capitalizeHeaders(ctx)
+		gomicro.CapitalizeHeaders(ctx)
 		if handler, _, _ := strings.Cut(req.Method(), "."); !slices.Contains(internalHandlers, handler) {
 			l.calls.begin()
 			defer l.calls.end()
@@ -317,7 +317,7 @@ func (l *lifecycle) countMessages(h server.SubscriberFunc) server.SubscriberFunc
 // the service's name. Otherwise the caller's selector would take the error for a failure
 // of this instance.
 func (l *lifecycle) ownError(err error) error {
-	if e, ok := err.(*microerrors.Error); ok && e.Id == clientID { //nolint:errorlint // go-micro's server sends the id of no wrapped error
+	if e, ok := err.(*microerrors.Error); ok && e.Id == gomicro.ClientID { //nolint:errorlint // go-micro's server sends the id of no wrapped error
 		return microerrors.New(l.name, e.Detail, e.Code)
 	}
 	return err

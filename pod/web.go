@@ -11,12 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/weblimit"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/web"
 )
-
-// maxRequestBody is the largest body of a request to a web service, in bytes.
-const maxRequestBody = 1 << 20
 
 // WebLifecycle gives a web service health checks, readiness and drain, as Lifecycle gives
 // them to a gRPC service; see Lifecycle for start and stop. It must come after web.Server,
@@ -45,13 +43,13 @@ func WebLifecycle(r *Registry, opts ...LifecycleOption) web.Option {
 		w := &webLifecycle{lifecycle: newLifecycle(r, opts), server: o.Server, served: make(chan struct{})}
 		if w.server == nil {
 			w.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-			limitConnections(w.server, maxConnections, maxClientConnections)
+			weblimit.LimitConnections(w.server, weblimit.MaxConnections, weblimit.MaxClientConnections)
 			w.limitBody = true
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and
 		// closes the listener without waiting for the requests in flight. So the
 		// server in its options only hands the listener over to w.server, which serves.
-		handover := &http.Server{} //nolint:gosec // it reads no header: w.server does
+		handover := &http.Server{} //nolint:gosec // this server only passes its listener to w.server
 		handover.BaseContext = func(l net.Listener) context.Context {
 			w.serve(l, handover.Handler)
 			return context.Background()
@@ -153,15 +151,8 @@ func (w *webLifecycle) handler(next http.Handler) http.Handler {
 		if w.draining() {
 			rw.Header().Set("Connection", "close")
 		}
-		if w.limitBody {
-			// A request that declares a larger body is refused before the handler sees
-			// it. The handler of a body without a declared length reads the first MiB
-			// and then gets an error.
-			if r.ContentLength > maxRequestBody {
-				http.Error(rw, fmt.Sprintf("the body is larger than %d bytes", maxRequestBody), http.StatusRequestEntityTooLarge)
-				return
-			}
-			limitBody(rw, r, bodyTimeout)
+		if w.limitBody && !weblimit.LimitBody(rw, r, weblimit.BodyTimeout) {
+			return
 		}
 		next.ServeHTTP(rw, r)
 	})

@@ -1,23 +1,17 @@
-package pod
+package gomicro
 
 import (
 	"context"
 	"strings"
-
-	"github.com/micro/go-micro/v2/metadata"
 )
 
-// capitalizeHeaders writes the keys of go-micro's metadata as metadata.FromContext
+// CapitalizeHeaders writes the keys of go-micro's metadata as metadata.FromContext
 // returns them, with capitals. gRPC transmits them in lower case. The wrappers of
 // micro.NewService call FromContext several times for each call, and it makes a new string of
 // each key that has no capital. Handlers see no difference. go-micro's server made the metadata for
 // this call alone and no other goroutine reads it yet.
-func capitalizeHeaders(ctx context.Context) {
-	keys, err := keysOfOptions()
-	if err != nil {
-		return
-	}
-	headers, _ := ctx.Value(keys.metadata).(metadata.Metadata)
+func CapitalizeHeaders(ctx context.Context) {
+	headers := Metadata(ctx)
 	for key, value := range headers {
 		if capitalized := capitalize(key); capitalized != key {
 			delete(headers, key)
@@ -34,8 +28,8 @@ func capitalize(key string) string {
 	return strings.Title(key) //nolint:staticcheck // as go-micro does
 }
 
-// lowerCase is strings.ToLower, which allocates, with a table of the usual keys.
-func lowerCase(key string) string {
+// LowerCase is strings.ToLower, which allocates, with a table of the usual keys.
+func LowerCase(key string) string {
 	if lower, ok := lowerCaseKeys[key]; ok {
 		return lower
 	}

@@ -1,4 +1,4 @@
-package pod
+package weblimit
 
 import (
 	"bufio"
@@ -18,7 +18,7 @@ import (
 func startLimited(t *testing.T, max int) *httptest.Server {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		limitBody(w, r, bodyTimeout)
+		LimitBody(w, r, BodyTimeout)
 		if r.URL.Path == "/stream" {
 			w.WriteHeader(http.StatusOK)
 			_ = http.NewResponseController(w).Flush()
@@ -28,7 +28,7 @@ func startLimited(t *testing.T, max int) *httptest.Server {
 		b, err := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%d bytes, %v", len(b), err)
 	}))
-	limitConnections(srv.Config, max, max)
+	LimitConnections(srv.Config, max, max)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
@@ -167,7 +167,7 @@ func TestLimitsEndWithTheirRequest(t *testing.T) {
 // A client with too many connections loses its own connections, not those of others.
 func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
-	limitConnections(srv.Config, 20, 5)
+	LimitConnections(srv.Config, 20, 5)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	dial := func(local string) net.Conn {
@@ -200,11 +200,11 @@ func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 
 func TestSlowBodyIsCutOff(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		limitBody(w, r, 100*time.Millisecond)
+		LimitBody(w, r, 100*time.Millisecond)
 		_, err := io.ReadAll(r.Body)
 		fmt.Fprint(w, err)
 	}))
-	limitConnections(srv.Config, 10, 10)
+	LimitConnections(srv.Config, 10, 10)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

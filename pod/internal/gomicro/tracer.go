@@ -1,22 +1,29 @@
-package pod
+package gomicro
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/micro/go-micro/v2/debug/trace"
 	"github.com/micro/go-micro/v2/debug/trace/memory"
-	"github.com/micro/go-micro/v2/metadata"
 )
 
-// init replaces the tracer that micro.NewService gives to the wrappers of clients and handlers,
-// unless a program has set another one. go-micro sets the variable in the same way when it is
-// imported. Later a service might be reading it.
-func init() {
-	if t, ok := trace.DefaultTracer.(*memory.Tracer); ok {
-		trace.DefaultTracer = &tracer{t}
-	}
+var tracerOnce sync.Once
+
+// UseTracer replaces the tracer that micro.NewService gives to the wrappers of clients and
+// handlers, unless the program has set another one. Only the first call has an effect.
+//
+// go-micro reads the variable without a lock when it makes a service and when the service
+// starts. Calls of UseTracer may run at the same time, and every service that is made after one
+// of them gets the new tracer.
+func UseTracer() {
+	tracerOnce.Do(func() {
+		if t, ok := trace.DefaultTracer.(*memory.Tracer); ok {
+			trace.DefaultTracer = &tracer{t}
+		}
+	})
 }
 
 // tracer is go-micro's tracer, which keeps the last 256 spans in memory, with a cheaper
@@ -27,15 +34,13 @@ type tracer struct{ *memory.Tracer }
 // Start begins a span. It continues the trace of the context's metadata, if there is one, and returns a
 // context with the new span as parent.
 func (t *tracer) Start(ctx context.Context, name string) (context.Context, *trace.Span) {
-	keys, err := keysOfOptions()
-	if ctx == nil || err != nil {
+	if ctx == nil || Check() != nil {
 		return t.Tracer.Start(ctx, name)
 	}
 	span := &trace.Span{Name: name, Id: uuid.NewString(), Started: time.Now(), Metadata: map[string]string{}}
 	var microID string
 	var hasTrace, hasMicroID, hasParent bool
-	headers, _ := ctx.Value(keys.metadata).(metadata.Metadata)
-	for key, value := range headers {
+	for key, value := range Metadata(ctx) {
 		switch capitalize(key) {
 		case "Micro-Trace-Id":
 			span.Trace, hasTrace = value, true

@@ -1,9 +1,17 @@
-package pod
+// Package codec encodes and decodes the messages of calls as go-micro's gRPC client does,
+// without copying them.
+//
+// ByContentType returns the codecs in the form in which grpc-go takes them: a message becomes
+// buffers of grpc-go's pool instead of a new slice. The bytes on the wire and the texts of the
+// errors are those of go-micro's codecs (client/grpc/codec.go), so that callers and servers see no
+// difference. A *bytes.Frame is a message that is encoded already, as go-micro's proxies send it.
+package codec
 
 import (
 	stdbytes "bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/golang/protobuf/jsonpb" //nolint:staticcheck // go-micro's client encodes JSON with it
 	"github.com/golang/protobuf/proto"  //nolint:staticcheck // go-micro's messages are of this API
@@ -14,9 +22,17 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 )
 
-// defaultCodecs are the codecs of go-micro's client by content type. They write the same
-// bytes and return the same errors.
-var defaultCodecs = map[string]encoding.CodecV2{
+// ByContentType returns the codecs of go-micro's client, with the given codecs of the user added
+// or in their place.
+func ByContentType(user map[string]encoding.Codec) map[string]encoding.CodecV2 {
+	codecs := maps.Clone(goMicros)
+	for contentType, c := range user {
+		codecs[contentType] = userCodec{c}
+	}
+	return codecs
+}
+
+var goMicros = map[string]encoding.CodecV2{
 	"application/json":         jsonCodec{},
 	"application/proto":        protoCodec{},
 	"application/protobuf":     protoCodec{},

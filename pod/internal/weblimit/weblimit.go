@@ -1,9 +1,19 @@
-package pod
+// Package weblimit bounds what the clients of an HTTP server can make it hold: connections, and
+// the size and the duration of request bodies.
+//
+// LimitConnections counts the connections of a server that does not run yet. When there are too
+// many, it closes the one whose client has kept the server waiting longest. LimitBody limits the
+// body of one request; a handler calls it for each request before it reads the body. The two
+// belong together: a connection waits for its client until LimitBody has seen the end of the body.
+//
+// Headers are limited by http.Server itself.
+package weblimit
 
 import (
 	"container/list"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,18 +22,21 @@ import (
 )
 
 const (
-	// maxConnections bounds the memory of a web service. A connection takes about
+	// MaxConnections bounds the memory of a web service. A connection takes about
 	// 25 KiB, and the garbage collector lets the heap grow to twice the memory in
 	// use, so that 1,200 connections take up to 60 MiB.
-	maxConnections = 1200
+	MaxConnections = 1200
 
-	// maxClientConnections bounds the connections of one client address, so that a
-	// single client leaves half of maxConnections to other clients. It is not smaller,
+	// MaxClientConnections bounds the connections of one client address, so that a
+	// single client leaves half of MaxConnections to other clients. It is not smaller,
 	// because behind a proxy many clients share an address.
-	maxClientConnections = 600
+	MaxClientConnections = 600
 
-	// bodyTimeout is the time limit for reading a request's body.
-	bodyTimeout = 30 * time.Second
+	// MaxBody is the size of the largest body of a request, in bytes.
+	MaxBody = 1 << 20
+
+	// BodyTimeout is the time limit for reading a request's body.
+	BodyTimeout = 30 * time.Second
 )
 
 // connections bounds the connections of a web server. A connection waits for its
@@ -31,8 +44,8 @@ const (
 // are too many connections, in total or of one client address, the connection among
 // them that has waited longest is closed. So idle connections of one client make room
 // for connections that other clients use, and probes are answered. A connection whose
-// request is being handled stays open. If all requests are being handled, the new
-// connection is the one that waits, and is closed.
+// request is being handled stays open. If every open connection has a request in progress, the new
+// connection is closed.
 type connections struct {
 	max, maxClient int
 
@@ -56,8 +69,8 @@ type connection struct {
 
 type connectionKey struct{}
 
-// limitConnections bounds the connections of a server that does not run yet.
-func limitConnections(s *http.Server, max, maxClient int) {
+// LimitConnections bounds the connections of a server that does not run yet.
+func LimitConnections(s *http.Server, max, maxClient int) {
 	c := &connections{max: max, maxClient: maxClient, open: map[net.Conn]*connection{}, clients: map[string]*connectionClient{}}
 	s.ConnState = c.changed
 	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
@@ -142,21 +155,28 @@ func (c *connections) stopWaiting(conn *connection) {
 	conn.inAll, conn.inClient = nil, nil
 }
 
-// limitBody bounds the size of a request's body and the time to read it. The time for
-// the response has no limit.
-func limitBody(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
+// LimitBody bounds the size of a request's body and the time to read it. The time for
+// the response has no limit. LimitBody answers a request that declares a larger body itself
+// and returns false: the handler must not see it. The handler of a body without a declared
+// length reads the first MiB and then gets an error.
+func LimitBody(w http.ResponseWriter, r *http.Request, timeout time.Duration) bool {
+	if r.ContentLength > MaxBody {
+		http.Error(w, fmt.Sprintf("the body is larger than %d bytes", MaxBody), http.StatusRequestEntityTooLarge)
+		return false
+	}
 	handling, _ := r.Context().Value(connectionKey{}).(func())
 	if r.Body == http.NoBody {
 		handling()
-		return
+		return true
 	}
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(timeout))
-	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, maxRequestBody), func() {
+	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, MaxBody), func() {
 		// Without a deadline the server notices when the client closes the connection.
 		_ = rc.SetReadDeadline(time.Time{})
 		handling()
 	}}
+	return true
 }
 
 // limitedBody calls a function once when the body has been read to its end.

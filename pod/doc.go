@@ -84,8 +84,8 @@
 // A Client calls like go-micro's gRPC client, over one connection per instance. Each call and stream
 // reports how it ended to the choice that was made for it.
 //
-// When the package is imported, it replaces go-micro's trace.DefaultTracer with a tracer that records the
-// same spans and allocates less memory. A program may set another one before micro.NewService.
+// NewRegistry gives go-micro a tracer that records the same spans and allocates less memory, unless
+// the program has set one. Importing the package changes nothing.
 //
 // # Stop
 //

@@ -9,11 +9,18 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/micro/go-micro/v2/debug/trace"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
+// importedTracer is go-micro's tracer before a test has used this package.
+var importedTracer trace.Tracer
+
+func TestMain(m *testing.M) {
+	importedTracer = trace.DefaultTracer
+	os.Exit(kubetest.Main(m))
+}
 
 // testNamespace is a Kubernetes namespace in which tests open registries.
 type testNamespace struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
@@ -56,11 +57,17 @@ var _ registry.Registry = (*Registry)(nil)
 
 // NewRegistry returns a registry that writes what the plugin would write, and reads
 // pods without the plugin. It makes no call and starts no goroutine before it is used.
+//
+// The first call replaces go-micro's trace.DefaultTracer by a tracer that records the same spans
+// and allocates less memory, unless the program has set another one. A program may set another
+// one later, too, before micro.NewService. go-micro reads the variable without a lock: make the
+// first registry before you start services that do not use it.
 func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 	return newRegistry(apiserver.ProcessEnvironment, plugin, opts...)
 }
 
 func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
+	gomicro.UseTracer() // before any service or client that uses the registry is made
 	r := &Registry{plugin: plugin, env: env, informers: map[string]*informer{}, served: map[string]bool{}}
 	r.choosers.registry = r
 	for _, o := range opts {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,6 +23,9 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/debug/trace"
+	"github.com/micro/go-micro/v2/debug/trace/memory"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -376,4 +380,24 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	if err := r.Register(greeter); err != nil || !r.Registered() {
 		t.Errorf("a valid registration afterwards: %v", err)
 	}
+}
+
+func TestOnlyNewRegistrySetsTheTracer(t *testing.T) {
+	if _, ok := importedTracer.(*memory.Tracer); !ok {
+		t.Errorf("importing the package has set the tracer %T", importedTracer)
+	}
+	var clients sync.WaitGroup
+	for range 10 { // clients of one program, with their registries
+		clients.Go(func() {
+			r := newRegistry(apiserver.ProcessEnvironment, nil)
+			NewClient(r, grpcc.NewClient())
+			if trace.DefaultTracer == importedTracer { // as micro.NewService and the start of a service read it
+				t.Errorf("a service gets the tracer %T", trace.DefaultTracer)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	clients.Wait()
 }

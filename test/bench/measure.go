@@ -23,7 +23,6 @@ import (
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/debug/trace"
-	"github.com/micro/go-micro/v2/debug/trace/memory"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
@@ -395,8 +394,11 @@ func startIdle(k *kube, period time.Duration) (func(*table) error, error) {
 	}, nil
 }
 
-// podTracer is what pod/ has set when it was imported.
-var podTracer, goMicroTracer = trace.DefaultTracer, memory.NewTracer()
+// podTracer is what pod.NewRegistry sets.
+var goMicroTracer, podTracer = trace.DefaultTracer, func() trace.Tracer {
+	pod.NewRegistry(kubernetes.NewRegistry)
+	return trace.DefaultTracer
+}()
 
 // newService returns a go-micro service that listens on loopback. The in-memory
 // broker avoids a second listener. The service has go-micro's tracer if it uses nothing of pod/, also

@@ -3,6 +3,7 @@ package gomicro
 import (
 	"context"
 	"maps"
+	"sync"
 	"testing"
 
 	"github.com/micro/go-micro/v2/debug/trace"
@@ -67,5 +68,32 @@ func TestTracerIsLikeGoMicros(t *testing.T) {
 				t.Errorf("the metadata is %v, want %v", gotMD, wantMD)
 			}
 		})
+	}
+}
+
+func TestUseTracer(t *testing.T) {
+	original := trace.DefaultTracer
+	t.Cleanup(func() { trace.DefaultTracer, tracerOnce = original, sync.Once{} })
+	var users sync.WaitGroup
+	theirs := memory.NewTracer()
+	trace.DefaultTracer = theirs
+	for range 10 {
+		users.Go(func() { // several clients of a program
+			UseTracer()
+			if got, ok := trace.DefaultTracer.(*tracer); !ok || got.Tracer != theirs {
+				t.Errorf("services get the tracer %T", trace.DefaultTracer)
+			}
+		})
+	}
+	users.Wait()
+	trace.DefaultTracer = theirs // a program that does not want it
+	if UseTracer(); trace.DefaultTracer != theirs {
+		t.Error("a later call replaces the tracer again")
+	}
+
+	type own struct{ trace.Tracer }
+	tracerOnce, trace.DefaultTracer = sync.Once{}, own{}
+	if UseTracer(); trace.DefaultTracer != (own{}) {
+		t.Errorf("the program's tracer was replaced by %T", trace.DefaultTracer)
 	}
 }

@@ -22,10 +22,8 @@ import (
 //
 //   - One connection per instance carries all calls and streams to the instance. It is
 //     opened when the instance is first chosen, kept as long as the registry lists the
-//     instance, and closed when the instance has left and its calls have ended. When
-//     all streams that the server permits are in use, further calls get another
-//     connection, at most client.PoolSize of them (100 by default). go-micro dials for each
-//     stream, and replaces its connections every minute.
+//     instance, and closed when the instance has left and its calls have ended. go-micro
+//     dials for each stream, and replaces its connections every minute.
 //   - After each call, the choice of instances learns which instance was called, how the call
 //     ended and how long it took; after each stream, that the stream ended. A retry
 //     goes to another instance if there is one. A unary call that tries an instance after
@@ -63,8 +61,9 @@ import (
 //   - The method Error of a stream returns the error of Recv. go-micro's returns nil.
 //   - An address https://HOST is dialed. go-micro cannot dial it.
 //
-// grpcc.PoolMaxStreams and grpcc.PoolMaxIdle have no effect, because the number of streams is
-// the server's to limit. grpcc.UseNumber has none either: give a codec with grpcc.Codec.
+// client.PoolSize, grpcc.PoolMaxStreams and grpcc.PoolMaxIdle have no effect. go-micro's servers permit any number of streams
+// on a connection. Where a server permits fewer, as NGINX (128) and Kestrel (100) do, further calls wait
+// until a stream ends. grpcc.UseNumber has no effect either: give a codec with grpcc.Codec.
 // Options of grpcc.DialOptions that wait for the connection, such as grpc.WithBlock, are
 // ignored, as in grpc.NewClient.
 type Client struct {
@@ -72,13 +71,9 @@ type Client struct {
 	registry      *Registry
 	outermost     client.Client // applies client.Wrap; nil if there is no such wrapper
 	settings      atomic.Pointer[clientSettings]
+	connections   connections
 
 	initializing sync.Mutex // serializes Init
-
-	mu      sync.Mutex
-	closed  bool
-	pools   map[*connectionPool]bool // that are not closed
-	closing sync.WaitGroup           // connections that are being closed
 }
 
 var _ client.Client = (*Client)(nil)
@@ -94,11 +89,11 @@ var _ client.Client = (*Client)(nil)
 //
 // Close of the registry closes the client; a service with Lifecycle closes the registry.
 func NewClient(r *Registry, c client.Client) *Client {
-	p := &Client{Client: c, registry: r, pools: map[*connectionPool]bool{}}
+	p := &Client{Client: c, registry: r, connections: connections{open: map[*connection]bool{}}}
 	if c.Options().Selector == selector.DefaultSelector {
 		_ = c.Init(client.Selector(newSelector(r)))
 	}
-	p.settings.Store(newClientSettings(p, c.Options()))
+	p.configure()
 	if wrappers := c.Options().Wrappers; len(wrappers) > 0 {
 		p.outermost = &unwrapped{p}
 		for i := len(wrappers) - 1; i >= 0; i-- {
@@ -125,8 +120,15 @@ func (c *Client) Init(opts ...client.Option) error {
 	c.initializing.Lock()
 	defer c.initializing.Unlock()
 	err := c.Client.Init(opts...)
-	c.settings.Swap(newClientSettings(c, c.Client.Options())).leave()
+	c.configure()
 	return err
+}
+
+// configure makes later calls use the client's present options.
+func (c *Client) configure() {
+	s := newClientSettings(c.Client.Options())
+	c.settings.Store(s)
+	c.connections.replace(s)
 }
 
 // Options returns the options of the client that NewClient was given, and of Init.
@@ -147,13 +149,7 @@ func (c *Client) Instances(service string) []InstanceCalls {
 // so do later calls. Closing twice is no error.
 func (c *Client) Close() error {
 	c.registry.removeClient(c)
-	c.mu.Lock()
-	c.closed = true
-	for p := range c.pools {
-		p.close()
-	}
-	c.mu.Unlock()
-	c.closing.Wait()
+	c.connections.closeAll()
 	return nil
 }
 
@@ -389,12 +385,12 @@ func (k *call) invoke(ctx context.Context, node *registry.Node, req client.Reque
 	if s, ok := rsp.(*stream); ok {
 		return k.open(ctx, s, i, address, method, node, req, codec, options, opts)
 	}
-	pool, conn, err := k.settings.acquire(i, address)
+	conn, err := k.client.connections.acquire(i, address)
 	if err != nil {
 		return clientError("Error sending request: " + err.Error())
 	}
 	ctx = k.settings.outgoing(ctx, codec, timeout)
-	defer pool.release(conn)
+	defer conn.release()
 	err = conn.channel.Invoke(ctx, method, req.Body(), rsp, options...)
 	o, err := result(ctx, err)
 	if node == k.node {

@@ -105,35 +105,9 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 	}
 }
 
-// readRecorder counts the reads of a connection, each of which returns all that it may.
-type readRecorder struct {
-	net.Conn
-	data  []byte
-	reads int
-}
-
-func (r *readRecorder) Read(b []byte) (int, error) {
-	r.reads++
-	n := copy(b, r.data)
-	r.data = r.data[n:]
-	return n, nil
-}
-
-// TestConnectionReadsShortFramesTogether reads three frames that have arrived together as grpc-go does, first
-// the header of a frame and then its rest.
-func TestConnectionReadsShortFramesTogether(t *testing.T) {
-	ping := []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678")
-	recorder := &readRecorder{data: append(append(append([]byte{}, ping...), ping...), ping...)}
-	c := &settingsConn{Conn: recorder, done: true}
-	for range 3 {
-		for _, part := range [][]byte{ping[:frameHeaderSize], ping[frameHeaderSize:]} {
-			got := make([]byte, len(part))
-			if _, err := io.ReadFull(c, got); err != nil || string(got) != string(part) {
-				t.Fatalf("Read returns %q, %v, want %q", got, err, part)
-			}
-		}
-	}
-	if recorder.reads != 2 || c.buffer != nil {
-		t.Errorf("%d reads, want 2: the first header, and the rest; buffer held at the end: %v", recorder.reads, c.buffer != nil)
-	}
+// count returns the number of connections that are not closed.
+func (c *connections) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.open)
 }

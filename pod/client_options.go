@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
@@ -37,10 +36,8 @@ var (
 	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
 )
 
-// clientSettings is what a client's options amount to, and the connections that were opened with
-// them. The options are immutable.
+// clientSettings holds the evaluated options of a client. It is immutable.
 type clientSettings struct {
-	client      *Client
 	options     client.Options
 	selector    *clientSelector         //  nil if the client uses a selector of another package
 	codecs      map[string]*clientCodec // by content type
@@ -49,9 +46,6 @@ type clientSettings struct {
 	dialOptions []grpc.DialOption
 	keepalive   keepalive.ClientParameters
 	err         error // why the client cannot be used; nil if it can
-
-	pools sync.Map // of *connectionPool, by *instance or address
-	left  bool     // the client uses other settings now; the client's lock guards it
 }
 
 // clientCodec is the codec of a content type, and what each call with it has in common.
@@ -61,11 +55,11 @@ type clientCodec struct {
 	callOptions []grpc.CallOption
 }
 
-func newClientSettings(c *Client, o client.Options) *clientSettings {
+func newClientSettings(o client.Options) *clientSettings {
 	// Calls append to these slices, and must not write to one that they share.
 	o.CallOptions.CallWrappers = slices.Clip(o.CallOptions.CallWrappers)
 	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
-	s := &clientSettings{client: c, options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
+	s := &clientSettings{options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
 	s.selector, _ = o.Selector.(*clientSelector)
 	if s.err = gomicro.Check(); s.err != nil {
 		return s
@@ -114,21 +108,29 @@ func (s *clientSettings) outgoing(ctx context.Context, codec *clientCodec, timeo
 	return grpcmetadata.NewOutgoingContext(ctx, headers)
 }
 
-// dial opens a connection. The first call, or connect, makes it connect.
-func (s *clientSettings) dial(address string, c *clientConnection, idleTimeout time.Duration) (*grpc.ClientConn, error) {
+// dial returns a connection to an address, which connects with the first call. The connection to an
+// instance stays open as long as the registry lists the instance; other connections close when they
+// have not been used for client.PoolTTL.
+func (s *clientSettings) dial(address string, isInstance bool) (*grpc.ClientConn, error) {
 	target, creds := s.target(address)
-	options := append([]grpc.DialOption{
-		grpc.WithTransportCredentials(&settingsCredentials{creds, c}),
+	idleTimeout := s.options.PoolTTL
+	if isInstance {
+		idleTimeout = 0
+	}
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
 		grpc.WithKeepaliveParams(s.keepalive),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithStaticStreamWindowSize(gomicro.FlowControlWindow),
 		grpc.WithStaticConnWindowSize(gomicro.FlowControlWindow),
-	}, s.dialOptions...)
-	if len(s.dialOptions) == 0 { // which may replace the credentials
-		options = append(options, grpc.WithReadBufferSize(0)) // settingsConn has a buffer
 	}
-	return grpc.NewClient(target, options...)
+	if creds.Info().SecurityProtocol == "tls" {
+		// grpc-go takes the read buffers of plain connections from a pool. Those of TLS connections
+		// would stay with idle connections, 32 KiB each, and crypto/tls has a buffer of its own.
+		options = append(options, grpc.WithReadBufferSize(0))
+	}
+	return grpc.NewClient(target, append(options, s.dialOptions...)...)
 }
 
 // target returns the gRPC target and the credentials for an address. As with go-micro's client

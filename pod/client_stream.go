@@ -60,11 +60,11 @@ var errOpeningTooLong = errors.New("the connection was not ready in time")
 // open opens a stream.
 func (k *call) open(ctx context.Context, s *stream, i *instance, address, method string, node *registry.Node, req client.Request,
 	c *clientCodec, options []grpc.CallOption, o *client.CallOptions) error {
-	pool, conn, err := k.settings.acquire(i, address)
+	conn, err := k.client.connections.acquire(i, address)
 	if err != nil {
 		return clientError("Error sending request: " + err.Error())
 	}
-	end := &streamEnd{pool: pool, connection: conn}
+	end := &streamEnd{connection: conn}
 	callerCtx := k.settings.outgoing(ctx, c, max(0, o.StreamTimeout))
 	streamCtx, cancel := context.WithCancelCause(callerCtx)
 	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(streamOutcome(callerCtx, err), err) }))
@@ -144,8 +144,7 @@ func openLimit(dialTimeout time.Duration) time.Duration {
 // streamEnd reports the end of a stream. grpc-go may end a stream before the choice is known
 // here, in which case report reports the end.
 type streamEnd struct {
-	pool       *connectionPool
-	connection *clientConnection
+	connection *connection
 
 	mu       sync.Mutex
 	finished bool
@@ -163,7 +162,7 @@ func (e *streamEnd) finish(o outcome, err error) {
 	e.finished, e.outcome, e.err = true, o, err
 	c := e.choice
 	e.mu.Unlock()
-	e.pool.release(e.connection)
+	e.connection.release()
 	if c != nil {
 		c.done(o, err)
 	}

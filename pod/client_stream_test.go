@@ -181,12 +181,13 @@ func TestClientStreamAndWrappersThatDoNotOpenOneStream(t *testing.T) {
 				t.Errorf("%v, %q", s, text)
 			}
 			eventually(t, "no stream is open", func() bool {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				for p := range c.pools {
-					if p.calls.Load() > 0 {
+				c.connections.mu.Lock()
+				defer c.connections.mu.Unlock()
+				for conn := range c.connections.open {
+					if !conn.calls.TryLock() {
 						return false
 					}
+					conn.calls.Unlock()
 				}
 				return inFlightCalls(c) == 0
 			})

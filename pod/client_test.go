@@ -204,45 +204,28 @@ func openCounted(ctx context.Context, c client.Client) (client.Stream, string) {
 	return s, ""
 }
 
-func TestClientOpensConnectionsAsTheStreamLimitRequires(t *testing.T) {
+// The server permits one stream on a connection, so that further calls wait until a call has ended.
+func TestClientCallsWaitForTheStreamLimitOfTheServer(t *testing.T) {
 	checkNoLeak(t)
-	for name, opts := range map[string][]client.Option{"plain": nil, "TLS": {}} {
-		t.Run(name, func(t *testing.T) {
-			b := newBarrier()
-			limit := []grpc.ServerOption{grpc.MaxConcurrentStreams(2)}
-			if name == "TLS" {
-				serverTLS, clientTLS := testCertificate(t)
-				limit, opts = append(limit, grpc.Creds(credentials.NewTLS(serverTLS))), append(opts, grpcc.AuthTLS(clientTLS))
+	b := newBarrier()
+	a := startCounted(t, b.hold, grpc.MaxConcurrentStreams(1))
+	c, _ := newTestClient(t, []string{a.address()}, client.PoolSize(3))
+	var calls sync.WaitGroup
+	for range 3 {
+		calls.Go(func() {
+			if err := callGreeter(t.Context(), c); err != nil {
+				t.Error(err)
 			}
-			a := startCounted(t, b.hold, limit...)
-			c, _ := newTestClient(t, []string{a.address()}, append(opts, client.PoolSize(3), client.PoolTTL(time.Second))...)
-			var calls sync.WaitGroup
-			call := func(want int32) {
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-				defer cancel()
-				if want == 408 {
-					ctx, cancel = context.WithTimeout(ctx, 100*time.Millisecond)
-					defer cancel()
-				}
-				if err := callGreeter(ctx, c); codeOf(err) != want {
-					t.Errorf("%v, want the code %d", err, want)
-				}
-			}
-			for n := range int64(6) {
-				calls.Go(func() { call(0) })
-				eventually(t, fmt.Sprint(n+1, " calls in flight"), func() bool { return b.waiting.Load() == n+1 })
-			}
-			if n := a.accepted.Load(); n != 3 {
-				t.Errorf("%d connections for 6 calls with 2 streams each, want 3", n)
-			}
-			call(408) // waits for a stream: there are client.PoolSize connections
-			if n := a.accepted.Load(); n != 3 {
-				t.Errorf("%d connections, more than client.PoolSize", n)
-			}
-			b.release()
-			calls.Wait()
-			eventually(t, "the additional connections are closed after client.PoolTTL", func() bool { return a.open.Load() == 1 })
 		})
+	}
+	eventually(t, "a call is in flight", func() bool { return b.waiting.Load() == 1 })
+	if err := callGreeter(t.Context(), c, client.WithRequestTimeout(100*time.Millisecond), client.WithRetries(0)); codeOf(err) != 408 {
+		t.Errorf("a call that waits for a stream until its timeout: %v, want the code 408", err)
+	}
+	b.release()
+	calls.Wait()
+	if n := a.accepted.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
 	}
 }
 
@@ -279,11 +262,8 @@ func TestClientClosesConnectionAfterInstanceHasLeftAndItsCallsHaveEnded(t *testi
 	if n := stays.open.Load(); n != 1 {
 		t.Errorf("%d connections to the instance that stays, want 1", n)
 	}
-	c.mu.Lock()
-	pools := len(c.pools)
-	c.mu.Unlock()
-	if pools != 1 {
-		t.Errorf("the client keeps %d pools, want 1", pools)
+	if n := c.connections.count(); n != 1 {
+		t.Errorf("the client keeps %d connections, want 1", n)
 	}
 	inf.Delete(readyPodAt(t, 1, stays.address())) // no call is in flight
 	eventually(t, "the other connection is closed", func() bool { return stays.open.Load() == 0 })
@@ -321,10 +301,8 @@ func TestClientKeepsNoConnectionToAddressesThatAreNotUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the unused connection is closed", func() bool { return a.open.Load() == 0 })
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if n := len(c.pools); n != 1 {
-		t.Errorf("the client keeps %d pools, want 1", n)
+	if n := c.connections.count(); n != 1 {
+		t.Errorf("the client keeps %d connections, want 1", n)
 	}
 }
 
@@ -742,11 +720,7 @@ func TestClientAfterPanic(t *testing.T) {
 				t.Errorf("%d calls in flight", n)
 			}
 			inf.Delete(readyPodAt(t, 0, a.address()))
-			eventually(t, "the pool is closed", func() bool {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				return len(c.pools) == 0
-			})
+			eventually(t, "the connection is closed", func() bool { return c.connections.count() == 0 })
 		})
 	}
 }

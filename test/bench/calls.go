@@ -359,7 +359,11 @@ func choice(n sizes) (string, error) {
 		return "", err
 	}
 	if !n.Short {
-		if err := drawLatency(columns, slow); err != nil {
+		picture, err := drawLatency(n.Root, columns, slow)
+		if err != nil {
+			return "", fmt.Errorf("drawing the latencies: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(n.Root, "media/latency.svg"), picture, 0o644); err != nil {
 			return "", err
 		}
 	}

@@ -17,6 +17,7 @@ import (
 type Fault struct {
 	Name        string        // what the user types
 	Title       string        // in tables
+	Label       string        // in the picture, at most 22 characters
 	Description string        // one sentence
 	Hold        time.Duration // from the injection to the repair; 0 if Kubernetes repairs the damage, or if the fault is a change that ends by itself
 
@@ -61,17 +62,17 @@ func (f Fault) Run(ctx context.Context, t *Target) (Span, error) {
 
 // All lists the faults in the order in which `make faults` injects them.
 var All = []Fault{
-	{"api-frozen", "API server frozen", "The API server stops for 100 s; then every pod is reported as not ready for a while.", 100 * time.Second, freezeAPIServer},
-	{"api-killed", "API server killed", "The API server is killed and starts again, which ends every watch.", 0, killAPIServer},
-	{"container-killed", "container killed", "One replica is killed, as when it runs out of memory, and restarts at the same address.", 0, killContainer},
-	{"pod-deleted", "pod deleted by force", "One replica is deleted without a grace period; it cannot deregister.", 0, forceDeletePod},
-	{"replica-frozen", "replica frozen", "One replica stops for 30 s; its connections stay open.", 30 * time.Second, freezeReplica},
-	{"packets-dropped", "packets of a replica dropped", "The network drops every packet from and to one replica for 30 s.", 30 * time.Second, dropPackets},
-	{"replica-slow", "replica 100 times slower", "One replica needs 100 ms instead of about 1 ms for each call, for 30 s; it stays ready.", 30 * time.Second, signalReplica("USR1")},
-	{"replica-failing", "replica fails every call", "One replica answers every call at once with an error, for 30 s; it stays ready.", 30 * time.Second, signalReplica("USR2")},
-	{"node-lost", "half of the replicas lost", "Half of the replicas, their network and their kubelet stop for 90 s.", 90 * time.Second, loseNode},
-	{"rolling-restart", "rolling restart", "Every replica is replaced, one after the other.", 0, rollingRestart},
-	{"scaling", "scaled to 1, 8 and 1", "The Deployment is scaled to 1, 8 and 1 replicas, and back.", 0, scaleDownAndUp},
+	{"api-frozen", "API server frozen", "API server frozen", "The API server stops for 100 s; then every pod is reported as not ready for a while.", 100 * time.Second, freezeAPIServer},
+	{"api-killed", "API server killed", "API server killed", "The API server is killed and starts again, which ends every watch.", 0, killAPIServer},
+	{"container-killed", "container killed", "container killed", "One replica is killed, as when it runs out of memory, and restarts at the same address.", 0, killContainer},
+	{"pod-deleted", "pod deleted by force", "pod deleted by force", "One replica is deleted without a grace period; it cannot deregister.", 0, forceDeletePod},
+	{"replica-frozen", "replica frozen", "replica frozen", "One replica stops for 30 s; its connections stay open.", 30 * time.Second, freezeReplica},
+	{"packets-dropped", "packets of a replica dropped", "packets dropped", "The network drops every packet from and to one replica for 30 s.", 30 * time.Second, dropPackets},
+	{"replica-slow", "replica 100 times slower", "replica is slow", "One replica needs 100 ms instead of about 1 ms for each call, for 30 s; it stays ready.", 30 * time.Second, signalReplica("USR1")},
+	{"replica-failing", "replica fails every call", "replica fails calls", "One replica answers every call at once with an error, for 30 s; it stays ready.", 30 * time.Second, signalReplica("USR2")},
+	{"node-lost", "half of the replicas lost", "half of replicas lost", "Half of the replicas, their network and their kubelet stop for 90 s.", 90 * time.Second, loseNode},
+	{"rolling-restart", "rolling restart", "rolling restart", "Every replica is replaced, one after the other.", 0, rollingRestart},
+	{"scaling", "scaled to 1, 8 and 1", "scaled to 1, 8 and 1", "The Deployment is scaled to 1, 8 and 1 replicas, and back.", 0, scaleDownAndUp},
 }
 
 // Find returns the fault with the given name.

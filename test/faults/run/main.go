@@ -12,8 +12,8 @@
 // and waits until the pods of all namespaces are ready again.
 //
 // The files of a run are in .cluster/NAME/faults: calls.csv has the calls of each second, and
-// the pictures show them. A complete run also renews the files that the documents show:
-// RESULTS.md and calls.csv in test/faults, and the pictures in media.
+// faults.svg shows them. A complete run also renews RESULTS.md and calls.csv in test/faults, from
+// which `go test ./test/docs -update` renews the documents and media/faults.svg.
 package main
 
 import (
@@ -105,7 +105,7 @@ func run(ctx context.Context, cluster, name string) (err error) {
 	for _, c := range []struct {
 		client string
 		args   []string
-	}{{plugin, []string{"-upstream"}}, {pod, nil}} {
+	}{{faults.Plugin, []string{"-upstream"}}, {faults.Pod, nil}} {
 		load, err := faults.StartLoad(ctx, target.Cluster, faults.Namespace, "calls-"+strings.TrimSuffix(c.client, "/"), image,
 			append(append([]string{"call"}, c.args...), fmt.Sprint(faults.Callers), faults.Pause.String()), r.recorder(c.client))
 		if err != nil {
@@ -197,11 +197,6 @@ type row struct {
 	fault  string // while it happened
 	faults.Second
 }
-
-const (
-	plugin = "go-micro"
-	pod    = "pod/"
-)
 
 func (r *recorder) phase(fault string) {
 	r.mu.Lock()

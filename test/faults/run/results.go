@@ -6,7 +6,6 @@ import (
 	"encoding/csv"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -17,11 +16,11 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 )
 
-// write prints the table, writes the recorded calls and draws the pictures.
+// write prints the table, writes the recorded calls and draws the picture.
 func (r *recorder) write(ctx context.Context, root, dir string, complete bool) error {
 	end := time.Now()
 	logs := map[string][]faults.Second{}
-	for i, client := range []string{plugin, pod} {
+	for i, client := range []string{faults.Plugin, faults.Pod} {
 		log, err := r.loads[i].SecondsUntil(ctx, end)
 		if err != nil {
 			return err
@@ -35,9 +34,15 @@ func (r *recorder) write(ctx context.Context, root, dir string, complete bool) e
 	if err := os.WriteFile(filepath.Join(dir, "calls.csv"), r.csv(), 0o644); err != nil {
 		return err
 	}
-	pictures := dir
+	picture, err := faults.Draw(root, r.csv())
+	if err != nil {
+		return fmt.Errorf("drawing the picture: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "faults.svg"), picture, 0o644); err != nil {
+		return err
+	}
+	fmt.Printf("\nThe calls of each second: %s\nThe picture: %s\n", filepath.Join(dir, "calls.csv"), filepath.Join(dir, "faults.svg"))
 	if complete {
-		pictures = filepath.Join(root, "media")
 		results := filepath.Join(root, "test", "faults")
 		if err := os.WriteFile(filepath.Join(results, "calls.csv"), r.csv(), 0o644); err != nil {
 			return err
@@ -45,13 +50,6 @@ func (r *recorder) write(ctx context.Context, root, dir string, complete bool) e
 		if err := os.WriteFile(filepath.Join(results, "RESULTS.md"), []byte(table+explanation), 0o644); err != nil {
 			return err
 		}
-	}
-	draw := exec.CommandContext(ctx, "go", "run", "-C", filepath.Join(root, "test", "faults", "plot"), ".", filepath.Join(dir, "calls.csv"), pictures)
-	if out, err := draw.CombinedOutput(); err != nil {
-		return fmt.Errorf("drawing the pictures: %w: %s", err, out)
-	}
-	fmt.Printf("\nThe calls of each second: %s\nThe pictures: %s\n", filepath.Join(dir, "calls.csv"), filepath.Join(pictures, "faults-{light,dark}.svg"))
-	if complete {
 		fmt.Println("The documents show this run after: go test ./test/docs -update")
 	}
 	return nil
@@ -67,7 +65,7 @@ func (r *recorder) table(logs map[string][]faults.Second, end time.Time) string 
 		if i+1 < len(r.events) {
 			next = r.events[i+1].start
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", e.fault.Title, e.cell(logs[plugin], next), e.cell(logs[pod], next))
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", e.fault.Title, e.cell(logs[faults.Plugin], next), e.cell(logs[faults.Pod], next))
 	}
 	return b.String()
 }
@@ -99,7 +97,7 @@ fault, and the *longest* call is counted as the failures are. A fault without an
 func (r *recorder) csv() []byte {
 	var b bytes.Buffer
 	w := csv.NewWriter(&b)
-	_ = w.Write([]string{"second", "fault", "client", "succeeded", "failed", "p50_ms", "p99_ms"}) // a write to a buffer returns no error
+	_ = w.Write(faults.Columns) // a write to a buffer returns no error
 	ms := func(s faults.Second, q float64) string {
 		return strconv.FormatFloat(float64(s.Latencies.Quantile(q).Microseconds())/1000, 'f', 1, 64)
 	}

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	"google.golang.org/grpc/codes"
@@ -26,7 +28,7 @@ type simulation struct {
 	length    time.Duration
 	retries   int           // further attempts of a call that failed
 	joins     time.Duration // when one more instance becomes ready, 0 for never
-	answer    func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome)
+	answer    func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome)
 
 	seed     uint64
 	random   *rand.Rand
@@ -66,7 +68,7 @@ func (q *eventQueue) Pop() any {
 
 // balancer is what a simulation tests.
 type balancer interface {
-	begin(now time.Duration) (instance int, end func(now time.Duration, o outcome))
+	begin(now time.Duration) (instance int, end func(now time.Duration, o outcome.Outcome))
 	join()
 }
 
@@ -106,10 +108,10 @@ type simple struct {
 
 func (b *simple) join() { b.n++ }
 
-func (b *simple) begin(time.Duration) (int, func(time.Duration, outcome)) {
+func (b *simple) begin(time.Duration) (int, func(time.Duration, outcome.Outcome)) {
 	i := b.pick(b)
 	b.inFlight[i]++
-	return i, func(time.Duration, outcome) { b.inFlight[i]-- }
+	return i, func(time.Duration, outcome.Outcome) { b.inFlight[i]-- }
 }
 
 // podBalancer is the choice of this package.
@@ -135,12 +137,12 @@ func (b *podBalancer) join() {
 
 const simulationEpoch = 1 << 62
 
-func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome)) {
-	c, err := b.chooser.chooseFrom(b.chooser.informer.snapshot().instances, nil, simulationEpoch+int64(now))
+func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome.Outcome)) {
+	c, err := b.chooser.pickBetter(b.chooser.informer.snapshot().instances, nil, simulationEpoch+int64(now))
 	if err != nil {
 		panic(err)
 	}
-	return b.index[c.instance], func(now time.Duration, o outcome) {
+	return b.index[c.instance], func(now time.Duration, o outcome.Outcome) {
 		c.doneAt(simulationEpoch+int64(now), o, fmt.Errorf("outcome %d", o))
 	}
 }
@@ -177,11 +179,11 @@ func (s *simulation) attempt(b balancer, begin, now time.Duration, retries int) 
 	latency, o := s.answer(s.random, i, now)
 	s.at(now+latency, func() {
 		end(now+latency, o)
-		if o != answered && retries > 0 {
+		if o != outcome.Answered && retries > 0 {
 			s.attempt(b, begin, now+latency, retries-1)
 			return
 		}
-		s.calls = append(s.calls, simulatedCall{begin, now + latency - begin, o != answered})
+		s.calls = append(s.calls, simulatedCall{begin, now + latency - begin, o != outcome.Answered})
 	})
 }
 
@@ -233,29 +235,29 @@ func usual(r *rand.Rand) time.Duration { return lognormal(r, 20*time.Millisecond
 
 // slowServer is the experiment of "Beyond Round Robin: Load Balancing for Latency"
 // (Buoyant, 2016).
-func slowServer(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+func slowServer(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 	if instance == 0 && 15*time.Second <= now && now < 45*time.Second {
-		return 2 * time.Second, answered
+		return 2 * time.Second, outcome.Answered
 	}
-	return lognormal(r, 167*time.Millisecond, 0.25), answered
+	return lognormal(r, 167*time.Millisecond, 0.25), outcome.Answered
 }
 
 // failing returns the answers of instances of which the first fails at once from second 2
 // on.
-func failing(o outcome) func(*rand.Rand, int, time.Duration) (time.Duration, outcome) {
-	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+func failing(o outcome.Outcome) func(*rand.Rand, int, time.Duration) (time.Duration, outcome.Outcome) {
+	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		if instance == 0 && now >= 2*time.Second {
 			return 200 * time.Microsecond, o
 		}
-		return usual(r), answered
+		return usual(r), outcome.Answered
 	}
 }
 
 // workers returns the answers of instances that handle four calls at once each and let the
 // others wait.
-func workers(instances int, work func(r *rand.Rand, instance int) time.Duration) func(*rand.Rand, int, time.Duration) (time.Duration, outcome) {
+func workers(instances int, work func(r *rand.Rand, instance int) time.Duration) func(*rand.Rand, int, time.Duration) (time.Duration, outcome.Outcome) {
 	free := make([][4]time.Duration, instances) // when each worker is free
-	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+	return func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		first := &free[instance][0]
 		for i := range free[instance] {
 			if w := &free[instance][i]; *w < *first {
@@ -263,7 +265,7 @@ func workers(instances int, work func(r *rand.Rand, instance int) time.Duration)
 			}
 		}
 		*first = max(now, *first) + work(r, instance)
-		return *first - now, answered
+		return *first - now, outcome.Answered
 	}
 }
 
@@ -301,12 +303,12 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 	}, over1s)
 	for _, rate := range []float64{50, 500} {
 		add(fmt.Sprintf("one of 10 ten times slower for 10 s, %v calls/s", rate), func() simulation {
-			return simulation{instances: 10, rate: rate, length: 15 * second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+			return simulation{instances: 10, rate: rate, length: 15 * second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 				latency := usual(r)
 				if instance == 0 && now >= 5*second {
 					latency *= 10
 				}
-				return latency, answered
+				return latency, outcome.Answered
 			}}
 		}, measure{"its share (%)", func(s *simulation) float64 { return s.share(0, 5*second, 15*second) }, 2, 0.5},
 			measure{"p99 after 3 s, to that before", func(s *simulation) float64 {
@@ -323,7 +325,7 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 		{"with Unavailable", nil, codes.Unavailable, "shutting down"},
 		{"with a go-micro error", errors.InternalServerError("greeter", "no database").(*errors.Error), codes.Internal, "no database"},
 	} {
-		o := outcomeOfStatus(status.New(failure.code, failure.text), failure.micro)
+		o := outcome.OfStatus(status.New(failure.code, failure.text), failure.micro)
 		for _, retries := range []int{0, 1} {
 			add(fmt.Sprintf("one of 10 fails at once %s, %d retries", failure.what, retries), func() simulation {
 				return simulation{instances: 10, rate: 200, length: 12 * second, retries: retries, answer: failing(o)}
@@ -333,7 +335,9 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 		}
 	}
 	add("one joins 9", func() simulation {
-		return simulation{instances: 9, joins: 2 * second, rate: 500, length: 6 * second, answer: func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, outcome) { return usual(r), answered }}
+		return simulation{instances: 9, joins: 2 * second, rate: 500, length: 6 * second, answer: func(r *rand.Rand, _ int, _ time.Duration) (time.Duration, outcome.Outcome) {
+			return usual(r), outcome.Answered
+		}}
 	}, measure{"fair share to its share in the first second, or the inverse", func(s *simulation) float64 {
 		share := s.share(9, 2*second, 3*second)
 		return max(share/10, 10/share)
@@ -386,11 +390,11 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 // calls in flight that the faults alone do not keep the calls away.
 func TestChoiceProbesFailingInstanceWithOneCall(t *testing.T) {
 	t.Parallel()
-	s := simulation{instances: 3, rate: 1000, length: 36 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+	s := simulation{instances: 3, rate: 1000, length: 36 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		if instance == 0 && 2*time.Second <= now && now < 20*time.Second {
-			return time.Millisecond, faulted
+			return time.Millisecond, outcome.ServerError
 		}
-		return lognormal(r, 200*time.Millisecond, 0.25), answered
+		return lognormal(r, 200*time.Millisecond, 0.25), outcome.Answered
 	}}.run(newPodBalancer)
 	var bursts []int // calls to the instance that begin within a second of each other, after its first fault
 	last := 2 * time.Second
@@ -411,7 +415,7 @@ func TestChoiceProbesFailingInstanceWithOneCall(t *testing.T) {
 	for _, b := range bursts[:n-2] {
 		sum += b
 	}
-	if sum < faultsInARow || sum > 6*faultsInARow {
+	if sum < 5 || sum > 6*5 {
 		t.Errorf("%d calls went to the instance before its ejection", sum)
 	}
 	if share := s.share(0, 32*time.Second, 36*time.Second); share < 28 {
@@ -424,15 +428,15 @@ func TestChoiceProbesSlowInstanceWithOneCall(t *testing.T) {
 	t.Parallel()
 	inFlight, most := 0, 0
 	s := simulation{instances: 10, rate: 1000, length: 60 * time.Second}
-	s.answer = func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+	s.answer = func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		if instance != 0 || now < 2*time.Second || now > 40*time.Second {
-			return usual(r), answered
+			return usual(r), outcome.Answered
 		}
 		if now > 5*time.Second {
 			inFlight++
 			most = max(most, inFlight)
 		}
-		return time.Second, answered
+		return time.Second, outcome.Answered
 	}
 	make := func(n int, r *rand.Rand) balancer {
 		return &observed{newPodBalancer(n, r), func(instance int, begin time.Duration) {
@@ -456,9 +460,9 @@ type observed struct {
 	ended func(instance int, begin time.Duration)
 }
 
-func (o *observed) begin(now time.Duration) (int, func(time.Duration, outcome)) {
+func (o *observed) begin(now time.Duration) (int, func(time.Duration, outcome.Outcome)) {
 	i, end := o.balancer.begin(now)
-	return i, func(t time.Duration, result outcome) { end(t, result); o.ended(i, now) }
+	return i, func(t time.Duration, result outcome.Outcome) { end(t, result); o.ended(i, now) }
 }
 
 // Faults that all instances share, even when all begin to fail at the same moment, eject
@@ -468,11 +472,11 @@ func TestChoiceIgnoresCommonFaults(t *testing.T) {
 	for _, n := range []int{2, 4, 10} {
 		for _, share := range []float64{0.02, 0.2, 0.5, 0.9, 1} {
 			ejections := 0
-			s := simulation{instances: n, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, _ int, now time.Duration) (time.Duration, outcome) {
+			s := simulation{instances: n, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, _ int, now time.Duration) (time.Duration, outcome.Outcome) {
 				if now > 5*time.Second && r.Float64() < share {
-					return usual(r), faulted
+					return usual(r), outcome.ServerError
 				}
-				return usual(r), answered
+				return usual(r), outcome.Answered
 			}}.run(func(n int, r *rand.Rand) balancer {
 				b := newPodBalancer(n, r).(*podBalancer)
 				b.chooser.events = eventObservers{{Ejected: func(string, string, string, time.Duration, error) { ejections++ }}}
@@ -495,11 +499,11 @@ func TestChoiceEjectsInstanceThatFailsSometimes(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{2, 4, 10} {
 		for _, share := range []float64{0.3, 0.6} {
-			s := simulation{instances: n, rate: 500, length: 30 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+			s := simulation{instances: n, rate: 500, length: 30 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 				if instance == 0 && now > 2*time.Second && r.Float64() < share {
-					return usual(r), faulted
+					return usual(r), outcome.ServerError
 				}
-				return usual(r), answered
+				return usual(r), outcome.Answered
 			}}.run(newPodBalancer)
 			if got := s.share(0, 5*time.Second, 30*time.Second); got > 5 {
 				t.Errorf("%.0f %% of the calls to one of %d instances fail: it gets %.1f %% of the calls", 100*share, n, got)
@@ -514,18 +518,18 @@ func TestChoiceEjectsAtMostHalfForFaults(t *testing.T) {
 	t.Parallel()
 	var b *podBalancer
 	ejected := 0
-	simulation{instances: 10, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome) {
+	simulation{instances: 10, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		n := 0
 		for i := range b.index {
-			if i.ejected(simulationEpoch + int64(now)) {
+			if i.calls.Ejected(simulationEpoch + int64(now)) {
 				n++
 			}
 		}
 		ejected = max(ejected, n)
 		if instance < 7 && now > 2*time.Second {
-			return time.Millisecond, faulted
+			return time.Millisecond, outcome.ServerError
 		}
-		return usual(r), answered
+		return usual(r), outcome.Answered
 	}}.run(func(n int, r *rand.Rand) balancer { b = newPodBalancer(n, r).(*podBalancer); return b })
 	if ejected > 5 || ejected < 4 {
 		t.Errorf("%d of 10 instances were ejected, want at most half", ejected)
@@ -559,7 +563,7 @@ func TestChoiceCountsStreams(t *testing.T) {
 		for range 1000 {
 			c := choose()
 			counts[c.instance]++
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
 		for i, n := range counts {
 			if n < 400 {
@@ -567,21 +571,21 @@ func TestChoiceCountsStreams(t *testing.T) {
 			}
 		}
 		for _, c := range streams {
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
 		for _, i := range inf.snapshot().instances {
-			if latency, _ := i.latency.load(clock()); i.streams.Load() != 0 || i.inFlight.Load() != 0 || latency != 0 {
-				t.Errorf("after the streams: %d streams, %d calls in flight, latency %v", i.streams.Load(), i.inFlight.Load(), latency)
+			if n := i.calls.Report(callstats.Clock()).InFlight; n != 0 {
+				t.Errorf("after the streams: %d calls in flight", n)
 			}
 		}
 		c := choose().asStream()
-		c.done(timedOut, timeout)
-		if c.instance.failures.Load() != 0 {
+		c.done(outcome.TimedOut, timeout)
+		if c.instance.calls.Report(callstats.Clock()).Failures != 0 {
 			t.Error("the deadline of a stream is the instance's fault")
 		}
 		c = choose().asStream()
-		c.done(lostConnection, refused)
-		if !c.instance.ejected(clock()) {
+		c.done(outcome.LostConnection, refused)
+		if !c.instance.calls.Ejected(callstats.Clock()) {
 			t.Error("an instance whose connection broke under a stream is not ejected")
 		}
 	})
@@ -593,7 +597,8 @@ func BenchmarkChoice(b *testing.B) {
 			r, inf := newStaticRegistry(b, n)
 			s := newSelector(r)
 			for _, i := range inf.snapshot().instances { // measured, as in use
-				i.latency.observe(clock(), 20*ms)
+				now := callstats.Clock()
+				i.calls.End(now, i.calls.Begin(now-int64(20*time.Millisecond), false), outcome.Answered)
 			}
 			if _, err := s.choose("greeter", nil, nil); err != nil { // makes the chooser
 				b.Fatal(err)
@@ -605,14 +610,14 @@ func BenchmarkChoice(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					c.done(answered, nil)
+					c.done(outcome.Answered, nil)
 				}
 			})
 			b.Run("parallel", func(b *testing.B) {
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {
 						c, _ := s.choose("greeter", nil, nil)
-						c.done(answered, nil)
+						c.done(outcome.Answered, nil)
 					}
 				})
 			})

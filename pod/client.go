@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
@@ -199,7 +200,7 @@ type call struct {
 type attempt struct {
 	choice  choice         // its node is nil without a choice
 	node    *registry.Node // to call
-	outcome outcome
+	outcome outcome.Outcome
 	ended   *streamEnd // of a stream that was opened
 }
 
@@ -288,7 +289,7 @@ func (k *call) try(ctx context.Context, i int, rsp any) (err error) {
 	}
 	defer k.finish(&err)
 	s, isStream := rsp.(*stream)
-	if !isStream && i < k.options.Retries && k.choice.isTrial {
+	if !isStream && i < k.options.Retries && k.choice.isTrial() {
 		var end func()
 		ctx, end = k.leaveTimeToRetry(ctx)
 		defer end()
@@ -322,7 +323,7 @@ func (k *call) leaveTimeToRetry(ctx context.Context) (context.Context, func()) {
 // chooseInstance chooses the instance of an attempt and avoids the instance of the attempt
 // before.
 func (k *call) chooseInstance() error {
-	k.attempt = attempt{outcome: inconclusive}
+	k.attempt = attempt{outcome: outcome.Inconclusive}
 	var err error
 	switch s := k.settings.selector; {
 	case k.address != "":

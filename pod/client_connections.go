@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"google.golang.org/grpc"
 )
 
@@ -24,7 +25,7 @@ type connections struct {
 type connection struct {
 	channel  *grpc.ClientConn
 	target   any          // *instance or address
-	released atomic.Int64 // result of clock at the end of the last call to an address
+	released atomic.Int64 // result of callstats.Clock at the end of the last call to an address
 
 	calls   sync.RWMutex // read-locked by each call and stream in flight, and locked for ever to close the connection
 	leaving sync.Once
@@ -86,7 +87,7 @@ func (c *connections) dial(target any, address string) (*connection, error) {
 // release ends a call or stream.
 func (c *connection) release() {
 	if _, isAddress := c.target.(string); isAddress {
-		c.released.Store(clock())
+		c.released.Store(callstats.Clock())
 	}
 	c.calls.RUnlock()
 }
@@ -111,7 +112,7 @@ func (c *connections) leave(conn *connection) {
 // not been used for client.PoolTTL.
 func (c *connections) leaveUnused() {
 	c.mu.Lock()
-	before := clock() - int64(c.settings.options.PoolTTL)
+	before := callstats.Clock() - int64(c.settings.options.PoolTTL)
 	c.mu.Unlock()
 	c.forCalls.Range(func(_, value any) bool {
 		conn := value.(*connection)

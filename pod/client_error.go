@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/errors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -27,13 +28,13 @@ func contextError(ctx context.Context) error {
 // instance, and the error that go-micro's client returns: the error of the handler if it is one
 // of go-micro's, else the text of the gRPC status with the code 500. If the context has ended, the
 // code is 408.
-func result(ctx context.Context, err error) (outcome, error) {
+func result(ctx context.Context, err error) (outcome.Outcome, error) {
 	if err == nil {
-		return answered, nil
+		return outcome.Answered, nil
 	}
 	s, ok := status.FromError(err)
 	if !ok {
-		return inconclusive, err
+		return outcome.Inconclusive, err
 	}
 	e := microErrorOf(s)
 	o := grpcOutcome(ctx, s, e)
@@ -59,17 +60,17 @@ func microErrorOf(s *status.Status) *errors.Error {
 	return nil
 }
 
-// grpcOutcome is outcomeOfStatus with what the client knows besides: whether the caller
+// grpcOutcome is outcome.OfStatus with what the client knows besides: whether the caller
 // cancelled, and whether the deadline had passed or the server sent the status DEADLINE_EXCEEDED
 // because of a deadline of its own.
-func grpcOutcome(ctx context.Context, s *status.Status, e *errors.Error) outcome {
+func grpcOutcome(ctx context.Context, s *status.Status, e *errors.Error) outcome.Outcome {
 	switch {
 	case ctx.Err() == context.Canceled:
-		return inconclusive
+		return outcome.Inconclusive
 	case s.Code() == codes.DeadlineExceeded && e == nil && !contextEnded(ctx):
-		return faulted
+		return outcome.ServerError
 	}
-	return outcomeOfStatus(s, e)
+	return outcome.OfStatus(s, e)
 }
 
 // contextEnded reports whether a context has ended. Its timer may fire a little after its

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/micro/go-micro/v2/client"
@@ -33,7 +34,7 @@ var (
 	// reconnectBackoff is gRPC's (connection-backoff.md) except for its longest delay, which is
 	// not longer than the ejection after a lost connection, so that the first call after an
 	// ejection finds a connection.
-	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRefusedEjectionTime}
+	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: callstats.MaxLostConnectionEjection}
 )
 
 // clientSettings holds the evaluated options of a client. It is immutable.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/codec"
 	"github.com/micro/go-micro/v2/codec/bytes"
@@ -74,7 +75,7 @@ func (k *call) open(ctx context.Context, s *stream, i *instance, address, method
 		if !opened {
 			opening.Stop()
 			cancel(nil)
-			end.finish(inconclusive, nil) // the attempt reports its outcome itself
+			end.finish(outcome.Inconclusive, nil) // the attempt reports its outcome itself
 		}
 	}()
 	g, err := conn.channel.NewStream(streamCtx, streamDesc, method, options...)
@@ -86,7 +87,7 @@ func (k *call) open(ctx context.Context, s *stream, i *instance, address, method
 		if node == k.node {
 			k.outcome = streamOutcome(callerCtx, err)
 			if tooLong {
-				k.outcome = timedOut
+				k.outcome = outcome.TimedOut
 			}
 		}
 		switch {
@@ -128,7 +129,7 @@ func (s *stream) check(err error) error {
 var streamDesc = &grpc.StreamDesc{StreamName: "go-micro", ClientStreams: true, ServerStreams: true}
 
 // streamOutcome says what the end of a stream says about its instance.
-func streamOutcome(ctx context.Context, err error) outcome {
+func streamOutcome(ctx context.Context, err error) outcome.Outcome {
 	o, _ := result(ctx, err)
 	return o
 }
@@ -148,12 +149,12 @@ type streamEnd struct {
 
 	mu       sync.Mutex
 	finished bool
-	outcome  outcome
+	outcome  outcome.Outcome
 	err      error
 	choice   *choice // nil until report is called
 }
 
-func (e *streamEnd) finish(o outcome, err error) {
+func (e *streamEnd) finish(o outcome.Outcome, err error) {
 	e.mu.Lock()
 	if e.finished {
 		e.mu.Unlock()

@@ -19,7 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
@@ -390,11 +392,11 @@ func TestClientHidesFailedTrials(t *testing.T) {
 			continue
 		}
 		for range 3 {
-			i.ejectedUntil.Store(clock() - 1) // so that the next call is the trial
+			i.calls.Eject(callstats.Clock()-int64(3*time.Minute), outcome.TimedOut) // so that the next call is the trial
 			if err := callGreeter(t.Context(), c, client.WithRequestTimeout(2*time.Second)); err != nil {
 				t.Errorf("the call that tries the dead instance: %v", err)
 			}
-			if !i.ejected(clock()) {
+			if !i.calls.Ejected(callstats.Clock()) {
 				t.Error("no call has tried the dead instance")
 			}
 		}

@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 )
 
 func TestEventsOfSeveralOptions(t *testing.T) {
@@ -27,14 +29,14 @@ func TestEventsOfSeveralOptions(t *testing.T) {
 		}
 	}
 	s := newSelector(r)
-	chooseOne(t, s).done(lostConnection, refused)
-	chooseOne(t, s).done(answered, nil)
+	chooseOne(t, s).done(outcome.LostConnection, refused)
+	chooseOne(t, s).done(outcome.Answered, nil)
 	for _, i := range inf.snapshot().instances {
-		if i.ejectedSince.Load() != 0 {
-			i.ejectedUntil.Store(clock() - 1) // so that the next call is the trial
+		if i.calls.Ejected(callstats.Clock()) {
+			i.calls.Eject(callstats.Clock()-int64(time.Minute), outcome.LostConnection) // so that the next call is the trial
 		}
 	}
-	chooseOne(t, s).done(answered, nil)
+	chooseOne(t, s).done(outcome.Answered, nil)
 	observersOf(r.Options()).apiError("", nil)
 	if want := "a picked, b picked, a ejected, b ejected, a picked, b picked, a picked, b picked, a readmitted, b readmitted, a error, b error"; strings.Join(got, ", ") != want {
 		t.Errorf("the callbacks are called as %q, want %q", got, want)

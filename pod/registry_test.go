@@ -22,6 +22,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/debug/trace"
@@ -118,7 +119,7 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 		begin := time.Now()
 		c, err := ours.choose("greeter", nil, nil)
 		if err == nil {
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 			err = has(r, "greeter", "10.0.0.1:1")()
 		}
 		if err != nil {

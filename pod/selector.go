@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -124,7 +126,9 @@ func (s *clientSelector) prepare(state *selectorState, service string, opts []se
 		}, nil
 	}
 	instances := chooser.instancesOf(services)
-	return func(previous *instance) (choice, error) { return chooser.chooseFrom(instances, previous, clock()) }, nil
+	return func(previous *instance) (choice, error) {
+		return chooser.pickBetter(instances, previous, callstats.Clock())
+	}, nil
 }
 
 // await waits until the instances of a service are known. Only the first call for a service
@@ -158,7 +162,7 @@ func (s *clientSelector) Select(service string, opts ...selector.SelectOption) (
 func nextOf(choose func(previous *instance) (choice, error)) selector.Next {
 	return func() (*registry.Node, error) {
 		c, err := choose(nil)
-		c.done(inconclusive, nil)
+		c.done(outcome.Inconclusive, nil)
 		return c.node, err
 	}
 }
@@ -187,11 +191,11 @@ func (s *clientSelector) instances(service string) []InstanceCalls {
 	if c == nil {
 		return nil
 	}
-	now := clock()
+	now := callstats.Clock()
 	var all []InstanceCalls
 	for _, i := range c.informer.snapshot().instances {
-		all = append(all, InstanceCalls{Pod: i.pod, Address: i.Address, InFlight: int(i.inFlight.Load() + i.streams.Load()), Failures: int(i.failures.Load()),
-			EjectedFor: max(0, time.Duration(i.ejectedUntil.Load()-now))})
+		r := i.calls.Report(now)
+		all = append(all, InstanceCalls{Pod: i.pod, Address: i.Address, InFlight: r.InFlight, Failures: r.Failures, EjectedFor: r.EjectedFor})
 	}
 	return all
 }

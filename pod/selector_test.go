@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
@@ -76,7 +78,7 @@ func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 		for range 4000 {
 			c := chooseOne(t, s)
 			counts[c.node.Address]++
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
 		for address, n := range counts {
 			if address == stuck.node.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
@@ -94,7 +96,7 @@ func TestSelectorRetriesOnAnotherInstance(t *testing.T) {
 		r, _ := newStaticRegistry(t, 2)
 		s := newSelector(r)
 		first := chooseOne(t, s)
-		first.done(lostConnection, refused)
+		first.done(outcome.LostConnection, refused)
 		if second := chooseOne(t, s); second.node.Address == first.node.Address {
 			t.Fatal("the retry went to the instance that failed")
 		}
@@ -109,7 +111,7 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 		if c.instance == nil || c.instance.service.Version != "v1" {
 			t.Fatalf("the filter for v1 left %v", c.node)
 		}
-		c.done(answered, nil)
+		c.done(outcome.Answered, nil)
 	}
 	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
 		t.Errorf("a filter that leaves no instance: %v", err)
@@ -158,7 +160,7 @@ func TestSelectorTakesNodeOfFilter(t *testing.T) {
 		if c.node.Address != "y:1" || c.instance != nil {
 			t.Errorf("%+v", c)
 		}
-		c.asStream().done(lostConnection, refused)
+		c.asStream().done(outcome.LostConnection, refused)
 	}
 	if got := s.instances("greeter"); len(got) != 1 || got[0].InFlight != 0 || got[0].Failures != 0 {
 		t.Errorf("the calls count for the instance of the registry: %+v", got)
@@ -187,7 +189,7 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 		if c.instance == nil {
 			t.Fatalf("the selector keeps no statistics for %v", c.node)
 		}
-		c.done(answered, nil)
+		c.done(outcome.Answered, nil)
 	}
 	if len(seen) != 4 {
 		t.Errorf("picks by address: %v, want 4 addresses", seen)
@@ -212,7 +214,7 @@ func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 	for range 100 {
 		c := chooseOne(t, s)
 		seen[c.node.Address]++
-		c.done(answered, nil)
+		c.done(outcome.Answered, nil)
 		if c.instance != nil {
 			t.Fatalf("%+v", c)
 		}
@@ -256,7 +258,7 @@ func TestSelectorPicksForOtherClients(t *testing.T) {
 			t.Errorf("a filter that leaves no instance: %v", err)
 		}
 		bad := chooseOne(t, s)
-		bad.done(lostConnection, refused)
+		bad.done(outcome.LostConnection, refused)
 		for name, opts := range map[string][]selector.SelectOption{"fast": nil, "with a filter": {selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })}} {
 			seen := map[*registry.Node]int{}
 			for range 100 {
@@ -316,7 +318,7 @@ func TestSelectorPickAllocatesNothing(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				c.done(answered, nil)
+				c.done(outcome.Answered, nil)
 			}); a != 0 {
 				t.Errorf("choose and done: %v allocations at %d instances, %s", a, n, name)
 			}
@@ -388,11 +390,11 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.instance == nil || c.node != &c.instance.Node || c.instance.inFlight.Load() != 1 {
+		if c.instance == nil || c.node != &c.instance.Node || c.instance.calls.Report(callstats.Clock()).InFlight != 1 {
 			t.Errorf("with the options %v: %+v", opts, c)
 		}
-		c.done(answered, nil)
-		if n := c.instance.inFlight.Load(); n != 0 {
+		c.done(outcome.Answered, nil)
+		if n := c.instance.calls.Report(callstats.Clock()).InFlight; n != 0 {
 			t.Errorf("%d calls in flight after done", n)
 		}
 	}
@@ -400,8 +402,8 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.done(lostConnection, refused)
-	if !c.instance.ejected(clock()) {
+	c.done(outcome.LostConnection, refused)
+	if !c.instance.calls.Ejected(callstats.Clock()) {
 		t.Error("the instance whose connection failed is not ejected")
 	}
 	inf.Replace(nil)
@@ -416,7 +418,7 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 	if err != nil || foreign.instance != nil || foreign.node.Address != "10.0.0.1:1" {
 		t.Errorf("from a registry of another package: %+v, %v", foreign, err)
 	}
-	foreign.done(answered, nil)
+	foreign.done(outcome.Answered, nil)
 }
 
 // A retry passes over the instance that has just failed, even if the others are ejected, and
@@ -434,11 +436,11 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			first.done(answered, nil)
+			first.done(outcome.Answered, nil)
 			for _, ejectOthers := range []bool{false, true} {
 				for _, i := range inf.snapshot().instances {
 					if ejectOthers && i != first.instance {
-						i.ejectedUntil.Store(clock() + int64(time.Hour))
+						i.calls.Eject(callstats.Clock(), outcome.TimedOut)
 					}
 				}
 				for range 20 {
@@ -447,7 +449,7 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 					if err != nil || (c.instance == first.instance) != (n == 1) || picked != before+1 {
 						t.Fatalf("%s, %d instances, others ejected: %v: chose the same instance: %v, %d picks, %v", name, n, ejectOthers, c.instance == first.instance, picked-before, err)
 					}
-					c.done(answered, nil)
+					c.done(outcome.Answered, nil)
 				}
 			}
 		}

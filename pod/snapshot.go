@@ -4,6 +4,7 @@ import (
 	"maps"
 	"sync"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/micro/go-micro/v2/registry"
 )
 
@@ -16,7 +17,7 @@ type instance struct {
 	pod           string
 	annotation    string // key of the annotation that describes the instance
 
-	callStats
+	calls     callstats.Stats
 	departure departure
 }
 

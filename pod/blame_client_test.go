@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -110,9 +112,9 @@ func (c *greeterClient) call(deadline time.Duration, opts ...client.CallOption) 
 	return err
 }
 
-// connect calls until every instance of the addresses has a connection, and then makes all
-// instances equal, whatever the first calls took: an instance whose first
-// answer took a few milliseconds longer would get no call for decayTime.
+// connect opens a connection to each instance of the addresses. It opens streams, because the
+// length of a stream is no latency: if the first answer of an instance took a few milliseconds
+// longer, the instance would get no call for 10 s.
 func (c *greeterClient) connect(t *testing.T, addresses ...string) {
 	t.Helper()
 	for _, address := range addresses {
@@ -122,30 +124,33 @@ func (c *greeterClient) connect(t *testing.T, addresses ...string) {
 			}
 			return slices.DeleteFunc(all, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
 		}))
-		if err := c.call(10*time.Second, only); err != nil {
+		s, err := c.client.Stream(t.Context(), c.client.NewRequest("greeter", "Greeter.Unknown", nil), only, client.WithDialTimeout(10*time.Second))
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	for _, i := range c.informer.snapshot().instances {
-		i.latency.word.Store(0)
+		if err := s.Recv(new(proto.HelloResponse)); err == nil {
+			t.Fatal("an unknown method has answered")
+		}
 	}
 }
 
 // expectSlowAnswers makes the client believe that the instances at the addresses usually
-// answer once a minute. It then cannot blame them when the machine stalls.
+// answer once a second, which is the longest interval. It then cannot blame them when the
+// machine stalls.
 func (c *greeterClient) expectSlowAnswers(addresses ...string) {
 	for _, i := range c.informer.snapshot().instances {
 		if slices.Contains(addresses, i.Address) {
-			i.answerInterval.Store(int64(time.Minute))
+			now := callstats.Clock()
+			i.calls.End(now, i.calls.Begin(now-int64(time.Second), false), outcome.Answered)
 		}
 	}
 }
 
 // ejected returns the addresses of the ejected instances.
 func (c *greeterClient) ejected() (addresses []string) {
-	now := clock()
+	now := callstats.Clock()
 	for _, i := range c.informer.snapshot().instances {
-		if i.ejected(now) {
+		if i.calls.Ejected(now) {
 			addresses = append(addresses, i.Address)
 		}
 	}
@@ -178,7 +183,7 @@ func TestClientBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 			c.connect(t, healthy...)
 			for range 3 {
 				for _, i := range c.informer.snapshot().instances {
-					i.readmit()
+					i.calls.Readmit()
 				}
 				for begin := time.Now(); len(c.ejected()) == 0; {
 					_ = c.call(2 * time.Second) // healthy instances answer in time, even on a busy machine

@@ -10,13 +10,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	dlog "github.com/micro/go-micro/v2/debug/log"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -25,17 +25,17 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 		r, _ := newStaticRegistry(t, 3)
 		s := newSelector(r)
 		first := chooseOne(t, s)
-		first.done(answered, nil)
+		first.done(outcome.Answered, nil)
 		bad := first.instance
 		fail := func() (tried bool) {
 			for range 100 {
 				c := chooseOne(t, s)
 				if c.instance == bad {
-					time.Sleep(firstAnswerTime)
-					c.done(timedOut, timeout)
+					time.Sleep(50 * time.Millisecond)
+					c.done(outcome.TimedOut, timeout)
 					return true
 				}
-				c.done(answered, nil)
+				c.done(outcome.Answered, nil)
 			}
 			return false
 		}
@@ -52,7 +52,7 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 			}
 			time.Sleep(2 * time.Millisecond)
 		}
-		bad.readmit()
+		bad.calls.Readmit()
 		if !fail() {
 			t.Error("not tried after its readmission")
 		}
@@ -67,7 +67,7 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 		r, _ := newStaticRegistry(t, 4)
 		s := newSelector(r)
 		frozen := chooseOne(t, s) // its call hangs
-		time.Sleep(stallTime + time.Millisecond)
+		time.Sleep(10*time.Millisecond + time.Millisecond)
 		for range 1000 { // as many calls at once as there are other instances
 			var busy []choice
 			for range 3 {
@@ -79,16 +79,16 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 			for _, c := range busy {
-				c.done(answered, nil)
+				c.done(outcome.Answered, nil)
 			}
 		}
-		frozen.done(answered, nil)
-		time.Sleep(decayTime + 2*time.Millisecond) // more than a tick of peakEWMA
+		frozen.done(outcome.Answered, nil)
+		time.Sleep(10*time.Second + 2*time.Millisecond) // more than a tick of peakEWMA
 		seen := map[*registry.Node]bool{}
 		for range 1000 {
 			c := chooseOne(t, s)
 			seen[c.node] = true
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
 		if !seen[frozen.node] {
 			t.Error("the instance was not picked again after its answer")
@@ -105,20 +105,20 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 		for range 8 { // calls that fail together
 			calls = append(calls, chooseInstance(t, s, bad))
 		}
-		time.Sleep(firstAnswerTime)
+		time.Sleep(50 * time.Millisecond)
 		for _, c := range calls {
-			c.done(timedOut, timeout)
+			c.done(outcome.TimedOut, timeout)
 		}
-		if n := bad.failures.Load(); n != 1 {
+		if n := bad.calls.Report(callstats.Clock()).Failures; n != 1 {
 			t.Errorf("8 calls that fail together are %d failures, want 1", n)
 		}
-		time.Sleep(baseEjectionTime + time.Millisecond)
+		time.Sleep(5*time.Second + time.Millisecond)
 		tries := 0
 		for range 1000 {
 			if c := chooseOne(t, s); c.instance == bad {
 				tries++
 			} else {
-				c.done(answered, nil)
+				c.done(outcome.Answered, nil)
 			}
 		}
 		if tries != 1 {
@@ -131,10 +131,10 @@ func TestSelectorIgnoresInconclusiveCalls(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := newSelector(r)
 	for range 10 {
-		chooseOne(t, s).done(inconclusive, context.Canceled)
+		chooseOne(t, s).done(outcome.Inconclusive, context.Canceled)
 	}
-	if i := inf.snapshot().instances[0]; i.failures.Load() != 0 || i.inFlight.Load() != 0 {
-		t.Errorf("after cancelled calls: %d failures, %d calls in flight", i.failures.Load(), i.inFlight.Load())
+	if i := inf.snapshot().instances[0]; i.calls.Report(callstats.Clock()).Failures != 0 || i.calls.Report(callstats.Clock()).InFlight != 0 {
+		t.Errorf("after cancelled calls: %d failures, %d calls in flight", i.calls.Report(callstats.Clock()).Failures, i.calls.Report(callstats.Clock()).InFlight)
 	}
 }
 
@@ -143,14 +143,14 @@ func TestSelectorEjectsAtMostHalf(t *testing.T) {
 		r, inf := newStaticRegistry(t, n)
 		s := newSelector(r)
 		for range 100 * n {
-			chooseOne(t, s).done(lostConnection, refused)
+			chooseOne(t, s).done(outcome.LostConnection, refused)
 		}
-		now, ejected := clock(), 0
+		now, ejected := callstats.Clock(), 0
 		for _, i := range inf.snapshot().instances {
-			if i.failures.Load() == 0 {
+			if i.calls.Report(callstats.Clock()).Failures == 0 {
 				t.Errorf("all %d instances fail, and one of them got no call", n)
 			}
-			if i.ejected(now) {
+			if i.calls.Ejected(now) {
 				ejected++
 			}
 		}
@@ -164,7 +164,7 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	r, inf := newStaticRegistry(t, 4)
 	s := newSelector(r)
 	for range 200 {
-		chooseOne(t, s).done(lostConnection, refused)
+		chooseOne(t, s).done(outcome.LostConnection, refused)
 	}
 	var left []*corev1.Pod // only the pods of ejected instances are left
 	for i := range 4 {
@@ -179,7 +179,7 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	for range 200 {
 		c := chooseOne(t, s)
 		seen[c.node.Address] = true
-		c.done(lostConnection, refused)
+		c.done(outcome.LostConnection, refused)
 	}
 	if len(left) != 2 || len(seen) != 2 {
 		t.Errorf("all %d instances are ejected, and %v of them got calls", len(left), seen)
@@ -190,29 +190,29 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
 		s := newSelector(r)
-		call := func(latency time.Duration, o outcome) {
+		call := func(latency time.Duration, o outcome.Outcome) {
 			c := chooseOne(t, s)
 			time.Sleep(latency)
 			c.done(o, nil)
 		}
-		failures := func() (sum int64) {
+		failures := func() (sum int) {
 			for _, i := range inf.snapshot().instances {
-				sum += i.failures.Load()
+				sum += i.calls.Report(callstats.Clock()).Failures
 			}
 			return sum
 		}
-		call(firstAnswerTime-time.Millisecond, timedOut)
+		call(50*time.Millisecond-time.Millisecond, outcome.TimedOut)
 		if n := failures(); n != 0 {
-			t.Errorf("%d failures of an instance that has never answered, after less than firstAnswerTime", n)
+			t.Errorf("%d failures of an instance that has never outcome.Answered, after less than firstAnswerTime", n)
 		}
 		for range 20 {
-			call(100*time.Millisecond, answered)
+			call(100*time.Millisecond, outcome.Answered)
 		}
-		call(150*time.Millisecond, timedOut)
+		call(150*time.Millisecond, outcome.TimedOut)
 		if n := failures(); n != 0 {
 			t.Errorf("%d failures after 1.5 times the usual latency", n)
 		}
-		call(250*time.Millisecond, timedOut)
+		call(250*time.Millisecond, outcome.TimedOut)
 		if n := failures(); n != 1 {
 			t.Errorf("%d failures after 2.5 times the usual latency, want 1", n)
 		}
@@ -228,34 +228,34 @@ func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 		for range 100 {
 			c := chooseOne(t, s)
 			time.Sleep(10 * time.Millisecond)
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
-		slow.done(timedOut, timeout)
-		if n := inf.snapshot().instances[0].failures.Load(); n != 0 {
+		slow.done(outcome.TimedOut, timeout)
+		if n := inf.snapshot().instances[0].calls.Report(callstats.Clock()).Failures; n != 0 {
 			t.Errorf("%d failures", n)
 		}
 	})
 }
 
-// If the caller cancels the trial after an ejection, the trial is inconclusive, and the
+// If the caller cancels the trial after an ejection, the trial is outcome.Inconclusive, and the
 // next call is the trial.
 func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, _ := newStaticRegistry(t, 2)
 		s := newSelector(r)
 		bad := chooseOne(t, s)
-		bad.done(lostConnection, refused)
-		time.Sleep(baseEjectionTime + time.Millisecond)
+		bad.done(outcome.LostConnection, refused)
+		time.Sleep(5*time.Second + time.Millisecond)
 		for trial := range 3 {
 			tried := false
 			for range 100 {
 				c := chooseOne(t, s)
 				if c.instance == bad.instance {
 					tried = true
-					c.done(inconclusive, context.Canceled)
+					c.done(outcome.Inconclusive, context.Canceled)
 					break
 				}
-				c.done(answered, nil)
+				c.done(outcome.Answered, nil)
 			}
 			if !tried {
 				t.Fatalf("no trial after %d cancelled trials", trial)
@@ -265,7 +265,7 @@ func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 	})
 }
 
-// The connection breaks after some calls were answered, whose goroutines call done later
+// The connection breaks after some calls were outcome.Answered, whose goroutines call done later
 // than those of the calls that failed.
 func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -273,18 +273,18 @@ func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
 		s := newSelector(r)
 		bad := inf.snapshot().instances[0]
 		broken, earlier := chooseInstance(t, s, bad), chooseInstance(t, s, bad)
-		broken.done(lostConnection, refused)
-		earlier.done(answered, nil)
-		if !bad.ejected(clock()) {
+		broken.done(outcome.LostConnection, refused)
+		earlier.done(outcome.Answered, nil)
+		if !bad.calls.Ejected(callstats.Clock()) {
 			t.Error("the answer to an earlier call ended the ejection")
 		}
-		time.Sleep(baseEjectionTime)
+		time.Sleep(5 * time.Second)
 		c := chooseOne(t, s)
 		for ; c.instance != bad; c = chooseOne(t, s) {
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
-		c.done(answered, nil)
-		if bad.ejectedUntil.Load() != 0 || bad.failures.Load() != 0 {
+		c.done(outcome.Answered, nil)
+		if bad.calls.Report(callstats.Clock()) != (callstats.Report{}) {
 			t.Error("the answer to the trial did not end the ejection")
 		}
 	})
@@ -315,9 +315,9 @@ func TestSelectorReportsEjections(t *testing.T) {
 		begin := time.Now()
 		first := chooseOne(t, s)
 		bad, pod := first.instance, first.instance.pod
-		first.done(lostConnection, refused)
+		first.done(outcome.LostConnection, refused)
 		for range 2 {
-			chooseInstance(t, s, bad).done(lostConnection, refused)
+			chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
 		}
 		time.Sleep(time.Second)
 		good := chooseOne(t, s)
@@ -330,13 +330,13 @@ func TestSelectorReportsEjections(t *testing.T) {
 				t.Errorf("instances has %+v, want %+v", c, want)
 			}
 		}
-		good.done(answered, nil)
+		good.done(outcome.Answered, nil)
 		time.Sleep(4*time.Second + time.Millisecond)
 		calls := 4
 		for tried := false; !tried; calls++ {
 			c := chooseOne(t, s)
 			tried = c.instance == bad
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
 		name := "greeter " + pod + " " + bad.Address
 		want := []string{name + " ejected for 5s: " + refusedText, name + " back after 5.001s"}
@@ -355,63 +355,34 @@ func TestSelectorReportsEjections(t *testing.T) {
 	})
 }
 
-func TestOutcomeOfStatus(t *testing.T) {
-	for _, c := range []struct {
-		status *status.Status
-		micro  *errors.Error
-		want   outcome
-	}{
-		{nil, nil, answered},
-		{status.New(codes.OK, ""), nil, answered},
-		{status.New(codes.Unavailable, refusedText), nil, lostConnection},
-		{status.New(codes.Unavailable, "shutting down"), nil, faulted},
-		{status.New(codes.ResourceExhausted, "quota used up"), nil, faulted},
-		{status.New(codes.ResourceExhausted, "grpc: received message larger than max (5 vs. 4)"), nil, inconclusive},
-		{status.New(codes.Internal, "nil pointer"), nil, faulted},
-		{status.New(codes.Unknown, "no such row"), nil, faulted},
-		{status.New(codes.DeadlineExceeded, "context deadline exceeded"), nil, timedOut},
-		{status.New(codes.Canceled, "context canceled"), nil, inconclusive},
-		{status.New(codes.NotFound, "no such row"), nil, answered},
-		{status.New(codes.Unimplemented, "unknown method"), nil, answered},
-		{status.New(codes.Unknown, "too many"), errors.New("greeter", "too many", 429).(*errors.Error), answered},
-		{status.New(codes.DeadlineExceeded, "too late"), errors.Timeout("greeter", "too late").(*errors.Error), answered},
-		{status.New(codes.Internal, "no such row"), errors.InternalServerError("greeter", "no such row").(*errors.Error), faulted},
-		{status.New(codes.Unavailable, refusedText), errors.New("greeter", refusedText, 503).(*errors.Error), faulted},
-	} {
-		if got := outcomeOfStatus(c.status, c.micro); got != c.want {
-			t.Errorf("outcomeOfStatus(%v, %v) = %v, want %v", c.status, c.micro, got, c.want)
-		}
-	}
-}
-
 func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := newSelector(r)
 	first := chooseOne(t, s)
-	first.done(lostConnection, refused)
-	if inf.snapshot().instances[0].failures.Load() != 1 {
+	first.done(outcome.LostConnection, refused)
+	if inf.snapshot().instances[0].calls.Report(callstats.Clock()).Failures != 1 {
 		t.Fatal("the failure was not recorded")
 	}
-	chooseOne(t, s).done(answered, nil)
-	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 || k.ejectedUntil.Load() != 0 || k.inFlight.Load() != 0 {
-		t.Errorf("after a success: %d failures, %d calls in flight", k.failures.Load(), k.inFlight.Load())
+	chooseOne(t, s).done(outcome.Answered, nil)
+	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()) != (callstats.Report{}) {
+		t.Errorf("after a success: %d failures, %d calls in flight", k.calls.Report(callstats.Clock()).Failures, k.calls.Report(callstats.Clock()).InFlight)
 	}
-	chooseOne(t, s).done(lostConnection, refused)
+	chooseOne(t, s).done(outcome.LostConnection, refused)
 	old := chooseOne(t, s)
 	p := readyPod(t, 0)
 	p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
 	inf.Update(p)
-	if k := inf.snapshot().instances[0]; k.failures.Load() != 0 {
+	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()).Failures != 0 {
 		t.Error("the new process has the failures of the old process")
 	}
 	// A status update that changes nothing keeps the failures.
-	chooseOne(t, s).done(lostConnection, refused)
+	chooseOne(t, s).done(outcome.LostConnection, refused)
 	inf.Update(p)
-	if k := inf.snapshot().instances[0]; k.failures.Load() != 1 {
+	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()).Failures != 1 {
 		t.Error("a status update ended the ejection")
 	}
-	old.done(answered, nil) // a call to a process that has ended
-	if k := inf.snapshot().instances[0]; k.failures.Load() != 1 {
+	old.done(outcome.Answered, nil) // a call to a process that has ended
+	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()).Failures != 1 {
 		t.Error("the answer of the old process counts for the new one")
 	}
 }
@@ -446,7 +417,7 @@ func chooseInstance(t *testing.T, s *clientSelector, i *instance) choice {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := chooser.chooseFrom([]*instance{i}, nil, clock())
+	c, err := chooser.pickBetter([]*instance{i}, nil, callstats.Clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -465,15 +436,17 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 				if isStream {
 					earlier = earlier.asStream()
 				}
-				chooseInstance(t, s, bad).done(lostConnection, refused)
-				time.Sleep(baseEjectionTime + time.Millisecond)
+				chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
+				time.Sleep(5*time.Second + time.Millisecond)
 				trial := chooseInstance(t, s, bad)
-				earlier.done(answered, nil)
-				if bad.failures.Load() == 0 {
+				earlier.done(outcome.Answered, nil)
+				if bad.calls.Report(callstats.Clock()).Failures == 0 {
 					t.Fatal("the end of the earlier one ended the ejection")
 				}
-				trial.done(lostConnection, refused)
-				if left := s.instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool { return c.Address == bad.Address && c.EjectedFor == maxRefusedEjectionTime }) {
+				trial.done(outcome.LostConnection, refused)
+				if left := s.instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool {
+					return c.Address == bad.Address && c.EjectedFor == callstats.MaxLostConnectionEjection
+				}) {
 					t.Errorf("after a failed trial: %+v", left)
 				}
 			})
@@ -486,17 +459,17 @@ func TestTrialWithFilterEndsEjection(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
 		s := newSelector(r)
 		bad := inf.snapshot().instances[0]
-		chooseInstance(t, s, bad).done(lostConnection, refused)
-		time.Sleep(baseEjectionTime + time.Millisecond)
+		chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
+		time.Sleep(5*time.Second + time.Millisecond)
 		all := selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })
 		for range 100 {
 			c, err := s.choose("greeter", []selector.SelectOption{all}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			c.done(answered, nil)
+			c.done(outcome.Answered, nil)
 		}
-		if bad.failures.Load() != 0 || bad.ejectedUntil.Load() != 0 {
+		if bad.calls.Report(callstats.Clock()) != (callstats.Report{}) {
 			t.Error("the ejection has not ended")
 		}
 	})
@@ -517,7 +490,7 @@ func TestInstanceThatHasLeftIsNotEjected(t *testing.T) {
 	}
 	i := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return readyPod(t, i).Name == c.instance.pod })
 	inf.Delete(readyPod(t, i))
-	c.done(lostConnection, refused)
+	c.done(outcome.LostConnection, refused)
 	if len(events) > 0 {
 		t.Errorf("ejected: %q", events)
 	}
@@ -531,13 +504,13 @@ func TestEjectedMayCauseAnotherEjection(t *testing.T) {
 	var ejected []string
 	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) {
 		if ejected = append(ejected, pod); len(ejected) == 1 {
-			chooseOne(t, s).done(lostConnection, refused)
+			chooseOne(t, s).done(outcome.LostConnection, refused)
 		}
 	}})); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan bool)
-	go func() { defer close(done); chooseOne(t, s).done(lostConnection, refused) }()
+	go func() { defer close(done); chooseOne(t, s).done(outcome.LostConnection, refused) }()
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):

@@ -1,4 +1,4 @@
-package pod
+package callstats
 
 import (
 	"math"
@@ -12,7 +12,7 @@ const ms = int64(time.Millisecond)
 func TestPeakEWMAJumpsUpAndDecays(t *testing.T) {
 	const begin = 1 << 62
 	var p peakEWMA
-	if e, _ := p.load(begin); e != 0 {
+	if e, _ := p.estimate(begin); e != 0 {
 		t.Errorf("before the first call: %v", e)
 	}
 	near := func(what string, got, want float64) {
@@ -21,36 +21,36 @@ func TestPeakEWMAJumpsUpAndDecays(t *testing.T) {
 		}
 	}
 	p.observe(begin, 20*ms)
-	e, _ := p.load(begin)
+	e, _ := p.estimate(begin)
 	near("after the first call", e, 20e6)
 	p.observe(begin, 200*ms)
-	e, _ = p.load(begin)
+	e, _ = p.estimate(begin)
 	near("after a slow call", e, 200e6)
 	p.observe(begin, 20*ms)
-	e, _ = p.load(begin)
+	e, _ = p.estimate(begin)
 	near("after a fast call at the same time", e, 200e6)
 	now := begin + int64(decayTime)/2
 	p.observe(now, 20*ms)
-	e, _ = p.load(now)
+	e, _ = p.estimate(now)
 	half := math.Exp(-0.5)
 	near("after a fast call, half of decayTime later", e, 200e6*half+20e6*(1-half))
 	p.atLeast(now, ms)
-	e, _ = p.load(now)
+	e, _ = p.estimate(now)
 	near("after a call that failed at once", e, 200e6*half+20e6*(1-half))
 	p.atLeast(now, 300*ms)
 	for end := now + int64(decayTime); now < end; now += 100_000 { // shorter than a tick
 		p.observe(now, 20*ms)
 	}
-	e, _ = p.load(now)
+	e, _ = p.estimate(now)
 	near("after many fast calls", e, 20e6+(300-20)*1e6/math.E)
-	_, elapsed := p.load(now + 3*int64(decayTime))
+	_, elapsed := p.estimate(now + 3*int64(decayTime))
 	near("the time since the last call", float64(elapsed), 3*float64(decayTime))
 	p.observe(now+3*int64(decayTime), 20*ms)
-	e, _ = p.load(now + 3*int64(decayTime))
+	e, _ = p.estimate(now + 3*int64(decayTime))
 	near("after a fast call, 3 times decayTime later", e, 20e6)
 	var unmeasured peakEWMA
 	unmeasured.atLeast(begin, ms)
-	if e, _ := unmeasured.load(begin); e != 0 {
+	if e, _ := unmeasured.estimate(begin); e != 0 {
 		t.Errorf("an instance that only failed has the latency %v", e)
 	}
 }

@@ -1,0 +1,96 @@
+package callstats
+
+import "time"
+
+// The parameters of the choice and of the ejection of instances. Where a sentence is
+// quoted, the parameter departs from it.
+const (
+	// decayTime is the time constant of the average latency: after a peak, the peak counts
+	// half after 7 s. It is also how long a choice remembers the latencies and the server
+	// errors of an instance that gets no calls; then one call tries the instance. Finagle
+	// (PeakEwma.scala), linkerd2-proxy and go-zero have 10 s, too, and their estimates also
+	// decay without calls; kratos has 0.6 s.
+	decayTime = 10 * time.Second
+
+	// Latencies that differ by less than latencyTolerance are equal to a choice, after
+	// adding latencyFloor to both. Peaks of equal instances differ as much, and a
+	// scheduler's hiccup of a millisecond says nothing. kratos adds 5 ms.
+	latencyTolerance = 2
+	latencyFloor     = time.Millisecond
+
+	// An instance is ejected for baseEjectionTime, and four times as long for each further
+	// ejection in a row, up to maxEjectionTime; then one call tries it. Calls that fail
+	// together, within baseEjectionTime, are one failure.
+	//
+	// gRFC A50, base_ejection_time: "The real time is equal to the base time multiplied by the
+	// number of times the host has been ejected [...]. Defaults to 30s." A shorter first
+	// ejection is enough for a container that restarts, and one call, not the whole share,
+	// then tries the instance; so the time may grow faster. max_ejection_time there is 300 s.
+	baseEjectionTime = 5 * time.Second
+	ejectionGrowth   = 4
+	maxEjectionTime  = 80 * time.Second
+
+	// MaxLostConnectionEjection is the longest ejection after a call whose connection
+	// failed. Such a call costs a retry, not a timeout, and the error may come from an
+	// old connection to an instance that is back.
+	MaxLostConnectionEjection = 10 * time.Second
+
+	// MinInstancesPerEjection is how many instances a service needs for each that is
+	// ejected, so that at most half of them are.
+	//
+	// gRFC A50, max_ejection_percent: "The maximum % of an upstream cluster that can be ejected
+	// due to outlier detection. Defaults to 10% but will eject at least one host regardless of
+	// the value." With 10 %, only one of four instances could be ejected. Beyond half
+	// of them it is better to call an instance that may fail than to overload the instances that
+	// work: Envoy's panic threshold is 50 %, too.
+	MinInstancesPerEjection = 2
+
+	// An instance with calls in flight is stalled when its last answer is older than
+	// stallTime and older than stallFactor times its usual interval between answers. A
+	// stalled instance gets no more calls while there are others, so that only one or
+	// two calls of this process, not one of each goroutine, wait for a frozen pod until
+	// they time out.
+	stallTime   = 10 * time.Millisecond
+	stallFactor = 8
+
+	// A timeout is the instance's fault only if the instance had time to answer: if
+	// it had calls in flight and answered none of them for stallTime and for
+	// answerFactor times its usual interval. An instance that has never answered gets
+	// firstAnswerTime, because the connection to it may be new.
+	answerFactor    = 2
+	firstAnswerTime = 50 * time.Millisecond
+
+	// maxAnswerInterval bounds the usual interval between answers, so that an instance that
+	// had no calls for long is soon known to have stalled.
+	maxAnswerInterval = time.Second
+
+	// An instance is suspected of giving more server errors than the others after
+	// errorsInARow of them (Envoy, consecutive_5xx: "Defaults to 5."), or when
+	// minErrorShare of its last 63 answers were server errors.
+	//
+	// gRFC A50 has an interval of 10 s and request_volume: "the minimum number of total requests
+	// that must be collected in one interval [...]. Defaults to 100." The last 63 answers give a
+	// verdict within a second, and when the whole service begins to fail, as with its database,
+	// the histories of all instances show it at once.
+	errorsInARow  = 5
+	minErrorShare = 0.2
+
+	// A suspect is ejected if an instance as good as the others would produce this run of
+	// server errors at most once in ten million calls.
+	chanceOfRun = 1e-7
+
+	// It is also ejected if its share of server errors is successRateStdevs standard
+	// deviations above the other instances' mean, and binomialStdevs standard deviations above
+	// what 63 answers give by chance.
+	//
+	// gRFC A50, success_rate_stdev_factor: "The ejection threshold is the difference between the
+	// mean success rate, and the product of this factor and the standard deviation of the mean
+	// success rate [...]. Defaults to 1900.", which is 1.9. minimum_hosts there is 5; the second
+	// condition takes its place, so that services with two instances are served, too.
+	successRateStdevs = 1.9
+	binomialStdevs    = 5
+
+	// MaxCompared is how many other instances are looked at, because the time must not grow
+	// with their number.
+	MaxCompared = 64
+)

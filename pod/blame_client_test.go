@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
@@ -93,7 +95,7 @@ func refusingAddress(t *testing.T) string {
 type greeterClient struct {
 	proto.GreeterService
 	client   *Client
-	informer *informer
+	informer *discovery.Informer
 }
 
 func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *greeterClient {
@@ -138,10 +140,10 @@ func (c *greeterClient) connect(t *testing.T, addresses ...string) {
 // answer once a second, which is the longest interval. It then cannot blame them when the
 // machine stalls.
 func (c *greeterClient) expectSlowAnswers(addresses ...string) {
-	for _, i := range c.informer.snapshot().instances {
+	for _, i := range c.informer.Snapshot().Instances {
 		if slices.Contains(addresses, i.Address) {
 			now := callstats.Clock()
-			i.calls.End(now, i.calls.Begin(now-int64(time.Second), false), outcome.Answered)
+			i.Calls.End(now, i.Calls.Begin(now-int64(time.Second), false), outcome.Answered)
 		}
 	}
 }
@@ -149,8 +151,8 @@ func (c *greeterClient) expectSlowAnswers(addresses ...string) {
 // ejected returns the addresses of the ejected instances.
 func (c *greeterClient) ejected() (addresses []string) {
 	now := callstats.Clock()
-	for _, i := range c.informer.snapshot().instances {
-		if i.calls.Ejected(now) {
+	for _, i := range c.informer.Snapshot().Instances {
+		if i.Calls.Ejected(now) {
 			addresses = append(addresses, i.Address)
 		}
 	}
@@ -182,8 +184,8 @@ func TestClientBlamesTimeoutOnInstanceThatWasCalled(t *testing.T) {
 			c := newGreeterClient(t, append([]string{dead}, healthy...), client.Retries(1), client.Backoff(waitForDeadline))
 			c.connect(t, healthy...)
 			for range 3 {
-				for _, i := range c.informer.snapshot().instances {
-					i.calls.Readmit()
+				for _, i := range c.informer.Snapshot().Instances {
+					i.Calls.Readmit()
 				}
 				for begin := time.Now(); len(c.ejected()) == 0; {
 					_ = c.call(2 * time.Second) // healthy instances answer in time, even on a busy machine

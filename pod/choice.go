@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -33,10 +35,7 @@ func (c *choosers) running(service string) *serviceChooser {
 // get returns the chooser of a service. The first call makes it, and waits for the informer's
 // first LIST.
 func (c *choosers) get(ctx context.Context, service string) (*serviceChooser, error) {
-	i, err := c.registry.informer(service)
-	if err == nil {
-		err = i.waitContext(ctx, c.registry.timeout())
-	}
+	i, err := c.registry.services.Synced(ctx, service)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +56,7 @@ func (c *choosers) get(ctx context.Context, service string) (*serviceChooser, er
 
 // serviceChooser chooses the instances of one service.
 type serviceChooser struct {
-	informer *informer
+	informer *discovery.Informer
 	events   eventObservers
 	next     selector.Next // made once, so that Select allocates nothing
 	random   *rand.Rand    // nil except in simulations
@@ -65,15 +64,15 @@ type serviceChooser struct {
 	ejecting sync.Mutex // serializes ejections, so that two of them together do not exceed the cap
 }
 
-func newServiceChooser(i *informer, e eventObservers) *serviceChooser {
+func newServiceChooser(i *discovery.Informer, e eventObservers) *serviceChooser {
 	c := &serviceChooser{informer: i, events: e}
 	c.next = nextOf(c.choose)
 	return c
 }
 
 // choose chooses a routable instance and avoids previous, which may be nil.
-func (s *serviceChooser) choose(previous *instance) (choice, error) {
-	instances := s.informer.snapshot().instances
+func (s *serviceChooser) choose(previous *discovery.Instance) (choice, error) {
+	instances := s.informer.Snapshot().Instances
 	if len(instances) == 0 {
 		return choice{}, selector.ErrNotFound
 	}
@@ -81,7 +80,7 @@ func (s *serviceChooser) choose(previous *instance) (choice, error) {
 }
 
 func (s *serviceChooser) selectNext() (selector.Next, error) {
-	if len(s.informer.snapshot().instances) == 0 {
+	if len(s.informer.Snapshot().Instances) == 0 {
 		return nil, selector.ErrNotFound
 	}
 	return s.next, nil
@@ -89,17 +88,17 @@ func (s *serviceChooser) selectNext() (selector.Next, error) {
 
 // instancesOf returns the instances that filters have left. A node that a filter has added
 // becomes an instance of which nothing is known.
-func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*instance) {
+func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*discovery.Instance) {
 	type key struct{ id, address string } // the id alone is not unique: with a fixed server.Id all instances have the same
-	known := map[key]*instance{}
-	for _, i := range s.informer.snapshot().instances {
+	known := map[key]*discovery.Instance{}
+	for _, i := range s.informer.Snapshot().Instances {
 		known[key{i.Id, i.Address}] = i
 	}
 	for _, v := range services {
 		for _, n := range v.Nodes {
 			i := known[key{n.Id, n.Address}]
 			if i == nil {
-				i = &instance{Node: *n, service: v}
+				i, _ = discovery.NewInstance(*n, v, "") // nothing releases it
 			}
 			all = append(all, i)
 		}
@@ -111,8 +110,8 @@ func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*insta
 // until done. A choice holds no resources.
 type choice struct {
 	node     *registry.Node
-	instance *instance       // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
-	chooser  *serviceChooser // nil if the instance is nil
+	instance *discovery.Instance // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
+	chooser  *serviceChooser     // nil if the instance is nil
 	call     callstats.Call
 }
 
@@ -121,7 +120,7 @@ type choice struct {
 // once, right after the stream is open, and ends the result with done.
 func (c choice) asStream() choice {
 	if c.instance != nil {
-		c.call = c.instance.calls.BecomeStream(callstats.Clock(), c.call)
+		c.call = c.instance.Calls.BecomeStream(callstats.Clock(), c.call)
 	}
 	return c
 }
@@ -137,9 +136,9 @@ func (c choice) doneAt(now int64, o outcome.Outcome, err error) {
 	if i == nil {
 		return
 	}
-	v := i.calls.End(now, c.call, o)
+	v := i.Calls.End(now, c.call, o)
 	if v == callstats.Suspected || v == callstats.TrialFailed {
-		v = i.calls.Resolve(v, now, c.chooser.others(i, now))
+		v = i.Calls.Resolve(v, now, c.chooser.others(i, now))
 	}
 	switch v {
 	case callstats.ShouldEject:
@@ -153,27 +152,27 @@ func (c choice) doneAt(now int64, o outcome.Outcome, err error) {
 // stalled instances while there are others. An instance whose ejection is over gets the
 // one call that tries it at once. It chooses the instance previous, which may be nil, only
 // if there is no other.
-func (s *serviceChooser) pickBetter(instances []*instance, previous *instance, now int64) (choice, error) {
+func (s *serviceChooser) pickBetter(instances []*discovery.Instance, previous *discovery.Instance, now int64) (choice, error) {
 	if len(instances) == 0 {
 		return choice{}, selector.ErrNoneAvailable
 	}
 	a := s.draw(instances, nil, previous, now)
 	b := s.draw(instances, a, previous, now)
-	isTrial := a.calls.BeginTrial(now)
+	isTrial := a.Calls.BeginTrial(now)
 	switch {
 	case isTrial:
-	case b.calls.BeginTrial(now):
+	case b.Calls.BeginTrial(now):
 		a, isTrial = b, true
-	case a.calls.Ejected(now), !b.calls.Ejected(now) && b.calls.Load(now).Less(a.calls.Load(now)): // a is ejected if another goroutine has just begun its trial
+	case a.Calls.Ejected(now), !b.Calls.Ejected(now) && b.Calls.Load(now).Less(a.Calls.Load(now)): // a is ejected if another goroutine has just begun its trial
 		a = b
 	}
-	call := a.calls.Begin(now, isTrial)
+	call := a.Calls.Begin(now, isTrial)
 	for _, e := range s.events {
 		if e.Picked != nil {
-			e.Picked(a.service.Name, a.pod, a.Address)
+			e.Picked(a.Service.Name, a.Pod, a.Address)
 		}
 	}
-	if a.pod == "" { // a filter has added it
+	if a.Pod == "" { // a filter has added it
 		return choice{node: &a.Node}, nil
 	}
 	return choice{node: &a.Node, instance: a, chooser: s, call: call}, nil
@@ -182,9 +181,9 @@ func (s *serviceChooser) pickBetter(instances []*instance, previous *instance, n
 // draw takes an instance at random. It avoids, as long as other instances are left, first the
 // instance previous, then ejected instances, then stalled instances, and then the instance
 // drawn. Both instances may be nil.
-func (s *serviceChooser) draw(instances []*instance, drawn, previous *instance, now int64) *instance {
+func (s *serviceChooser) draw(instances []*discovery.Instance, drawn, previous *discovery.Instance, now int64) *discovery.Instance {
 	for range 4 { // the first try usually succeeds
-		if n := instances[s.intN(len(instances))]; n != drawn && n != previous && !n.calls.Ejected(now) && !n.calls.Stalled(now) {
+		if n := instances[s.intN(len(instances))]; n != drawn && n != previous && !n.Calls.Ejected(now) && !n.Calls.Stalled(now) {
 			return n
 		}
 	}
@@ -198,10 +197,10 @@ func (s *serviceChooser) draw(instances []*instance, drawn, previous *instance, 
 		if n != previous {
 			score += 8
 		}
-		if !n.calls.Ejected(now) {
+		if !n.Calls.Ejected(now) {
 			score += 4
 		}
-		if !n.calls.Stalled(now) {
+		if !n.Calls.Stalled(now) {
 			score += 2
 		}
 		if n != drawn {

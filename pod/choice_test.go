@@ -10,10 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/errors"
-	"github.com/micro/go-micro/v2/registry"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -117,12 +118,12 @@ func (b *simple) begin(time.Duration) (int, func(time.Duration, outcome.Outcome)
 // podBalancer is the choice of this package.
 type podBalancer struct {
 	chooser *serviceChooser
-	index   map[*instance]int
+	index   map[*discovery.Instance]int
 }
 
 func newPodBalancer(n int, r *rand.Rand) balancer {
-	inf := newInformer("greeter", nil)
-	b := &podBalancer{&serviceChooser{informer: inf, random: r}, map[*instance]int{}}
+	inf := discovery.NewInformer("greeter")
+	b := &podBalancer{&serviceChooser{informer: inf, random: r}, map[*discovery.Instance]int{}}
 	for range n {
 		b.join()
 	}
@@ -130,15 +131,18 @@ func newPodBalancer(n int, r *rand.Rand) balancer {
 }
 
 func (b *podBalancer) join() {
-	i := &instance{Node: registry.Node{Address: fmt.Sprint("10.0.0.1:", len(b.index)+1)}, service: &registry.Service{Name: "greeter"}, pod: fmt.Sprint("p-", len(b.index))}
-	b.index[i] = len(b.index)
-	b.chooser.informer.current.Store(&snapshot{instances: append(slices.Clone(b.chooser.informer.snapshot().instances), i)})
+	b.chooser.informer.Update(readyPod(&testing.T{}, len(b.index)))
+	for _, i := range b.chooser.informer.Snapshot().Instances {
+		if _, ok := b.index[i]; !ok {
+			b.index[i] = len(b.index)
+		}
+	}
 }
 
 const simulationEpoch = 1 << 62
 
 func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome.Outcome)) {
-	c, err := b.chooser.pickBetter(b.chooser.informer.snapshot().instances, nil, simulationEpoch+int64(now))
+	c, err := b.chooser.pickBetter(b.chooser.informer.Snapshot().Instances, nil, simulationEpoch+int64(now))
 	if err != nil {
 		panic(err)
 	}
@@ -521,7 +525,7 @@ func TestChoiceEjectsAtMostHalfForFaults(t *testing.T) {
 	simulation{instances: 10, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		n := 0
 		for i := range b.index {
-			if i.calls.Ejected(simulationEpoch + int64(now)) {
+			if i.Calls.Ejected(simulationEpoch + int64(now)) {
 				n++
 			}
 		}
@@ -559,7 +563,7 @@ func TestChoiceCountsStreams(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		counts := map[*instance]int{}
+		counts := map[*discovery.Instance]int{}
 		for range 1000 {
 			c := choose()
 			counts[c.instance]++
@@ -573,19 +577,19 @@ func TestChoiceCountsStreams(t *testing.T) {
 		for _, c := range streams {
 			c.done(outcome.Answered, nil)
 		}
-		for _, i := range inf.snapshot().instances {
-			if n := i.calls.Report(callstats.Clock()).InFlight; n != 0 {
+		for _, i := range inf.Snapshot().Instances {
+			if n := i.Calls.Report(callstats.Clock()).InFlight; n != 0 {
 				t.Errorf("after the streams: %d calls in flight", n)
 			}
 		}
 		c := choose().asStream()
 		c.done(outcome.TimedOut, timeout)
-		if c.instance.calls.Report(callstats.Clock()).Failures != 0 {
+		if c.instance.Calls.Report(callstats.Clock()).Failures != 0 {
 			t.Error("the deadline of a stream is the instance's fault")
 		}
 		c = choose().asStream()
 		c.done(outcome.LostConnection, refused)
-		if !c.instance.calls.Ejected(callstats.Clock()) {
+		if !c.instance.Calls.Ejected(callstats.Clock()) {
 			t.Error("an instance whose connection broke under a stream is not ejected")
 		}
 	})
@@ -596,9 +600,9 @@ func BenchmarkChoice(b *testing.B) {
 		b.Run(fmt.Sprint("instances=", n), func(b *testing.B) {
 			r, inf := newStaticRegistry(b, n)
 			s := newSelector(r)
-			for _, i := range inf.snapshot().instances { // measured, as in use
+			for _, i := range inf.Snapshot().Instances { // measured, as in use
 				now := callstats.Clock()
-				i.calls.End(now, i.calls.Begin(now-int64(20*time.Millisecond), false), outcome.Answered)
+				i.Calls.End(now, i.Calls.Begin(now-int64(20*time.Millisecond), false), outcome.Answered)
 			}
 			if _, err := s.choose("greeter", nil, nil); err != nil { // makes the chooser
 				b.Fatal(err)

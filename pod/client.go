@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
@@ -187,11 +189,11 @@ type call struct {
 	settings *clientSettings
 	req      client.Request
 	options  *client.CallOptions
-	timeout  time.Duration // sent in the header; 0 if none is sent
-	service  string        // to choose an instance of
-	address  string        // to call instead of a chosen instance; "" if none
-	next     selector.Next // of a selector of another package
-	previous *instance     // called by the attempt before
+	timeout  time.Duration       // sent in the header; 0 if none is sent
+	service  string              // to choose an instance of
+	address  string              // to call instead of a chosen instance; "" if none
+	next     selector.Next       // of a selector of another package
+	previous *discovery.Instance // called by the attempt before
 
 	attempt
 }
@@ -402,7 +404,7 @@ func (k *call) invoke(ctx context.Context, node *registry.Node, req client.Reque
 
 // target returns what a node stands for: the instance that was chosen, an instance that
 // another selector has returned, or an address.
-func (k *call) target(node *registry.Node) (*instance, string) {
+func (k *call) target(node *registry.Node) (*discovery.Instance, string) {
 	switch {
 	case node == nil:
 		return nil, k.address

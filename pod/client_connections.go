@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"google.golang.org/grpc"
 )
@@ -11,7 +13,7 @@ import (
 // connections are the open connections of a client: one to each instance and each address
 // that the client has called. It is safe for concurrent use.
 type connections struct {
-	forCalls sync.Map // of *connection, by *instance or address
+	forCalls sync.Map // of *connection, by *discovery.Instance or address
 
 	mu       sync.Mutex
 	settings *clientSettings // of connections that are opened from now on
@@ -24,7 +26,7 @@ type connections struct {
 // breaks.
 type connection struct {
 	channel  *grpc.ClientConn
-	target   any          // *instance or address
+	target   any          // *discovery.Instance or address
 	released atomic.Int64 // result of callstats.Clock at the end of the last call to an address
 
 	calls   sync.RWMutex // read-locked by each call and stream in flight, and locked for ever to close the connection
@@ -33,7 +35,7 @@ type connection struct {
 
 // acquire returns the connection for a call or stream to an instance, or to an address if the
 // instance is nil. The caller releases it at the end of the call or stream.
-func (c *connections) acquire(i *instance, address string) (*connection, error) {
+func (c *connections) acquire(i *discovery.Instance, address string) (*connection, error) {
 	var target any = i
 	if i == nil {
 		target = address
@@ -54,7 +56,7 @@ func (c *connections) acquire(i *instance, address string) (*connection, error) 
 		case conn == nil: // another call has opened it
 			continue
 		case i != nil:
-			i.departure.then(func() { c.leave(conn) })
+			i.AfterLeave(func() { c.leave(conn) })
 		default:
 			c.leaveUnused()
 		}
@@ -72,7 +74,7 @@ func (c *connections) dial(target any, address string) (*connection, error) {
 	if _, ok := c.forCalls.Load(target); ok {
 		return nil, nil
 	}
-	_, isInstance := target.(*instance)
+	_, isInstance := target.(*discovery.Instance)
 	channel, err := c.settings.dial(address, isInstance)
 	if err != nil {
 		return nil, err
@@ -160,36 +162,4 @@ func (c *connections) closeAll() {
 	c.mu.Unlock()
 	c.forCalls.Clear()
 	c.closing.Wait()
-}
-
-// departure runs functions when an instance leaves the registry. Its zero value is ready for
-// use. It is safe for concurrent use.
-type departure struct {
-	mu        sync.Mutex
-	left      bool
-	functions []func()
-}
-
-// then runs a function when the instance leaves, at once if it has left.
-func (d *departure) then(f func()) {
-	d.mu.Lock()
-	left := d.left
-	if !left {
-		d.functions = append(d.functions, f)
-	}
-	d.mu.Unlock()
-	if left {
-		f()
-	}
-}
-
-// happen records that the instance has left. The functions must not wait.
-func (d *departure) happen() {
-	d.mu.Lock()
-	functions := d.functions
-	d.left, d.functions = true, nil
-	d.mu.Unlock()
-	for _, f := range functions {
-		f()
-	}
 }

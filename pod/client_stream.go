@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/codec"
@@ -59,7 +61,7 @@ type stream struct {
 var errOpeningTooLong = errors.New("the connection was not ready in time")
 
 // open opens a stream.
-func (k *call) open(ctx context.Context, s *stream, i *instance, address, method string, node *registry.Node, req client.Request,
+func (k *call) open(ctx context.Context, s *stream, i *discovery.Instance, address, method string, node *registry.Node, req client.Request,
 	c *clientCodec, options []grpc.CallOption, o *client.CallOptions) error {
 	conn, err := k.client.connections.acquire(i, address)
 	if err != nil {

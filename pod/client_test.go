@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
@@ -38,15 +40,10 @@ import (
 )
 
 // newTestClient returns a Client that knows greeters at addresses, and its informer.
-func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Client, *informer) {
+func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Client, *discovery.Informer) {
 	t.Helper()
 	r, inf := newStaticRegistry(t, 0)
 	inf.Replace(readyPodsAt(t, addresses...))
-	for _, name := range []string{"other", "go.micro.proxy", "go.micro.network"} { // services without instances
-		none := newInformer(name, &r.instances)
-		none.Replace(nil)
-		r.informers[name] = none
-	}
 	c := NewClient(r, grpcc.NewClient(opts...))
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
@@ -387,16 +384,16 @@ func TestClientHidesFailedTrials(t *testing.T) {
 	checkNoLeak(t)
 	dead := startFrozen(t)
 	c, inf := newTestClient(t, []string{dead, startCounted(t, nil).address()})
-	for _, i := range inf.snapshot().instances {
+	for _, i := range inf.Snapshot().Instances {
 		if i.Address != dead {
 			continue
 		}
 		for range 3 {
-			i.calls.Eject(callstats.Clock()-int64(3*time.Minute), outcome.TimedOut) // so that the next call is the trial
+			i.Calls.Eject(callstats.Clock()-int64(3*time.Minute), outcome.TimedOut) // so that the next call is the trial
 			if err := callGreeter(t.Context(), c, client.WithRequestTimeout(2*time.Second)); err != nil {
 				t.Errorf("the call that tries the dead instance: %v", err)
 			}
-			if !i.calls.Ejected(callstats.Clock()) {
+			if !i.Calls.Ejected(callstats.Clock()) {
 				t.Error("no call has tried the dead instance")
 			}
 		}

@@ -130,9 +130,9 @@
 //	capture                  (capture.go)     the plugin writes the annotation to a local listener
 //	registrar.reconcile      (registrar.go)   patches the process's own pod with it
 //	Connection.ListWatchPods (internal/apiserver) in the client: receives the pod from the watch
-//	informer.Update          (informer.go)    passes the pod to the table and publishes
-//	podTable.update          (podtable.go)    decodes the annotation into instances
-//	informer.publish         (informer.go)    stores the routable instances as a snapshot
+//	Informer.Update          (internal/discovery) passes the pod to the table and publishes
+//	oneService.update        (internal/discovery) decodes the annotation into instances
+//	Informer.publish         (internal/discovery) stores the routable instances as a snapshot
 //	call.chooseInstance      (client.go)      a call or stream of a Client asks for an instance
 //	serviceChooser.choose    (choice.go)      takes the better of two of the snapshot's instances
 //	choice.done              (choice.go)      learns how the call ended

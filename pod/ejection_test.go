@@ -5,16 +5,17 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
-	dlog "github.com/micro/go-micro/v2/debug/log"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +53,7 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 			}
 			time.Sleep(2 * time.Millisecond)
 		}
-		bad.calls.Readmit()
+		bad.Calls.Readmit()
 		if !fail() {
 			t.Error("not tried after its readmission")
 		}
@@ -100,7 +101,7 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 3)
 		s := newSelector(r)
-		bad := inf.snapshot().instances[0]
+		bad := inf.Snapshot().Instances[0]
 		var calls []choice
 		for range 8 { // calls that fail together
 			calls = append(calls, chooseInstance(t, s, bad))
@@ -109,7 +110,7 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 		for _, c := range calls {
 			c.done(outcome.TimedOut, timeout)
 		}
-		if n := bad.calls.Report(callstats.Clock()).Failures; n != 1 {
+		if n := bad.Calls.Report(callstats.Clock()).Failures; n != 1 {
 			t.Errorf("8 calls that fail together are %d failures, want 1", n)
 		}
 		time.Sleep(5*time.Second + time.Millisecond)
@@ -133,8 +134,8 @@ func TestSelectorIgnoresInconclusiveCalls(t *testing.T) {
 	for range 10 {
 		chooseOne(t, s).done(outcome.Inconclusive, context.Canceled)
 	}
-	if i := inf.snapshot().instances[0]; i.calls.Report(callstats.Clock()).Failures != 0 || i.calls.Report(callstats.Clock()).InFlight != 0 {
-		t.Errorf("after cancelled calls: %d failures, %d calls in flight", i.calls.Report(callstats.Clock()).Failures, i.calls.Report(callstats.Clock()).InFlight)
+	if i := inf.Snapshot().Instances[0]; i.Calls.Report(callstats.Clock()).Failures != 0 || i.Calls.Report(callstats.Clock()).InFlight != 0 {
+		t.Errorf("after cancelled calls: %d failures, %d calls in flight", i.Calls.Report(callstats.Clock()).Failures, i.Calls.Report(callstats.Clock()).InFlight)
 	}
 }
 
@@ -146,11 +147,11 @@ func TestSelectorEjectsAtMostHalf(t *testing.T) {
 			chooseOne(t, s).done(outcome.LostConnection, refused)
 		}
 		now, ejected := callstats.Clock(), 0
-		for _, i := range inf.snapshot().instances {
-			if i.calls.Report(callstats.Clock()).Failures == 0 {
+		for _, i := range inf.Snapshot().Instances {
+			if i.Calls.Report(callstats.Clock()).Failures == 0 {
 				t.Errorf("all %d instances fail, and one of them got no call", n)
 			}
-			if i.calls.Ejected(now) {
+			if i.Calls.Ejected(now) {
 				ejected++
 			}
 		}
@@ -196,8 +197,8 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 			c.done(o, nil)
 		}
 		failures := func() (sum int) {
-			for _, i := range inf.snapshot().instances {
-				sum += i.calls.Report(callstats.Clock()).Failures
+			for _, i := range inf.Snapshot().Instances {
+				sum += i.Calls.Report(callstats.Clock()).Failures
 			}
 			return sum
 		}
@@ -231,7 +232,7 @@ func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 			c.done(outcome.Answered, nil)
 		}
 		slow.done(outcome.TimedOut, timeout)
-		if n := inf.snapshot().instances[0].calls.Report(callstats.Clock()).Failures; n != 0 {
+		if n := inf.Snapshot().Instances[0].Calls.Report(callstats.Clock()).Failures; n != 0 {
 			t.Errorf("%d failures", n)
 		}
 	})
@@ -271,11 +272,11 @@ func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
 		s := newSelector(r)
-		bad := inf.snapshot().instances[0]
+		bad := inf.Snapshot().Instances[0]
 		broken, earlier := chooseInstance(t, s, bad), chooseInstance(t, s, bad)
 		broken.done(outcome.LostConnection, refused)
 		earlier.done(outcome.Answered, nil)
-		if !bad.calls.Ejected(callstats.Clock()) {
+		if !bad.Calls.Ejected(callstats.Clock()) {
 			t.Error("the answer to an earlier call ended the ejection")
 		}
 		time.Sleep(5 * time.Second)
@@ -284,7 +285,7 @@ func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
 			c.done(outcome.Answered, nil)
 		}
 		c.done(outcome.Answered, nil)
-		if bad.calls.Report(callstats.Clock()) != (callstats.Report{}) {
+		if bad.Calls.Report(callstats.Clock()) != (callstats.Report{}) {
 			t.Error("the answer to the trial did not end the ejection")
 		}
 	})
@@ -314,7 +315,7 @@ func TestSelectorReportsEjections(t *testing.T) {
 		}
 		begin := time.Now()
 		first := chooseOne(t, s)
-		bad, pod := first.instance, first.instance.pod
+		bad, pod := first.instance, first.instance.Pod
 		first.done(outcome.LostConnection, refused)
 		for range 2 {
 			chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
@@ -324,7 +325,7 @@ func TestSelectorReportsEjections(t *testing.T) {
 		for _, c := range s.instances("greeter") {
 			want := InstanceCalls{Pod: pod, Address: bad.Address, Failures: 1, EjectedFor: 4 * time.Second}
 			if c.Address == good.node.Address {
-				want = InstanceCalls{Pod: good.instance.pod, Address: good.node.Address, InFlight: 1}
+				want = InstanceCalls{Pod: good.instance.Pod, Address: good.node.Address, InFlight: 1}
 			}
 			if c != want {
 				t.Errorf("instances has %+v, want %+v", c, want)
@@ -343,7 +344,7 @@ func TestSelectorReportsEjections(t *testing.T) {
 		if !slices.Equal(events, want) {
 			t.Errorf("events:\n%q\nwant\n%q", events, want)
 		}
-		if sum := picked[name] + picked["greeter "+good.instance.pod+" "+good.node.Address]; sum != calls {
+		if sum := picked[name] + picked["greeter "+good.instance.Pod+" "+good.node.Address]; sum != calls {
 			t.Errorf("picks: %v, want %d", picked, calls)
 		}
 		for _, text := range []string{"Ejecting instance " + bad.Address + ` of service "greeter" on pod "` + pod + `" for 5s: `,
@@ -360,29 +361,29 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	s := newSelector(r)
 	first := chooseOne(t, s)
 	first.done(outcome.LostConnection, refused)
-	if inf.snapshot().instances[0].calls.Report(callstats.Clock()).Failures != 1 {
+	if inf.Snapshot().Instances[0].Calls.Report(callstats.Clock()).Failures != 1 {
 		t.Fatal("the failure was not recorded")
 	}
 	chooseOne(t, s).done(outcome.Answered, nil)
-	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()) != (callstats.Report{}) {
-		t.Errorf("after a success: %d failures, %d calls in flight", k.calls.Report(callstats.Clock()).Failures, k.calls.Report(callstats.Clock()).InFlight)
+	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()) != (callstats.Report{}) {
+		t.Errorf("after a success: %d failures, %d calls in flight", k.Calls.Report(callstats.Clock()).Failures, k.Calls.Report(callstats.Clock()).InFlight)
 	}
 	chooseOne(t, s).done(outcome.LostConnection, refused)
 	old := chooseOne(t, s)
 	p := readyPod(t, 0)
 	p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
 	inf.Update(p)
-	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()).Failures != 0 {
+	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()).Failures != 0 {
 		t.Error("the new process has the failures of the old process")
 	}
 	// A status update that changes nothing keeps the failures.
 	chooseOne(t, s).done(outcome.LostConnection, refused)
 	inf.Update(p)
-	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()).Failures != 1 {
+	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()).Failures != 1 {
 		t.Error("a status update ended the ejection")
 	}
 	old.done(outcome.Answered, nil) // a call to a process that has ended
-	if k := inf.snapshot().instances[0]; k.calls.Report(callstats.Clock()).Failures != 1 {
+	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()).Failures != 1 {
 		t.Error("the answer of the old process counts for the new one")
 	}
 }
@@ -390,34 +391,17 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 // countLogLines returns the number of log lines since a time that contain all texts.
 func countLogLines(t *testing.T, since time.Time, texts ...string) int {
 	t.Helper()
-	return len(logLines(t, since, texts...))
-}
-
-// logLines returns those of the last 100 log lines that were written since a time and contain
-// all texts.
-func logLines(t *testing.T, since time.Time, texts ...string) (lines []string) {
-	t.Helper()
-	records, err := dlog.DefaultLog.Read() // which ignores dlog.Since
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range records {
-		line := fmt.Sprint(r.Message)
-		if !r.Timestamp.Before(since) && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
-			lines = append(lines, line)
-		}
-	}
-	return lines
+	return len(kubetest.LogLines(t, since, texts...))
 }
 
 // chooseInstance returns a choice of an instance.
-func chooseInstance(t *testing.T, s *clientSelector, i *instance) choice {
+func chooseInstance(t *testing.T, s *clientSelector, i *discovery.Instance) choice {
 	t.Helper()
 	chooser, err := s.state.Load().choosers.get(t.Context(), "greeter")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := chooser.pickBetter([]*instance{i}, nil, callstats.Clock())
+	c, err := chooser.pickBetter([]*discovery.Instance{i}, nil, callstats.Clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +415,7 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, inf := newStaticRegistry(t, 2)
 				s := newSelector(r)
-				bad := inf.snapshot().instances[0]
+				bad := inf.Snapshot().Instances[0]
 				earlier := chooseInstance(t, s, bad)
 				if isStream {
 					earlier = earlier.asStream()
@@ -440,7 +424,7 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 				time.Sleep(5*time.Second + time.Millisecond)
 				trial := chooseInstance(t, s, bad)
 				earlier.done(outcome.Answered, nil)
-				if bad.calls.Report(callstats.Clock()).Failures == 0 {
+				if bad.Calls.Report(callstats.Clock()).Failures == 0 {
 					t.Fatal("the end of the earlier one ended the ejection")
 				}
 				trial.done(outcome.LostConnection, refused)
@@ -458,7 +442,7 @@ func TestTrialWithFilterEndsEjection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
 		s := newSelector(r)
-		bad := inf.snapshot().instances[0]
+		bad := inf.Snapshot().Instances[0]
 		chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
 		time.Sleep(5*time.Second + time.Millisecond)
 		all := selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })
@@ -469,7 +453,7 @@ func TestTrialWithFilterEndsEjection(t *testing.T) {
 			}
 			c.done(outcome.Answered, nil)
 		}
-		if bad.calls.Report(callstats.Clock()) != (callstats.Report{}) {
+		if bad.Calls.Report(callstats.Clock()) != (callstats.Report{}) {
 			t.Error("the ejection has not ended")
 		}
 	})
@@ -488,7 +472,7 @@ func TestInstanceThatHasLeftIsNotEjected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return readyPod(t, i).Name == c.instance.pod })
+	i := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return readyPod(t, i).Name == c.instance.Pod })
 	inf.Delete(readyPod(t, i))
 	c.done(outcome.LostConnection, refused)
 	if len(events) > 0 {

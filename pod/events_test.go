@@ -31,9 +31,9 @@ func TestEventsOfSeveralOptions(t *testing.T) {
 	s := newSelector(r)
 	chooseOne(t, s).done(outcome.LostConnection, refused)
 	chooseOne(t, s).done(outcome.Answered, nil)
-	for _, i := range inf.snapshot().instances {
-		if i.calls.Ejected(callstats.Clock()) {
-			i.calls.Eject(callstats.Clock()-int64(time.Minute), outcome.LostConnection) // so that the next call is the trial
+	for _, i := range inf.Snapshot().Instances {
+		if i.Calls.Ejected(callstats.Clock()) {
+			i.Calls.Eject(callstats.Clock()-int64(time.Minute), outcome.LostConnection) // so that the next call is the trial
 		}
 	}
 	chooseOne(t, s).done(outcome.Answered, nil)

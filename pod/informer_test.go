@@ -10,7 +10,6 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -85,9 +84,9 @@ func TestInformerWithTwoThousandPods(t *testing.T) {
 	})
 	count := func(want int) func() error {
 		return func() error {
-			s, err := r.snapshot("greeter")
-			if err != nil || len(s.instances) != want {
-				return fmt.Errorf("%d instances, want %d, %v", len(s.instances), want, err)
+			a, err := addresses(r, "greeter")
+			if err != nil || len(a) != want {
+				return fmt.Errorf("%d instances, want %d, %v", len(a), want, err)
 			}
 			return nil
 		}
@@ -119,21 +118,24 @@ func TestInformerWithTwoThousandPods(t *testing.T) {
 		}
 	}
 	w.Stop()
-	i, err := r.informer("greeter")
-	if err != nil {
-		t.Fatal(err)
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if indexed := r.instances.length(); indexed > 2*pods || len(i.table.versions) > 2 {
-		t.Errorf("the registry holds %d instances and %d versions of %d pods", indexed, len(i.table.versions), len(i.table.pods))
-	}
 }
 
-// length returns the number of instances in the index.
-func (x *instanceIndex) length() (n int) {
-	x.byNode.Range(func(any, any) bool { n++; return true })
-	return n
+func TestMalformedAnnotationAffectsOnlyItsPod(t *testing.T) {
+	ns := newNamespace(t)
+	r := ns.openRegistry("reader")
+	for i, text := range []string{"", "{", "null", "[]", `{"name":7}`, `{"name":"greeter","nodes":[null,{}]}`, `{"name":"other","nodes":[{"id":"x","address":"y"}]}`, strings.Repeat("[", 10000)} {
+		name := fmt.Sprint("bad-", i)
+		ns.CreateReadyPod(name)
+		ns.Register(name, "greeter", text)
+	}
+	ns.CreateReadyPod("good")
+	ns.register("good", "greeter", "v1", "10.0.0.1:1")
+	kubetest.Eventually(t, 10*time.Second, "the valid registration is found", has(r, "greeter", "10.0.0.1:1"))
+	ns.register("bad-1", "greeter", "v1", "10.0.0.2:1")
+	kubetest.Eventually(t, 10*time.Second, "a corrected registration is found", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+	if _, err := r.ListServices(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestFirstReadFailsAtOnceWithTheReason(t *testing.T) {
@@ -168,52 +170,5 @@ func TestFirstReadFailsAtOnceWithTheReason(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestUnreachableInstancesAreUsedWhileTheyOutnumberReadyOnes(t *testing.T) {
-	const ready, unreachable, notReady = "ready", "unreachable", "not ready"
-	states := func(counts map[string]int) (pods []*corev1.Pod) {
-		conditions := map[string][2]corev1.ConditionStatus{ready: {"True", "True"}, unreachable: {"False", "True"}, notReady: {"False", "False"}}
-		for state, n := range counts {
-			for range n {
-				p := readyPod(t, len(pods))
-				p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: conditions[state][0]}, {Type: corev1.ContainersReady, Status: conditions[state][1]}}
-				pods = append(pods, p)
-			}
-		}
-		return pods
-	}
-	for _, c := range []struct {
-		what   string
-		counts map[string]int
-		want   int
-	}{
-		{"all nodes report", map[string]int{ready: 12}, 12},
-		{"after a long API outage", map[string]int{unreachable: 12}, 12},
-		{"the first node reports again", map[string]int{ready: 3, unreachable: 9}, 12},
-		{"the second node reports again", map[string]int{ready: 6, unreachable: 6}, 6},
-		{"the third node reports again", map[string]int{ready: 9, unreachable: 3}, 9},
-		{"one node of four is lost", map[string]int{ready: 9, unreachable: 3}, 9},
-		{"pods with failing probes do not count", map[string]int{ready: 2, unreachable: 1, notReady: 9}, 2},
-	} {
-		i := newInformer("greeter", nil)
-		i.Replace(states(c.counts))
-		if got := len(i.snapshot().instances); got != c.want {
-			t.Errorf("%s: %d instances, want %d", c.what, got, c.want)
-		}
-	}
-}
-
-func TestUnreachableInstancesAreCountedForEachService(t *testing.T) {
-	i := newInformer("", nil)
-	lost := readyPod(t, 0) // its instance belongs to the greeter
-	lost.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: "False"}, {Type: corev1.ContainersReady, Status: "True"}}
-	other := readyPod(t, 1)
-	other.Labels = map[string]string{podmeta.SelectorPrefix + "adder": podmeta.TypeValue}
-	other.Annotations = map[string]string{podmeta.AnnotationPrefix + "adder": string(annotation(t, "p-1", "adder", "v1", "10.0.0.2:1"))}
-	i.Replace([]*corev1.Pod{lost, other})
-	if got := len(i.snapshot().instances); got != 2 {
-		t.Errorf("%d instances, want 2: the unreachable instance, which is the only one of its service, and the ready instance", got)
 	}
 }

@@ -175,9 +175,6 @@ func TestObserversShareOneWatch(t *testing.T) {
 	for _, end := range ends {
 		end()
 	}
-	if r.observers.shared != nil || r.observers.count != 0 {
-		t.Errorf("%d observers are left", r.observers.count)
-	}
 	ns.SetStatus("a", corev1.PodRunning, corev1.ConditionFalse)
 	next, _ := observe(t, r)
 	until(t, next, "greeter/a 10.0.0.1:9100 not ready")

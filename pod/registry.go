@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,8 +12,8 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -27,10 +26,10 @@ type Plugin = func(...registry.Option) registry.Registry
 // Registry finds services by watching pods, and registers a service by patching
 // the process's own pod. Make it with NewRegistry. It is safe for concurrent use.
 type Registry struct {
-	plugin    Plugin
-	env       apiserver.Environment
-	instances instanceIndex // the instances of all informers
-	choosers  choosers
+	plugin   Plugin
+	env      apiserver.Environment
+	services *discovery.Services // reads
+	choosers choosers
 
 	statusChanged broadcast.Broadcast // the result of Registered, deregistrationPending or registrationError may have changed
 
@@ -41,10 +40,8 @@ type Registry struct {
 	closed    bool
 	conn      *apiserver.Connection // nil before the first use
 	registrar *registrar            // nil before the first use
-	observers observers
-	clients   []*Client            // that Close closes
-	informers map[string]*informer // by service; "" for all services
-	served    map[string]bool      // names of services and handlers that were ever registered
+	clients   []*Client             // that Close closes
+	served    map[string]bool       // names of services and handlers that were ever registered
 
 	// Set by a lifecycle:
 	background bool              // Register and Deregister do not wait for the API server
@@ -68,7 +65,8 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 
 func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
 	gomicro.UseTracer() // before any service or client that uses the registry is made
-	r := &Registry{plugin: plugin, env: env, informers: map[string]*informer{}, served: map[string]bool{}}
+	r := &Registry{plugin: plugin, env: env, served: map[string]bool{}}
+	r.services = discovery.New(r.readable, r.readSettings)
 	r.choosers.registry = r
 	for _, o := range opts {
 		o(&r.options)
@@ -143,19 +141,13 @@ func (r *Registry) Close() error {
 // detach removes the connection and everything that uses it from the registry, and
 // returns a function that stops their goroutines. The caller holds r.mu.
 func (r *Registry) detach() (disconnect func()) {
-	conn, registrar, observer, informers := r.conn, r.registrar, r.observers.drop(), slices.Collect(maps.Values(r.informers))
+	conn, registrar := r.conn, r.registrar
 	r.conn, r.registrar = nil, nil
-	clear(r.informers)
 	return func() {
 		if registrar != nil {
 			registrar.stop()
 		}
-		if observer != nil {
-			observer.stop()
-		}
-		for _, i := range informers {
-			i.stop()
-		}
+		r.services.Stop()
 		if conn != nil {
 			conn.Close()
 		}
@@ -423,30 +415,22 @@ func (r *Registry) serves(name string) bool {
 // GetService returns registry.ErrNotFound when no such pod carries the service. It
 // needs the verbs list and watch on pods.
 func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
-	s, err := r.snapshot(name)
+	all, err := r.services.Get(name)
 	if err != nil {
 		return nil, fmt.Errorf("getting service %q: %w", name, err)
 	}
-	if len(s.instances) == 0 {
+	if len(all) == 0 {
 		return nil, registry.ErrNotFound
 	}
-	return s.services(), nil
+	return all, nil
 }
 
 // ListServices returns the names of all services that have a routable instance. The
 // first call waits as GetService does. It needs the verbs list and watch on pods.
 func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, error) {
-	s, err := r.snapshot("")
+	all, err := r.services.List()
 	if err != nil {
 		return nil, fmt.Errorf("listing services: %w", err)
-	}
-	var all []*registry.Service
-	seen := map[string]bool{}
-	for _, i := range s.instances {
-		if !seen[i.service.Name] {
-			seen[i.service.Name] = true
-			all = append(all, &registry.Service{Name: i.service.Name})
-		}
 	}
 	return all, nil
 }
@@ -461,52 +445,33 @@ func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error)
 	for _, opt := range opts {
 		opt(&o)
 	}
-	i, err := r.informer(o.Service)
-	if err == nil {
-		err = i.wait(r.timeout())
-	}
+	w, err := r.services.Watch(o.Service)
 	if err != nil {
 		return nil, fmt.Errorf("watching services: %w", err)
 	}
-	return newWatcher(i), nil
-}
-
-// snapshot returns the current state of a service, or of all services when the name
-// is empty. The first call waits for the API server.
-func (r *Registry) snapshot(service string) (*snapshot, error) {
-	i, err := r.informer(service)
-	if err == nil {
-		err = i.wait(r.timeout())
-	}
-	if err != nil {
-		return nil, err
-	}
-	return i.snapshot(), nil
-}
-
-// informer returns the informer of a service, or of all services when the name is
-// empty. The first call starts it.
-func (r *Registry) informer(service string) (*informer, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if i := r.informers[service]; i != nil {
-		return i, nil
-	}
-	conn, err := r.connect()
-	if err != nil {
-		return nil, err
-	}
-	i := newInformer(service, &r.instances)
-	i.table.limits.AnyAddress = anyAddress(r.options)
-	i.APIError = observersOf(r.options).apiError
-	i.start(conn)
-	r.informers[service] = i
-	return i, nil
+	return w, nil
 }
 
 // instanceOf returns the instance to which a node that the selector returned
 // belongs, nil when this registry does not know the node or no longer does.
-func (r *Registry) instanceOf(n *registry.Node) *instance { return r.instances.find(n) }
+func (r *Registry) instanceOf(n *registry.Node) *discovery.Instance { return r.services.InstanceOf(n) }
+
+// readable returns the API server for reading.
+func (r *Registry) readable() (discovery.API, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	conn, err := r.connect()
+	if err != nil {
+		return discovery.API{}, err
+	}
+	return discovery.API{API: conn, Namespace: conn.Namespace, Host: conn.Host}, nil
+}
+
+// readSettings returns what the options say about reading.
+func (r *Registry) readSettings() discovery.Settings {
+	o := r.Options()
+	return discovery.Settings{Timeout: r.timeout(), AnyAddress: anyAddress(o), APIError: observersOf(o).apiError}
+}
 
 // ---- Observing ----
 
@@ -536,48 +501,22 @@ func (r *Registry) LastContact() time.Time {
 // sequence continues, and yields again when watching works again. It ends with ctx, or
 // with a last error when the registry cannot connect or is closed.
 //
-// One LIST and one WATCH of pods serve all observers. They begin with the first
-// observer and end with the last. Observe needs the verbs list and watch on pods.
+// One LIST and one WATCH of pods serve all observers, ListServices and Watch of all services.
+// They begin with the first use and end with the last observer, or, after ListServices or Watch, with Close. Observe needs the verbs list and watch on pods.
 func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
-		o, err := r.observer()
-		if err != nil {
-			yield(nil, fmt.Errorf("observing services: %w", err))
-			return
-		}
-		defer r.observers.leave(o)
-		for {
-			changed := o.changed.Wait()
-			if ctx.Err() != nil {
+		for observed, err := range r.services.Observe(ctx) {
+			if err != nil {
+				err = fmt.Errorf("observing services: %w", err)
+			}
+			instances := make([]Instance, len(observed))
+			for i, o := range observed {
+				instances[i] = Instance{Service: o.Service.Name, Version: o.Service.Version, Endpoints: o.Service.Endpoints,
+					Address: o.Address, Pod: o.Pod, Created: o.Created, State: State(o.State), Reason: o.Reason}
+			}
+			if !yield(instances, err) {
 				return
-			}
-			if !o.Running() {
-				yield(nil, errors.New("observing services: the registry was closed, or was given another address"))
-				return
-			}
-			if all, synced, err := o.instances(); synced || err != nil {
-				if err != nil {
-					err = fmt.Errorf("observing services: %w", err)
-				}
-				if !yield(all, err) {
-					return
-				}
-			}
-			select {
-			case <-changed:
-			case <-ctx.Done():
 			}
 		}
 	}
-}
-
-// observer returns the observer that all calls of Observe share.
-func (r *Registry) observer() (*observer, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	conn, err := r.connect()
-	if err != nil {
-		return nil, err
-	}
-	return r.observers.join(conn, podmeta.Limits{AnyAddress: anyAddress(r.options)}, observersOf(r.options).apiError), nil
 }

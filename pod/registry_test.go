@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -271,18 +272,15 @@ func TestErrorsNameMissingVerb(t *testing.T) {
 			t.Fatal(err)
 		}
 		kubetest.Eventually(t, 10*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
-		i, err := r.informer("greeter")
-		if err != nil {
-			t.Fatal(err)
-		}
-		kubetest.Eventually(t, 10*time.Second, "the error names the verb", func() error {
-			i.mu.Lock()
-			defer i.mu.Unlock()
-			if i.err == nil || !strings.Contains(i.err.Error(), `verb "watch" on pods`) {
-				return fmt.Errorf("%v", i.err)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var last error
+		for _, last = range r.Observe(ctx) {
+			if last != nil && strings.Contains(last.Error(), `verb "watch" on pods`) {
+				return
 			}
-			return nil
-		})
+		}
+		t.Errorf("within 10 s no error names the verb; the last one is %v", last)
 	})
 }
 
@@ -299,7 +297,7 @@ func TestInitAndCloseTwice(t *testing.T) {
 	if r.Options().Timeout != 3*time.Second || r.String() != "kubernetes" {
 		t.Errorf("%v %s", r.Options(), r)
 	}
-	if r.conn != nil || r.registrar != nil || len(r.informers) > 0 {
+	if r.conn != nil || r.registrar != nil {
 		t.Error("the registry has started something before its first use")
 	}
 	for _, address := range []string{"", proxy.URL, proxy.URL} { // first use, changed address, same address again

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -65,7 +67,7 @@ func (s *clientSelector) Options() selector.Options { return s.state.Load().opti
 // there is another instance. The caller must end the choice with done. It returns
 // selector.ErrNotFound if no routable pod carries the service now,
 // selector.ErrNoneAvailable if the filters leave no instance, and the errors of a strategy.
-func (s *clientSelector) choose(service string, opts []selector.SelectOption, previous *instance) (choice, error) {
+func (s *clientSelector) choose(service string, opts []selector.SelectOption, previous *discovery.Instance) (choice, error) {
 	state := s.state.Load()
 	if c := state.fastChooser(service, opts); c != nil {
 		return c.choose(previous)
@@ -88,7 +90,7 @@ func (state *selectorState) fastChooser(service string, opts []selector.SelectOp
 
 // prepare returns the function that chooses instances of a service: for the first use of the
 // service, with filters, with a strategy of the caller, and with a registry of another package.
-func (s *clientSelector) prepare(state *selectorState, service string, opts []selector.SelectOption) (func(previous *instance) (choice, error), error) {
+func (s *clientSelector) prepare(state *selectorState, service string, opts []selector.SelectOption) (func(previous *discovery.Instance) (choice, error), error) {
 	o := selector.SelectOptions{Strategy: state.options.Strategy}
 	for _, opt := range opts {
 		opt(&o)
@@ -120,13 +122,13 @@ func (s *clientSelector) prepare(state *selectorState, service string, opts []se
 	}
 	if o.Strategy != nil {
 		next := o.Strategy(services)
-		return func(*instance) (choice, error) {
+		return func(*discovery.Instance) (choice, error) {
 			node, err := next()
 			return choice{node: node}, err
 		}, nil
 	}
 	instances := chooser.instancesOf(services)
-	return func(previous *instance) (choice, error) {
+	return func(previous *discovery.Instance) (choice, error) {
 		return chooser.pickBetter(instances, previous, callstats.Clock())
 	}, nil
 }
@@ -159,7 +161,7 @@ func (s *clientSelector) Select(service string, opts ...selector.SelectOption) (
 }
 
 // nextOf returns a function that picks instances for calls whose end nobody reports.
-func nextOf(choose func(previous *instance) (choice, error)) selector.Next {
+func nextOf(choose func(previous *discovery.Instance) (choice, error)) selector.Next {
 	return func() (*registry.Node, error) {
 		c, err := choose(nil)
 		c.done(outcome.Inconclusive, nil)
@@ -193,9 +195,9 @@ func (s *clientSelector) instances(service string) []InstanceCalls {
 	}
 	now := callstats.Clock()
 	var all []InstanceCalls
-	for _, i := range c.informer.snapshot().instances {
-		r := i.calls.Report(now)
-		all = append(all, InstanceCalls{Pod: i.pod, Address: i.Address, InFlight: r.InFlight, Failures: r.Failures, EjectedFor: r.EjectedFor})
+	for _, i := range c.informer.Snapshot().Instances {
+		r := i.Calls.Report(now)
+		all = append(all, InstanceCalls{Pod: i.Pod, Address: i.Address, InFlight: r.InFlight, Failures: r.Failures, EjectedFor: r.EjectedFor})
 	}
 	return all
 }

@@ -1,11 +1,15 @@
 package pod
 
 import (
+	"context"
 	"encoding/json"
+	stderrors "errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
-	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
@@ -20,16 +24,28 @@ import (
 )
 
 // newStaticRegistry returns a registry that knows n ready pods and makes no connection.
-func newStaticRegistry(t testing.TB, n int) (*Registry, *informer) {
+func newStaticRegistry(t testing.TB, n int) (*Registry, *discovery.Informer) {
 	t.Helper()
 	r := newRegistry(apiserver.ProcessEnvironment, nil)
-	inf := newInformer("greeter", &r.instances)
+	pods := &kubetest.Pods{}
+	r.services = discovery.New(func() (discovery.API, error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.closed {
+			return discovery.API{}, stderrors.New("using the registry: it is closed")
+		}
+		return discovery.API{API: pods}, nil
+	}, r.readSettings)
+	t.Cleanup(func() { r.services.Stop() })
+	inf, err := r.services.Synced(context.Background(), "greeter")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var addresses []string
 	for i := range n {
 		addresses = append(addresses, fmt.Sprint("10.0.0.1:", i+1))
 	}
 	inf.Replace(readyPodsAt(t, addresses...))
-	r.conn, r.informers["greeter"] = &apiserver.Connection{}, inf
 	return r, inf
 }
 
@@ -108,7 +124,7 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	s := newSelector(r)
 	for range 50 {
 		c := chooseOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
-		if c.instance == nil || c.instance.service.Version != "v1" {
+		if c.instance == nil || c.instance.Service.Version != "v1" {
 			t.Fatalf("the filter for v1 left %v", c.node)
 		}
 		c.done(outcome.Answered, nil)
@@ -123,8 +139,8 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 		return all
 	}
 	chooseOne(t, s, selector.WithFilter(overwrite))
-	for _, n := range inf.snapshot().instances {
-		if n.Address == "overwritten" || n.service.Version == "overwritten" {
+	for _, n := range inf.Snapshot().Instances {
+		if n.Address == "overwritten" || n.Service.Version == "overwritten" {
 			t.Error("a filter wrote to the snapshot of the registry")
 		}
 	}
@@ -341,44 +357,6 @@ func TestSelectorReturnsErrorAfterClose(t *testing.T) {
 	}
 }
 
-// After an outage of the API server, kube-controller-manager sets Ready to false on the
-// pods of each Kubernetes node that has not reported.
-func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
-	_, inf := newStaticRegistry(t, 3)
-	update := func(i int, ready, containersReady corev1.ConditionStatus, also ...func(*corev1.Pod)) int {
-		p := readyPod(t, i)
-		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}, {Type: corev1.ContainersReady, Status: containersReady}}
-		for _, do := range also {
-			do(p)
-		}
-		inf.Update(trimmed(p))
-		return len(inf.snapshot().instances)
-	}
-	const yes, no = corev1.ConditionTrue, corev1.ConditionFalse
-	gated := func(p *corev1.Pod) {
-		p.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: "example.com/in-rotation"}}
-	}
-	terminating := func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Now()} }
-	for _, step := range []struct {
-		what string
-		got  func() int
-		want int
-	}{
-		{"one unreachable", func() int { return update(0, no, yes) }, 2},
-		{"two unreachable, more than ready", func() int { return update(1, no, yes) }, 3},
-		{"all unreachable", func() int { return update(2, no, yes) }, 3},
-		{"one with a failing probe", func() int { return update(2, no, no) }, 2},
-		{"one with a readiness gate", func() int { return update(1, no, yes, gated) }, 1},
-		{"one terminating", func() int { return update(0, no, yes, terminating) }, 0},
-		{"one ready again", func() int { return update(1, yes, yes) }, 1},
-		{"another unreachable", func() int { return update(0, no, yes) }, 1},
-	} {
-		if got := step.got(); got != step.want {
-			t.Errorf("%s: %d instances, want %d", step.what, got, step.want)
-		}
-	}
-}
-
 func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 	r, inf := newStaticRegistry(t, 2)
 	s := newSelector(r)
@@ -390,11 +368,11 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.instance == nil || c.node != &c.instance.Node || c.instance.calls.Report(callstats.Clock()).InFlight != 1 {
+		if c.instance == nil || c.node != &c.instance.Node || c.instance.Calls.Report(callstats.Clock()).InFlight != 1 {
 			t.Errorf("with the options %v: %+v", opts, c)
 		}
 		c.done(outcome.Answered, nil)
-		if n := c.instance.calls.Report(callstats.Clock()).InFlight; n != 0 {
+		if n := c.instance.Calls.Report(callstats.Clock()).InFlight; n != 0 {
 			t.Errorf("%d calls in flight after done", n)
 		}
 	}
@@ -403,7 +381,7 @@ func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.done(outcome.LostConnection, refused)
-	if !c.instance.calls.Ejected(callstats.Clock()) {
+	if !c.instance.Calls.Ejected(callstats.Clock()) {
 		t.Error("the instance whose connection failed is not ejected")
 	}
 	inf.Replace(nil)
@@ -438,9 +416,9 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 			}
 			first.done(outcome.Answered, nil)
 			for _, ejectOthers := range []bool{false, true} {
-				for _, i := range inf.snapshot().instances {
+				for _, i := range inf.Snapshot().Instances {
 					if ejectOthers && i != first.instance {
-						i.calls.Eject(callstats.Clock(), outcome.TimedOut)
+						i.Calls.Eject(callstats.Clock(), outcome.TimedOut)
 					}
 				}
 				for range 20 {

@@ -61,9 +61,11 @@ func TestSlowWatcherDelaysNothing(t *testing.T) {
 	}
 	kubetest.Eventually(t, 10*time.Second, "the last of 300 changes", has(r, "greeter", "10.0.0.1:300"))
 	kubetest.Eventually(t, 10*time.Second, "the last of 300 changes, among all services", func() error {
-		s, err := r.snapshot("")
-		if err != nil || len(s.instances) != 1 || s.instances[0].Address != "10.0.0.1:300" {
-			return fmt.Errorf("%v %v", err, s)
+		for all, err := range r.Observe(t.Context()) {
+			if err != nil || len(all) != 1 || all[0].Address != "10.0.0.1:300" {
+				return fmt.Errorf("%v %v", err, all)
+			}
+			break
 		}
 		return nil
 	})

@@ -1,12 +1,8 @@
-package pod
+package discovery
 
 import (
-	"fmt"
-	"strings"
 	"testing"
-	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
@@ -15,24 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
-
-func TestMalformedAnnotationAffectsOnlyItsPod(t *testing.T) {
-	ns := newNamespace(t)
-	r := ns.openRegistry("reader")
-	for i, text := range []string{"", "{", "null", "[]", `{"name":7}`, `{"name":"greeter","nodes":[null,{}]}`, `{"name":"other","nodes":[{"id":"x","address":"y"}]}`, strings.Repeat("[", 10000)} {
-		name := fmt.Sprint("bad-", i)
-		ns.CreateReadyPod(name)
-		ns.Register(name, "greeter", text)
-	}
-	ns.CreateReadyPod("good")
-	ns.register("good", "greeter", "v1", "10.0.0.1:1")
-	kubetest.Eventually(t, 10*time.Second, "the valid registration is found", has(r, "greeter", "10.0.0.1:1"))
-	ns.register("bad-1", "greeter", "v1", "10.0.0.2:1")
-	kubetest.Eventually(t, 10*time.Second, "a corrected registration is found", has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
-	if _, err := r.ListServices(); err != nil {
-		t.Error(err)
-	}
-}
 
 // readAsGoMicro reads services in all the ways in which go-micro and its tools read them,
 // and modifies them, which a caller may do.
@@ -74,8 +52,8 @@ func readValue(v *registry.Value) {
 }
 
 // tableOf returns a table with one ready pod that carries an annotation.
-func tableOf(annotation string, index *instanceIndex) podTable {
-	table := newPodTable("", index)
+func tableOf(annotation string, x *index) *allServices {
+	table := newAllServices(x, podmeta.Limits{})
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p",
 		Labels: map[string]string{podmeta.SelectorPrefix + "x": podmeta.TypeValue}, Annotations: map[string]string{podmeta.AnnotationPrefix + "x": annotation}}}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
@@ -95,13 +73,13 @@ func TestNoAnnotationCrashesClients(t *testing.T) {
 					t.Errorf("%s crashes its readers: %v", annotation, p)
 				}
 			}()
-			table := tableOf(annotation, nil)
-			s := &snapshot{table.pods["p"].instances}
-			if len(s.instances) != 1 {
-				t.Errorf("%s: %d instances, want 1", annotation, len(s.instances))
+			table := tableOf(annotation, &index{})
+			s := &Snapshot{table.pods["p"].instances}
+			if len(s.Instances) != 1 {
+				t.Errorf("%s: %d instances, want 1", annotation, len(s.Instances))
 			}
-			readAsGoMicro(s.services())
-			readAsGoMicro(s.services()) // another copy, without what the first reader wrote
+			readAsGoMicro(s.Services())
+			readAsGoMicro(s.Services()) // another copy, without what the first reader wrote
 		}()
 	}
 }
@@ -113,24 +91,22 @@ func FuzzTable(f *testing.F) {
 	f.Add([]byte(`null`))
 	f.Add([]byte(``))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var index instanceIndex
-		table := tableOf(string(b), &index)
+		var x index
+		table := tableOf(string(b), &x)
 		for _, i := range table.pods["p"].instances {
 			if i.Address == "" {
 				t.Errorf("an instance without an address from %q", b)
 			}
-			if index.find(&i.Node) != i {
+			if x.find(&i.Node) != i {
 				t.Errorf("an instance that is not in the index from %q", b)
 			}
 		}
-		readAsGoMicro((&snapshot{table.pods["p"].instances}).services())
-		o := newObserver()
-		o.table = table
-		if all, _, _ := o.instances(); len(all) != len(table.pods["p"].instances) {
+		readAsGoMicro((&Snapshot{table.pods["p"].instances}).Services())
+		if all := table.observed(); len(all) != len(table.pods["p"].instances) {
 			t.Errorf("Observe yields %d instances of %q", len(all), b)
 		}
 		table.remove("p")
-		if len(table.versions) != 0 || index.length() != 0 {
+		if len(table.versions) != 0 || x.length() != 0 {
 			t.Errorf("left after %q: %d versions", b, len(table.versions))
 		}
 	})

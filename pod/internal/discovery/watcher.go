@@ -1,4 +1,4 @@
-package pod
+package discovery
 
 import (
 	"sync"
@@ -10,23 +10,23 @@ import (
 // the informer's current snapshot. It holds no more than one snapshot and its
 // differences, however slow its reader is.
 type watcher struct {
-	informer *informer
+	informer *Informer
 	stopped  chan struct{}
 	stopOnce sync.Once
 
 	mu      sync.Mutex
-	seen    map[string]*instance // by service, pod and node id
+	seen    map[string]*Instance // by service, pod and node id
 	results []*registry.Result   // results that Next has not returned yet
 }
 
-func newWatcher(i *informer) *watcher {
-	return &watcher{informer: i, stopped: make(chan struct{}), seen: byIdentity(i.snapshot())}
+func newWatcher(i *Informer) *watcher {
+	return &watcher{informer: i, stopped: make(chan struct{}), seen: byIdentity(i.Snapshot())}
 }
 
-func byIdentity(s *snapshot) map[string]*instance {
-	m := make(map[string]*instance, len(s.instances))
-	for _, i := range s.instances {
-		m[i.service.Name+"\x00"+i.pod+"\x00"+i.Id] = i
+func byIdentity(s *Snapshot) map[string]*Instance {
+	m := make(map[string]*Instance, len(s.Instances))
+	for _, i := range s.Instances {
+		m[i.Service.Name+"\x00"+i.Pod+"\x00"+i.Id] = i
 	}
 	return m
 }
@@ -54,7 +54,7 @@ func (w *watcher) next() *registry.Result {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.results) == 0 {
-		current := byIdentity(w.informer.snapshot())
+		current := byIdentity(w.informer.Snapshot())
 		w.results = diffInstances(w.seen, current)
 		w.seen = current
 	}
@@ -68,9 +68,9 @@ func (w *watcher) next() *registry.Result {
 
 // diffInstances returns the changes from before to after. Deletions come first, so that
 // the reader never sees two instances of a pod whose process has a new id.
-func diffInstances(before, after map[string]*instance) (results []*registry.Result) {
-	add := func(action string, i *instance) {
-		results = append(results, &registry.Result{Action: action, Service: (&snapshot{instances: []*instance{i}}).services()[0]})
+func diffInstances(before, after map[string]*Instance) (results []*registry.Result) {
+	add := func(action string, i *Instance) {
+		results = append(results, &registry.Result{Action: action, Service: (&Snapshot{[]*Instance{i}}).Services()[0]})
 	}
 	for k, i := range before {
 		if after[k] == nil {

@@ -1,4 +1,4 @@
-package pod
+package discovery
 
 import (
 	"encoding/json"
@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	"github.com/micro/go-micro/v2/registry"
@@ -48,7 +49,7 @@ func captureLog(t *testing.T, f func()) []string {
 	t.Helper()
 	begin := time.Now()
 	f()
-	return logLines(t, begin, "Skipping the registration")
+	return kubetest.LogLines(t, begin, "Skipping the registration")
 }
 
 func repeat(n int, address string) []string {
@@ -91,7 +92,7 @@ func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
 		{"host name", map[string]string{"a": registrationOf("a", "go-micro-srv:1")}, 0, `"go-micro-srv:1"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			table := newPodTable("", nil)
+			table := newAllServices(&index{}, podmeta.Limits{})
 			var got int
 			log := captureLog(t, func() {
 				for range 3 {
@@ -110,20 +111,17 @@ func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
 }
 
 func TestAnyAddress(t *testing.T) {
-	table := newPodTable("a", nil)
+	table := &oneService{newTable(&index{}, podmeta.Limits{}), "a"}
 	table.limits.AnyAddress = true
 	table.update(podRegistering("p", map[string]string{"a": registrationOf("a", "gateway.example:443")}))
 	if got := len(table.pods["p"].instances); got != 1 {
 		t.Errorf("%d instances, want 1", got)
 	}
-	if r := NewRegistry(nil, AnyAddress()); !anyAddress(r.Options()) {
-		t.Error("the option is not set")
-	}
 }
 
 // TestAddressesFollowPodIP changes the IP of a pod, as a new sandbox does.
 func TestAddressesFollowPodIP(t *testing.T) {
-	table := newPodTable("a", nil)
+	table := &oneService{newTable(&index{}, podmeta.Limits{}), "a"}
 	p := podRegistering("p", map[string]string{"a": registrationOf("a", "10.0.0.2:1")})
 	table.update(p)
 	before := len(table.pods["p"].instances)
@@ -139,7 +137,8 @@ func TestAddressesFollowPodIP(t *testing.T) {
 // TestHostilePodUsesLittleMemory registers and deregisters new services with the largest
 // annotations again and again, which took 100 MB before there were limits.
 func TestHostilePodUsesLittleMemory(t *testing.T) {
-	o, i := newObserver(), newInformer("", nil)
+	all := newAllServices(&index{}, podmeta.Limits{})
+	o, i := newInformer(all), NewInformer("many")
 	o.Update(podRegistering("good", map[string]string{"good": registrationOf("good", "10.0.0.1:1")}))
 	log := captureLog(t, func() {
 		var before, after runtime.MemStats
@@ -165,9 +164,8 @@ func TestHostilePodUsesLittleMemory(t *testing.T) {
 		runtime.KeepAlive(o)
 		runtime.KeepAlive(i)
 	})
-	all, _, _ := o.instances()
-	if want := 1 + 8*maxNodesPerAnnotation + maxDeregisteredPerPod; len(all) > want {
-		t.Errorf("%d instances, want at most %d", len(all), want)
+	if want := 1 + 8*maxNodesPerAnnotation + maxDeregisteredPerPod; len(all.observed()) > want {
+		t.Errorf("%d instances, want at most %d", len(all.observed()), want)
 	}
 	if len(log) > 2*maxWarningsPerPod { // lines of the observer and of the informer
 		t.Errorf("%d lines in the log: %q", len(log), log)
@@ -175,17 +173,17 @@ func TestHostilePodUsesLittleMemory(t *testing.T) {
 }
 
 func TestTotalOfDeregisteredInstancesIsBounded(t *testing.T) {
-	o := newObserver()
+	table := newAllServices(&index{}, podmeta.Limits{})
 	pods := 2 * maxDeregistered / maxDeregisteredPerPod
 	for n := range pods {
 		name := fmt.Sprint("p-", n)
 		for _, services := range [][2]string{{"a", "b"}, {"c", "d"}, {"e", "f"}} {
-			o.Update(podRegistering(name, map[string]string{
+			table.update(podRegistering(name, map[string]string{
 				services[0]: registrationOf(services[0], repeat(maxNodesPerAnnotation, "10.0.0.1:1")...),
 				services[1]: registrationOf(services[1], repeat(maxNodesPerAnnotation, "10.0.0.1:1")...)}))
 		}
 	}
-	all, _, _ := o.instances()
+	all := table.observed()
 	if registered := pods * 2 * maxNodesPerAnnotation; len(all) != registered+maxDeregistered {
 		t.Errorf("%d instances, %d of them registered, want %d deregistered instances", len(all), registered, maxDeregistered)
 	}
@@ -193,7 +191,7 @@ func TestTotalOfDeregisteredInstancesIsBounded(t *testing.T) {
 
 // registerTwice registers 10 pods of each service, and then each pod again with
 // another version. Every pod has its own version, which is the worst case.
-func registerTwice(table *podTable, services int) {
+func registerTwice(table *allServices, services int) {
 	for _, round := range []string{"v1", "v2"} {
 		for s := range services {
 			for p := range 10 {
@@ -213,8 +211,8 @@ func TestDecodingIsLinear(t *testing.T) {
 	cost := func(tables, services int) time.Duration {
 		begin := process.Time(t)
 		for range tables {
-			table := newPodTable("", nil)
-			registerTwice(&table, services)
+			table := newAllServices(&index{}, podmeta.Limits{})
+			registerTwice(table, services)
 		}
 		return process.Time(t) - begin
 	}
@@ -231,8 +229,8 @@ func TestDecodingIsLinear(t *testing.T) {
 // BenchmarkRegister measures 500 services of 10 pods each.
 func BenchmarkRegister(b *testing.B) {
 	for b.Loop() {
-		table := newPodTable("", nil)
-		registerTwice(&table, 500)
+		table := newAllServices(&index{}, podmeta.Limits{})
+		registerTwice(table, 500)
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/10000, "µs/registration")
 }

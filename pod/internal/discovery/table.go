@@ -1,0 +1,206 @@
+package discovery
+
+import (
+	"encoding/json"
+	"hash/maphash"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	"github.com/micro/go-micro/v2/logger"
+	"github.com/micro/go-micro/v2/registry"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// maxWarningsPerPod bounds the log lines about skipped registrations of one pod.
+const maxWarningsPerPod = 10
+
+// table holds the instances that pods have in their annotations, and whether the pods can
+// receive calls. It is the part that oneService and allServices share; its owner locks it.
+type table struct {
+	limits   podmeta.Limits
+	index    *index
+	pods     map[string]*podEntry // by name
+	versions map[uint64]*sharedVersion
+}
+
+// podEntry is what a table holds of one pod.
+type podEntry struct {
+	uid             types.UID
+	created         time.Time
+	instances       []*Instance
+	ready           bool
+	nodeUnreachable bool
+	terminating     bool
+
+	annotations map[string]uint64 // hashes of the annotations that the instances come from, by key
+	ips         []netip.Addr
+	reported    map[string]bool // skipped annotations that the log has reported, at most maxWarningsPerPod
+}
+
+// sharedVersion is the part of the annotations that all instances of one version have in
+// common. All of them share one copy.
+type sharedVersion struct {
+	service *registry.Service
+	key     uint64
+	uses    int
+}
+
+func newTable(x *index, l podmeta.Limits) table {
+	return table{limits: l, index: x, pods: map[string]*podEntry{}, versions: map[uint64]*sharedVersion{}}
+}
+
+// entries returns the pods by name.
+func (t *table) entries() map[string]*podEntry { return t.pods }
+
+// holds reports whether the table holds this pod, and not another pod with the same name.
+func (t *table) holds(p *corev1.Pod) bool {
+	e := t.pods[p.Name]
+	return e != nil && e.uid == p.UID
+}
+
+// remove removes a pod that the table holds.
+func (t *table) remove(name string) {
+	t.release(t.pods[name].instances)
+	delete(t.pods, name)
+}
+
+// store stores the current state of a pod, with the instances of those of its registrations
+// that wanted names by the service's label name, as far as accepts agrees with the decoded
+// service. It reports whether the table has changed.
+func (t *table) store(p *corev1.Pod, wanted func(labelName string) bool, accepts func(service string) bool) (changed bool) {
+	e := t.pods[p.Name]
+	if e != nil && e.uid != p.UID { // another pod has this name now
+		t.remove(p.Name)
+		e, changed = nil, true
+	}
+	if e == nil {
+		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time, annotations: map[string]uint64{}, reported: map[string]bool{}}
+		t.pods[p.Name] = e
+	}
+	annotations := map[string]uint64{}
+	for k, v := range p.Annotations {
+		name, ok := strings.CutPrefix(k, podmeta.AnnotationPrefix)
+		if ok && wanted(name) && p.Labels[podmeta.SelectorPrefix+name] == podmeta.TypeValue { // without the label GetService does not find the pod either
+			annotations[k] = maphash.String(seed, v)
+		}
+	}
+	if ips := podmeta.PodIPs(p); !maps.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
+		before := e.instances
+		e.instances, e.annotations, e.ips = nil, annotations, ips
+		t.decode(e, p, accepts)
+		t.release(before)
+		changed = true
+	}
+	ready, unreachable, terminating := isReady(p), isNodeUnreachable(p), p.DeletionTimestamp != nil
+	if ready != e.ready || unreachable != e.nodeUnreachable || terminating != e.terminating {
+		e.ready, e.nodeUnreachable, e.terminating, changed = ready, unreachable, terminating, true
+	}
+	return changed
+}
+
+// decode makes the instances of an entry from the annotations of its pod.
+func (t *table) decode(e *podEntry, p *corev1.Pod, accepts func(service string) bool) {
+	var used podmeta.Usage
+	for _, k := range slices.Sorted(maps.Keys(e.annotations)) {
+		s, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], e.ips, &used)
+		if err != nil {
+			e.reportSkipped(p.Name, k, err)
+			continue
+		}
+		delete(e.reported, k)
+		if accepts(s.Name) {
+			e.instances = append(e.instances, t.add(p.Name, k, s)...)
+		}
+	}
+}
+
+// reportSkipped logs once that a registration is skipped.
+func (e *podEntry) reportSkipped(pod, annotation string, err error) {
+	if e.reported[annotation] || len(e.reported) == maxWarningsPerPod {
+		return
+	}
+	e.reported[annotation] = true
+	logger.Warnf("Registry [kubernetes] Skipping the registration in annotation %q of pod %q: %v", annotation, pod, err)
+}
+
+// add makes the instances of one annotation.
+func (t *table) add(pod, annotation string, s *registry.Service) (all []*Instance) {
+	nodes := s.Nodes
+	s.Nodes = nil
+	b, _ := json.Marshal(s)
+	key := maphash.Bytes(seed, b)
+	version := t.versions[key]
+	if version == nil && len(nodes) > 0 {
+		version = &sharedVersion{service: s, key: key}
+		t.versions[key] = version
+	}
+	for _, n := range nodes {
+		version.uses++
+		i, _ := NewInstance(*n, version.service, pod)
+		i.version, i.annotation = version, annotation
+		t.index.add(i)
+		all = append(all, i)
+	}
+	return all
+}
+
+func (t *table) release(instances []*Instance) {
+	for _, i := range instances {
+		t.index.remove(i)
+		i.leave()
+		if i.version.uses--; i.version.uses == 0 {
+			delete(t.versions, i.version.key)
+		}
+	}
+}
+
+var seed = maphash.MakeSeed()
+
+// routable returns the instances that can receive calls.
+//
+// Instances on unreachable Kubernetes nodes count as routable while they outnumber the
+// ready instances of their service. It is then more likely that no node could report,
+// as after a long outage of the API server, than that most nodes are lost; a call to a
+// lost instance fails and is retried. Otherwise all calls would go to the few pods
+// whose node reports first.
+func (t *table) routable() []*Instance {
+	type count struct{ ready, unreachable int }
+	counts := map[string]count{} // by service
+	for _, e := range t.pods {
+		for _, i := range e.instances {
+			c := counts[i.Service.Name]
+			if e.ready {
+				c.ready++
+			} else if e.nodeUnreachable {
+				c.unreachable++
+			}
+			counts[i.Service.Name] = c
+		}
+	}
+	all := make([]*Instance, 0, len(t.pods))
+	for _, e := range t.pods {
+		for _, i := range e.instances {
+			c := counts[i.Service.Name]
+			if e.ready || e.nodeUnreachable && c.unreachable > c.ready {
+				all = append(all, i)
+			}
+		}
+	}
+	return all
+}
+
+// oneService is the table of one service.
+type oneService struct {
+	table
+	service string
+}
+
+func (t *oneService) update(p *corev1.Pod) (changed bool) {
+	return t.store(p, func(labelName string) bool { return labelName == podmeta.LabelName(t.service) },
+		func(service string) bool { return service == t.service })
+}

@@ -127,8 +127,8 @@
 // An annotation takes these steps:
 //
 //	Registry.Register        (registry.go)    go-micro's server registers its address
-//	capture                  (capture.go)     the plugin writes the annotation to a local listener
-//	registrar.reconcile      (registrar.go)   patches the process's own pod with it
+//	capture                  (internal/registration) the plugin writes the annotation to a local listener
+//	registrar.reconcile      (internal/registration) patches the process's own pod with it
 //	Connection.ListWatchPods (internal/apiserver) in the client: receives the pod from the watch
 //	Informer.Update          (internal/discovery) passes the pod to the table and publishes
 //	oneService.update        (internal/discovery) decodes the annotation into instances

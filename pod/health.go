@@ -29,7 +29,7 @@ func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStat
 	switch {
 	case service == livenessName:
 		return healthv1.HealthCheckResponse_SERVING
-	case service != "" && service != h.lifecycle.name && !h.lifecycle.registry.serves(service):
+	case service != "" && service != h.lifecycle.name && !h.lifecycle.registration.Serves(service):
 		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 	case h.lifecycle.notReadyReason() != "":
 		return healthv1.HealthCheckResponse_NOT_SERVING
@@ -54,8 +54,9 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 		return err
 	}
 	sent := healthv1.HealthCheckResponse_UNKNOWN
+	stopping := h.lifecycle.stopping
 	for {
-		changed := h.lifecycle.registry.statusChanged.Wait()
+		changed := h.lifecycle.registration.Changed()
 		if status := h.status(req.Service); status != sent {
 			if err := stream.Send(&healthv1.HealthCheckResponse{Status: status}); err != nil {
 				return err
@@ -64,6 +65,8 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 		}
 		select {
 		case <-changed:
+		case <-stopping:
+			stopping = nil // it stays closed
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-h.lifecycle.drained:

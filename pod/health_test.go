@@ -29,7 +29,7 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
 	kubetest.Eventually(t, 10*time.Second, "the refusal is the reason", func() error {
-		if reason := (&lifecycle{registry: svc.registry}).notReadyReason(); !strings.Contains(reason, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+		if reason := newLifecycle(svc.registry, nil).notReadyReason(); !strings.Contains(reason, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
 			return errors.New(reason)
 		}
 		return nil

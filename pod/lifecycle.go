@@ -15,6 +15,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/registration"
 	"github.com/micro/go-micro/v2"
 	microerrors "github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/logger"
@@ -104,6 +105,7 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 // lifecycle is the life of one service from its start to its stop.
 type lifecycle struct {
 	registry          *Registry
+	registration      *registration.Service // of the registry
 	drainWait         time.Duration
 	name              string        // of the service
 	usesOtherRegistry bool          // the service uses another registry
@@ -121,7 +123,7 @@ type lifecycle struct {
 }
 
 func newLifecycle(r *Registry, opts []LifecycleOption) *lifecycle {
-	l := &lifecycle{registry: r, drainWait: defaultDrainWait, stopping: make(chan struct{}), drained: make(chan struct{})}
+	l := &lifecycle{registry: r, registration: r.registration, drainWait: defaultDrainWait, stopping: make(chan struct{}), drained: make(chan struct{})}
 	for _, o := range opts {
 		o(l)
 	}
@@ -164,7 +166,7 @@ func (l *lifecycle) useRegistry(service string, used registry.Registry) error {
 		logger.Infof("Service %q uses registry %q: it is ready whether or not it is registered", service, used)
 		return nil
 	}
-	return l.registry.registerInBackground(service)
+	return l.registration.InBackground(service)
 }
 
 // draining reports whether the stop has begun.
@@ -182,10 +184,10 @@ func (l *lifecycle) notReadyReason() string {
 	switch {
 	case l.draining():
 		return "shutting down"
-	case l.usesOtherRegistry || l.registry.Registered():
+	case l.usesOtherRegistry || l.registration.Registered():
 		return ""
 	}
-	if err := l.registry.registrationError(); err != nil {
+	if err := l.registration.LastError(); err != nil {
 		return fmt.Sprintf("not registered: %v", err)
 	}
 	return "not registered yet"
@@ -198,14 +200,13 @@ func (l *lifecycle) deregister() {
 	l.signals = make(chan os.Signal, 1)
 	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // go-micro has received the first signal: this is the second
 	close(l.stopping)
-	l.registry.statusChanged.Notify()
 
 	waitEnd := begin.Add(l.drainWait)
 	if l.setDeadline(begin); l.deadline.Before(waitEnd) {
 		waitEnd = l.deadline
 	}
 	logger.Infof("Shutting down: deregistering, and accepting calls for %s more while clients notice", max(0, time.Until(waitEnd)).Round(100*time.Millisecond))
-	l.registry.deregisterAll()
+	l.registration.DeregisterAll()
 	wait, confirmation := time.NewTimer(time.Until(waitEnd)), time.NewTimer(max(time.Until(waitEnd), confirmationTimeout))
 	defer wait.Stop()
 	defer confirmation.Stop()
@@ -214,8 +215,8 @@ func (l *lifecycle) deregister() {
 	case l.secondSignal = <-l.signals:
 	}
 	for l.secondSignal == nil {
-		changed := l.registry.statusChanged.Wait()
-		if !l.registry.deregistrationPending() {
+		changed := l.registration.Changed()
+		if !l.registration.DeregistrationPending() {
 			break
 		}
 		select {
@@ -234,10 +235,10 @@ func (l *lifecycle) deregister() {
 // registry knows it. The kubelet counts the grace period from when it sees the deletion
 // of the pod, and runs a preStop hook within that time, before it sends SIGTERM.
 func (l *lifecycle) setDeadline(begin time.Time) {
-	if deletion := l.registry.terminatingSince(); !deletion.IsZero() && deletion.Before(begin) {
+	if deletion := l.registration.TerminatingSince(); !deletion.IsZero() && deletion.Before(begin) {
 		begin = deletion
 	}
-	l.deadline = begin.Add(max(0, l.registry.gracePeriod()-stopMargin))
+	l.deadline = begin.Add(max(0, l.registration.GracePeriod()-stopMargin))
 }
 
 // drain waits until nothing of the given kinds is in flight. The log and the error call

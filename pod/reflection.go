@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/registration"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/server"
 	"google.golang.org/grpc"
@@ -21,7 +22,7 @@ import (
 func Reflection(r *Registry) micro.Option {
 	return func(o *micro.Options) {
 		type ServerReflection struct{ *reflectionHandler }
-		s := &ServerReflection{&reflectionHandler{reflection.NewServerV1(reflection.ServerOptions{Services: registeredServices{r}})}}
+		s := &ServerReflection{&reflectionHandler{reflection.NewServerV1(reflection.ServerOptions{Services: registeredServices{r.registration}})}}
 		o.BeforeStart = append(o.BeforeStart, func() error {
 			if err := o.Server.Handle(o.Server.NewHandler(s, server.InternalHandler(true))); err != nil {
 				return fmt.Errorf("adding server reflection: %w", err)
@@ -61,7 +62,7 @@ func (s reflectionStream) Send(m *reflectionv1.ServerReflectionResponse) error {
 }
 
 // registeredServices are the services that reflection lists.
-type registeredServices struct{ registry *Registry }
+type registeredServices struct{ registration *registration.Service }
 
 // GetServiceInfo returns the full names of the services, with the proto package,
 // which go-micro does not keep.
@@ -72,7 +73,7 @@ func (s registeredServices) GetServiceInfo() map[string]grpc.ServiceInfo {
 	}
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for i := range f.Services().Len() {
-			if d := f.Services().Get(i); s.registry.serves(string(d.Name())) {
+			if d := f.Services().Get(i); s.registration.Serves(string(d.Name())) {
 				infos[string(d.FullName())] = grpc.ServiceInfo{}
 			}
 		}

@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
-	"github.com/micro/go-micro/v2/logger"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/registration"
 	"github.com/micro/go-micro/v2/registry"
 )
 
@@ -26,28 +24,17 @@ type Plugin = func(...registry.Option) registry.Registry
 // Registry finds services by watching pods, and registers a service by patching
 // the process's own pod. Make it with NewRegistry. It is safe for concurrent use.
 type Registry struct {
-	plugin   Plugin
-	env      apiserver.Environment
-	services *discovery.Services // reads
-	choosers choosers
+	env          apiserver.Environment
+	registration *registration.Service // writes
+	services     *discovery.Services   // reads
+	choosers     choosers
 
-	statusChanged broadcast.Broadcast // the result of Registered, deregistrationPending or registrationError may have changed
-
-	registering sync.RWMutex // Register holds it for reading, so that deregisterAll waits for calls that began before it
-
-	mu        sync.Mutex
-	options   registry.Options
-	closed    bool
-	conn      *apiserver.Connection // nil before the first use
-	registrar *registrar            // nil before the first use
-	clients   []*Client             // that Close closes
-	served    map[string]bool       // names of services and handlers that were ever registered
-
-	// Set by a lifecycle:
-	background bool              // Register and Deregister do not wait for the API server
-	stopping   bool              // Register does nothing
-	lifecycles int               // number of lifecycles that have started and not ended
-	other      registry.Registry // receives the calls of Register and Deregister instead; may be nil
+	mu         sync.Mutex
+	options    registry.Options
+	closed     bool
+	conn       *apiserver.Connection // nil before the first use
+	clients    []*Client             // that Close closes
+	lifecycles int                   // number of lifecycles that have started and not ended
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -65,7 +52,8 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 
 func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
 	gomicro.UseTracer() // before any service or client that uses the registry is made
-	r := &Registry{plugin: plugin, env: env, served: map[string]bool{}}
+	r := &Registry{env: env}
+	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError})
 	r.services = discovery.New(r.readable, r.readSettings)
 	r.choosers.registry = r
 	for _, o := range opts {
@@ -141,12 +129,10 @@ func (r *Registry) Close() error {
 // detach removes the connection and everything that uses it from the registry, and
 // returns a function that stops their goroutines. The caller holds r.mu.
 func (r *Registry) detach() (disconnect func()) {
-	conn, registrar := r.conn, r.registrar
-	r.conn, r.registrar = nil, nil
+	conn, stopRegistrar := r.conn, r.registration.Detach()
+	r.conn = nil
 	return func() {
-		if registrar != nil {
-			registrar.stop()
-		}
+		stopRegistrar()
 		r.services.Stop()
 		if conn != nil {
 			conn.Close()
@@ -191,192 +177,43 @@ func (r *Registry) timeout() time.Duration {
 //
 // After an error the registry keeps trying in the background, unless the API server
 // calls the registration invalid. Register makes no request when the pod already
-// carries the registration, so go-micro's periodic calls of Register cost nothing.
+// has the registration, so go-micro's periodic calls of Register cost nothing.
 //
 // Register replaces an address of the pod's network interfaces by the pod's IP, which
-// POD_IP holds. Without POD_IP it refuses an address that no other pod can reach, such
+// POD_IP contains. Without POD_IP it refuses an address that no other pod can reach, such
 // as a loopback address. It refuses a service whose label key equals that of another
 // registered service, as with the names a/b and a:b.
 //
 // It needs the verb patch on pods, and the verbs list and watch to notice that
 // something else removed the registration.
 func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
-	if other := r.otherRegistry(); other != nil {
-		return other.Register(s, opts...)
-	}
-	if s == nil || len(s.Nodes) == 0 {
-		return errors.New("registering a service: the service has no node")
-	}
-	r.registering.RLock()
-	defer r.registering.RUnlock()
-	r.mu.Lock()
-	stopping := r.stopping // go-micro may register once more after it has deregistered
-	r.served[s.Name] = true
-	for _, e := range s.Endpoints {
-		handler, _, _ := strings.Cut(e.Name, ".")
-		r.served[handler] = true
-	}
-	r.mu.Unlock()
-	if stopping {
-		return nil
-	}
-	registrar, err := r.writableRegistrar()
-	if err == nil {
-		var reachable *registry.Service
-		if reachable, err = advertised(s, r.env.Getenv("POD_IP"), isInterfaceAddress); err == nil {
-			err = registrar.register(reachable, r.confirmationWait())
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("registering service %q: %w", s.Name, err)
-	}
-	return nil
+	return r.registration.Register(s, opts...)
 }
 
 // Deregister removes the service from the process's own pod and waits as Register
 // does. It needs the verb patch on pods.
 func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOption) error {
-	if other := r.otherRegistry(); other != nil {
-		return other.Deregister(s, opts...)
-	}
-	if s == nil || len(s.Nodes) == 0 {
-		return errors.New("deregistering a service: the service has no node")
-	}
-	registrar, err := r.writableRegistrar()
-	if err == nil {
-		err = registrar.deregister(s, r.confirmationWait())
-	}
-	if err != nil {
-		return fmt.Errorf("deregistering service %q: %w", s.Name, err)
-	}
-	return nil
+	return r.registration.Deregister(s, opts...)
 }
 
 // Registered reports whether the API server has confirmed everything that was
 // registered, and nothing has removed it since.
-func (r *Registry) Registered() bool {
-	registrar := r.currentRegistrar()
-	return registrar != nil && registrar.registered()
-}
+func (r *Registry) Registered() bool { return r.registration.Registered() }
 
-// writableRegistrar returns the registrar, or why this process cannot register services.
-func (r *Registry) writableRegistrar() (*registrar, error) {
+// ownPod returns the process's own pod, to which the first call connects.
+func (r *Registry) ownPod() (registration.Pod, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.env.Getenv("KUBERNETES_SERVICE_HOST") == "" { // setting KUBECONFIG would not help
-		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
-	}
 	conn, err := r.connect()
 	if err != nil {
-		return nil, err
+		return registration.Pod{}, err
 	}
-	if conn.PodName == "" {
-		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in the pod's manifest")
-	}
-	if r.registrar == nil {
-		r.registrar = newRegistrar(conn, r.plugin, r.statusChanged.Notify)
-		r.registrar.watch.APIError = observersOf(r.options).apiError
-	}
-	return r.registrar, nil
+	return registration.Pod{API: conn, Host: conn.Host, Namespace: conn.Namespace, Name: conn.PodName}, nil
 }
 
-// currentRegistrar returns nil while nothing has been registered.
-func (r *Registry) currentRegistrar() *registrar {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.registrar
-}
-
-// confirmationWait returns how long Register and Deregister wait for the API server, 0 if
-// they do not wait.
-func (r *Registry) confirmationWait() time.Duration {
-	r.mu.Lock()
-	background := r.background
-	r.mu.Unlock()
-	if background {
-		return 0
-	}
-	return r.timeout()
-}
-
-// ---- For lifecycles ----
-
-// registerInBackground makes Register and Deregister return without waiting. Its
-// error says that this process can never register the service.
-func (r *Registry) registerInBackground(service string) error {
-	if _, err := r.writableRegistrar(); err != nil {
-		return fmt.Errorf("registering service %q: %w", service, err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.background = true
-	return nil
-}
-
-// deregisterAll deregisters every service, and makes Register do nothing from now on. go-micro's
-// periodic call of Register may be running at the same time.
-func (r *Registry) deregisterAll() {
-	r.registering.Lock()
-	r.mu.Lock()
-	r.stopping = true
-	registrar := r.registrar
-	r.mu.Unlock()
-	r.registering.Unlock()
-	if registrar == nil {
-		return
-	}
-	for _, s := range registrar.services() {
-		if err := r.Deregister(s); err != nil {
-			logger.Errorf("Registry [kubernetes] %v", err)
-		}
-	}
-}
-
-// deregistrationPending reports whether deregisterAll was called and the API server
-// has not yet confirmed every deregistration.
-func (r *Registry) deregistrationPending() bool {
-	r.mu.Lock()
-	stopping, registrar := r.stopping, r.registrar
-	r.mu.Unlock()
-	return stopping && registrar != nil && registrar.pending()
-}
-
-// registrationError returns why the last attempt to register failed, nil if it did not.
-func (r *Registry) registrationError() error {
-	if registrar := r.currentRegistrar(); registrar != nil {
-		return registrar.lastError()
-	}
-	return nil
-}
-
-// gracePeriod returns how long the process's own pod may take to stop.
-func (r *Registry) gracePeriod() time.Duration {
-	if registrar := r.currentRegistrar(); registrar != nil {
-		return registrar.podGracePeriod()
-	}
-	return defaultGracePeriod
-}
-
-// terminatingSince returns when the registry saw that the process's own pod is being
-// deleted, and the zero time if it is not.
-func (r *Registry) terminatingSince() time.Time {
-	if registrar := r.currentRegistrar(); registrar != nil {
-		return registrar.podTerminatingSince()
-	}
-	return time.Time{}
-}
-
-// registerWith makes Register and Deregister use another registry.
-func (r *Registry) registerWith(other registry.Registry) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.other = other
-}
-
-func (r *Registry) otherRegistry() registry.Registry {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.other
+// reportAPIError calls the callbacks of WithEvents.
+func (r *Registry) reportAPIError(operation string, err error) {
+	observersOf(r.Options()).apiError(operation, err)
 }
 
 // retain records that a lifecycle uses the registry, until release.
@@ -398,13 +235,6 @@ func (r *Registry) release() error {
 	return nil
 }
 
-// serves reports whether a service or a handler of that name was ever registered.
-func (r *Registry) serves(name string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.served[name]
-}
-
 // ---- Reading ----
 
 // GetService returns the service's versions with their routable instances: those
@@ -412,7 +242,7 @@ func (r *Registry) serves(name string) bool {
 // first call for a name waits for the API server, for at most registry.Timeout, 5 s by
 // default. The caller may modify the result.
 //
-// GetService returns registry.ErrNotFound when no such pod carries the service. It
+// GetService returns registry.ErrNotFound when no such pod has registered the service. It
 // needs the verbs list and watch on pods.
 func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
 	all, err := r.services.Get(name)

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"path/filepath"
@@ -25,11 +26,17 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/debug/trace"
 	"github.com/micro/go-micro/v2/debug/trace/memory"
 	"github.com/micro/go-micro/v2/registry"
+	"github.com/micro/go-micro/v2/registry/cache"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -297,7 +304,7 @@ func TestInitAndCloseTwice(t *testing.T) {
 	if r.Options().Timeout != 3*time.Second || r.String() != "kubernetes" {
 		t.Errorf("%v %s", r.Options(), r)
 	}
-	if r.conn != nil || r.registrar != nil {
+	if r.conn != nil {
 		t.Error("the registry has started something before its first use")
 	}
 	for _, address := range []string{"", proxy.URL, proxy.URL} { // first use, changed address, same address again
@@ -399,4 +406,248 @@ func TestOnlyNewRegistrySetsTheTracer(t *testing.T) {
 		})
 	}
 	clients.Wait()
+}
+
+func TestPodReplacedUnderSameName(t *testing.T) {
+	ns := newNamespace(t)
+	r, own := ns.openRegistry("reader"), ns.openRegistry("web-0")
+	ns.CreateReadyPod("web-0")
+	if err := own.Register(service("web", "v1", "a", "10.0.0.1:1")); err != nil {
+		t.Fatal(err)
+	}
+	kubetest.Eventually(t, 10*time.Second, "the first pod is found", has(r, "web", "10.0.0.1:1"))
+	ns.RemovePod("web-0")
+	ns.CreateReadyPod("web-0")
+	ns.register("web-0", "web", "v1", "10.0.0.2:1")
+	kubetest.Eventually(t, 10*time.Second, "the second pod is found", has(r, "web", "10.0.0.2:1"))
+	// The first pod's process runs on for a while and must not remove the second pod's registration.
+	err := own.Deregister(service("web", "v1", "a", "10.0.0.1:1"))
+	if err == nil || !strings.Contains(err.Error(), "another pod has this name now") {
+		t.Errorf("Deregister by the first pod's process: %v", err)
+	}
+	if err := has(r, "web", "10.0.0.2:1")(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRemovedMetadataIsRestoredAndNothingElseIsPatched(t *testing.T) {
+	ns := newNamespace(t)
+	ns.CreateReadyPod("a")
+	proxy := ns.StartProxyWithoutCredentials()
+	r := ns.openRegistryIn(proxy.Through(ns.Environment("a")))
+	one, two := service("one", "v1", "a", "10.0.0.1:1"), service("two", "v1", "b", "10.0.0.1:2")
+	if err := errors.Join(r.Register(one), r.Register(two)); err != nil {
+		t.Fatal(err)
+	}
+	before := ns.GetPod("a")
+	if len(before.Annotations) != 2 || !r.Registered() {
+		t.Fatalf("annotations %q, registered %v", before.Annotations, r.Registered())
+	}
+	kubetest.Eventually(t, 10*time.Second, "the registry watches its own pod", func() error {
+		if proxy.Count("WATCH") == 0 {
+			return errors.New("no watch")
+		}
+		return nil
+	})
+	patches := proxy.Count("PATCH")
+	for range 20 { // go-micro registers again every 30 s
+		if err := errors.Join(r.Register(one), r.Register(two)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := proxy.Count("PATCH"); n != patches || n != 2 {
+		t.Errorf("%d PATCH for two services, %d after 40 repetitions, want 2 and 2", patches, n)
+	}
+	ns.PatchPod("a", fmt.Sprintf(`{"metadata":{"labels":{%q:null,%q:null},"annotations":{%q:null,%q:"{}"}}}`,
+		podmeta.TypeLabel, podmeta.SelectorPrefix+"one", podmeta.AnnotationPrefix+"one", podmeta.AnnotationPrefix+"two"))
+	took := kubetest.Eventually(t, 10*time.Second, "the removed metadata is restored", func() error {
+		if p := ns.GetPod("a"); !maps.Equal(p.Labels, before.Labels) || !maps.Equal(p.Annotations, before.Annotations) {
+			return fmt.Errorf("%q %q", p.Labels, p.Annotations)
+		}
+		return nil
+	})
+	t.Logf("restored after %s", took)
+	if err := r.Deregister(one); err != nil {
+		t.Fatal(err)
+	}
+	if p := ns.GetPod("a"); len(p.Annotations) != 1 || p.Labels[podmeta.SelectorPrefix+"one"] != "" || p.Labels[podmeta.SelectorPrefix+"two"] != podmeta.TypeValue {
+		t.Errorf("after Deregister of one of two: %q %q", p.Labels, p.Annotations)
+	}
+	// A deregistered service stays deregistered, and the registrar leaves what another process writes under its name.
+	ns.register("a", "one", "v9", "10.0.0.9:9")
+	if err := has(r, "two", "10.0.0.1:2")(); err != nil {
+		t.Error(err)
+	}
+	if p := ns.GetPod("a"); !strings.Contains(p.Annotations[podmeta.AnnotationPrefix+"one"], "v9") {
+		t.Errorf("another process's registration was removed: %q", p.Annotations)
+	}
+}
+
+func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
+	ns := newNamespace(t)
+	ns.CreateReadyPod("a")
+	reader := ns.openRegistry("reader")
+	first := ns.openRegistry("a")
+	if err := first.Register(service("greeter", "v1", "before", "10.0.0.1:1")); err != nil {
+		t.Fatal(err)
+	}
+	kubetest.Eventually(t, 10*time.Second, "the instance of the first process is found", has(reader, "greeter", "10.0.0.1:1"))
+	if err := first.Close(); err != nil { // a killed process does not deregister
+		t.Fatal(err)
+	}
+	second := ns.openRegistry("a")
+	if err := second.Register(service("greeter", "v2", "after", "10.0.0.1:1")); err != nil {
+		t.Fatal(err)
+	}
+	kubetest.Eventually(t, 10*time.Second, "only the second process is registered", func() error {
+		all, err := reader.GetService("greeter")
+		if err != nil || len(all) != 1 || all[0].Version != "v2" || len(all[0].Nodes) != 1 || all[0].Nodes[0].Id != "after" {
+			return fmt.Errorf("%v %v", err, all)
+		}
+		return nil
+	})
+}
+
+func TestRegistrationIsRetriedUntilRightsAreGranted(t *testing.T) {
+	ns := newNamespace(t, "list", "watch")
+	ns.CreateReadyPod("a")
+	r := ns.openRegistry("a", registry.Timeout(4*time.Second))
+	if err := r.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err == nil {
+		t.Fatal("Register returned nil without the verb patch")
+	}
+	ns.GrantVerb("patch")
+	kubetest.Eventually(t, 15*time.Second, "the registration is written", func() error {
+		if !r.Registered() {
+			return errors.New("not registered")
+		}
+		return nil
+	})
+}
+
+func TestRegistryWritesSameMetadataAsPlugin(t *testing.T) {
+	ns := newNamespace(t)
+	for _, name := range []string{"greeter", "go.micro.srv.x/y", "with space, ü and name"} {
+		ns.CreateReadyPod("ours")
+		ns.CreateReadyPod("theirs")
+		t.Setenv("HOSTNAME", "theirs")
+		plugin := kubernetes.NewRegistry(registry.Addrs(ns.StartProxy().URL))
+		greeter := service(name, "v1", "greeter-1", "10.0.0.1:9100")
+		ours := ns.openRegistry("ours")
+		compare := func(step string) {
+			t.Helper()
+			a, b := ns.GetPod("ours"), ns.GetPod("theirs")
+			if !maps.Equal(a.Labels, b.Labels) || !maps.Equal(a.Annotations, b.Annotations) {
+				t.Errorf("%s %q: ours %q %q, theirs %q %q", step, name, a.Labels, a.Annotations, b.Labels, b.Annotations)
+			}
+		}
+		if err := errors.Join(ours.Register(greeter), plugin.Register(greeter)); err != nil {
+			t.Fatal(err)
+		}
+		if len(ns.GetPod("ours").Annotations) != 1 {
+			t.Errorf("annotations %q, want one", ns.GetPod("ours").Annotations)
+		}
+		compare("Register")
+		if err := errors.Join(ours.Deregister(greeter), plugin.Deregister(greeter)); err != nil {
+			t.Fatal(err)
+		}
+		compare("Deregister")
+		for _, p := range []string{"ours", "theirs"} {
+			ns.RemovePod(p)
+		}
+	}
+}
+
+func TestRegistryAndPluginFindEachOther(t *testing.T) {
+	ns := newNamespace(t)
+	ns.CreateReadyPod("ours")
+	ns.CreateReadyPod("theirs")
+	t.Setenv("HOSTNAME", "theirs")
+	plugin := kubernetes.NewRegistry(registry.Addrs(ns.StartProxy().URL))
+	ours := ns.openRegistry("ours")
+	if err := errors.Join(ours.Register(service("greeter", "v1", "a", "10.0.0.1:1")), plugin.Register(service("greeter", "v1", "b", "10.0.0.2:1"))); err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range map[string]registry.Registry{"ours": ours, "theirs": plugin} {
+		kubetest.Eventually(t, 10*time.Second, name, has(r, "greeter", "10.0.0.1:1", "10.0.0.2:1"))
+		all, err := r.GetService("greeter")
+		if err != nil || len(all) != 1 || all[0].Version != "v1" || len(all[0].Endpoints) != 1 || all[0].Endpoints[0].Request.Values[0].Name != "name" {
+			t.Errorf("%s: GetService: %v %+v", name, err, all)
+		}
+		names, err := r.ListServices()
+		if err != nil || len(names) != 1 || names[0].Name != "greeter" {
+			t.Errorf("%s: ListServices: %v %v", name, err, names)
+		}
+	}
+	c := cache.New(ours) // go-micro's own cache and selector work with this registry
+	defer c.Stop()
+	if all, err := c.GetService("greeter"); err != nil || len(all) != 1 || len(all[0].Nodes) != 2 {
+		t.Errorf("go-micro's cache: %v %v", err, all)
+	}
+	theirs := selector.NewSelector(selector.Registry(ours))
+	defer theirs.Close()
+	if next, err := theirs.Select("greeter"); err != nil {
+		t.Errorf("go-micro's selector: %v", err)
+	} else if n, err := next(); err != nil || !strings.HasPrefix(n.Address, "10.0.0.") {
+		t.Errorf("go-micro's selector: %v %v", err, n)
+	}
+}
+
+// A server in a pod with an IPv6 address registers that address, answers its probe there,
+// and receives the calls of a client that finds it. The machine's only IPv6 address is the
+// loopback, so the client's dialer connects to the loopback instead of the pod's address.
+func TestIPv6(t *testing.T) {
+	const podIP = "2001:db8::7"
+	ns := newNamespace(t)
+	for _, name := range []string{"greeter-0", "client-0"} {
+		ns.CreateReadyPod(name)
+	}
+	ns.PatchPod("greeter-0", `{"status": {"podIP": "`+podIP+`", "podIPs": [{"ip": "`+podIP+`"}, {"ip": "10.244.0.7"}]}}`, "status")
+	env := kubetest.With(ns.Environment("greeter-0"), "POD_IP", podIP)
+	svc := startGreeter(t, env, 0, micro.Address(":0")) // on all addresses, as with the ":9100" of go-micro-srv
+	_, port, err := net.SplitHostPort(svc.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort(podIP, port)
+	kubetest.Eventually(t, 10*time.Second, "the pod carries its IPv6 address", func() error {
+		if a := ns.GetPod("greeter-0").Annotations[podmeta.AnnotationPrefix+"greeter"]; !strings.Contains(a, `"address":"`+address+`"`) {
+			return fmt.Errorf("the annotation is %q", a)
+		}
+		return nil
+	})
+	r := ns.openRegistry("client-0")
+	kubetest.Eventually(t, 10*time.Second, "the client finds the server", has(r, "greeter", address))
+
+	var dialed atomic.Int32
+	dialer := grpc.WithContextDialer(func(ctx context.Context, got string) (net.Conn, error) {
+		if got != address {
+			return nil, fmt.Errorf("dialing %q, want %q", got, address)
+		}
+		dialed.Add(1)
+		return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("::1", port))
+	})
+	c := NewClient(r, grpcc.NewClient(dialOptions(dialer)))
+	rsp, err := proto.NewGreeterService("greeter", c).Hello(contextWithTimeout(t, 10*time.Second), &proto.HelloRequest{Name: "IPv6"})
+	if err != nil || rsp.Greeting != "Hello IPv6!" || dialed.Load() == 0 {
+		t.Errorf("the call returned %v, %v after %d dials", rsp, err, dialed.Load())
+	}
+
+	svc.address = net.JoinHostPort("::1", port)
+	for _, service := range []string{"", "liveness"} { // as the manifests' probes ask
+		status, err := healthv1.NewHealthClient(svc.dial()).Check(contextWithTimeout(t, 5*time.Second), &healthv1.HealthCheckRequest{Service: service})
+		if err != nil || status.Status != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("probe of %q: %v, %v", service, status, err)
+		}
+	}
+	svc.stop()
+	if err, _ := svc.waitForRun(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+	kubetest.Eventually(t, 10*time.Second, "the pod is deregistered", func() error {
+		if ns.Registered("greeter-0", "greeter") {
+			return errors.New("it still carries the label")
+		}
+		return nil
+	})
+	kubetest.Eventually(t, 10*time.Second, "the client forgets the server", has(r, "greeter"))
 }

@@ -93,7 +93,7 @@ func (w *webLifecycle) setUp(o *web.Options) error {
 	// go-micro ignores them if web.Registry is given. Without web.Service.Init, which
 	// reads the flags, the inner service has the default registry.
 	if flag := o.Service.Options().Registry; used == r && flag != r && flag != registry.DefaultRegistry {
-		w.registry.registerWith(flag)
+		w.registration.UseOther(flag)
 		used = flag
 	}
 	return w.useRegistry(o.Name, used)

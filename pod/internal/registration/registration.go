@@ -1,4 +1,4 @@
-package pod
+package registration
 
 import (
 	"fmt"
@@ -26,13 +26,14 @@ const minRestoreDelay, maxRestoreDelay, steadyTime = time.Second, 30 * time.Seco
 type registration struct {
 	service  *registry.Service // nil if the service should be deregistered
 	json     string            // service as JSON
-	metadata podmeta.Metadata  // what the pod should carry
+	metadata podmeta.Metadata  // what is desired
 	removal  podmeta.Metadata  // what deregistering writes
 
-	err       error     // why the pod does not carry it; nil when it does, or while that is not known
+	err       error     // why the observed metadata are not the desired ones; nil when they are, or while that is not known
+	reported  error     // the err that the log and APIError have reported last
 	failures  int       // attempts in a row that failed
 	written   time.Time // the last successful patch; zero before the first
-	restores  int       // patches in a row that restored the registration within steadyTime of the one before
+	restores  int       // consecutive patches that restored the registration, each less than steadyTime after the one before
 	notBefore time.Time // earliest time of the next patch
 }
 
@@ -107,12 +108,12 @@ func (s *registrations) forgetDeregistered() {
 	maps.DeleteFunc(s.desired, func(_ string, d *registration) bool { return d.service == nil && s.satisfied(d) })
 }
 
-// satisfied reports whether the pod is known to carry what d desires.
+// satisfied reports whether what d desires was observed.
 func (s *registrations) satisfied(d *registration) bool {
 	return s.observed != nil && s.observed.Diff(d.metadata).Empty()
 }
 
-// complete reports whether the pod is known to carry everything desired.
+// complete reports whether everything desired was observed.
 func (s *registrations) complete() bool { return s.observed != nil && len(s.pendingChanges()) == 0 }
 
 // pendingChanges returns the diff of each service that must still be written. Everything
@@ -152,7 +153,7 @@ func (s *registrations) nextDue(now time.Time) (next time.Time) {
 	return next
 }
 
-// firstError returns why the pod does not carry a desired registration. If the reason is
+// firstError returns why a desired registration is not observed. If the reason is
 // known for several services, it returns that of the first service by name.
 func (s *registrations) firstError() error {
 	for _, service := range slices.Sorted(maps.Keys(s.desired)) {

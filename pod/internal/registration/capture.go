@@ -1,4 +1,4 @@
-package pod
+package registration
 
 import (
 	"crypto/rand"

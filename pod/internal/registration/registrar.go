@@ -1,4 +1,4 @@
-package pod
+package registration
 
 import (
 	"cmp"
@@ -23,6 +23,25 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// API is the part of apiserver.Connection that a registrar uses.
+type API interface {
+	podwatch.API
+	// PatchPod applies a strategic merge patch to the process's own pod.
+	PatchPod(ctx context.Context, patch []byte) (*corev1.Pod, error)
+	// RetryAfter returns how long the API server asks for no further request.
+	RetryAfter() time.Duration
+}
+
+// Pod is the process's own pod.
+type Pod struct {
+	API             API    // of the API server that stores the pod
+	Host            string // URL of the API server
+	Namespace, Name string // Name is empty if it is unknown
+}
+
+// errStopped is the error of a Register that Close or Init of the registry interrupts.
+var errStopped = errors.New("the registry was closed, or was given another address")
+
 // defaultGracePeriod is Kubernetes' default for terminationGracePeriodSeconds. The
 // registrar uses it until it has received its own pod.
 const defaultGracePeriod = 30 * time.Second
@@ -33,18 +52,17 @@ const defaultGracePeriod = 30 * time.Second
 // registration until stop; a second one watches the pod after the first successful
 // patch.
 type registrar struct {
-	conn          *apiserver.Connection
 	plugin        Plugin
-	statusChanged func() // called when the result of registered, pending or lastError may have changed
+	statusChanged func()          // called when the result of registered, pending or lastError may have changed
+	wake          chan struct{}   // asks for a reconcile
+	watch         podwatch.Watch  // watches the process's own pod
+	ctx           context.Context // ends with stop
+	cancel        context.CancelFunc
 	reconciling   sync.WaitGroup
-	wake          chan struct{}  // asks for a reconcile
-	watch         podwatch.Watch // watches the process's own pod
-
-	patchPod func(context.Context, []byte) (*corev1.Pod, error) // conn.PatchPod, except in tests
-	watchPod func()                                             // starts watch
 
 	mu          sync.Mutex
-	cancel      context.CancelFunc // nil before the first desired registration
+	pod         Pod  // set before the first desired registration, and never changed then
+	running     bool // the goroutine that reconciles was started
 	state       registrations
 	uid         types.UID // of the process's own pod
 	version     uint64    // last observed resource version of the pod
@@ -53,13 +71,19 @@ type registrar struct {
 	attempted   broadcast.Broadcast // an attempt to reconcile has ended
 }
 
-func newRegistrar(conn *apiserver.Connection, plugin Plugin, statusChanged func()) *registrar {
-	r := &registrar{conn: conn, plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1),
-		state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod, patchPod: conn.PatchPod}
-	r.watchPod = func() {
-		r.watch.Start(conn, apiserver.Selector{Fields: "metadata.name=" + conn.PodName}, "this process's pod", func(p *corev1.Pod) *corev1.Pod { return p }, ownPod{r})
+func newRegistrar(plugin Plugin, statusChanged func(), apiError func(operation string, err error)) *registrar {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &registrar{plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1), ctx: ctx, cancel: cancel,
+		watch: podwatch.Watch{APIError: apiError}, state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod}
+}
+
+// connected gives the registrar its pod. Only the first call has an effect.
+func (r *registrar) connected(pod Pod) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pod.API == nil {
+		r.pod = pod
 	}
-	return r
 }
 
 // register makes the service's registration desired and waits for at most limit
@@ -116,15 +140,21 @@ func (r *registrar) desiredRegistration(service string) *registration {
 // confirmation. The new state may equal the old one.
 func (r *registrar) setDesired(service string, d *registration, limit time.Duration) error {
 	r.mu.Lock()
-	if r.cancel == nil {
-		ctx, cancel := context.WithCancel(context.Background())
-		r.cancel = cancel
-		r.reconciling.Go(func() { r.run(ctx) })
+	if r.ctx.Err() != nil {
+		r.mu.Unlock()
+		return errStopped
+	}
+	if !r.running {
+		r.running = true
+		r.reconciling.Go(r.run)
 	}
 	before := r.state.desired[service]
 	if err := r.state.set(service, d); err != nil {
 		r.mu.Unlock()
 		return err
+	}
+	if before != nil {
+		d.reported = before.reported
 	}
 	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.Wait()
 	switch {
@@ -144,7 +174,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		return nil
 	}
 	if contested {
-		return contestedError(r.conn.PodName)
+		return contestedError(r.pod.Name)
 	}
 
 	t := time.NewTimer(limit)
@@ -155,6 +185,8 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		case <-t.C:
 			timeout = true
 		case <-attempted:
+		case <-r.ctx.Done():
+			return errStopped
 		}
 		r.mu.Lock()
 		err, done, written := d.err, r.state.satisfied(d), !d.written.IsZero()
@@ -170,9 +202,9 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 		case err != nil:
 			return err
 		case timeout && written:
-			return contestedError(r.conn.PodName)
+			return contestedError(r.pod.Name)
 		case timeout:
-			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.conn.PodName, r.conn.Namespace, r.conn.Host, limit)
+			return fmt.Errorf("patch pod %q in namespace %q: the API server at %s has not answered for %s", r.pod.Name, r.pod.Namespace, r.pod.Host, limit)
 		}
 	}
 }
@@ -185,16 +217,15 @@ func (r *registrar) reconcileSoon() {
 }
 
 // run reconciles when it is woken, and when a delayed patch is due.
-func (r *registrar) run(ctx context.Context) {
-	for {
-		next := r.reconcile(ctx)
+func (r *registrar) run() {
+	for r.ctx.Err() == nil {
+		next := r.reconcile()
 		var due <-chan time.Time
 		if !next.IsZero() {
 			due = time.After(time.Until(next))
 		}
 		select {
-		case <-ctx.Done():
-			return
+		case <-r.ctx.Done():
 		case <-r.wake:
 		case <-due:
 		}
@@ -203,15 +234,15 @@ func (r *registrar) run(ctx context.Context) {
 
 // reconcile patches the process's own pod once for each service whose pending changes
 // are due. It returns when the next pending change is due, and zero if there is none.
-func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
+func (r *registrar) reconcile() (next time.Time) {
 	r.mu.Lock()
 	due, tried := r.state.due(time.Now()), maps.Clone(r.state.desired)
 	r.mu.Unlock()
 	errs := map[string]error{}
 	for service, changes := range due {
-		errs[service] = r.patch(ctx, changes)
+		errs[service] = r.patch(changes)
 	}
-	if ctx.Err() != nil {
+	if r.ctx.Err() != nil {
 		return time.Time{}
 	}
 	changed := map[string]error{}
@@ -226,9 +257,8 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 	for service, err := range errs {
 		written = written || err == nil
 		d := tried[service]
-		before := d.err
-		if r.ended(service, d, due[service], err); fmt.Sprint(d.err) != fmt.Sprint(before) {
-			changed[service] = d.err
+		if r.ended(service, d, due[service], err); fmt.Sprint(d.err) != fmt.Sprint(d.reported) {
+			changed[service], d.reported = d.err, d.err
 		}
 	}
 	r.state.forgetDeregistered()
@@ -236,7 +266,7 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 		r.attempted.Notify()
 	}
 	if written && len(r.state.desired) > 0 && !r.watch.Started() { // from now on the registration can be lost
-		r.watchPod()
+		r.watch.Start(r.pod.API, apiserver.Selector{Fields: "metadata.name=" + r.pod.Name}, "this process's pod", wholePod, ownPod{r})
 	}
 	return r.state.nextDue(time.Now())
 }
@@ -244,28 +274,28 @@ func (r *registrar) reconcile(ctx context.Context) (next time.Time) {
 // ended records the result of an attempt to write d, and logs a result that differs from
 // the one before.
 func (r *registrar) ended(service string, d *registration, changes podmeta.Metadata, err error) {
-	before, wasContested := d.err, d.contested()
+	wasContested := d.contested()
 	if err != nil {
-		if d.failed(err, r.conn.RetryAfter()); before == nil || before.Error() != err.Error() {
+		if d.failed(err, r.pod.API.RetryAfter()); d.reported == nil || d.reported.Error() != err.Error() {
 			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
 		}
 		return
 	}
-	d.succeeded(r.conn.PodName)
+	d.succeeded(r.pod.Name)
 	switch {
 	case d.contested():
 		if !wasContested {
 			logger.Errorf("Registry [kubernetes] Registering %q: %v", service, d.err)
 		}
 	case changes.OnlyRemoves():
-		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.conn.PodName)
+		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.pod.Name)
 	case r.state.satisfied(d):
-		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.conn.PodName)
+		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.pod.Name)
 	}
 }
 
 // patch writes changes to the process's own pod.
-func (r *registrar) patch(ctx context.Context, changes podmeta.Metadata) error {
+func (r *registrar) patch(changes podmeta.Metadata) error {
 	var p podmeta.Patch
 	r.mu.Lock()
 	p.Metadata.UID, p.Metadata.Metadata = r.uid, changes
@@ -274,7 +304,7 @@ func (r *registrar) patch(ctx context.Context, changes podmeta.Metadata) error {
 	if err != nil {
 		return err
 	}
-	pod, err := r.patchPod(ctx, body)
+	pod, err := r.pod.API.PatchPod(r.ctx, body)
 	if err == nil {
 		r.observe(pod)
 		return nil
@@ -311,6 +341,9 @@ func (r *registrar) observe(p *corev1.Pod) {
 	}
 }
 
+// wholePod keeps all fields of the pod: there is only one.
+func wholePod(p *corev1.Pod) *corev1.Pod { return p }
+
 // ownPod passes the events of the process's own pod to the registrar.
 type ownPod struct{ r *registrar }
 
@@ -333,14 +366,14 @@ func (r *registrar) registered() bool {
 	return len(r.state.desired) > 0 && r.state.complete()
 }
 
-// pending reports whether the API server has not yet confirmed everything desired.
+// pending reports whether something is desired that the API server has not yet confirmed.
 func (r *registrar) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.state.complete()
+	return len(r.state.pendingChanges()) > 0
 }
 
-// lastError returns why the pod does not carry what is desired, nil if it does or while
+// lastError returns why the observed metadata are not the desired ones, nil if they are or while
 // the reason is not known.
 func (r *registrar) lastError() error {
 	r.mu.Lock()
@@ -378,11 +411,8 @@ func (r *registrar) podTerminatingSince() time.Time {
 // stop ends the goroutines and waits for them. The pod keeps its registrations.
 func (r *registrar) stop() {
 	r.mu.Lock()
-	cancel := r.cancel
+	r.cancel()
 	r.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
 	r.reconciling.Wait()
 	r.watch.Stop()
 }

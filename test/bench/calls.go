@@ -33,7 +33,7 @@ import (
 // many. All instances are the same service with pod.Lifecycle.
 func unary(n sizes) (string, error) {
 	const many = 100
-	progress("the unary call (%d rounds of 13 times %s)", n.Rounds, n.Benchtime)
+	progress("the unary call (%d rounds of 9 times %s)", n.Rounds, n.Benchtime)
 	address, err := serveWithLifecycle()
 	if err != nil {
 		return "", err
@@ -53,7 +53,7 @@ func unary(n sizes) (string, error) {
 			api.add("greeter", address)
 		}
 		for _, wrapped := range []bool{true, false} {
-			for _, new := range []func(...registry.Option) candidate{upstream, ours, oursWithClient} {
+			for _, new := range candidates {
 				s := new(registry.Addrs(api.URL))
 				defer func() { _ = s.close() }()
 				c := s.client
@@ -80,17 +80,17 @@ func unary(n sizes) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	t := newTable("go-micro's client", "go-micro's client with pod.NewSelector", "pod.NewClient")
+	t := newTable("go-micro's client", "pod.NewClient")
 	next := costs[1:]
 	for _, instances := range []int{1, many} {
 		for _, what := range []string{"unary call", "client alone"} {
 			var cells []string
-			for _, r := range next[:3] {
+			for _, r := range next[:2] {
 				perCall := func(r testing.BenchmarkResult) float64 { return float64(r.T) / float64(r.N) }
 				cells = append(cells, fmt.Sprintf("%s, %.2fx", cost(r), perCall(r)/perCall(costs[0])))
 			}
 			t.row(fmt.Sprintf("%s, %d %s", what, instances, map[bool]string{true: "instance", false: "instances"}[instances == 1]), cells...)
-			next = next[3:]
+			next = next[2:]
 		}
 	}
 	return t.String() + fmt.Sprintf(`
@@ -280,7 +280,7 @@ messages of one stream as fast as it can. All call the same grpc-go server.
 
 // choice compares how libraries choose instances.
 func choice(n sizes) (string, error) {
-	columns := []string{goMicro, roundRobin, kratos, goZero, ourChoice, podClient}
+	columns := []string{goMicro, roundRobin, kratos, goZero, podClient}
 	t := newTable(columns...)
 	// add runs one job for each library and adds a row for each function.
 	type row struct {
@@ -373,7 +373,7 @@ Balancing for Latency" (2016): 11 instances answer after 167 ms in the median (l
 whatever the latency, and one instance answers after 2 s during the second and third quarter of this time. Its share is that in these two
 quarters; latency is p50 / p99 / p99.9 of all calls, shown in media/latency.svg. In the other rows 32 callers call 10 instances that answer after 20 ms. In *one of 10
 fails* one instance begins to fail every call at once; both cells are the first second / the %s after it; a share counts attempts, a failed call is one that
-failed for the caller. A share of 10 %% is fair. *Ten times slower* lasts %s. %s pod.NewSelector is used with go-micro's client. Of the others, kratos and go-zero do not retry.
+failed for the caller. A share of 10 %% is fair. *Ten times slower* lasts %s. %s kratos and go-zero do not retry.
 `, n.Slow, n.Failing-time.Second, n.Tenfold, setUp), nil
 }
 

@@ -25,7 +25,6 @@ const (
 	goZero     = "go-zero"
 	goMicro    = "go-micro"
 	roundRobin = "go-micro, round robin"
-	ourChoice  = "pod.NewSelector"
 	podClient  = "pod/"
 )
 
@@ -33,12 +32,7 @@ const (
 var libraries = map[string]load.Library{
 	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random)},
 	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
-	ourChoice: {Serve: serveWithLifecycle, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
-		return candidate{registry: r, client: grpcc.NewClient(append(options, client.Selector(pod.NewClient(r, grpcc.NewClient()).Options().Selector))...)}
-	})},
-	podClient: {Serve: serveWithLifecycle, Dial: dialPod(func(r *pod.Registry, options ...client.Option) candidate {
-		return candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(options...))}
-	})},
+	podClient:  {Serve: serveWithLifecycle, Dial: dialPod},
 }
 
 type greeter struct{}
@@ -94,18 +88,17 @@ func dialGoMicro(strategy selector.Strategy) func([]string, bool) (load.Client, 
 	}
 }
 
-func dialPod(dial func(*pod.Registry, ...client.Option) candidate) func([]string, bool) (load.Client, error) {
-	return func(addresses []string, retry bool) (load.Client, error) {
-		api := newMemoryAPI()
-		if err := api.enterKubeconfig(); err != nil {
-			return nil, err
-		}
-		for _, a := range addresses {
-			api.add("greeter", a)
-		}
-		s := dial(pod.NewRegistry(kubernetes.NewRegistry), retries(retry))
-		return newMicroClient(s, func(a string) error { api.add("greeter", a); return nil }), nil
+func dialPod(addresses []string, retry bool) (load.Client, error) {
+	api := newMemoryAPI()
+	if err := api.enterKubeconfig(); err != nil {
+		return nil, err
 	}
+	for _, a := range addresses {
+		api.add("greeter", a)
+	}
+	r := pod.NewRegistry(kubernetes.NewRegistry)
+	c := candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(retries(retry)))}
+	return newMicroClient(c, func(a string) error { api.add("greeter", a); return nil }), nil
 }
 
 // microClient calls the Greeter through go-micro, with the wrappers of micro.NewService.

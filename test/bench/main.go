@@ -238,7 +238,7 @@ func measureRegistry(n sizes, kubeconfig string) (string, error) {
 		}
 	}
 	return t.String() + fmt.Sprintf(`
-Kubernetes %s: etcd and kube-apiserver run on the same cores. *Pick an instance* is Select, Next and Mark in one goroutine, the best
+Kubernetes %s: etcd and kube-apiserver run on the same cores. *Pick an instance* is Select, Next and Mark in one goroutine (Next of pod/ also ends the choice, and its Mark does nothing), the best
 of %d rounds. A *change* is measured from the start of its request until Select offers the instance, or no longer offers it, checked
 every millisecond; p50 / p99 of %d changes of each kind. A *late registration* happens when the pod has been Running and Ready for a
 while; these are spread over a minute. *First call* lasts from NewRegistry to the first instance, median of %d; its memory is the live

@@ -45,11 +45,6 @@ func upstream(opts ...registry.Option) candidate {
 
 func ours(opts ...registry.Option) candidate {
 	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
-	return candidate{registry: r, selector: pod.NewClient(r, grpcc.NewClient()).Options().Selector, close: r.Close}
-}
-
-func oursWithClient(opts ...registry.Option) candidate {
-	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
 	c := pod.NewClient(r, grpcc.NewClient())
 	return candidate{registry: r, selector: c.Options().Selector, client: c, close: r.Close}
 }

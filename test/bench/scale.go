@@ -109,7 +109,7 @@ func measureScale(n sizes, kubeconfig string) (string, error) {
 		return changes * (slope*watches/float64(namespaces) + delivery*watchesOfService)
 	}
 	paper := newTable("one namespace", "100 namespaces")
-	paper.row("5,000 nodes, CPU cores of the API server", fmt.Sprintf("%.1f", cores(1)), fmt.Sprintf("%.1f", cores(100)))
+	paper.row("5,000 nodes, CPU cores of the API server", twoDigits(cores(1)), twoDigits(cores(100)))
 	return t.String() + fmt.Sprintf(`
 One namespace has %d pods of %d bytes (JSON) in services of %d; each watcher is a pod.Registry with a connection of its own, which watches one service; all use one service account;
 %d times a second one pod becomes ready or not ready, for %s. CPU is that of kube-apiserver (process_cpu_seconds_total), etcd and the clients share the machine's cores with it; the cost
@@ -121,13 +121,19 @@ asked for this service or not, and %s more for each watcher that gets the change
 
     CPU cores = changes per second * (%.2g µs * watchers of the namespace + %.2g µs * watchers of the service)
 
-The first part uses a whole core when changes per second times watchers of the namespace reach %.0f.
+The first part uses a whole core when changes per second times watchers of the namespace reach %s.
 
 On paper, a cluster of %d nodes with %d pods each, every pod a client of %d services of %d pods, has %d watches. At %d changes a second (100 pods a second are created or deleted, with
 4 changes each) they cost:
 
-`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery, 1/slope,
+`, n.Pods, len(stored), podsPerService, changesPerSecond, n.Changing, cpu(slope), cpu(delivery), 1e6*slope, 1e6*delivery, twoDigits(1/slope),
 		nodes, podsPerNode, called, podsPerService, watches, changes) + paper.String(), nil
+}
+
+// twoDigits formats an estimate, which deserves no more digits.
+func twoDigits(f float64) string {
+	f, _ = strconv.ParseFloat(fmt.Sprintf("%.1e", f), 64)
+	return strconv.FormatFloat(f, 'f', -1, 64)
 }
 
 func podName(i int) string { return fmt.Sprint("pod-", i) }

@@ -90,7 +90,7 @@ title 'The manifests, in the order of the README'
 show kubectl apply -f k8s/namespace.yaml
 show kubectl apply -f k8s/configmap-rbac.yaml
 show kubectl apply -f k8s/pod-rbac.yaml
-show kubectl apply -f k8s/pod-policy.yaml
+show kubectl apply -f k8s/pod-admission.yaml
 for s in $changed; do # the tag stays the same, so a pod uses the new image only after a restart
 	case $s in
 	go-micro-config) kubectl delete pod -n go-micro "$s" --ignore-not-found >/dev/null ;;

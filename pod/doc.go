@@ -108,7 +108,7 @@
 //	list, watch   ListServices, Watch, Observe: the pods of all services
 //	list, watch   Register: the process's own pod, for the registration and the grace period
 //	patch         Register, Deregister: the labels and annotations of the process's own pod;
-//	              k8s/pod-policy.yaml allows no other change
+//	              k8s/pod-admission.yaml allows no other change
 //
 // # Environment
 //

@@ -17,7 +17,7 @@ race() { CGO_ENABLED=1 test_module "$@" -race -exec 'env CGO_ENABLED=0'; }
 step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
 }
-modules='. cluster proto/gen test/bench/peers test/policies third_party/etcd'
+modules='. cluster proto/gen test/bench/peers test/isolation third_party/etcd'
 
 format() {
 	step 'Format: every Go file is formatted with gofmt' '1 s'
@@ -68,7 +68,7 @@ if [[ ${1:-} == check ]]; then
 	generated
 	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
 	build_gotestsum
-	for module in . cluster third_party/etcd test/policies; do
+	for module in . cluster third_party/etcd test/isolation; do
 		test_module "$module" pkgname -short ./...
 	done
 	printf '\nNot run: the skipped tests, which need an API server or a cluster, and the end-to-end tests. Run everything with: make test\n'
@@ -126,14 +126,14 @@ step 'Unit tests with the race detector; those of pod/ and of the manifests use 
 build_gotestsum
 race . pkgname -timeout 30m ./...
 race third_party/etcd pkgname ./...
-test_module test/policies pkgname -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
+test_module test/isolation pkgname -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
 
 # These tests mostly wait, so two programs run at the same time, each with clusters of its own. -count=1 disables the
 # test cache, which does not notice changes of the host and of files outside the module.
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race . standard-verbose -count=1 -timeout 45m -tags e2e ./test/e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Policy|IPv6Cluster)$' faults='^Test(Faults.*|Follow)$'
+documents='^Test(README|Walkthrough|Admission|IPv6Cluster)$' faults='^Test(Faults.*|Follow)$'
 together() { # arguments: command for the background, whose output appears when it has finished; command
 	local log background failed=0
 	log=$(mktemp)

@@ -145,16 +145,16 @@ func TestVerifyDeploy(t *testing.T) {
 		{"registration refused by the policy", [][]string{{"patch", "-n", namespace, srv, "--type=json",
 			`-p=[{"op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": {"name": "MICRO_SERVER_NAME", "value": "go-micro-web"}}]`}},
 			[][]string{{"rollout", "undo", "-n", namespace, srv}}, "5s",
-			[][2]string{{"is not registered: ", "see k8s/pod-policy.yaml"}}},
+			[][2]string{{"is not registered: ", "see k8s/pod-admission.yaml"}}},
 		{"no answers, no policy and no ConfigMap", [][]string{
-			{"scale", "-n", namespace, srv, "deployment/go-micro-web", "--replicas=0"}, {"delete", "-f", "k8s/pod-policy.yaml"},
+			{"scale", "-n", namespace, srv, "deployment/go-micro-web", "--replicas=0"}, {"delete", "-f", "k8s/pod-admission.yaml"},
 			{"delete", "configmap", "go-micro-config", "-n", namespace}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
 			[][]string{{"apply", "-k", "k8s"}, {"replace", "--force", "-f", "go-micro-config/k8s/pod.yaml"}},
 			"20s", // the check reads 12 s of the client's log, which must not contain the last answer
 			[][2]string{{"FAILED go-micro-srv: the Deployment is scaled to 0 pods", "kubectl scale"},
 				{"FAILED the client gets no answer from go-micro-srv: ", "network policies"},
 				{"FAILED the Service go-micro-web does not answer: ", "network policies"},
-				{"FAILED the admission policy is missing: ", "apply k8s/pod-policy.yaml"},
+				{"FAILED the admission policy is missing: ", "apply k8s/pod-admission.yaml"},
 				{"FAILED go-micro-config has failed: ", "kubectl replace --force"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

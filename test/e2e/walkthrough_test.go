@@ -46,7 +46,7 @@ func TestWalkthrough(t *testing.T) {
 func applyInOrder(t *testing.T) {
 	kubectl(t, "delete", "namespace", namespace, "--ignore-not-found", "--timeout=2m")
 	for _, f := range []string{
-		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml", "k8s/pod-policy.yaml",
+		"k8s/namespace.yaml", "k8s/configmap-rbac.yaml", "k8s/pod-rbac.yaml", "k8s/pod-admission.yaml",
 		"go-micro-srv/k8s/deployment.yaml", "go-micro-srv/k8s/service.yaml", "go-micro-srv/k8s/pdb.yaml",
 		"go-micro-web/k8s/deployment.yaml", "go-micro-web/k8s/service.yaml", "go-micro-web/k8s/pdb.yaml",
 		"go-micro-client/k8s/deployment.yaml",

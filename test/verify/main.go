@@ -251,7 +251,7 @@ func (v verifier) podProblem(ctx context.Context, service string, p pod) error {
 func remedyOf(reason string) string {
 	switch {
 	case strings.Contains(reason, "micro-own-pod"):
-		return "the registered name must be the pod's label app, or be listed in the annotation micro.mu/services of the pod template: see k8s/pod-policy.yaml"
+		return "the registered name must be the pod's label app, or be listed in the annotation micro.mu/services of the pod template: see k8s/pod-admission.yaml"
 	case strings.Contains(reason, "forbidden"):
 		return "apply k8s/pod-rbac.yaml, and set serviceAccountName: micro-services in the pod template"
 	default:
@@ -277,7 +277,7 @@ func (v verifier) lastError(ctx context.Context, pod string) string {
 
 func (v verifier) policy(ctx context.Context) (string, error) {
 	if _, err := v.output(ctx, "get", "validatingadmissionpolicy/micro-own-pod", "validatingadmissionpolicybinding/micro-own-pod"); err != nil {
-		return "", finding{fmt.Sprintf("the admission policy is missing: %v", err), "apply k8s/pod-policy.yaml", strings.Contains(err.Error(), "NotFound")}
+		return "", finding{fmt.Sprintf("the admission policy is missing: %v", err), "apply k8s/pod-admission.yaml", strings.Contains(err.Error(), "NotFound")}
 	}
 	return "the admission policy lets a service change only its own pod", nil
 }

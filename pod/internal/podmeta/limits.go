@@ -17,7 +17,7 @@ import (
 // what every other process keeps in memory of one pod, so that such a pod cannot exhaust
 // their memory. A registration that exceeds a limit is skipped as a whole.
 const (
-	// k8s/pod-policy.yaml refuses larger annotations. The annotation of the Greeter has
+	// k8s/pod-admission.yaml refuses larger annotations. The annotation of the Greeter has
 	// 600 bytes.
 	maxAnnotationBytes = 32 << 10
 	// go-micro registers one node for each process.

@@ -98,7 +98,7 @@ func (a *attacker) repeat(attack func() error) {
 }
 
 // attackRegistry registers and deregisters the largest registration that
-// k8s/pod-policy.yaml allows ten times a second. It also makes requests that the policy must refuse.
+// k8s/pod-admission.yaml allows ten times a second. It also makes requests that the policy must refuse.
 func (a *attacker) attackRegistry(api kubernetes.Interface) {
 	const namespace = "go-micro"
 	self, ip := os.Getenv("POD_NAME"), ownIP()

@@ -1,8 +1,9 @@
-// Package policies checks the manifests with libraries that evaluate policies: every
-// pod against the newest version of the Pod Security Standard "restricted", with the
-// library that the API server uses, and the network policies with the matcher of
-// cyclonus, because the cluster of the end-to-end tests does not enforce them.
-package policies
+// Package isolation checks how the manifests isolate pods from their node and from each
+// other: every pod against the newest version of the Pod Security Standard "restricted", with
+// the library that the API server uses, and the network policies with the matcher of
+// cyclonus, because the cluster of the end-to-end tests does not enforce them. The admission
+// policy, which isolates registrations, is tested in test/manifests with an API server.
+package isolation
 
 import (
 	"bytes"

@@ -1,6 +1,6 @@
 // This test has a module of its own because k8s.io/pod-security-admission and cyclonus need current Kubernetes
 // types, while the root go.mod needs k8s.io/api v0.17.
-module github.com/jiangjiancc/go_micro_k8s/test/policies
+module github.com/jiangjiancc/go_micro_k8s/test/isolation
 
 go 1.26.0
 

@@ -21,10 +21,10 @@ import (
 
 const namespace = "go-micro"
 
-// TestPodPolicy makes requests with the tokens of the services' pods: the
-// registrations that k8s/pod-policy.yaml must accept, and the attacks that it
+// TestPodAdmission makes requests with the tokens of the services' pods: the
+// registrations that k8s/pod-admission.yaml must accept, and the attacks that it
 // must refuse.
-func TestPodPolicy(t *testing.T) {
+func TestPodAdmission(t *testing.T) {
 	needsAPIServer(t)
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
@@ -34,7 +34,7 @@ func TestPodPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := run("", "kubectl", "apply", "-f", "k8s/pod-policy.yaml"); err != nil {
+	if _, err := run("", "kubectl", "apply", "-f", "k8s/pod-admission.yaml"); err != nil {
 		t.Fatal(err)
 	}
 	pods := admin.CoreV1().Pods(namespace)

@@ -17,12 +17,12 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// TestPolicy uses the token of one service to redirect the calls of another, with
-// k8s/pod-policy.yaml applied and without it. TestPodPolicy in test/manifests
+// TestAdmission uses the token of one service to redirect the calls of another, with
+// k8s/pod-admission.yaml applied and without it. TestPodAdmission in test/manifests
 // checks the details of the policy.
-func TestPolicy(t *testing.T) {
+func TestAdmission(t *testing.T) {
 	kubectl(t, "apply", "-k", "k8s")
-	t.Cleanup(func() { kubectl(t, "apply", "-f", "k8s/pod-policy.yaml") })
+	t.Cleanup(func() { kubectl(t, "apply", "-f", "k8s/pod-admission.yaml") })
 	rolledOut(t)
 	attacker, victim := pods(t, "go-micro-web")[0], pods(t, "go-micro-srv")[0]
 	redirected := fmt.Sprintf(`{"name":"go-micro-srv","version":"latest","nodes":[{"id":"attacker","address":"%s:9100"}]}`, attacker.Status.PodIP)
@@ -50,7 +50,7 @@ func TestPolicy(t *testing.T) {
 		}
 		return err
 	})
-	kubectl(t, "apply", "-f", "k8s/pod-policy.yaml")
+	kubectl(t, "apply", "-f", "k8s/pod-admission.yaml")
 	eventually(t, time.Minute, "refusal of the attack after the policy is back", refused)
 	registeredOnPods(t) // the victim has repaired its registration
 }

@@ -196,7 +196,7 @@ func TestShows(t *testing.T) {
 // stands for the first line of the results, which tells the day and the machine.
 var measured = regexp.MustCompile(`\[([^\[\]]*)\]\((?:\.\./)?(test/(?:bench|faults)/RESULTS\.md|test/e2e/faults_test\.go) "([^"]*)"\)`)
 
-var number = regexp.MustCompile(`\d[\d,]*(\.\d+)?( ?(ns|µs|ms|s|MiB|%)\b)?`)
+var number = regexp.MustCompile(`\d+(,\d{3})*(\.\d+)?( ?(ns|µs|ms|s|MiB|%)\b)?`)
 
 // measurement returns the numbers that a link of measured stands for.
 func measurement(file, text, title string) ([]string, error) {

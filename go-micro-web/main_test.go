@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/flood"
 )
 
 func TestAnswersWithPodName(t *testing.T) {
@@ -158,26 +160,8 @@ func TestHeldRequestsDoNotExhaustMemory(t *testing.T) {
 				attackers.Go(func() {
 					client := i % request.clients
 					dialer := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(client/250), byte(1+client%250))}}
-					for {
-						conn, err := dialer.Dial("tcp", address)
-						if err == nil {
-							opened.Add(1)
-							_, _ = io.WriteString(conn, request.head)
-							closed := make(chan struct{})
-							go func() { defer close(closed); _, _ = io.Copy(io.Discard, conn) }() // until the server closes it
-							select {
-							case <-closed:
-							case <-stop:
-							}
-							conn.Close()
-							<-closed
-						}
-						select {
-						case <-stop:
-							return
-						case <-time.After(5 * time.Second): // 1,000 new connections a second at most
-						}
-					}
+					dial := func() (net.Conn, error) { return dialer.Dial("tcp", address) }
+					flood.Hold(dial, request.head, 5*time.Second, stop, func() { opened.Add(1) }) // 1,000 new connections a second at most
 				})
 			}
 			peak, failures := 0, 0

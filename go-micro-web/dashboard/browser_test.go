@@ -282,7 +282,7 @@ func TestBrowserKeepsCalling(t *testing.T) {
 	// Instance 2 stalls: it is ejected, gets no calls, and becomes not ready.
 	c.setTries(alternate(address(1), address(3)))
 	until := time.Now().Add(20 * time.Second).UTC().Round(time.Second)
-	c.setCalls(map[callTarget]calls{{"go-micro-srv-2", address(2)}: {InFlight: 1, EjectedUntil: until}})
+	c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-2", address(2)}: {InFlight: 1, EjectedUntil: until}})
 	d.hub.changes.events().Ejected("go-micro-srv", "go-micro-srv-2", address(2), 20*time.Second, errors.New("context deadline exceeded"))
 	b.Wait("the end of its share", share(2)+` === "0 %"`)
 	row := `[...document.querySelectorAll("#traffic tbody tr")].find(row => row.dataset.key.startsWith("go-micro-srv-2 ")).textContent`

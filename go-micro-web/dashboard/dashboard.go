@@ -102,13 +102,13 @@ func New(registry *pod.Registry) http.Handler {
 	podName := os.Getenv("HOSTNAME")
 	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	d := newDashboard(registry, func() map[callTarget]calls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
+	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
 	_ = registry.Init(pod.WithEvents(d.hub.changes.events())) // Init of a registry returns no error
 	return d.handler()
 }
 
-func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
-	d := &dashboard{hub: newHub(s, calls, onStart, podName, namespace), greeter: greeter, podName: podName, namespace: namespace,
+func newDashboard(s source, currentCalls func() map[callTarget]targetCalls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
+	d := &dashboard{hub: newHub(s, currentCalls, onStart, podName, namespace), greeter: greeter, podName: podName, namespace: namespace,
 		formTimeout: 5 * time.Second, pageTimeout: 30 * time.Second, maxCalling: maxCalling, heartbeat: heartbeat}
 	// With the first view the pods at the addresses are known; without one the calls begin after 10 s.
 	d.traffic = newTraffic(func(ctx context.Context) { _, _ = d.hub.wait(ctx) }, d.callRepeatedly)
@@ -116,10 +116,10 @@ func newDashboard(s source, calls func() map[callTarget]calls, onStart func(), g
 }
 
 // callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
-func callsOf(c *pod.Client) map[callTarget]calls {
-	byTarget := map[callTarget]calls{}
+func callsOf(c *pod.Client) map[callTarget]targetCalls {
+	byTarget := map[callTarget]targetCalls{}
 	for _, i := range c.Instances(greeterName) {
-		target := calls{InFlight: i.InFlight}
+		target := targetCalls{InFlight: i.InFlight}
 		if i.EjectedFor > 0 {
 			target.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
 		}

@@ -31,7 +31,7 @@ type fakeCluster struct {
 	observations    int       // since the start
 	yields          int       // since the start
 	lastContact     time.Time // now if zero
-	calls           map[callTarget]calls
+	calls           map[callTarget]targetCalls
 	informerStarted bool // the informer of the Greeter has been started
 
 	calledAddresses []string        // the tries of the next calls, in order
@@ -90,7 +90,7 @@ func (c *fakeCluster) setLastContact(t time.Time) {
 	c.lastContact = t
 }
 
-func (c *fakeCluster) callsNow() map[callTarget]calls {
+func (c *fakeCluster) callsNow() map[callTarget]targetCalls {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.calls)
@@ -108,7 +108,7 @@ func (c *fakeCluster) countCalls() int {
 	return len(c.calledNames)
 }
 
-func (c *fakeCluster) setCalls(byTarget map[callTarget]calls) {
+func (c *fakeCluster) setCalls(byTarget map[callTarget]targetCalls) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = byTarget

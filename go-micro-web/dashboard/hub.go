@@ -29,8 +29,8 @@ type source interface {
 // delays others. It is safe for concurrent use.
 type hub struct {
 	source             source
-	calls              func() map[callTarget]calls // returns the current calls of this pod
-	onStart            func()                      // called in a goroutine when an observation starts
+	currentCalls       func() map[callTarget]targetCalls // returns the calls of this pod
+	onStart            func()                            // called in a goroutine when an observation starts
 	podName, namespace string
 	linger             time.Duration
 	streams            streams
@@ -47,8 +47,8 @@ type hub struct {
 	changed chan struct{}      // closed when latest is replaced
 }
 
-func newHub(s source, calls func() map[callTarget]calls, onStart func(), podName, namespace string) *hub {
-	return &hub{source: s, calls: calls, onStart: onStart, podName: podName, namespace: namespace, linger: linger, changed: make(chan struct{}),
+func newHub(s source, currentCalls func() map[callTarget]targetCalls, onStart func(), podName, namespace string) *hub {
+	return &hub{source: s, currentCalls: currentCalls, onStart: onStart, podName: podName, namespace: namespace, linger: linger, changed: make(chan struct{}),
 		changes: changeLog{pulse: make(chan struct{}, 1)}}
 }
 
@@ -99,7 +99,7 @@ func (h *hub) run(ctx context.Context) {
 			if err == nil {
 				h.changes.observe(instances)
 			}
-			v := h.build(ctx, h.calls())
+			v := h.build(ctx, h.currentCalls())
 			h.building.Unlock()
 			sleep(ctx, max(minInterval, h.interval(v)))
 		}
@@ -111,7 +111,7 @@ func (h *hub) run(ctx context.Context) {
 func (h *hub) watchCalls(ctx context.Context) {
 	for ctx.Err() == nil {
 		pause := time.Duration(0)
-		current := h.calls()
+		current := h.currentCalls()
 		h.building.Lock()
 		if v, _ := h.current(); v != nil && (!maps.Equal(current, v.calls) || h.changes.recent().last() != v.recent.last()) {
 			pause = max(minInterval, h.interval(h.build(ctx, current)))
@@ -127,7 +127,7 @@ func (h *hub) watchCalls(ctx context.Context) {
 }
 
 // build builds and publishes a view of the last observation. The caller holds h.building.
-func (h *hub) build(ctx context.Context, byTarget map[callTarget]calls) *view {
+func (h *hub) build(ctx context.Context, byTarget map[callTarget]targetCalls) *view {
 	v := newView(h.podName, h.namespace, h.instances, h.err, h.source.LastContact(), byTarget)
 	v.recent = h.changes.recent()
 	h.publish(ctx, v)
@@ -183,9 +183,9 @@ func (h *hub) wait(ctx context.Context) (*view, error) {
 }
 
 // podAt returns the name of the pod of the Greeter at an address, or "" if it is not
-// known. The selector knows the instances that it chooses from, and the view the others.
+// known. The client knows the instances that it chooses from, and the view the others.
 func (h *hub) podAt(address string) string {
-	for target := range h.calls() {
+	for target := range h.currentCalls() {
 		if target.address == address {
 			return target.pod
 		}

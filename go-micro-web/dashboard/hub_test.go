@@ -45,14 +45,14 @@ func TestEventsCarryEjectionsAndCallsInFlight(t *testing.T) {
 	}
 	until := time.Now().Add(time.Minute).UTC().Round(time.Second)
 	for _, step := range []struct {
-		calls calls
+		calls targetCalls
 		want  string
 	}{
-		{calls{InFlight: 1}, "1 call in flight"},
-		{calls{InFlight: 2, EjectedUntil: until}, "ejected until " + until.Format("15:04:05") + " UTC"},
-		{calls{}, ""},
+		{targetCalls{InFlight: 1}, "1 call in flight"},
+		{targetCalls{InFlight: 2, EjectedUntil: until}, "ejected until " + until.Format("15:04:05") + " UTC"},
+		{targetCalls{}, ""},
 	} {
-		c.setCalls(map[callTarget]calls{{"go-micro-srv-2", "10.244.0.2:9100"}: step.calls})
+		c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-2", "10.244.0.2:9100"}: step.calls})
 		begin := time.Now()
 		v := s.next()
 		first, second := v.Services[0].Instances[0].Calls, v.Services[0].Instances[1].Calls

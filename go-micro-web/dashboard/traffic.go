@@ -99,7 +99,7 @@ func (t *traffic) run(ctx context.Context) {
 	t.ready(ctx)
 	for next := time.Now(); ctx.Err() == nil; sleep(ctx, time.Until(next)) {
 		running.Go(func() { t.callOnce(ctx) })
-		next = later(next.Add(time.Second/time.Duration(max(1, t.rate()))), time.Now().Add(-time.Second)) // after a pause of the process, at most a second of calls is made up for
+		next = later(next.Add(time.Second/time.Duration(max(1, t.rate()))), time.Now().Add(-time.Second)) // after a pause, make at most one second of the missed calls
 	}
 }
 
@@ -180,7 +180,7 @@ type instanceStats struct {
 	State    string  `json:"state"` // as in the registry, or "left"
 	Share    float64 `json:"share"` // of all tries, from 0 to 1
 	outcomes         // of the tries at this instance: a failed try is repeated at another instance
-	calls
+	targetCalls
 }
 
 // timeline counts the calls that ended in each of the last 60 whole seconds, oldest first.
@@ -191,7 +191,7 @@ type timeline struct {
 }
 
 // statistics returns the numbers for the instances of a view, which may be nil.
-func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics {
+func (t *traffic) statistics(v *view, byTarget map[callTarget]targetCalls) statistics {
 	rate := t.rate()
 	t.mu.Lock()
 	all, tries := recent(t.calls, (timelineLength+1)*time.Second), recent(t.tries, t.window)
@@ -209,7 +209,7 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics 
 		}
 	}
 
-	tried, shown := map[callTarget][]sample{}, map[callTarget]calls{}
+	tried, shown := map[callTarget][]sample{}, map[callTarget]targetCalls{}
 	for _, try := range tries {
 		target := try.target.clipped()
 		tried[target] = append(tried[target], try)
@@ -224,7 +224,7 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]calls) statistics 
 			s.Omitted++
 			return
 		}
-		row := instanceStats{Pod: target.pod, Address: target.address, State: state, outcomes: outcomesOf(samples), calls: shown[target]}
+		row := instanceStats{Pod: target.pod, Address: target.address, State: state, outcomes: outcomesOf(samples), targetCalls: shown[target]}
 		if len(tries) > 0 {
 			row.Share = math.Round(float64(len(samples))/float64(len(tries))*1000) / 1000
 		}
@@ -283,7 +283,7 @@ func (d *dashboard) statistics() []byte {
 	defer shared.mu.Unlock()
 	if time.Since(shared.at) > statsInterval/2 {
 		v, _ := d.hub.current()
-		s := d.traffic.statistics(v, d.hub.calls())
+		s := d.traffic.statistics(v, d.hub.currentCalls())
 		s.Pod = d.podName
 		shared.json, _ = json.Marshal(s) // cannot fail: no number is infinite
 		shared.at = time.Now()

@@ -40,7 +40,7 @@ func address(i int) string { return fmt.Sprintf("10.244.0.%d:9100", i) }
 func TestKeepCalling(t *testing.T) {
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready), greeterInstance(2, pod.NotReady), greeterInstance(3, pod.Ready))
 	until := time.Now().Add(time.Minute).UTC().Round(time.Second)
-	c.setCalls(map[callTarget]calls{{"go-micro-srv-3", address(3)}: {InFlight: 2, EjectedUntil: until}})
+	c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-3", address(3)}: {InFlight: 2, EjectedUntil: until}})
 	n := 0
 	c.setTries(func() []string { // each second call is tried at 3, fails there, and is tried at 1
 		if n++; n%2 == 0 {
@@ -235,7 +235,7 @@ func TestStatisticsOfPodWithLongName(t *testing.T) {
 	target := callTarget{long.Pod, long.Address}
 	tr := newTraffic(nil, nil)
 	tr.tries = []sample{{end: time.Now(), target: target}}
-	byTarget := map[callTarget]calls{target: {InFlight: 3}}
+	byTarget := map[callTarget]targetCalls{target: {InFlight: 3}}
 	s := tr.statistics(newView("web", "go-micro", []pod.Instance{long}, nil, time.Now(), byTarget), byTarget)
 	if len(s.Instances) != 1 || s.Instances[0].Calls != 1 || s.Instances[0].InFlight != 3 {
 		t.Errorf("%+v", s.Instances)

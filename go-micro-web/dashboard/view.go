@@ -57,8 +57,8 @@ type view struct {
 	Services []service `json:"services"`
 	Omitted  int       `json:"omitted,omitempty"` // instances, in all services
 
-	json   []byte               // the fields above, encoded once for all viewers
-	calls  map[callTarget]calls // of this pod, as the instances show them
+	json   []byte                     // the fields above, encoded once for all viewers
+	calls  map[callTarget]targetCalls // of this pod, as the instances show them
 	recent recentChanges
 }
 
@@ -80,18 +80,18 @@ type endpoint struct {
 }
 
 type instance struct {
-	Pod     string    `json:"pod"`
-	Address string    `json:"address"`
-	Version string    `json:"version"`
-	State   pod.State `json:"state"`
-	Reason  string    `json:"reason,omitempty"` // why the instance cannot receive calls; absent if it is not known
-	Created time.Time `json:"created"`
-	Age     string    `json:"-"`               // when the view was built
-	Calls   *calls    `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
+	Pod     string       `json:"pod"`
+	Address string       `json:"address"`
+	Version string       `json:"version"`
+	State   pod.State    `json:"state"`
+	Reason  string       `json:"reason,omitempty"` // why the instance cannot receive calls; absent if it is not known
+	Created time.Time    `json:"created"`
+	Age     string       `json:"-"`               // when the view was built
+	Calls   *targetCalls `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
 }
 
-// calls describes the calls to an instance by the pod that serves the page.
-type calls struct {
+// targetCalls describes the calls to an instance by the pod that serves the page.
+type targetCalls struct {
 	InFlight     int       `json:"inFlight"`
 	EjectedUntil time.Time `json:"ejectedUntil,omitzero"` // to the second; absent if the instance is not ejected
 }
@@ -103,7 +103,7 @@ type callTarget struct{ pod, address string }
 func (t callTarget) clipped() callTarget { return callTarget{clip(t.pod), clip(t.address)} }
 
 // Text describes the ejection, or else the calls in flight. The script writes the same text.
-func (c *calls) Text() string {
+func (c *targetCalls) Text() string {
 	switch {
 	case c == nil:
 		return ""
@@ -118,7 +118,7 @@ func (c *calls) Text() string {
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
 // by service, and the error that says why they may be out of date. byTarget has the
 // calls of this pod. The cost is linear in the number of instances.
-func newView(podName, namespace string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]calls) *view {
+func newView(podName, namespace string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]targetCalls) *view {
 	v := &view{Pod: podName, Namespace: namespace, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
 	if err != nil { // package pod has logged the error
 		v.Problem = "The registry cannot be read; the page shows its last known state. The log of " + cmp.Or(podName, "this pod") + " says why."

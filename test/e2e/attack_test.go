@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/test/faults"
+	"github.com/jiangjiancc/go_micro_k8s/test/flood"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -137,56 +137,16 @@ func TestAttack(t *testing.T) {
 
 // view reads the event stream of the page until stop is closed.
 func view(address string, stop <-chan struct{}) {
-	for {
-		if conn, err := net.Dial("tcp", address); err == nil {
-			closed := make(chan struct{})
-			go func() {
-				defer close(closed)
-				_, _ = io.WriteString(conn, "GET /registry/events HTTP/1.1\r\nHost: "+address+"\r\n\r\n")
-				_, _ = io.Copy(io.Discard, conn)
-			}()
-			select {
-			case <-closed:
-			case <-stop:
-			}
-			conn.Close()
-			<-closed
-		}
-		select {
-		case <-stop:
-			return
-		case <-time.After(time.Second):
-		}
-	}
+	dial := func() (net.Conn, error) { return net.Dial("tcp", address) }
+	flood.Hold(dial, "GET /registry/events HTTP/1.1\r\nHost: "+address+"\r\n\r\n", time.Second, stop, nil)
 }
 
-// holdConnections keeps n connections open until stop is closed. It replaces
-// connections that the server closes.
+// holdConnections keeps n connections open until stop is closed.
 func holdConnections(address string, n int, stop <-chan struct{}) {
+	dial := func() (net.Conn, error) { return net.DialTimeout("tcp", address, time.Second) }
 	var all sync.WaitGroup
 	for range n {
-		all.Go(func() {
-			for {
-				if conn, err := net.DialTimeout("tcp", address, time.Second); err == nil {
-					closed := make(chan struct{})
-					go func() {
-						defer close(closed)
-						_, _ = conn.Read(make([]byte, 1))
-					}()
-					select {
-					case <-closed:
-					case <-stop:
-					}
-					conn.Close()
-					<-closed
-				}
-				select {
-				case <-stop:
-					return
-				case <-time.After(5 * time.Second):
-				}
-			}
-		})
+		all.Go(func() { flood.Hold(dial, "", 5*time.Second, stop, nil) })
 	}
 	all.Wait()
 }

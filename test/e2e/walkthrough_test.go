@@ -25,7 +25,7 @@ func TestWalkthrough(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"apply the manifests in the README's order", applyInOrder},
-		{"each registered pod carries its labels and annotation", registeredOnPods},
+		{"each registered pod has its labels and annotation", registeredOnPods},
 		{"the registry lists the services from inside the cluster", registryListsServices},
 		{"the client prints the greeting", clientPrintsGreeting},
 		{"both web replicas answer through the Service", webAnswers},
@@ -81,7 +81,7 @@ func registration(p corev1.Pod, service string) (*registry.Service, error) {
 	return &s, nil
 }
 
-// registeredOnPods waits until two pods of each service carry their registration.
+// registeredOnPods waits until two pods of each service have their registration.
 func registeredOnPods(t *testing.T) {
 	for _, want := range services {
 		eventually(t, time.Minute, "registration of "+want.name, func() error {

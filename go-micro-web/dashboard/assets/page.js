@@ -1,5 +1,5 @@
 // Keeps the page up to date with the registry. The server renders the page once; each
-// event then carries the whole registry as JSON, and the script changes the rows
+// event then contains the whole registry as JSON, and the script changes the rows
 // in place. Text from the registry is only ever written as text, never as HTML.
 // changes.js, calls.js and stream.js use the functions of this script.
 'use strict'

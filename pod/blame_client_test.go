@@ -15,6 +15,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
+	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -41,7 +42,16 @@ func (f helloFunc) Hello(ctx context.Context, req *proto.HelloRequest, rsp *prot
 // end of the test.
 func startServer(t *testing.T, hello helloFunc, opts ...server.Option) (address string, stop func()) {
 	t.Helper()
+	return startServerWith(t, hello, func(server.Server) error { return nil }, opts...)
+}
+
+// startServerWith calls a function before the server starts.
+func startServerWith(t *testing.T, hello helloFunc, beforeStart func(server.Server) error, opts ...server.Option) (address string, stop func()) {
+	t.Helper()
 	s := grpcs.NewServer(append([]server.Option{server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry())}, opts...)...)
+	if err := beforeStart(s); err != nil {
+		t.Fatal(err)
+	}
 	if err := proto.RegisterGreeterHandler(s, hello); err != nil {
 		t.Fatal(err)
 	}
@@ -273,10 +283,13 @@ func TestClientDoesNotBlameDownstreamErrors(t *testing.T) {
 			other := newGreeterClient(t, []string{downstream.address})
 			var addresses []string
 			for range 4 {
-				life := &lifecycle{name: "greeter"}
-				a, _ := startServer(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
+				a, _ := startServerWith(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
 					return other.call(downstream.deadline)
-				}, server.WrapHandler(life.wrapHandler))
+				}, func(s server.Server) error {
+					o := micro.Options{Server: s}
+					Lifecycle(NewRegistry(nil))(&o)
+					return o.BeforeStart[0]()
+				})
 				addresses = append(addresses, a)
 			}
 			c := newGreeterClient(t, addresses, client.Retries(1))

@@ -1,7 +1,7 @@
 package pod
 
 import (
-	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -29,8 +29,8 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
 	kubetest.Eventually(t, 10*time.Second, "the refusal is the reason", func() error {
-		if reason := newLifecycle(svc.registry, nil).notReadyReason(); !strings.Contains(reason, `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
-			return errors.New(reason)
+		if err := svc.registry.registration.LastError(); err == nil || !strings.Contains(err.Error(), `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+			return fmt.Errorf("%v", err)
 		}
 		return nil
 	})

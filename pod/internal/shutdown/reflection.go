@@ -1,10 +1,9 @@
-package pod
+package shutdown
 
 import (
 	"context"
 	"fmt"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/registration"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/server"
 	"google.golang.org/grpc"
@@ -19,10 +18,10 @@ import (
 // a gRPC server. It implements gRPC server reflection: grpc.reflection.v1, and
 // v1alpha, whose messages are the same. Everyone who can reach the port can read the
 // services' proto files.
-func Reflection(r *Registry) micro.Option {
+func Reflection(serves func(name string) bool) micro.Option {
 	return func(o *micro.Options) {
 		type ServerReflection struct{ *reflectionHandler }
-		s := &ServerReflection{&reflectionHandler{reflection.NewServerV1(reflection.ServerOptions{Services: registeredServices{r.registration}})}}
+		s := &ServerReflection{&reflectionHandler{reflection.NewServerV1(reflection.ServerOptions{Services: registeredServices{serves}})}}
 		o.BeforeStart = append(o.BeforeStart, func() error {
 			if err := o.Server.Handle(o.Server.NewHandler(s, server.InternalHandler(true))); err != nil {
 				return fmt.Errorf("adding server reflection: %w", err)
@@ -62,7 +61,7 @@ func (s reflectionStream) Send(m *reflectionv1.ServerReflectionResponse) error {
 }
 
 // registeredServices are the services that reflection lists.
-type registeredServices struct{ registration *registration.Service }
+type registeredServices struct{ serves func(name string) bool }
 
 // GetServiceInfo returns the full names of the services, with the proto package,
 // which go-micro does not keep.
@@ -73,7 +72,7 @@ func (s registeredServices) GetServiceInfo() map[string]grpc.ServiceInfo {
 	}
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for i := range f.Services().Len() {
-			if d := f.Services().Get(i); s.registration.Serves(string(d.Name())) {
+			if d := f.Services().Get(i); s.serves(string(d.Name())) {
 				infos[string(d.FullName())] = grpc.ServiceInfo{}
 			}
 		}

@@ -1,4 +1,4 @@
-package pod
+package shutdown
 
 import (
 	"context"
@@ -16,22 +16,22 @@ const livenessName = "liveness"
 // handler's Go type.
 var internalHandlers = []string{"Health", "ServerReflection", "Debug"}
 
-func newHealth(l *lifecycle) any {
+func newHealth(s *grpcService) any {
 	type Health struct{ *health }
-	return &Health{&health{l}}
+	return &Health{&health{s}}
 }
 
 // health implements grpc.health.v1.Health.
 // https://github.com/grpc/grpc/blob/master/doc/health-checking.md
-type health struct{ lifecycle *lifecycle }
+type health struct{ service *grpcService }
 
 func (h *health) status(service string) healthv1.HealthCheckResponse_ServingStatus {
 	switch {
 	case service == livenessName:
 		return healthv1.HealthCheckResponse_SERVING
-	case service != "" && service != h.lifecycle.name && !h.lifecycle.registration.Serves(service):
+	case service != "" && service != h.service.name && !h.service.Registration.Serves(service):
 		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
-	case h.lifecycle.notReadyReason() != "":
+	case h.service.notReadyReason() != "":
 		return healthv1.HealthCheckResponse_NOT_SERVING
 	default:
 		return healthv1.HealthCheckResponse_SERVING
@@ -54,9 +54,9 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 		return err
 	}
 	sent := healthv1.HealthCheckResponse_UNKNOWN
-	stopping := h.lifecycle.stopping
+	stopping := h.service.stopping
 	for {
-		changed := h.lifecycle.registration.Changed()
+		changed := h.service.Registration.Changed()
 		if status := h.status(req.Service); status != sent {
 			if err := stream.Send(&healthv1.HealthCheckResponse{Status: status}); err != nil {
 				return err
@@ -66,10 +66,10 @@ func (h *health) Watch(ctx context.Context, stream server.Stream) error {
 		select {
 		case <-changed:
 		case <-stopping:
-			stopping = nil // it stays closed
+			stopping = nil // the stop begins once
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-h.lifecycle.drained:
+		case <-h.service.drained:
 			return errors.New("grpc.health.v1", "the server stops", 503)
 		}
 	}

@@ -1,0 +1,243 @@
+package shutdown
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// leaves runs leave in the background and returns how long it takes.
+func leaves(l *lifecycle) <-chan time.Duration {
+	took, begin := make(chan time.Duration, 1), time.Now()
+	go func() {
+		l.leave()
+		took <- time.Since(begin)
+	}()
+	return took
+}
+
+func TestLeaveBecomesNotReadyBeforeItDeregisters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f, _, _ := newConfig()
+		l := newLifecycle(c)
+		f.onDeregister = func() {
+			if !l.draining() {
+				t.Error("the service is still ready when it deregisters")
+			}
+		}
+		<-leaves(l)
+		if !f.deregistered {
+			t.Error("leave has not deregistered the service")
+		}
+		if err := l.end(); !errors.Is(err, errRelease) {
+			t.Errorf("end returned %v", err)
+		}
+	})
+}
+
+func TestLeaveWaitsWhileClientsNotice(t *testing.T) {
+	const grace = 30 * time.Second
+	for _, test := range []struct {
+		name      string
+		drainWait time.Duration
+		grace     time.Duration
+		deletion  time.Duration // before leave; 0 if the pod is not being deleted
+		confirmed time.Duration // after leave; -1 if never
+		want      time.Duration // that leave takes
+		deadline  time.Duration // of the drain, after the beginning of leave
+	}{
+		{"confirmed at once", 3 * time.Second, grace, 0, 0, 3 * time.Second, grace - stopMargin},
+		{"confirmed during the wait", 3 * time.Second, grace, 0, time.Second, 3 * time.Second, grace - stopMargin},
+		{"confirmed never", 3 * time.Second, grace, 0, -1, 3 * time.Second, grace - stopMargin},
+		{"no wait, confirmed never", 0, grace, 0, -1, confirmationTimeout, grace - stopMargin},
+		{"no wait, confirmed after 300 ms", 0, grace, 0, 300 * time.Millisecond, 300 * time.Millisecond, grace - stopMargin},
+		{"the grace period leaves no room", 20 * time.Second, 10 * time.Second, 0, 0, 7 * time.Second, 7 * time.Second},
+		{"the grace period is shorter than the margin", 3 * time.Second, time.Second, 0, 0, 0, 0},
+		{"a preStop hook has used 25 s", 3 * time.Second, grace, 25 * time.Second, 0, 2 * time.Second, 2 * time.Second},
+		{"the deletion comes after the signal", 3 * time.Second, grace, -time.Second, 0, 3 * time.Second, grace - stopMargin},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, f, _, _ := newConfig()
+				c.DrainWait = test.drainWait
+				f.gracePeriod, f.confirmed = test.grace, test.confirmed == 0
+				begin := time.Now()
+				if test.deletion != 0 {
+					f.terminatingSince = begin.Add(-test.deletion)
+				}
+				l := newLifecycle(c)
+				took := leaves(l)
+				if test.confirmed > 0 {
+					time.Sleep(test.confirmed)
+					f.set(func() { f.confirmed = true })
+				}
+				if got := <-took; got != test.want {
+					t.Errorf("leave took %s, want %s", got, test.want)
+				}
+				if got := l.deadline.Sub(begin); got != test.deadline {
+					t.Errorf("the drain ends %s after the signal, want %s", got, test.deadline)
+				}
+				_ = l.end()
+			})
+		})
+	}
+}
+
+func TestChangesDoNotEndTheWaitForTheConfirmation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f, _, _ := newConfig()
+		c.DrainWait, f.confirmed = 0, false
+		l := newLifecycle(c)
+		took := leaves(l)
+		time.Sleep(500 * time.Millisecond)
+		f.set(func() {})
+		if got := <-took; got != confirmationTimeout {
+			t.Errorf("leave took %s, want %s", got, confirmationTimeout)
+		}
+		_ = l.end()
+	})
+}
+
+func TestDeletionThatIsSeenDuringTheWaitSetsTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, f, _, _ := newConfig()
+		begin := time.Now()
+		l := newLifecycle(c)
+		took := leaves(l)
+		time.Sleep(time.Second)
+		f.set(func() { f.gracePeriod = 12 * time.Second })
+		<-took
+		if got := l.deadline.Sub(begin); got != 9*time.Second {
+			t.Errorf("the drain ends %s after the signal, want 9s", got)
+		}
+		_ = l.end()
+	})
+}
+
+func TestSecondSignalEndsTheWaits(t *testing.T) {
+	for _, when := range []time.Duration{time.Second, 4 * time.Second} { // while clients notice; while the confirmation is missing
+		synctest.Test(t, func(t *testing.T) {
+			c, f, _, _ := newConfig()
+			c.DrainWait, f.confirmed = 3*time.Second, false
+			if when > c.DrainWait {
+				c.DrainWait = 0
+				when = confirmationTimeout / 2
+			}
+			l := newLifecycle(c)
+			took := leaves(l)
+			time.Sleep(when)
+			l.signals <- syscall.SIGTERM
+			if got := <-took; got != when {
+				t.Errorf("leave took %s, the second signal came after %s", got, when)
+			}
+			ctx, cancel := l.drainContext("calls")
+			defer cancel()
+			if cause := context.Cause(ctx); cause == nil || !strings.Contains(cause.Error(), "a second signal: terminated") {
+				t.Errorf("the drain ends with the cause %v, want the second signal", cause)
+			}
+			_ = l.end()
+		})
+	}
+}
+
+func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLifecycle(Config{})
+		l.deadline = time.Now().Add(10 * time.Second)
+		var messages, calls inFlight
+		if err := l.drain("calls", &messages, &calls); err != nil {
+			t.Errorf("with nothing in flight drain returned %v", err)
+		}
+		calls.begin()
+		calls.begin()
+		messages.begin()
+		begin := time.Now()
+		time.AfterFunc(time.Second, messages.end)
+		time.AfterFunc(2*time.Second, calls.end)
+		time.AfterFunc(3*time.Second, calls.end)
+		if err := l.drain("calls", &messages, &calls); err != nil || time.Since(begin) != 3*time.Second {
+			t.Errorf("drain returned %v after %s, the last call ended after 3s", err, time.Since(begin))
+		}
+	})
+}
+
+func TestDrainCutsOffAtTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLifecycle(Config{})
+		l.deadline = time.Now().Add(10 * time.Second)
+		var messages, calls inFlight
+		calls.begin()
+		calls.begin()
+		messages.begin()
+		begin := time.Now()
+		err := l.drain("calls", &messages, &calls)
+		if want := "waiting for calls in flight: 3 cut off: the pod's grace period ends"; err == nil || err.Error() != want {
+			t.Errorf("drain returned %q, want %q", err, want)
+		}
+		if d := time.Since(begin); d != 10*time.Second {
+			t.Errorf("drain took %s, want 10s", d)
+		}
+	})
+}
+
+func TestSecondSignalEndsTheDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, _, _ := newConfig()
+		l := newLifecycle(c)
+		<-leaves(l)
+		var calls inFlight
+		calls.begin()
+		time.AfterFunc(time.Second, func() { l.signals <- syscall.SIGINT })
+		begin := time.Now()
+		err := l.drain("calls", &calls)
+		if want := "waiting for calls in flight: 1 cut off: a second signal: interrupt"; err == nil || err.Error() != want {
+			t.Errorf("drain returned %q, want %q", err, want)
+		}
+		if d := time.Since(begin); d != time.Second {
+			t.Errorf("drain took %s, want 1s", d)
+		}
+		if l.secondSignal != syscall.SIGINT {
+			t.Errorf("the second signal is %v", l.secondSignal)
+		}
+		_ = l.end()
+	})
+}
+
+func TestReasonOfNotReady(t *testing.T) {
+	c, f, _, _ := newConfig()
+	l := newLifecycle(c)
+	if err := l.useRegistry("greeter", c.Registry); err != nil || f.background != "greeter" {
+		t.Errorf("useRegistry returned %v, service %q registers in the background", err, f.background)
+	}
+	check := func(want string) {
+		t.Helper()
+		if got := l.notReadyReason(); got != want {
+			t.Errorf("the reason is %q, want %q", got, want)
+		}
+	}
+	check("")
+	f.registered = false
+	check("not registered yet")
+	f.lastErr = errors.New("forbidden")
+	check("not registered: forbidden")
+	l.usesOtherRegistry = true
+	check("")
+	close(l.stopping)
+	check("shutting down")
+}
+
+func TestServiceThatCanNeverRegisterDoesNotStart(t *testing.T) {
+	c, f, _, _ := newConfig()
+	f.backgroundErr = errors.New("not in a pod")
+	if err := newLifecycle(c).useRegistry("greeter", c.Registry); !errors.Is(err, f.backgroundErr) {
+		t.Errorf("useRegistry returned %v", err)
+	}
+	l := newLifecycle(c)
+	if err := l.useRegistry("greeter", otherRegistry); err != nil || !l.usesOtherRegistry {
+		t.Errorf("with another registry useRegistry returned %v", err)
+	}
+}

@@ -1,0 +1,238 @@
+package shutdown
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/weblimit"
+	"github.com/micro/go-micro/v2/web"
+)
+
+func get(h http.Handler, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w
+}
+
+func TestProbesAreAnsweredBeforeTheUsersHandlers(t *testing.T) {
+	c, f, _, _ := newConfig()
+	s := &webService{lifecycle: newLifecycle(c)}
+	h := s.handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "the user's "+r.URL.Path) }))
+	check := func(path string, code int, body string) {
+		t.Helper()
+		w := get(h, path)
+		if w.Code != code || strings.TrimSpace(w.Body.String()) != body {
+			t.Errorf("%s answered %d %q, want %d %q", path, w.Code, w.Body, code, body)
+		}
+		if probe := path != "/"; probe && w.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%s has the headers %v", path, w.Header())
+		}
+		if closes := w.Header().Get("Connection") == "close"; closes != (s.draining() && path == "/") {
+			t.Errorf("%s closes the connection: %v", path, closes)
+		}
+	}
+	check("/healthz", 200, "ok")
+	check("/readyz", 200, "ok")
+	check("/", 200, "the user's /")
+	f.registered = false
+	check("/healthz", 200, "ok")
+	check("/readyz", 503, "not registered yet")
+	close(s.stopping)
+	check("/healthz", 200, "ok")
+	check("/readyz", 503, "shutting down")
+	check("/", 200, "the user's /")
+}
+
+func TestBodyThatIsTooLargeIsRefused(t *testing.T) {
+	c, _, _, _ := newConfig()
+	s := &webService{lifecycle: newLifecycle(c), limitBody: true}
+	server := httptest.NewUnstartedServer(s.handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	})))
+	weblimit.LimitConnections(server.Config, 10, 10)
+	server.Start()
+	defer server.Close()
+	for size, want := range map[int]int{0: 200, weblimit.MaxBody: 200, weblimit.MaxBody + 1: 413} {
+		rsp, err := server.Client().Post(server.URL, "text/plain", strings.NewReader(strings.Repeat("x", size)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rsp.Body.Close()
+		if rsp.StatusCode != want {
+			t.Errorf("a body of %d bytes is answered with %d, want %d", size, rsp.StatusCode, want)
+		}
+	}
+	rsp, err := server.Client().Post(server.URL, "text/plain", io.MultiReader(strings.NewReader(strings.Repeat("x", weblimit.MaxBody+1)))) // without a declared length
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsp.Body.Close()
+	if rsp.StatusCode != http.StatusTeapot {
+		t.Errorf("the handler has read a body of more than the limit: status %d", rsp.StatusCode)
+	}
+}
+
+// startWeb runs a web service and returns its address, the function that begins its stop,
+// and the channel that receives the error of Run.
+func startWeb(t *testing.T, c Config, opts ...web.Option) (address string, stop func(), ended chan error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	started := make(chan struct{})
+	service := web.NewService(append([]web.Option{web.Name("page"), web.Address("127.0.0.1:0"), web.Registry(c.Registry), web.HandleSignal(false), web.Context(ctx),
+		web.AfterStart(func() error { close(started); return nil })}, opts...)...)
+	service.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		if running, ok := r.Context().Value(runningKey{}).(chan struct{}); ok {
+			close(running)
+		}
+		<-Draining(r.Context())
+		_, _ = io.WriteString(w, "drained")
+	})
+	ended = make(chan error, 1)
+	go func() { ended <- service.Run() }()
+	select {
+	case <-started:
+	case err := <-ended:
+		ended <- err
+		return "", cancel, ended
+	}
+	return service.Options().Address, cancel, ended
+}
+
+// runningKey is the key of a channel that the handler of /slow closes when it runs.
+type runningKey struct{}
+
+func TestWebServiceDrainsRequests(t *testing.T) {
+	for _, own := range []bool{false, true} { // a server of the user with a base context
+		c, f, retained, released := newConfig()
+		c.DrainWait = 50 * time.Millisecond
+		running := make(chan struct{})
+		var opts []web.Option
+		if own {
+			opts = append(opts, web.Server(&http.Server{ReadHeaderTimeout: time.Second, BaseContext: func(net.Listener) context.Context {
+				return context.WithValue(context.Background(), runningKey{}, running)
+			}}))
+		}
+		address, stop, ended := startWeb(t, c, append(opts, Web(c))...)
+		if *retained != 1 || f.background != "page" {
+			t.Errorf("the registry is retained %d times, service %q registers in the background", *retained, f.background)
+		}
+		answer := make(chan string, 1)
+		go func() {
+			rsp, err := http.Get("http://" + address + "/slow")
+			if err != nil {
+				answer <- err.Error()
+				return
+			}
+			defer rsp.Body.Close()
+			b, _ := io.ReadAll(rsp.Body)
+			answer <- string(b)
+		}()
+		if own {
+			<-running
+		} else {
+			time.Sleep(50 * time.Millisecond) // usually the request arrives; if not, it is answered during DrainWait
+		}
+		stop()
+		if got := <-answer; got != "drained" {
+			t.Errorf("the request in flight got %q", got)
+		}
+		if err := <-ended; !errors.Is(err, errRelease) || *released != 1 {
+			t.Errorf("Run returned %v, the registry is released %d times", err, *released)
+		}
+		http.DefaultClient.CloseIdleConnections()
+	}
+}
+
+func TestServerAfterLifecycleIsRefused(t *testing.T) {
+	c, _, retained, _ := newConfig()
+	_, stop, ended := startWeb(t, c, Web(c), web.Server(&http.Server{ReadHeaderTimeout: time.Second}))
+	defer stop()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "pod.WebLifecycle must come after web.Server") || *retained != 0 {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+func TestWebServiceThatCanNeverRegisterDoesNotStart(t *testing.T) {
+	c, f, retained, _ := newConfig()
+	f.backgroundErr = errors.New("not in a pod")
+	_, stop, ended := startWeb(t, c, Web(c))
+	defer stop()
+	if err := <-ended; !errors.Is(err, f.backgroundErr) || *retained != 0 {
+		t.Errorf("Run returned %v, the registry is retained %d times", err, *retained)
+	}
+}
+
+func TestWebServiceWithOtherRegistry(t *testing.T) {
+	c, f, _, _ := newConfig()
+	s := &webService{lifecycle: newLifecycle(c)}
+	service := web.NewService(web.Registry(otherRegistry))
+	o := service.Options()
+	if err := s.setUp(&o); err != nil || !s.usesOtherRegistry || f.other != nil {
+		t.Errorf("setUp returned %v, other registry: %v, registers with %v", err, s.usesOtherRegistry, f.other)
+	}
+}
+
+// failingListener returns an error from Accept.
+type failingListener struct{ net.Listener }
+
+func (failingListener) Accept() (net.Conn, error) { return nil, errors.New("no more files") }
+
+func TestErrorOfServingStopsTheService(t *testing.T) {
+	c, _, _, released := newConfig()
+	s := &webService{lifecycle: newLifecycle(c), server: &http.Server{ReadHeaderTimeout: time.Second}, served: make(chan struct{})}
+	stopped := false
+	s.stopService = func() { stopped = true }
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s.serve(failingListener{l}, http.NotFoundHandler())
+	<-s.served
+	if err := s.beforeStop(); !stopped || err == nil || !strings.Contains(err.Error(), "no more files") || !errors.Is(err, errRelease) || *released != 1 || s.draining() {
+		t.Errorf("beforeStop returned %v, stopped %v, released %d times", err, stopped, *released)
+	}
+}
+
+func TestWebServiceIsCutOffAtTheDeadline(t *testing.T) {
+	c, f, _, _ := newConfig()
+	c.DrainWait, f.gracePeriod = 0, stopMargin+200*time.Millisecond
+	hold := make(chan struct{})
+	s := &webService{lifecycle: newLifecycle(c), server: &http.Server{ReadHeaderTimeout: time.Second}, served: make(chan struct{})}
+	running := make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.serve(l, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { close(running); <-hold }))
+	answered := make(chan error, 1)
+	go func() {
+		rsp, err := http.Get("http://" + l.Addr().String())
+		if err == nil {
+			rsp.Body.Close()
+		}
+		answered <- err
+	}()
+	<-running
+	if err := s.beforeStop(); err != nil {
+		t.Error(err)
+	}
+	l.Close() // as go-micro does
+	if err := s.afterStop(); err == nil || !strings.Contains(err.Error(), "waiting for requests in flight: cut off: the pod's grace period ends") {
+		t.Errorf("afterStop returned %v", err)
+	}
+	close(hold)
+	if err := <-answered; err == nil {
+		t.Error("the request was answered")
+	}
+	http.DefaultClient.CloseIdleConnections()
+}

@@ -17,7 +17,7 @@ race() { CGO_ENABLED=1 test_module "$@" -race -exec 'env CGO_ENABLED=0'; }
 step() { # arguments: what the step checks, and how long it usually takes on two cores
 	printf '\n== %s. Usually %s; %d s since the start.\n' "$1" "$2" "$SECONDS"
 }
-modules='. cluster proto/gen test/bench/peers test/isolation third_party/etcd'
+modules='. cluster proto/gen test/bench/peers test/isolation third_party/etcd third_party/etcd-client'
 
 format() {
 	step 'Format: every Go file is formatted with gofmt' '1 s'
@@ -68,10 +68,10 @@ if [[ ${1:-} == check ]]; then
 	generated
 	step 'Unit tests that need no API server and no cluster' '30 s, the first time 3 minutes'
 	build_gotestsum
-	for module in . cluster third_party/etcd test/isolation; do
+	for module in . cluster third_party/etcd-client test/isolation; do
 		test_module "$module" pkgname -short ./...
 	done
-	printf '\nNot run: the skipped tests, which need an API server or a cluster, and the end-to-end tests. Run everything with: make test\n'
+	printf '\nNot run: the skipped tests, which need an API server, a cluster or a module cache of their own, and the end-to-end tests. Run everything with: make test\n'
 	printf '\n== Passed after %d s\n' "$SECONDS"
 	exit
 fi
@@ -125,7 +125,7 @@ trap 'rm -f "$build_log"' EXIT
 step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server' '4 minutes'
 build_gotestsum
 race . pkgname -timeout 30m ./...
-race third_party/etcd pkgname ./...
+race third_party/etcd-client pkgname ./...
 test_module test/isolation pkgname -count=1 ./... # -count=1 disables the test cache, which does not notice changed manifests
 
 # These tests mostly wait, so two programs run at the same time, each with clusters of its own. -count=1 disables the

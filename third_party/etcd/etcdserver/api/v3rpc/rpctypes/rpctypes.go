@@ -1,7 +1,7 @@
-// Package rpctypes declares the error that go-micro's etcd registry compares
-// with, as the maintained client's error.
+// Package rpctypes declares the error that go-micro's etcd registry compares with.
 package rpctypes
 
-import "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+import "errors"
 
-var ErrLeaseNotFound = rpctypes.ErrLeaseNotFound
+// ErrLeaseNotFound has the text of etcd's error. The client of this module never returns it.
+var ErrLeaseNotFound = errors.New("etcdserver: requested lease not found")

@@ -37,7 +37,7 @@ load: $(root)cluster/go.mod build
 
 # Builds the image without Docker, from the same Dockerfile, and writes it to a file for kind, minikube, k3s and ctr.
 image: $(root)cluster/go.mod build
-	@mkdir -p $(root)images && GOARCH= go run -C $(root)cluster . save -arch '$(GOARCH)' "$$PWD"/$(root)images/$(SERVICE).tar '$(IMAGE)'="$$PWD"
+	@mkdir -p $(root)images && GOARCH= go run -C $(root)cluster . save -arch '$(GOARCH)' ../images/$(SERVICE).tar '$(IMAGE)'="$$PWD"
 
 clean:
 	rm -f $(PROGRAM) sbom.cdx.json

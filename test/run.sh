@@ -156,13 +156,13 @@ downloads() {
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race . standard-verbose -count=1 -timeout 45m -tags e2e ./test/e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Admission|IPv6Cluster)$' faults='^Test(Faults.*|Follow)$'
+documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy)$' faults='^Test(Faults.*|Follow)$'
 static_checks_and_documents() {
 	lint
 	generated
 	downloads
 	kubernetes
-	step 'End to end: the documents, the walk-through and IPv6' '5 minutes'
+	step 'End to end: the documents, the walk-through, deployments and IPv6' '5 minutes'
 	e2e e2e -run "$documents"
 }
 end_to_end_faults() { e2e e2e-faults -run "$faults"; }

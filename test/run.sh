@@ -156,7 +156,7 @@ downloads() {
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race . standard-verbose -count=1 -timeout 45m -tags e2e ./test/e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy)$' faults='^Test(Faults.*|Follow)$'
+documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy)$' faults='^Test(Faults|Follow)$'
 static_checks_and_documents() {
 	lint
 	generated

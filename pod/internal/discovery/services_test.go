@@ -241,7 +241,7 @@ func TestOneWatchServesAllReadersOfAllServices(t *testing.T) {
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)
-				for range s.Observe(ctx) {
+				for range s.Observe(ctx) { //nolint:errcheck // it only has to be there
 				}
 			}()
 			return func() { cancel(); <-ended }
@@ -308,7 +308,7 @@ func TestObserveEndsWithStopAndReportsErrors(t *testing.T) {
 		if len(seen) != 4 || seen[0] != (element{1, nil}) || seen[1] != (element{1, down}) || seen[2] != (element{1, nil}) || seen[3].err == nil || !strings.Contains(seen[3].err.Error(), "closed") {
 			t.Errorf("Observe yields %v", seen)
 		}
-		for range s.Observe(t.Context()) { // a consumer that breaks
+		for range s.Observe(t.Context()) { //nolint:errcheck // a consumer that breaks
 			break
 		}
 	})

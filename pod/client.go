@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
@@ -94,7 +94,7 @@ var _ client.Client = (*Client)(nil)
 func NewClient(r *Registry, c client.Client) *Client {
 	p := &Client{Client: c, registry: r, connections: connections{open: map[*connection]bool{}}}
 	if c.Options().Selector == selector.DefaultSelector {
-		_ = c.Init(client.Selector(newSelector(r)))
+		_ = c.Init(client.Selector(balancer.NewSelector(r, choosersOf)))
 	}
 	p.configure()
 	if wrappers := c.Options().Wrappers; len(wrappers) > 0 {
@@ -141,11 +141,21 @@ func (c *Client) Options() client.Options { return c.settings.Load().options }
 // order. It returns nil for a service that was never called, and if the client uses a selector of
 // another package. All clients of a registry know the same; other processes may judge the same
 // instances differently.
-func (c *Client) Instances(service string) []InstanceCalls {
+func (c *Client) Instances(service string) (all []InstanceCalls) {
 	if s := c.settings.Load().selector; s != nil {
-		return s.instances(service)
+		for _, i := range s.Instances(service) {
+			all = append(all, InstanceCalls{Pod: i.Pod, Address: i.Address, InFlight: i.InFlight, Failures: i.Failures, EjectedFor: i.EjectedFor})
+		}
 	}
-	return nil
+	return all
+}
+
+// InstanceCalls is what a Client knows about the calls to one instance.
+type InstanceCalls struct {
+	Pod, Address string
+	InFlight     int           // calls and streams in flight
+	Failures     int           // calls in a row that failed by the instance's fault; failures within 5 s count once
+	EjectedFor   time.Duration // how long the ejection still lasts; 0 if the instance is not ejected
 }
 
 // Close closes all connections and waits for their goroutines. Calls in flight fail, and
@@ -200,8 +210,8 @@ type call struct {
 
 // attempt is one attempt of a call.
 type attempt struct {
-	choice  choice         // its node is nil without a choice
-	node    *registry.Node // to call
+	choice  balancer.Choice // its Node is nil without a choice
+	node    *registry.Node  // to call
 	outcome outcome.Outcome
 	ended   *streamEnd // of a stream that was opened
 }
@@ -260,7 +270,7 @@ func (k *call) prepare(ctx context.Context) error {
 	case k.address != "":
 		return nil
 	case s != nil:
-		if err := s.await(ctx, k.service); err != nil {
+		if err := s.Await(ctx, k.service); err != nil {
 			if ctx.Err() != nil {
 				return contextError(ctx)
 			}
@@ -291,7 +301,7 @@ func (k *call) try(ctx context.Context, i int, rsp any) (err error) {
 	}
 	defer k.finish(&err)
 	s, isStream := rsp.(*stream)
-	if !isStream && i < k.options.Retries && k.choice.isTrial() {
+	if !isStream && i < k.options.Retries && k.choice.IsTrial() {
 		var end func()
 		ctx, end = k.leaveTimeToRetry(ctx)
 		defer end()
@@ -333,10 +343,10 @@ func (k *call) chooseInstance() error {
 			k.node = &registry.Node{Address: k.address}
 		}
 	case s != nil:
-		if k.choice, err = s.choose(k.service, k.options.SelectOptions, k.previous); err != nil {
+		if k.choice, err = s.Choose(k.service, k.options.SelectOptions, k.previous); err != nil {
 			return selectError(k.service, err)
 		}
-		k.node, k.previous = k.choice.node, k.choice.instance
+		k.node, k.previous = k.choice.Node, k.choice.Instance
 	default:
 		if k.node, err = k.next(); err != nil {
 			return selectError(k.req.Service(), err)
@@ -353,9 +363,9 @@ func (k *call) finish(result *error) {
 	case k.settings.selector == nil:
 		k.settings.options.Selector.Mark(k.req.Service(), k.node, err)
 	case k.ended != nil && err == nil:
-		k.ended.report(k.choice.asStream())
+		k.ended.report(k.choice.AsStream())
 	default:
-		k.choice.done(k.outcome, err)
+		k.choice.Done(k.outcome, err)
 	}
 }
 
@@ -408,8 +418,8 @@ func (k *call) target(node *registry.Node) (*discovery.Instance, string) {
 	switch {
 	case node == nil:
 		return nil, k.address
-	case node == k.choice.node && k.choice.instance != nil:
-		return k.choice.instance, ""
+	case node == k.choice.Node && k.choice.Instance != nil:
+		return k.choice.Instance, ""
 	}
 	return k.client.registry.instanceOf(node), node.Address
 }

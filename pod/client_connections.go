@@ -4,9 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"google.golang.org/grpc"
 )
 

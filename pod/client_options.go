@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
@@ -40,7 +41,7 @@ var (
 // clientSettings holds the evaluated options of a client. It is immutable.
 type clientSettings struct {
 	options     client.Options
-	selector    *clientSelector         //  nil if the client uses a selector of another package
+	selector    *balancer.Selector      // nil if the client uses a selector of another package
 	codecs      map[string]*clientCodec // by content type
 	timeout     string                  // the header of client.RequestTimeout
 	tls         *tls.Config             // nil if not set
@@ -61,7 +62,7 @@ func newClientSettings(o client.Options) *clientSettings {
 	o.CallOptions.CallWrappers = slices.Clip(o.CallOptions.CallWrappers)
 	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
 	s := &clientSettings{options: o, codecs: map[string]*clientCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
-	s.selector, _ = o.Selector.(*clientSelector)
+	s.selector, _ = o.Selector.(*balancer.Selector)
 	if s.err = gomicro.Check(); s.err != nil {
 		return s
 	}

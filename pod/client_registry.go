@@ -1,6 +1,19 @@
 package pod
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
+	"github.com/micro/go-micro/v2/registry"
+)
+
+// choosersOf returns the choosers of a registry of this package, and nil for any other.
+func choosersOf(r registry.Registry) *balancer.Choosers {
+	if r, ok := r.(*Registry); ok {
+		return r.choosers
+	}
+	return nil
+}
 
 // addClient makes Close of the registry close a client.
 func (r *Registry) addClient(c *Client) {

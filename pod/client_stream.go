@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/codec"
@@ -153,7 +153,7 @@ type streamEnd struct {
 	finished bool
 	outcome  outcome.Outcome
 	err      error
-	choice   *choice // nil until report is called
+	choice   *balancer.Choice // nil until report is called
 }
 
 func (e *streamEnd) finish(o outcome.Outcome, err error) {
@@ -167,18 +167,18 @@ func (e *streamEnd) finish(o outcome.Outcome, err error) {
 	e.mu.Unlock()
 	e.connection.release()
 	if c != nil {
-		c.done(o, err)
+		c.Done(o, err)
 	}
 }
 
 // report makes the end of the stream the end of the choice.
-func (e *streamEnd) report(c choice) {
+func (e *streamEnd) report(c balancer.Choice) {
 	e.mu.Lock()
 	e.choice = &c
 	finished := e.finished
 	e.mu.Unlock()
 	if finished {
-		c.done(e.outcome, e.err)
+		c.Done(e.outcome, e.err)
 	}
 }
 

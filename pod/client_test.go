@@ -19,9 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
@@ -623,7 +623,7 @@ func TestClientInServiceNeedsNoSelector(t *testing.T) {
 			return []micro.Option{micro.Client(newClient(r, grpcc.NewClient()))}
 		},
 		"micro.Selector": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(newSelector(r))}
+			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(balancer.NewSelector(r, choosersOf))}
 		},
 		"a selector of another package": func(r *Registry) []micro.Option {
 			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(own)}

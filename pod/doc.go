@@ -134,8 +134,8 @@
 //	oneService.update        (internal/discovery) decodes the annotation into instances
 //	Informer.publish         (internal/discovery) stores the routable instances as a snapshot
 //	call.chooseInstance      (client.go)      a call or stream of a Client asks for an instance
-//	serviceChooser.choose    (choice.go)      takes the better of two of the snapshot's instances
-//	choice.done              (choice.go)      learns how the call ended
+//	serviceChooser.pickBetter (internal/balancer) takes the better of two of the instances
+//	Choice.Done              (internal/balancer) learns how the call ended
 //
 // # From a ConfigMap to a printed map
 //

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/micro/go-micro/v2/registry"
 )
 
@@ -56,6 +57,14 @@ func observersOf(o registry.Options) eventObservers {
 	}
 	all, _ := o.Context.Value(eventsKey{}).(eventObservers)
 	return all
+}
+
+// ofBalancer returns the callbacks that the balancer calls.
+func (all eventObservers) ofBalancer() (events []balancer.Events) {
+	for _, e := range all {
+		events = append(events, balancer.Events{Picked: e.Picked, Ejected: e.Ejected, Readmitted: e.Readmitted})
+	}
+	return events
 }
 
 func (all eventObservers) apiError(operation string, err error) {

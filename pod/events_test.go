@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
@@ -28,15 +29,22 @@ func TestEventsOfSeveralOptions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := newSelector(r)
-	chooseOne(t, s).done(outcome.LostConnection, refused)
-	chooseOne(t, s).done(outcome.Answered, nil)
+	s := balancer.NewSelector(r, choosersOf)
+	call := func(o outcome.Outcome) {
+		c, err := s.Choose("greeter", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Done(o, nil)
+	}
+	call(outcome.LostConnection)
+	call(outcome.Answered)
 	for _, i := range inf.Snapshot().Instances {
 		if i.Calls.Ejected(callstats.Clock()) {
 			i.Calls.Eject(callstats.Clock()-int64(time.Minute), outcome.LostConnection) // so that the next call is the trial
 		}
 	}
-	chooseOne(t, s).done(outcome.Answered, nil)
+	call(outcome.Answered)
 	observersOf(r.Options()).apiError("", nil)
 	if want := "a picked, b picked, a ejected, b ejected, a picked, b picked, a picked, b picked, a readmitted, b readmitted, a error, b error"; strings.Join(got, ", ") != want {
 		t.Errorf("the callbacks are called as %q, want %q", got, want)

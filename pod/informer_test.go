@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
@@ -161,7 +162,7 @@ func TestFirstReadFailsAtOnceWithTheReason(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRegistry(c.env, nil)
 			defer r.Close()
-			s := newSelector(r)
+			s := balancer.NewSelector(r, choosersOf)
 			for call := range 3 {
 				begin := time.Now()
 				_, err := s.Select("greeter")

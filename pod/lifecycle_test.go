@@ -610,7 +610,7 @@ func TestGracePeriodBeginsWithDeletion(t *testing.T) {
 	time.Sleep(4 * time.Second) // the preStop hook
 	svc.stop()
 	kubetest.Eventually(t, 10*time.Second, "the drain has begun", func() error {
-		if countLogLines(t, begin, "Waiting for calls in flight") == 0 {
+		if len(kubetest.LogLines(t, begin, "Waiting for calls in flight")) == 0 {
 			return errors.New("the drain has not begun")
 		}
 		return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/registration"
@@ -27,7 +28,7 @@ type Registry struct {
 	env          apiserver.Environment
 	registration *registration.Service // writes
 	services     *discovery.Services   // reads
-	choosers     choosers
+	choosers     *balancer.Choosers
 
 	mu         sync.Mutex
 	options    registry.Options
@@ -54,12 +55,16 @@ func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Opti
 	gomicro.UseTracer() // before any service or client that uses the registry is made
 	r := &Registry{env: env}
 	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError})
-	r.services = discovery.New(r.readable, r.readSettings)
-	r.choosers.registry = r
+	r.setServices(discovery.New(r.readable, r.readSettings))
 	for _, o := range opts {
 		o(&r.options)
 	}
 	return r
+}
+
+func (r *Registry) setServices(s *discovery.Services) {
+	r.services = s
+	r.choosers = balancer.NewChoosers(s, func() []balancer.Events { return observersOf(r.Options()).ofBalancer() })
 }
 
 type anyAddressKey struct{}

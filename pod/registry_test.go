@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
@@ -119,15 +120,15 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 	const timeout = 5 * time.Second
 	r := ns.openRegistry("reader", registry.Timeout(timeout))
 	own := ns.openRegistry("a", registry.Timeout(time.Second))
-	ours := newSelector(r)
+	ours := balancer.NewSelector(r, choosersOf)
 	kubetest.Eventually(t, 10*time.Second, "the instance is found", has(r, "greeter", "10.0.0.1:1"))
 	thaw := ns.Freeze(t)
 	slowest := time.Duration(0)
 	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // longer than the 15 s until a silent connection is closed
 		begin := time.Now()
-		c, err := ours.choose("greeter", nil, nil)
+		c, err := ours.Choose("greeter", nil, nil)
 		if err == nil {
-			c.done(outcome.Answered, nil)
+			c.Done(outcome.Answered, nil)
 			err = has(r, "greeter", "10.0.0.1:1")()
 		}
 		if err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -59,12 +58,6 @@ type podTable interface {
 }
 
 var _ apiserver.Handler[*corev1.Pod] = (*Informer)(nil)
-
-// NewInformer returns an informer of one service that is not started. It takes what its
-// methods Replace, Update and Delete are given, as in a simulation.
-func NewInformer(service string) *Informer {
-	return newInformer(&oneService{newTable(&index{}, podmeta.Limits{}), service})
-}
 
 func newInformer(pods podTable) *Informer {
 	i := &Informer{synced: make(chan struct{}), pods: pods}

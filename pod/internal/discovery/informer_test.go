@@ -11,6 +11,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// newServiceInformer returns an informer of one service that is not started. It takes what its
+// methods Replace, Update and Delete are given.
+func newServiceInformer(service string) *Informer {
+	return newInformer(&oneService{newTable(&index{}, podmeta.Limits{}), service})
+}
+
 // greeterPod returns a ready pod with the number i and one greeter.
 func greeterPod(t testing.TB, i int) *corev1.Pod {
 	return kubetest.ReadyPod(t, fmt.Sprint("p-", i), kubetest.OneInstance("greeter", fmt.Sprint("v", i%2), fmt.Sprint("10.0.0.1:", i+1)))
@@ -42,7 +48,7 @@ func TestUnreachableInstancesAreUsedWhileTheyOutnumberReadyOnes(t *testing.T) {
 		{"one node of four is lost", map[string]int{ready: 9, unreachable: 3}, 9},
 		{"pods with failing probes do not count", map[string]int{ready: 2, unreachable: 1, notReady: 9}, 2},
 	} {
-		i := NewInformer("greeter")
+		i := newServiceInformer("greeter")
 		i.Replace(states(c.counts))
 		if got := len(i.Snapshot().Instances); got != c.want {
 			t.Errorf("%s: %d instances, want %d", c.what, got, c.want)
@@ -66,7 +72,7 @@ func TestUnreachableInstancesAreCountedForEachService(t *testing.T) {
 // After an outage of the API server, kube-controller-manager sets Ready to false on the
 // pods of each Kubernetes node that has not reported.
 func TestUnreachableInstancesAreUsedWhenNoneIsReady(t *testing.T) {
-	inf := NewInformer("greeter")
+	inf := newServiceInformer("greeter")
 	for i := range 3 {
 		inf.Update(greeterPod(t, i))
 	}

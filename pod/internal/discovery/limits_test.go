@@ -138,7 +138,7 @@ func TestAddressesFollowPodIP(t *testing.T) {
 // annotations again and again, which took 100 MB before there were limits.
 func TestHostilePodUsesLittleMemory(t *testing.T) {
 	all := newAllServices(&index{}, podmeta.Limits{})
-	o, i := newInformer(all), NewInformer("many")
+	o, i := newInformer(all), newServiceInformer("many")
 	o.Update(podRegistering("good", map[string]string{"good": registrationOf("good", "10.0.0.1:1")}))
 	log := captureLog(t, func() {
 		var before, after runtime.MemStats

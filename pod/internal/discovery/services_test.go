@@ -165,7 +165,7 @@ func TestFirstReadWaits(t *testing.T) {
 
 func TestFirstReadEndsWithTimeoutContextAndStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		i := NewInformer("greeter") // nothing answers its LIST
+		i := newServiceInformer("greeter") // nothing answers its LIST
 		i.api = API{Namespace: "ns", Host: "api"}
 		begin := time.Now()
 		err := i.Wait(t.Context(), 5*time.Second)

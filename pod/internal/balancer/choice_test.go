@@ -1,4 +1,4 @@
-package pod
+package balancer
 
 import (
 	"container/heap"
@@ -10,11 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/errors"
+	"github.com/micro/go-micro/v2/registry"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -67,25 +67,25 @@ func (q *eventQueue) Pop() any {
 	return last
 }
 
-// balancer is what a simulation tests.
-type balancer interface {
+// candidate is what a simulation tests.
+type candidate interface {
 	begin(now time.Duration) (instance int, end func(now time.Duration, o outcome.Outcome))
 	join()
 }
 
-// balancers are the candidates, each for n instances.
-var balancers = []struct {
+// candidates are what is compared, each for n instances.
+var candidates = []struct {
 	name string
-	make func(n int, r *rand.Rand) balancer
+	make func(n int, r *rand.Rand) candidate
 }{
-	{"random", func(n int, r *rand.Rand) balancer {
+	{"random", func(n int, r *rand.Rand) candidate {
 		return &simple{n: n, pick: func(b *simple) int { return r.IntN(b.n) }}
 	}},
-	{"round robin", func(n int, r *rand.Rand) balancer {
+	{"round robin", func(n int, r *rand.Rand) candidate {
 		last := r.IntN(n)
 		return &simple{n: n, pick: func(b *simple) int { last = (last + 1) % b.n; return last }}
 	}},
-	{"least in flight", func(n int, r *rand.Rand) balancer {
+	{"least in flight", func(n int, r *rand.Rand) candidate {
 		return &simple{n: n, pick: func(b *simple) int {
 			i, j := r.IntN(b.n), r.IntN(b.n-1)
 			if j >= i {
@@ -97,10 +97,10 @@ var balancers = []struct {
 			return i
 		}}
 	}},
-	{"pod", newPodBalancer},
+	{"pod", newPodCandidate},
 }
 
-// simple is a balancer that knows at most the calls in flight.
+// simple is a candidate that knows at most the calls in flight.
 type simple struct {
 	n        int
 	inFlight [64]int
@@ -115,47 +115,45 @@ func (b *simple) begin(time.Duration) (int, func(time.Duration, outcome.Outcome)
 	return i, func(time.Duration, outcome.Outcome) { b.inFlight[i]-- }
 }
 
-// podBalancer is the choice of this package.
-type podBalancer struct {
-	chooser *serviceChooser
-	index   map[*discovery.Instance]int
+// podCandidate is the choice of this package.
+type podCandidate struct {
+	chooser   *serviceChooser
+	instances []*discovery.Instance
+	index     map[*discovery.Instance]int
 }
 
-func newPodBalancer(n int, r *rand.Rand) balancer {
-	inf := discovery.NewInformer("greeter")
-	b := &podBalancer{&serviceChooser{informer: inf, random: r}, map[*discovery.Instance]int{}}
+func newPodCandidate(n int, r *rand.Rand) candidate {
+	b := &podCandidate{index: map[*discovery.Instance]int{}}
+	b.chooser = &serviceChooser{instances: func() []*discovery.Instance { return b.instances }, random: r}
 	for range n {
 		b.join()
 	}
 	return b
 }
 
-func (b *podBalancer) join() {
-	b.chooser.informer.Update(readyPod(&testing.T{}, len(b.index)))
-	for _, i := range b.chooser.informer.Snapshot().Instances {
-		if _, ok := b.index[i]; !ok {
-			b.index[i] = len(b.index)
-		}
-	}
+func (b *podCandidate) join() {
+	i := &discovery.Instance{Node: registry.Node{Address: fmt.Sprint("10.0.0.1:", len(b.index)+1)}, Service: &registry.Service{Name: "greeter"}, Pod: fmt.Sprint("p-", len(b.index))}
+	b.index[i] = len(b.index)
+	b.instances = append(b.instances, i)
 }
 
 const simulationEpoch = 1 << 62
 
-func (b *podBalancer) begin(now time.Duration) (int, func(time.Duration, outcome.Outcome)) {
-	c, err := b.chooser.pickBetter(b.chooser.informer.Snapshot().Instances, nil, simulationEpoch+int64(now))
+func (b *podCandidate) begin(now time.Duration) (int, func(time.Duration, outcome.Outcome)) {
+	c, err := b.chooser.pickBetter(b.instances, nil, simulationEpoch+int64(now))
 	if err != nil {
 		panic(err)
 	}
-	return b.index[c.instance], func(now time.Duration, o outcome.Outcome) {
+	return b.index[c.Instance], func(now time.Duration, o outcome.Outcome) {
 		c.doneAt(simulationEpoch+int64(now), o, fmt.Errorf("outcome %d", o))
 	}
 }
 
 func (s *simulation) at(t time.Duration, do func()) { heap.Push(&s.events, event{t, do}) }
 
-func (s simulation) run(make func(int, *rand.Rand) balancer) *simulation {
+func (s simulation) run(make func(int, *rand.Rand) candidate) *simulation {
 	s.random = rand.New(rand.NewPCG(1, s.seed))
-	var clients []balancer
+	var clients []candidate
 	for i := range max(1, s.clients) {
 		b := make(s.instances, rand.New(rand.NewPCG(3, uint64(i))))
 		clients = append(clients, b)
@@ -177,7 +175,7 @@ func (s simulation) run(make func(int, *rand.Rand) balancer) *simulation {
 	return &s
 }
 
-func (s *simulation) attempt(b balancer, begin, now time.Duration, retries int) {
+func (s *simulation) attempt(b candidate, begin, now time.Duration, retries int) {
 	i, end := b.begin(now)
 	s.attempts = append(s.attempts, simulatedAttempt{now, i})
 	latency, o := s.answer(s.random, i, now)
@@ -367,7 +365,7 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 	begin := time.Now()
 	for _, situation := range situations {
 		results := make([][]float64, len(situation.measures))
-		for _, b := range balancers {
+		for _, b := range candidates {
 			s := situation.sim().run(b.make)
 			for i, m := range situation.measures {
 				results[i] = append(results[i], m.of(s))
@@ -376,11 +374,11 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 		t.Log(situation.name)
 		for i, m := range situation.measures {
 			line := ""
-			for j, b := range balancers {
+			for j, b := range candidates {
 				line += fmt.Sprintf("  %s %.3f", b.name, results[i][j])
 			}
 			t.Logf("    %s:%s", m.what, line)
-			last := len(balancers) - 1
+			last := len(candidates) - 1
 			if got, others := results[i][last], slices.Min(results[i][:last]); got > m.limit || got > m.slack*others {
 				t.Errorf("%s: %s: %.3f, want at most %.3f and %v of the best of the others, %.3f", situation.name, m.what, got, m.limit, m.slack, others)
 			}
@@ -399,7 +397,7 @@ func TestChoiceProbesFailingInstanceWithOneCall(t *testing.T) {
 			return time.Millisecond, outcome.ServerError
 		}
 		return lognormal(r, 200*time.Millisecond, 0.25), outcome.Answered
-	}}.run(newPodBalancer)
+	}}.run(newPodCandidate)
 	var bursts []int // calls to the instance that begin within a second of each other, after its first fault
 	last := 2 * time.Second
 	for _, a := range s.attempts {
@@ -442,8 +440,8 @@ func TestChoiceProbesSlowInstanceWithOneCall(t *testing.T) {
 		}
 		return time.Second, outcome.Answered
 	}
-	make := func(n int, r *rand.Rand) balancer {
-		return &observed{newPodBalancer(n, r), func(instance int, begin time.Duration) {
+	make := func(n int, r *rand.Rand) candidate {
+		return &observed{newPodCandidate(n, r), func(instance int, begin time.Duration) {
 			if instance == 0 && 5*time.Second < begin && begin <= 40*time.Second {
 				inFlight--
 			}
@@ -458,14 +456,14 @@ func TestChoiceProbesSlowInstanceWithOneCall(t *testing.T) {
 	}
 }
 
-// observed is a balancer that reports the end of each call.
+// observed is a candidate that reports the end of each call.
 type observed struct {
-	balancer
+	candidate
 	ended func(instance int, begin time.Duration)
 }
 
 func (o *observed) begin(now time.Duration) (int, func(time.Duration, outcome.Outcome)) {
-	i, end := o.balancer.begin(now)
+	i, end := o.candidate.begin(now)
 	return i, func(t time.Duration, result outcome.Outcome) { end(t, result); o.ended(i, now) }
 }
 
@@ -481,9 +479,9 @@ func TestChoiceIgnoresCommonFaults(t *testing.T) {
 					return usual(r), outcome.ServerError
 				}
 				return usual(r), outcome.Answered
-			}}.run(func(n int, r *rand.Rand) balancer {
-				b := newPodBalancer(n, r).(*podBalancer)
-				b.chooser.events = eventObservers{{Ejected: func(string, string, string, time.Duration, error) { ejections++ }}}
+			}}.run(func(n int, r *rand.Rand) candidate {
+				b := newPodCandidate(n, r).(*podCandidate)
+				b.chooser.events = []Events{{Ejected: func(string, string, string, time.Duration, error) { ejections++ }}}
 				return b
 			})
 			if ejections > 0 {
@@ -508,7 +506,7 @@ func TestChoiceEjectsInstanceThatFailsSometimes(t *testing.T) {
 					return usual(r), outcome.ServerError
 				}
 				return usual(r), outcome.Answered
-			}}.run(newPodBalancer)
+			}}.run(newPodCandidate)
 			if got := s.share(0, 5*time.Second, 30*time.Second); got > 5 {
 				t.Errorf("%.0f %% of the calls to one of %d instances fail: it gets %.1f %% of the calls", 100*share, n, got)
 			}
@@ -520,7 +518,7 @@ func TestChoiceEjectsInstanceThatFailsSometimes(t *testing.T) {
 // according to their faults.
 func TestChoiceEjectsAtMostHalfForFaults(t *testing.T) {
 	t.Parallel()
-	var b *podBalancer
+	var b *podCandidate
 	ejected := 0
 	simulation{instances: 10, rate: 500, length: 20 * time.Second, answer: func(r *rand.Rand, instance int, now time.Duration) (time.Duration, outcome.Outcome) {
 		n := 0
@@ -534,7 +532,7 @@ func TestChoiceEjectsAtMostHalfForFaults(t *testing.T) {
 			return time.Millisecond, outcome.ServerError
 		}
 		return usual(r), outcome.Answered
-	}}.run(func(n int, r *rand.Rand) balancer { b = newPodBalancer(n, r).(*podBalancer); return b })
+	}}.run(func(n int, r *rand.Rand) candidate { b = newPodCandidate(n, r).(*podCandidate); return b })
 	if ejected > 5 || ejected < 4 {
 		t.Errorf("%d of 10 instances were ejected, want at most half", ejected)
 	}
@@ -546,18 +544,18 @@ func TestChoiceCountsStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
 		s := newSelector(r)
-		choose := func() choice {
-			c, err := s.choose("greeter", nil, nil)
+		choose := func() Choice {
+			c, err := s.Choose("greeter", nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return c
 		}
-		var streams []choice
+		var streams []Choice
 		for range 10 {
-			streams = append(streams, choose().asStream())
+			streams = append(streams, choose().AsStream())
 		}
-		for _, c := range s.instances("greeter") {
+		for _, c := range s.Instances("greeter") {
 			if c.InFlight != 5 {
 				t.Errorf("%d of 10 streams on %s, want 5", c.InFlight, c.Address)
 			}
@@ -566,8 +564,8 @@ func TestChoiceCountsStreams(t *testing.T) {
 		counts := map[*discovery.Instance]int{}
 		for range 1000 {
 			c := choose()
-			counts[c.instance]++
-			c.done(outcome.Answered, nil)
+			counts[c.Instance]++
+			c.Done(outcome.Answered, nil)
 		}
 		for i, n := range counts {
 			if n < 400 {
@@ -575,21 +573,21 @@ func TestChoiceCountsStreams(t *testing.T) {
 			}
 		}
 		for _, c := range streams {
-			c.done(outcome.Answered, nil)
+			c.Done(outcome.Answered, nil)
 		}
 		for _, i := range inf.Snapshot().Instances {
 			if n := i.Calls.Report(callstats.Clock()).InFlight; n != 0 {
 				t.Errorf("after the streams: %d calls in flight", n)
 			}
 		}
-		c := choose().asStream()
-		c.done(outcome.TimedOut, timeout)
-		if c.instance.Calls.Report(callstats.Clock()).Failures != 0 {
+		c := choose().AsStream()
+		c.Done(outcome.TimedOut, timeout)
+		if c.Instance.Calls.Report(callstats.Clock()).Failures != 0 {
 			t.Error("the deadline of a stream is the instance's fault")
 		}
-		c = choose().asStream()
-		c.done(outcome.LostConnection, refused)
-		if !c.instance.Calls.Ejected(callstats.Clock()) {
+		c = choose().AsStream()
+		c.Done(outcome.LostConnection, refused)
+		if !c.Instance.Calls.Ejected(callstats.Clock()) {
 			t.Error("an instance whose connection broke under a stream is not ejected")
 		}
 	})
@@ -604,24 +602,24 @@ func BenchmarkChoice(b *testing.B) {
 				now := callstats.Clock()
 				i.Calls.End(now, i.Calls.Begin(now-int64(20*time.Millisecond), false), outcome.Answered)
 			}
-			if _, err := s.choose("greeter", nil, nil); err != nil { // makes the chooser
+			if _, err := s.Choose("greeter", nil, nil); err != nil { // makes the chooser
 				b.Fatal(err)
 			}
 			b.Run("choose and done", func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					c, err := s.choose("greeter", nil, nil)
+					c, err := s.Choose("greeter", nil, nil)
 					if err != nil {
 						b.Fatal(err)
 					}
-					c.done(outcome.Answered, nil)
+					c.Done(outcome.Answered, nil)
 				}
 			})
 			b.Run("parallel", func(b *testing.B) {
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {
-						c, _ := s.choose("greeter", nil, nil)
-						c.done(outcome.Answered, nil)
+						c, _ := s.Choose("greeter", nil, nil)
+						c.Done(outcome.Answered, nil)
 					}
 				})
 			})

@@ -1,17 +1,10 @@
-package pod
+package balancer
 
 import (
-	"context"
-	"encoding/json"
-	stderrors "errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
-
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
@@ -20,58 +13,12 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// newStaticRegistry returns a registry that knows n ready pods and makes no connection.
-func newStaticRegistry(t testing.TB, n int) (*Registry, *discovery.Informer) {
-	t.Helper()
-	r := newRegistry(apiserver.ProcessEnvironment, nil)
-	pods := &kubetest.Pods{}
-	r.services = discovery.New(func() (discovery.API, error) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.closed {
-			return discovery.API{}, stderrors.New("using the registry: it is closed")
-		}
-		return discovery.API{API: pods}, nil
-	}, r.readSettings)
-	t.Cleanup(func() { r.services.Stop() })
-	inf, err := r.services.Synced(context.Background(), "greeter")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var addresses []string
-	for i := range n {
-		addresses = append(addresses, fmt.Sprint("10.0.0.1:", i+1))
-	}
-	inf.Replace(readyPodsAt(t, addresses...))
-	return r, inf
-}
-
-// readyPod returns a pod that is ready and carries the greeter's annotation, at an
-// address and in a version that depend on its number.
-func readyPod(t testing.TB, i int) *corev1.Pod { return readyPodAt(t, i, fmt.Sprint("10.0.0.1:", i+1)) }
-
-func readyPodAt(t testing.TB, i int, address string) *corev1.Pod {
-	name := fmt.Sprint("p-", i)
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{podmeta.SelectorPrefix + "greeter": podmeta.TypeValue},
-		Annotations: map[string]string{podmeta.AnnotationPrefix + "greeter": string(annotation(t, name, "greeter", fmt.Sprint("v", i%2), address))}}}
-	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
-	return p
-}
-
-func readyPodsAt(t testing.TB, addresses ...string) (pods []*corev1.Pod) {
-	for i, a := range addresses {
-		pods = append(pods, readyPodAt(t, i, a))
-	}
-	return pods
-}
-
 // chooseOne chooses an instance of the greeter.
-func chooseOne(t testing.TB, s *clientSelector, opts ...selector.SelectOption) choice {
+func chooseOne(t testing.TB, s *Selector, opts ...selector.SelectOption) Choice {
 	t.Helper()
-	c, err := s.choose("greeter", opts, nil)
+	c, err := s.Choose("greeter", opts, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,14 +40,14 @@ func TestSelectorPicksTheLessBusyOfTwo(t *testing.T) {
 		counts := map[string]int{}
 		for range 4000 {
 			c := chooseOne(t, s)
-			counts[c.node.Address]++
-			c.done(outcome.Answered, nil)
+			counts[c.Node.Address]++
+			c.Done(outcome.Answered, nil)
 		}
 		for address, n := range counts {
-			if address == stuck.node.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
+			if address == stuck.Node.Address && n > 4000/16*2 { // expected 1 of 16, when both draws take it
 				t.Errorf("the busy instance was picked %d times of 4000", n)
 			}
-			if address != stuck.node.Address && (n < 800 || n > 1800) {
+			if address != stuck.Node.Address && (n < 800 || n > 1800) {
 				t.Errorf("instance %s was picked %d times of 4000", address, n)
 			}
 		}
@@ -112,8 +59,8 @@ func TestSelectorRetriesOnAnotherInstance(t *testing.T) {
 		r, _ := newStaticRegistry(t, 2)
 		s := newSelector(r)
 		first := chooseOne(t, s)
-		first.done(outcome.LostConnection, refused)
-		if second := chooseOne(t, s); second.node.Address == first.node.Address {
+		first.Done(outcome.LostConnection, refused)
+		if second := chooseOne(t, s); second.Node.Address == first.Node.Address {
 			t.Fatal("the retry went to the instance that failed")
 		}
 	}
@@ -124,12 +71,12 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	s := newSelector(r)
 	for range 50 {
 		c := chooseOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
-		if c.instance == nil || c.instance.Service.Version != "v1" {
-			t.Fatalf("the filter for v1 left %v", c.node)
+		if c.Instance == nil || c.Instance.Service.Version != "v1" {
+			t.Fatalf("the filter for v1 left %v", c.Node)
 		}
-		c.done(outcome.Answered, nil)
+		c.Done(outcome.Answered, nil)
 	}
-	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
+	if _, err := s.Choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
 		t.Errorf("a filter that leaves no instance: %v", err)
 	}
 	overwrite := func(all []*registry.Service) []*registry.Service { // writes to its argument, which must be a copy
@@ -147,20 +94,20 @@ func TestSelectorHonoursFiltersAndStrategies(t *testing.T) {
 	only := func([]*registry.Service) selector.Next {
 		return func() (*registry.Node, error) { return &registry.Node{Address: "mine"}, nil }
 	}
-	if c := chooseOne(t, s, selector.WithStrategy(only)); c.node.Address != "mine" {
-		t.Errorf("the strategy of the call was not used: %v", c.node)
+	if c := chooseOne(t, s, selector.WithStrategy(only)); c.Node.Address != "mine" {
+		t.Errorf("the strategy of the call was not used: %v", c.Node)
 	}
 	broken := func([]*registry.Service) selector.Next {
 		return func() (*registry.Node, error) { return nil, errors.New("greeter", "no node", 1) }
 	}
-	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithStrategy(broken)}, nil); err == nil {
+	if _, err := s.Choose("greeter", []selector.SelectOption{selector.WithStrategy(broken)}, nil); err == nil {
 		t.Error("the error of a strategy is lost")
 	}
 	if err := s.Init(selector.SetStrategy(only)); err != nil {
 		t.Fatal(err)
 	}
-	if c := chooseOne(t, s); c.node.Address != "mine" {
-		t.Errorf("the strategy of the selector was not used: %v", c.node)
+	if c := chooseOne(t, s); c.Node.Address != "mine" {
+		t.Errorf("the strategy of the selector was not used: %v", c.Node)
 	}
 }
 
@@ -173,12 +120,12 @@ func TestSelectorTakesNodeOfFilter(t *testing.T) {
 	}
 	for range 3 {
 		c := chooseOne(t, s, selector.WithFilter(added))
-		if c.node.Address != "y:1" || c.instance != nil {
+		if c.Node.Address != "y:1" || c.Instance != nil {
 			t.Errorf("%+v", c)
 		}
-		c.asStream().done(outcome.LostConnection, refused)
+		c.AsStream().Done(outcome.LostConnection, refused)
 	}
-	if got := s.instances("greeter"); len(got) != 1 || got[0].InFlight != 0 || got[0].Failures != 0 {
+	if got := s.Instances("greeter"); len(got) != 1 || got[0].InFlight != 0 || got[0].Failures != 0 {
 		t.Errorf("the calls count for the instance of the registry: %+v", got)
 	}
 }
@@ -189,11 +136,7 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 	var pods []*corev1.Pod
 	for i := range 4 {
 		p, address := readyPod(t, i), fmt.Sprint("10.0.0.1:", i+1)
-		text, err := json.Marshal(service("greeter", "v1", "greeter-fixed", address))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(text)
+		p.Annotations[podmeta.AnnotationPrefix+"greeter"] = fmt.Sprintf(`{"name":"greeter","version":"v1","nodes":[{"id":"greeter-fixed","address":%q}]}`, address)
 		pods = append(pods, p)
 	}
 	inf.Replace(pods)
@@ -201,11 +144,11 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 	seen := map[string]int{}
 	for range 400 {
 		c := chooseOne(t, s, selector.WithFilter(selector.FilterVersion("v1")))
-		seen[c.node.Address]++
-		if c.instance == nil {
-			t.Fatalf("the selector keeps no statistics for %v", c.node)
+		seen[c.Node.Address]++
+		if c.Instance == nil {
+			t.Fatalf("the selector keeps no statistics for %v", c.Node)
 		}
-		c.done(outcome.Answered, nil)
+		c.Done(outcome.Answered, nil)
 	}
 	if len(seen) != 4 {
 		t.Errorf("picks by address: %v, want 4 addresses", seen)
@@ -215,23 +158,23 @@ func TestSelectorFiltersInstancesWithTheSameID(t *testing.T) {
 func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 	m := memory.NewRegistry()
 	s := newSelector(m)
-	if _, err := s.choose("greeter", nil, nil); err != selector.ErrNotFound {
+	if _, err := s.Choose("greeter", nil, nil); err != selector.ErrNotFound {
 		t.Errorf("choose: %v", err)
 	}
 	for i, id := range []string{"a", "b"} {
-		if err := m.Register(service("greeter", "v1", id, fmt.Sprint("10.0.0.1:", i+1))); err != nil {
+		if err := m.Register(greeterService(id, fmt.Sprint("10.0.0.1:", i+1))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := s.await(t.Context(), "greeter"); err != nil {
+	if err := s.Await(t.Context(), "greeter"); err != nil {
 		t.Error(err)
 	}
 	seen := map[string]int{}
 	for range 100 {
 		c := chooseOne(t, s)
-		seen[c.node.Address]++
-		c.done(outcome.Answered, nil)
-		if c.instance != nil {
+		seen[c.Node.Address]++
+		c.Done(outcome.Answered, nil)
+		if c.Instance != nil {
 			t.Fatalf("%+v", c)
 		}
 	}
@@ -242,17 +185,17 @@ func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 		all[0].Nodes = all[0].Nodes[:1]
 		return all
 	})
-	if c := chooseOne(t, s, only); c.node == nil {
+	if c := chooseOne(t, s, only); c.Node == nil {
 		t.Error("no node is left by the filter")
 	}
-	if s.instances("greeter") != nil {
+	if s.Instances("greeter") != nil {
 		t.Error("instances are known")
 	}
 	r, _ := newStaticRegistry(t, 1)
 	if err := s.Init(selector.Registry(r)); err != nil { // as micro.Registry does
 		t.Fatal(err)
 	}
-	if got := chooseOne(t, s); got.instance == nil {
+	if got := chooseOne(t, s); got.Instance == nil {
 		t.Error("the old registry is still used")
 	}
 	if err := s.Close(); err != nil || s.String() != "pod" {
@@ -267,14 +210,12 @@ func TestSelectorPicksForOtherClients(t *testing.T) {
 		r, inf := newStaticRegistry(t, 3)
 		s := newSelector(r)
 		var picked int
-		if err := r.Init(WithEvents(Events{Picked: func(string, string, string) { picked++ }})); err != nil {
-			t.Fatal(err)
-		}
+		r.observe(Events{Picked: func(string, string, string) { picked++ }})
 		if _, err := s.Select("greeter", selector.WithFilter(selector.FilterVersion("v9"))); err != selector.ErrNoneAvailable {
 			t.Errorf("a filter that leaves no instance: %v", err)
 		}
 		bad := chooseOne(t, s)
-		bad.done(outcome.LostConnection, refused)
+		bad.Done(outcome.LostConnection, refused)
 		for name, opts := range map[string][]selector.SelectOption{"fast": nil, "with a filter": {selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })}} {
 			seen := map[*registry.Node]int{}
 			for range 100 {
@@ -283,19 +224,19 @@ func TestSelectorPicksForOtherClients(t *testing.T) {
 					t.Fatal(err)
 				}
 				n, err := next()
-				if err != nil || r.instanceOf(n) == nil {
+				if err != nil || r.services.InstanceOf(n) == nil {
 					t.Fatalf("%s: %v, %v", name, n, err)
 				}
 				seen[n]++
 				s.Mark("greeter", n, refused)
 			}
-			if len(seen) != 2 || seen[bad.node] > 0 {
+			if len(seen) != 2 || seen[bad.Node] > 0 {
 				t.Errorf("%s: %v picked of 3 instances, one of which is ejected", name, seen)
 			}
 		}
 		s.Reset("greeter")
-		for _, i := range s.instances("greeter") {
-			if i.InFlight != 0 || (i.EjectedFor > 0) != (i.Address == bad.node.Address) {
+		for _, i := range s.Instances("greeter") {
+			if i.InFlight != 0 || (i.EjectedFor > 0) != (i.Address == bad.Node.Address) {
 				t.Errorf("%+v", i)
 			}
 		}
@@ -313,9 +254,7 @@ func TestSelectorPickAllocatesNothing(t *testing.T) {
 	for _, n := range []int{1, 10, 10000} {
 		for name, events := range map[string]Events{"without events": {}, "with events": {Picked: func(string, string, string) {}}} {
 			r, _ := newStaticRegistry(t, n)
-			if err := r.Init(WithEvents(events)); err != nil {
-				t.Fatal(err)
-			}
+			r.observe(events)
 			s := newSelector(r)
 			chooseOne(t, s)
 			if a := testing.AllocsPerRun(1000, func() {
@@ -330,11 +269,11 @@ func TestSelectorPickAllocatesNothing(t *testing.T) {
 				t.Errorf("Select and Next: %v allocations at %d instances, %s", a, n, name)
 			}
 			if a := testing.AllocsPerRun(1000, func() {
-				c, err := s.choose("greeter", nil, nil)
+				c, err := s.Choose("greeter", nil, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
-				c.done(outcome.Answered, nil)
+				c.Done(outcome.Answered, nil)
 			}); a != 0 {
 				t.Errorf("choose and done: %v allocations at %d instances, %s", a, n, name)
 			}
@@ -346,10 +285,8 @@ func TestSelectorReturnsErrorAfterClose(t *testing.T) {
 	r, _ := newStaticRegistry(t, 1)
 	s := newSelector(r)
 	chooseOne(t, s)
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.choose("greeter", nil, nil); err == nil {
+	r.close()
+	if _, err := s.Choose("greeter", nil, nil); err == nil {
 		t.Error("choose uses a closed registry")
 	}
 	if _, err := s.Select("greeter"); err == nil {
@@ -360,43 +297,43 @@ func TestSelectorReturnsErrorAfterClose(t *testing.T) {
 func TestSelectorChooseCountsCallsUntilDone(t *testing.T) {
 	r, inf := newStaticRegistry(t, 2)
 	s := newSelector(r)
-	if _, err := s.choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
+	if _, err := s.Choose("greeter", []selector.SelectOption{selector.WithFilter(selector.FilterVersion("v9"))}, nil); err != selector.ErrNoneAvailable {
 		t.Errorf("a filter that leaves no instance: %v", err)
 	}
 	for _, opts := range [][]selector.SelectOption{nil, nil, {selector.WithFilter(selector.FilterVersion("v1"))}} {
-		c, err := s.choose("greeter", opts, nil)
+		c, err := s.Choose("greeter", opts, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.instance == nil || c.node != &c.instance.Node || c.instance.Calls.Report(callstats.Clock()).InFlight != 1 {
+		if c.Instance == nil || c.Node != &c.Instance.Node || c.Instance.Calls.Report(callstats.Clock()).InFlight != 1 {
 			t.Errorf("with the options %v: %+v", opts, c)
 		}
-		c.done(outcome.Answered, nil)
-		if n := c.instance.Calls.Report(callstats.Clock()).InFlight; n != 0 {
+		c.Done(outcome.Answered, nil)
+		if n := c.Instance.Calls.Report(callstats.Clock()).InFlight; n != 0 {
 			t.Errorf("%d calls in flight after done", n)
 		}
 	}
-	c, err := s.choose("greeter", nil, nil)
+	c, err := s.Choose("greeter", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.done(outcome.LostConnection, refused)
-	if !c.instance.Calls.Ejected(callstats.Clock()) {
+	c.Done(outcome.LostConnection, refused)
+	if !c.Instance.Calls.Ejected(callstats.Clock()) {
 		t.Error("the instance whose connection failed is not ejected")
 	}
 	inf.Replace(nil)
-	if _, err := s.choose("greeter", nil, nil); err != selector.ErrNotFound {
+	if _, err := s.Choose("greeter", nil, nil); err != selector.ErrNotFound {
 		t.Errorf("without instances: %v", err)
 	}
 	m := memory.NewRegistry()
-	if err := m.Register(service("greeter", "v1", "a", "10.0.0.1:1")); err != nil {
+	if err := m.Register(greeterService("a", "10.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := newSelector(m).choose("greeter", nil, nil)
-	if err != nil || foreign.instance != nil || foreign.node.Address != "10.0.0.1:1" {
+	foreign, err := newSelector(m).Choose("greeter", nil, nil)
+	if err != nil || foreign.Instance != nil || foreign.Node.Address != "10.0.0.1:1" {
 		t.Errorf("from a registry of another package: %+v, %v", foreign, err)
 	}
-	foreign.done(outcome.Answered, nil)
+	foreign.Done(outcome.Answered, nil)
 }
 
 // A retry passes over the instance that has just failed, even if the others are ejected, and
@@ -406,28 +343,26 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 		for name, opts := range map[string][]selector.SelectOption{"fast": nil, "with a filter": {selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })}} {
 			r, inf := newStaticRegistry(t, n)
 			picked := 0
-			if err := r.Init(WithEvents(Events{Picked: func(string, string, string) { picked++ }})); err != nil {
-				t.Fatal(err)
-			}
+			r.observe(Events{Picked: func(string, string, string) { picked++ }})
 			s := newSelector(r)
-			first, err := s.choose("greeter", opts, nil)
+			first, err := s.Choose("greeter", opts, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			first.done(outcome.Answered, nil)
+			first.Done(outcome.Answered, nil)
 			for _, ejectOthers := range []bool{false, true} {
 				for _, i := range inf.Snapshot().Instances {
-					if ejectOthers && i != first.instance {
+					if ejectOthers && i != first.Instance {
 						i.Calls.Eject(callstats.Clock(), outcome.TimedOut)
 					}
 				}
 				for range 20 {
 					before := picked
-					c, err := s.choose("greeter", opts, first.instance)
-					if err != nil || (c.instance == first.instance) != (n == 1) || picked != before+1 {
-						t.Fatalf("%s, %d instances, others ejected: %v: chose the same instance: %v, %d picks, %v", name, n, ejectOthers, c.instance == first.instance, picked-before, err)
+					c, err := s.Choose("greeter", opts, first.Instance)
+					if err != nil || (c.Instance == first.Instance) != (n == 1) || picked != before+1 {
+						t.Fatalf("%s, %d instances, others ejected: %v: chose the same instance: %v, %d picks, %v", name, n, ejectOthers, c.Instance == first.Instance, picked-before, err)
 					}
-					c.done(outcome.Answered, nil)
+					c.Done(outcome.Answered, nil)
 				}
 			}
 		}

@@ -1,4 +1,4 @@
-package pod
+package balancer
 
 import (
 	"context"
@@ -9,10 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
-
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -26,17 +25,17 @@ func TestSelectorEjectsFailingInstanceForLongerEachTime(t *testing.T) {
 		r, _ := newStaticRegistry(t, 3)
 		s := newSelector(r)
 		first := chooseOne(t, s)
-		first.done(outcome.Answered, nil)
-		bad := first.instance
+		first.Done(outcome.Answered, nil)
+		bad := first.Instance
 		fail := func() (tried bool) {
 			for range 100 {
 				c := chooseOne(t, s)
-				if c.instance == bad {
+				if c.Instance == bad {
 					time.Sleep(50 * time.Millisecond)
-					c.done(outcome.TimedOut, timeout)
+					c.Done(outcome.TimedOut, timeout)
 					return true
 				}
-				c.done(outcome.Answered, nil)
+				c.Done(outcome.Answered, nil)
 			}
 			return false
 		}
@@ -70,28 +69,28 @@ func TestSelectorPassesOverStalledInstance(t *testing.T) {
 		frozen := chooseOne(t, s) // its call hangs
 		time.Sleep(10*time.Millisecond + time.Millisecond)
 		for range 1000 { // as many calls at once as there are other instances
-			var busy []choice
+			var busy []Choice
 			for range 3 {
 				c := chooseOne(t, s)
-				if c.node == frozen.node {
+				if c.Node == frozen.Node {
 					t.Fatal("the stalled instance got another call")
 				}
 				busy = append(busy, c)
 			}
 			time.Sleep(time.Millisecond)
 			for _, c := range busy {
-				c.done(outcome.Answered, nil)
+				c.Done(outcome.Answered, nil)
 			}
 		}
-		frozen.done(outcome.Answered, nil)
+		frozen.Done(outcome.Answered, nil)
 		time.Sleep(10*time.Second + 2*time.Millisecond) // more than a tick of peakEWMA
 		seen := map[*registry.Node]bool{}
 		for range 1000 {
 			c := chooseOne(t, s)
-			seen[c.node] = true
-			c.done(outcome.Answered, nil)
+			seen[c.Node] = true
+			c.Done(outcome.Answered, nil)
 		}
-		if !seen[frozen.node] {
+		if !seen[frozen.Node] {
 			t.Error("the instance was not picked again after its answer")
 		}
 	})
@@ -102,13 +101,13 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 		r, inf := newStaticRegistry(t, 3)
 		s := newSelector(r)
 		bad := inf.Snapshot().Instances[0]
-		var calls []choice
+		var calls []Choice
 		for range 8 { // calls that fail together
 			calls = append(calls, chooseInstance(t, s, bad))
 		}
 		time.Sleep(50 * time.Millisecond)
 		for _, c := range calls {
-			c.done(outcome.TimedOut, timeout)
+			c.Done(outcome.TimedOut, timeout)
 		}
 		if n := bad.Calls.Report(callstats.Clock()).Failures; n != 1 {
 			t.Errorf("8 calls that fail together are %d failures, want 1", n)
@@ -116,10 +115,10 @@ func TestSelectorAdmitsOneCallAfterEjection(t *testing.T) {
 		time.Sleep(5*time.Second + time.Millisecond)
 		tries := 0
 		for range 1000 {
-			if c := chooseOne(t, s); c.instance == bad {
+			if c := chooseOne(t, s); c.Instance == bad {
 				tries++
 			} else {
-				c.done(outcome.Answered, nil)
+				c.Done(outcome.Answered, nil)
 			}
 		}
 		if tries != 1 {
@@ -132,7 +131,7 @@ func TestSelectorIgnoresInconclusiveCalls(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := newSelector(r)
 	for range 10 {
-		chooseOne(t, s).done(outcome.Inconclusive, context.Canceled)
+		chooseOne(t, s).Done(outcome.Inconclusive, context.Canceled)
 	}
 	if i := inf.Snapshot().Instances[0]; i.Calls.Report(callstats.Clock()).Failures != 0 || i.Calls.Report(callstats.Clock()).InFlight != 0 {
 		t.Errorf("after cancelled calls: %d failures, %d calls in flight", i.Calls.Report(callstats.Clock()).Failures, i.Calls.Report(callstats.Clock()).InFlight)
@@ -144,7 +143,7 @@ func TestSelectorEjectsAtMostHalf(t *testing.T) {
 		r, inf := newStaticRegistry(t, n)
 		s := newSelector(r)
 		for range 100 * n {
-			chooseOne(t, s).done(outcome.LostConnection, refused)
+			chooseOne(t, s).Done(outcome.LostConnection, refused)
 		}
 		now, ejected := callstats.Clock(), 0
 		for _, i := range inf.Snapshot().Instances {
@@ -165,11 +164,11 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	r, inf := newStaticRegistry(t, 4)
 	s := newSelector(r)
 	for range 200 {
-		chooseOne(t, s).done(outcome.LostConnection, refused)
+		chooseOne(t, s).Done(outcome.LostConnection, refused)
 	}
 	var left []*corev1.Pod // only the pods of ejected instances are left
 	for i := range 4 {
-		for _, c := range s.instances("greeter") {
+		for _, c := range s.Instances("greeter") {
 			if p := readyPod(t, i); p.Name == c.Pod && c.EjectedFor > 0 {
 				left = append(left, p)
 			}
@@ -179,8 +178,8 @@ func TestSelectorTriesAllWhenAllAreEjected(t *testing.T) {
 	seen := map[string]bool{}
 	for range 200 {
 		c := chooseOne(t, s)
-		seen[c.node.Address] = true
-		c.done(outcome.LostConnection, refused)
+		seen[c.Node.Address] = true
+		c.Done(outcome.LostConnection, refused)
 	}
 	if len(left) != 2 || len(seen) != 2 {
 		t.Errorf("all %d instances are ejected, and %v of them got calls", len(left), seen)
@@ -194,7 +193,7 @@ func TestSelectorBlamesTimeoutOnlyAfterTimeToAnswer(t *testing.T) {
 		call := func(latency time.Duration, o outcome.Outcome) {
 			c := chooseOne(t, s)
 			time.Sleep(latency)
-			c.done(o, nil)
+			c.Done(o, nil)
 		}
 		failures := func() (sum int) {
 			for _, i := range inf.Snapshot().Instances {
@@ -229,9 +228,9 @@ func TestSelectorDoesNotBlameInstanceThatAnswersOthers(t *testing.T) {
 		for range 100 {
 			c := chooseOne(t, s)
 			time.Sleep(10 * time.Millisecond)
-			c.done(outcome.Answered, nil)
+			c.Done(outcome.Answered, nil)
 		}
-		slow.done(outcome.TimedOut, timeout)
+		slow.Done(outcome.TimedOut, timeout)
 		if n := inf.Snapshot().Instances[0].Calls.Report(callstats.Clock()).Failures; n != 0 {
 			t.Errorf("%d failures", n)
 		}
@@ -245,18 +244,18 @@ func TestSelectorRepeatsInconclusiveTrial(t *testing.T) {
 		r, _ := newStaticRegistry(t, 2)
 		s := newSelector(r)
 		bad := chooseOne(t, s)
-		bad.done(outcome.LostConnection, refused)
+		bad.Done(outcome.LostConnection, refused)
 		time.Sleep(5*time.Second + time.Millisecond)
 		for trial := range 3 {
 			tried := false
 			for range 100 {
 				c := chooseOne(t, s)
-				if c.instance == bad.instance {
+				if c.Instance == bad.Instance {
 					tried = true
-					c.done(outcome.Inconclusive, context.Canceled)
+					c.Done(outcome.Inconclusive, context.Canceled)
 					break
 				}
-				c.done(outcome.Answered, nil)
+				c.Done(outcome.Answered, nil)
 			}
 			if !tried {
 				t.Fatalf("no trial after %d cancelled trials", trial)
@@ -274,17 +273,17 @@ func TestSelectorReadmitsBrokenConnectionOnlyAfterTrial(t *testing.T) {
 		s := newSelector(r)
 		bad := inf.Snapshot().Instances[0]
 		broken, earlier := chooseInstance(t, s, bad), chooseInstance(t, s, bad)
-		broken.done(outcome.LostConnection, refused)
-		earlier.done(outcome.Answered, nil)
+		broken.Done(outcome.LostConnection, refused)
+		earlier.Done(outcome.Answered, nil)
 		if !bad.Calls.Ejected(callstats.Clock()) {
 			t.Error("the answer to an earlier call ended the ejection")
 		}
 		time.Sleep(5 * time.Second)
 		c := chooseOne(t, s)
-		for ; c.instance != bad; c = chooseOne(t, s) {
-			c.done(outcome.Answered, nil)
+		for ; c.Instance != bad; c = chooseOne(t, s) {
+			c.Done(outcome.Answered, nil)
 		}
-		c.done(outcome.Answered, nil)
+		c.Done(outcome.Answered, nil)
 		if bad.Calls.Report(callstats.Clock()) != (callstats.Report{}) {
 			t.Error("the answer to the trial did not end the ejection")
 		}
@@ -298,7 +297,7 @@ func TestSelectorReportsEjections(t *testing.T) {
 		r, inf := newStaticRegistry(t, 0)
 		prefix := fmt.Sprint("10.", rand.Uint64()) // the log keeps the lines of earlier runs
 		inf.Replace(readyPodsAt(t, prefix+".1:1", prefix+".2:1"))
-		if err := r.Init(WithEvents(Events{
+		r.observe(Events{
 			Picked: func(service, pod, address string) { picked[service+" "+pod+" "+address]++ },
 			Ejected: func(service, pod, address string, d time.Duration, cause error) {
 				events = append(events, fmt.Sprintf("%s %s %s ejected for %s: %v", service, pod, address, d, errors.FromError(cause).Detail))
@@ -306,50 +305,48 @@ func TestSelectorReportsEjections(t *testing.T) {
 			Readmitted: func(service, pod, address string, after time.Duration) {
 				events = append(events, fmt.Sprintf("%s %s %s back after %s", service, pod, address, after))
 			},
-		})); err != nil {
-			t.Fatal(err)
-		}
+		})
 		s := newSelector(r)
-		if got := s.instances("greeter"); got != nil {
+		if got := s.Instances("greeter"); got != nil {
 			t.Errorf("before the first choice: %v", got)
 		}
 		begin := time.Now()
 		first := chooseOne(t, s)
-		bad, pod := first.instance, first.instance.Pod
-		first.done(outcome.LostConnection, refused)
+		bad, pod := first.Instance, first.Instance.Pod
+		first.Done(outcome.LostConnection, refused)
 		for range 2 {
-			chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
+			chooseInstance(t, s, bad).Done(outcome.LostConnection, refused)
 		}
 		time.Sleep(time.Second)
 		good := chooseOne(t, s)
-		for _, c := range s.instances("greeter") {
-			want := InstanceCalls{Pod: pod, Address: bad.Address, Failures: 1, EjectedFor: 4 * time.Second}
-			if c.Address == good.node.Address {
-				want = InstanceCalls{Pod: good.instance.Pod, Address: good.node.Address, InFlight: 1}
+		for _, c := range s.Instances("greeter") {
+			want := InstanceCalls{Pod: pod, Address: bad.Address, Report: callstats.Report{Failures: 1, EjectedFor: 4 * time.Second}}
+			if c.Address == good.Node.Address {
+				want = InstanceCalls{Pod: good.Instance.Pod, Address: good.Node.Address, Report: callstats.Report{InFlight: 1}}
 			}
 			if c != want {
 				t.Errorf("instances has %+v, want %+v", c, want)
 			}
 		}
-		good.done(outcome.Answered, nil)
+		good.Done(outcome.Answered, nil)
 		time.Sleep(4*time.Second + time.Millisecond)
 		calls := 4
 		for tried := false; !tried; calls++ {
 			c := chooseOne(t, s)
-			tried = c.instance == bad
-			c.done(outcome.Answered, nil)
+			tried = c.Instance == bad
+			c.Done(outcome.Answered, nil)
 		}
 		name := "greeter " + pod + " " + bad.Address
 		want := []string{name + " ejected for 5s: " + refusedText, name + " back after 5.001s"}
 		if !slices.Equal(events, want) {
 			t.Errorf("events:\n%q\nwant\n%q", events, want)
 		}
-		if sum := picked[name] + picked["greeter "+good.instance.Pod+" "+good.node.Address]; sum != calls {
+		if sum := picked[name] + picked["greeter "+good.Instance.Pod+" "+good.Node.Address]; sum != calls {
 			t.Errorf("picks: %v, want %d", picked, calls)
 		}
 		for _, text := range []string{"Ejecting instance " + bad.Address + ` of service "greeter" on pod "` + pod + `" for 5s: `,
 			"Instance " + bad.Address + ` of service "greeter" on pod "` + pod + `" is back, 5.001s after its ejection`} {
-			if n := countLogLines(t, begin, text); n != 1 {
+			if n := len(kubetest.LogLines(t, begin, text)); n != 1 {
 				t.Errorf("%d lines in the log with %q, want 1", n, text)
 			}
 		}
@@ -360,42 +357,36 @@ func TestSelectorReadmitsAfterSuccessAndForNewProcess(t *testing.T) {
 	r, inf := newStaticRegistry(t, 1)
 	s := newSelector(r)
 	first := chooseOne(t, s)
-	first.done(outcome.LostConnection, refused)
+	first.Done(outcome.LostConnection, refused)
 	if inf.Snapshot().Instances[0].Calls.Report(callstats.Clock()).Failures != 1 {
 		t.Fatal("the failure was not recorded")
 	}
-	chooseOne(t, s).done(outcome.Answered, nil)
+	chooseOne(t, s).Done(outcome.Answered, nil)
 	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()) != (callstats.Report{}) {
 		t.Errorf("after a success: %d failures, %d calls in flight", k.Calls.Report(callstats.Clock()).Failures, k.Calls.Report(callstats.Clock()).InFlight)
 	}
-	chooseOne(t, s).done(outcome.LostConnection, refused)
+	chooseOne(t, s).Done(outcome.LostConnection, refused)
 	old := chooseOne(t, s)
 	p := readyPod(t, 0)
-	p.Annotations[podmeta.AnnotationPrefix+"greeter"] = string(annotation(t, "p-0-restarted", "greeter", "v0", "10.0.0.1:1"))
+	p.Annotations[podmeta.AnnotationPrefix+"greeter"] = `{"name":"greeter","version":"v0","nodes":[{"id":"restarted","address":"10.0.0.1:1"}]}`
 	inf.Update(p)
 	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()).Failures != 0 {
 		t.Error("the new process has the failures of the old process")
 	}
 	// A status update that changes nothing keeps the failures.
-	chooseOne(t, s).done(outcome.LostConnection, refused)
+	chooseOne(t, s).Done(outcome.LostConnection, refused)
 	inf.Update(p)
 	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()).Failures != 1 {
 		t.Error("a status update ended the ejection")
 	}
-	old.done(outcome.Answered, nil) // a call to a process that has ended
+	old.Done(outcome.Answered, nil) // a call to a process that has ended
 	if k := inf.Snapshot().Instances[0]; k.Calls.Report(callstats.Clock()).Failures != 1 {
 		t.Error("the answer of the old process counts for the new one")
 	}
 }
 
-// countLogLines returns the number of log lines since a time that contain all texts.
-func countLogLines(t *testing.T, since time.Time, texts ...string) int {
-	t.Helper()
-	return len(kubetest.LogLines(t, since, texts...))
-}
-
 // chooseInstance returns a choice of an instance.
-func chooseInstance(t *testing.T, s *clientSelector, i *discovery.Instance) choice {
+func chooseInstance(t *testing.T, s *Selector, i *discovery.Instance) Choice {
 	t.Helper()
 	chooser, err := s.state.Load().choosers.get(t.Context(), "greeter")
 	if err != nil {
@@ -418,17 +409,17 @@ func TestOnlyTheTrialEndsItsEjection(t *testing.T) {
 				bad := inf.Snapshot().Instances[0]
 				earlier := chooseInstance(t, s, bad)
 				if isStream {
-					earlier = earlier.asStream()
+					earlier = earlier.AsStream()
 				}
-				chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
+				chooseInstance(t, s, bad).Done(outcome.LostConnection, refused)
 				time.Sleep(5*time.Second + time.Millisecond)
 				trial := chooseInstance(t, s, bad)
-				earlier.done(outcome.Answered, nil)
+				earlier.Done(outcome.Answered, nil)
 				if bad.Calls.Report(callstats.Clock()).Failures == 0 {
 					t.Fatal("the end of the earlier one ended the ejection")
 				}
-				trial.done(outcome.LostConnection, refused)
-				if left := s.instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool {
+				trial.Done(outcome.LostConnection, refused)
+				if left := s.Instances("greeter"); !slices.ContainsFunc(left, func(c InstanceCalls) bool {
 					return c.Address == bad.Address && c.EjectedFor == callstats.MaxLostConnectionEjection
 				}) {
 					t.Errorf("after a failed trial: %+v", left)
@@ -443,15 +434,15 @@ func TestTrialWithFilterEndsEjection(t *testing.T) {
 		r, inf := newStaticRegistry(t, 2)
 		s := newSelector(r)
 		bad := inf.Snapshot().Instances[0]
-		chooseInstance(t, s, bad).done(outcome.LostConnection, refused)
+		chooseInstance(t, s, bad).Done(outcome.LostConnection, refused)
 		time.Sleep(5*time.Second + time.Millisecond)
 		all := selector.WithFilter(func(all []*registry.Service) []*registry.Service { return all })
 		for range 100 {
-			c, err := s.choose("greeter", []selector.SelectOption{all}, nil)
+			c, err := s.Choose("greeter", []selector.SelectOption{all}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			c.done(outcome.Answered, nil)
+			c.Done(outcome.Answered, nil)
 		}
 		if bad.Calls.Report(callstats.Clock()) != (callstats.Report{}) {
 			t.Error("the ejection has not ended")
@@ -464,17 +455,15 @@ func TestTrialWithFilterEndsEjection(t *testing.T) {
 func TestInstanceThatHasLeftIsNotEjected(t *testing.T) {
 	r, inf := newStaticRegistry(t, 4)
 	var events []string
-	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) { events = append(events, pod) }})); err != nil {
-		t.Fatal(err)
-	}
+	r.observe(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) { events = append(events, pod) }})
 	s := newSelector(r)
-	c, err := s.choose("greeter", nil, nil)
+	c, err := s.Choose("greeter", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return readyPod(t, i).Name == c.instance.Pod })
+	i := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return readyPod(t, i).Name == c.Instance.Pod })
 	inf.Delete(readyPod(t, i))
-	c.done(outcome.LostConnection, refused)
+	c.Done(outcome.LostConnection, refused)
 	if len(events) > 0 {
 		t.Errorf("ejected: %q", events)
 	}
@@ -486,15 +475,13 @@ func TestEjectedMayCauseAnotherEjection(t *testing.T) {
 	r, _ := newStaticRegistry(t, 4)
 	s := newSelector(r)
 	var ejected []string
-	if err := r.Init(WithEvents(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) {
+	r.observe(Events{Ejected: func(_, pod, _ string, _ time.Duration, _ error) {
 		if ejected = append(ejected, pod); len(ejected) == 1 {
-			chooseOne(t, s).done(outcome.LostConnection, refused)
+			chooseOne(t, s).Done(outcome.LostConnection, refused)
 		}
-	}})); err != nil {
-		t.Fatal(err)
-	}
+	}})
 	done := make(chan bool)
-	go func() { defer close(done); chooseOne(t, s).done(outcome.LostConnection, refused) }()
+	go func() { defer close(done); chooseOne(t, s).Done(outcome.LostConnection, refused) }()
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):

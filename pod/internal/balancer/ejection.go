@@ -1,12 +1,11 @@
-package pod
+package balancer
 
 import (
 	"iter"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/logger"
 )
@@ -15,7 +14,7 @@ import (
 // routable instances that are not ejected.
 func (s *serviceChooser) others(suspect *discovery.Instance, now int64) iter.Seq[*callstats.Stats] {
 	return func(yield func(*callstats.Stats) bool) {
-		instances := s.informer.Snapshot().Instances
+		instances := s.instances()
 		first := s.intN(max(1, len(instances)))
 		for i := range min(len(instances), callstats.MaxCompared+1) {
 			other := instances[(first+i)%len(instances)]
@@ -45,7 +44,7 @@ func (s *serviceChooser) eject(i *discovery.Instance, now int64, o outcome.Outco
 func (s *serviceChooser) beginEjection(i *discovery.Instance, now int64, o outcome.Outcome) time.Duration {
 	s.ejecting.Lock()
 	defer s.ejecting.Unlock()
-	instances := s.informer.Snapshot().Instances
+	instances := s.instances()
 	exists, ejected := false, 1 // the instance itself
 	for _, other := range instances {
 		if other == i {

@@ -1,27 +1,45 @@
-package pod
+// Package balancer chooses the instance for each call, and ejects instances that fail.
+//
+// A choice takes the better of two random instances of discovery.Informer. What is known of
+// an instance's calls, and when one is better, is package callstats. This package draws, keeps
+// at most half of the instances ejected, and reports ejections to the log and to Events.
+//
+// There is one way of feedback: Choose returns a Choice, whose Done must be called with the
+// outcome of the call, as grpc-go's PickResult.Done.
+//
+//	Selector.Choose            (selector.go) filters, strategies, registries of other packages
+//	serviceChooser.pickBetter  (choice.go)   takes the better of two instances
+//	Choice.AsStream            (choice.go)   the call has opened a stream
+//	Choice.Done                (choice.go)   the call has ended
+//	serviceChooser.eject       (ejection.go) unless half of the instances are ejected
+//	serviceChooser.readmit     (ejection.go) the instance has answered
+//
+// A choice reads atomic values only: it takes no lock, allocates nothing, and takes the same
+// time at any number of instances.
+package balancer
 
 import (
 	"context"
 	stderrors "errors"
 	"sync"
 	"sync/atomic"
-	"time"
-
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// clientSelector chooses the instances for the calls of a Client; see Client.
+// Selector chooses the instances for the calls of a client.
 //
 // As the client's Options().Selector it picks from the same choosers. It does not learn how
 // the calls of Select and Next end, so that these calls do not count.
 //
-// A clientSelector is safe for concurrent use.
-type clientSelector struct {
+// A Selector is safe for concurrent use.
+type Selector struct {
+	choosersOf func(registry.Registry) *Choosers
+
 	mu    sync.Mutex
 	state atomic.Pointer[selectorState]
 }
@@ -30,51 +48,50 @@ type clientSelector struct {
 // choice takes no lock.
 type selectorState struct {
 	options  selector.Options
-	choosers *choosers // of the options' registry; nil for a registry of another package
+	choosers *Choosers // of the options' registry; nil for a registry of another package
 }
 
-var _ selector.Selector = (*clientSelector)(nil)
+var _ selector.Selector = (*Selector)(nil)
 
-// newSelector returns a selector that reads a registry; the options micro.Registry and
+// NewSelector returns a selector that reads a registry; the options micro.Registry and
 // selector.Registry replace the registry. With a registry of another package the
-// selector chooses at random, as go-micro's does, and no instance is ejected.
-func newSelector(r registry.Registry) *clientSelector {
-	s := &clientSelector{}
+// selector chooses at random, as go-micro's does, and no instance is ejected. choosersOf returns
+// the choosers of a registry, nil for one of another package.
+func NewSelector(r registry.Registry, choosersOf func(registry.Registry) *Choosers) *Selector {
+	s := &Selector{choosersOf: choosersOf}
 	s.state.Store(&selectorState{})
 	_ = s.Init(selector.Registry(r))
 	return s
 }
 
 // Init applies options, such as another registry or a strategy.
-func (s *clientSelector) Init(opts ...selector.Option) error {
+func (s *Selector) Init(opts ...selector.Option) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	state := &selectorState{options: s.state.Load().options}
 	for _, o := range opts {
 		o(&state.options)
 	}
-	if r, ok := state.options.Registry.(*Registry); ok {
-		state.choosers = &r.choosers
-	}
+	state.choosers = s.choosersOf(state.options.Registry)
 	s.state.Store(state)
 	return nil
 }
 
-// Options returns the options of newSelector and Init.
-func (s *clientSelector) Options() selector.Options { return s.state.Load().options }
+// Options returns the options of NewSelector and Init.
+func (s *Selector) Options() selector.Options { return s.state.Load().options }
 
-// choose chooses an instance for one call. It avoids previous, which may be nil, as long as
-// there is another instance. The caller must end the choice with done. It returns
+// Choose chooses an instance for one call. It avoids previous, which may be nil, as long as
+// there is another instance. The caller must end the choice with Done. It returns
 // selector.ErrNotFound if no routable pod carries the service now,
 // selector.ErrNoneAvailable if the filters leave no instance, and the errors of a strategy.
-func (s *clientSelector) choose(service string, opts []selector.SelectOption, previous *discovery.Instance) (choice, error) {
+func (s *Selector) Choose(service string, opts []selector.SelectOption, previous *discovery.Instance) (Choice, error) {
 	state := s.state.Load()
 	if c := state.fastChooser(service, opts); c != nil {
 		return c.choose(previous)
 	}
 	choose, err := s.prepare(state, service, opts)
 	if err != nil {
-		return choice{}, err
+		return Choice{}, err
 	}
 	return choose(previous)
 }
@@ -85,12 +102,12 @@ func (state *selectorState) fastChooser(service string, opts []selector.SelectOp
 	if len(opts) > 0 || state.options.Strategy != nil || state.choosers == nil {
 		return nil
 	}
-	return state.choosers.running(service)
+	return state.choosers.find(service)
 }
 
 // prepare returns the function that chooses instances of a service: for the first use of the
 // service, with filters, with a strategy of the caller, and with a registry of another package.
-func (s *clientSelector) prepare(state *selectorState, service string, opts []selector.SelectOption) (func(previous *discovery.Instance) (choice, error), error) {
+func (s *Selector) prepare(state *selectorState, service string, opts []selector.SelectOption) (func(previous *discovery.Instance) (Choice, error), error) {
 	o := selector.SelectOptions{Strategy: state.options.Strategy}
 	for _, opt := range opts {
 		opt(&o)
@@ -122,30 +139,30 @@ func (s *clientSelector) prepare(state *selectorState, service string, opts []se
 	}
 	if o.Strategy != nil {
 		next := o.Strategy(services)
-		return func(*discovery.Instance) (choice, error) {
+		return func(*discovery.Instance) (Choice, error) {
 			node, err := next()
-			return choice{node: node}, err
+			return Choice{Node: node}, err
 		}, nil
 	}
 	instances := chooser.instancesOf(services)
-	return func(previous *discovery.Instance) (choice, error) {
+	return func(previous *discovery.Instance) (Choice, error) {
 		return chooser.pickBetter(instances, previous, callstats.Clock())
 	}, nil
 }
 
-// await waits until the instances of a service are known. Only the first call for a service
+// Await waits until the instances of a service are known. Only the first call for a service
 // waits; it ends with the context.
-func (s *clientSelector) await(ctx context.Context, service string) error {
+func (s *Selector) Await(ctx context.Context, service string) error {
 	c := s.state.Load().choosers
-	if c == nil || c.running(service) != nil {
+	if c == nil || c.find(service) != nil {
 		return nil
 	}
 	_, err := c.get(ctx, service)
 	return err
 }
 
-// Select returns the function that picks an instance of a service, with the errors of choose.
-func (s *clientSelector) Select(service string, opts ...selector.SelectOption) (selector.Next, error) {
+// Select returns the function that picks an instance of a service, with the errors of Choose.
+func (s *Selector) Select(service string, opts ...selector.SelectOption) (selector.Next, error) {
 	state := s.state.Load()
 	if c := state.fastChooser(service, opts); c != nil {
 		return c.selectNext()
@@ -161,51 +178,48 @@ func (s *clientSelector) Select(service string, opts ...selector.SelectOption) (
 }
 
 // nextOf returns a function that picks instances for calls whose end nobody reports.
-func nextOf(choose func(previous *discovery.Instance) (choice, error)) selector.Next {
+func nextOf(choose func(previous *discovery.Instance) (Choice, error)) selector.Next {
 	return func() (*registry.Node, error) {
 		c, err := choose(nil)
-		c.done(outcome.Inconclusive, nil)
-		return c.node, err
+		c.Done(outcome.Inconclusive, nil)
+		return c.Node, err
 	}
 }
 
 // Mark does nothing: a node does not tell which of its calls has ended. The client ends each
 // call with the choice that it has made for the call.
-func (s *clientSelector) Mark(string, *registry.Node, error) {}
+func (s *Selector) Mark(string, *registry.Node, error) {}
 
 // Reset does nothing, as with go-micro's selector.
-func (s *clientSelector) Reset(string) {}
+func (s *Selector) Reset(string) {}
 
 // Close does nothing: the registry owns the goroutines.
-func (s *clientSelector) Close() error { return nil }
+func (s *Selector) Close() error { return nil }
 
 // String returns "pod".
-func (s *clientSelector) String() string { return "pod" }
+func (s *Selector) String() string { return "pod" }
 
-// instances returns what is known about the routable instances of a service, nil if none
+// InstanceCalls is what is known of the calls to one instance.
+type InstanceCalls struct {
+	Pod, Address string
+	callstats.Report
+}
+
+// Instances returns what is known about the routable instances of a service, nil if none
 // was ever chosen.
-func (s *clientSelector) instances(service string) []InstanceCalls {
+func (s *Selector) Instances(service string) []InstanceCalls {
 	state := s.state.Load()
 	if state.choosers == nil {
 		return nil
 	}
-	c := state.choosers.running(service)
+	c := state.choosers.find(service)
 	if c == nil {
 		return nil
 	}
 	now := callstats.Clock()
 	var all []InstanceCalls
-	for _, i := range c.informer.Snapshot().Instances {
-		r := i.Calls.Report(now)
-		all = append(all, InstanceCalls{Pod: i.Pod, Address: i.Address, InFlight: r.InFlight, Failures: r.Failures, EjectedFor: r.EjectedFor})
+	for _, i := range c.instances() {
+		all = append(all, InstanceCalls{Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(now)})
 	}
 	return all
-}
-
-// InstanceCalls is what a Client knows about the calls to one instance.
-type InstanceCalls struct {
-	Pod, Address string
-	InFlight     int           // calls in flight
-	Failures     int           // calls in a row that failed by the instance's fault; failures within 5 s count once
-	EjectedFor   time.Duration // how long the ejection still lasts; 0 if the instance is not ejected
 }

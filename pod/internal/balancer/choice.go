@@ -1,4 +1,4 @@
-package pod
+package balancer
 
 import (
 	"context"
@@ -6,25 +6,41 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
-
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// choosers are the choosers of one registry, which all clients of the registry share.
-type choosers struct {
-	registry *Registry
-	mu       sync.Mutex
-	services atomic.Pointer[map[string]*serviceChooser] // immutable, so that a choice takes no lock
+// Events are callbacks for the events of a balancer; see pod.Events. A field may be nil.
+type Events struct {
+	Picked     func(service, pod, address string)
+	Ejected    func(service, pod, address string, duration time.Duration, cause error)
+	Readmitted func(service, pod, address string, after time.Duration)
 }
 
-// running returns the chooser of a service, nil before its first use and after Close.
-func (c *choosers) running(service string) *serviceChooser {
-	if all := c.services.Load(); all != nil {
+// Choosers choose the instances of the services of one registry. All clients of the registry
+// share them.
+type Choosers struct {
+	services *discovery.Services
+	events   func() []Events
+	mu       sync.Mutex
+	running  atomic.Pointer[map[string]*serviceChooser] // by service; immutable, so that a choice takes no lock
+}
+
+// NewChoosers returns the choosers of services. events returns the callbacks; it is called at the
+// first choice of each service.
+func NewChoosers(s *discovery.Services, events func() []Events) *Choosers {
+	return &Choosers{services: s, events: events}
+}
+
+// find returns the chooser of a service, nil before its first use and after its informer has
+// stopped.
+func (c *Choosers) find(service string) *serviceChooser {
+	if all := c.running.Load(); all != nil {
 		if s := (*all)[service]; s != nil && s.informer.Running() {
 			return s
 		}
@@ -34,53 +50,54 @@ func (c *choosers) running(service string) *serviceChooser {
 
 // get returns the chooser of a service. The first call makes it, and waits for the informer's
 // first LIST.
-func (c *choosers) get(ctx context.Context, service string) (*serviceChooser, error) {
-	i, err := c.registry.services.Synced(ctx, service)
+func (c *Choosers) get(ctx context.Context, service string) (*serviceChooser, error) {
+	i, err := c.services.Synced(ctx, service)
 	if err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	services := map[string]*serviceChooser{}
-	if all := c.services.Load(); all != nil {
+	if all := c.running.Load(); all != nil {
 		maps.Copy(services, *all)
 	}
 	s := services[service]
 	if s == nil || s.informer != i {
-		s = newServiceChooser(i, observersOf(c.registry.Options()))
+		s = newServiceChooser(i, c.events())
 		services[service] = s
-		c.services.Store(&services)
+		c.running.Store(&services)
 	}
 	return s, nil
 }
 
 // serviceChooser chooses the instances of one service.
 type serviceChooser struct {
-	informer *discovery.Informer
-	events   eventObservers
-	next     selector.Next // made once, so that Select allocates nothing
-	random   *rand.Rand    // nil except in simulations
+	informer  *discovery.Informer
+	instances func() []*discovery.Instance // of the informer, except in simulations
+	events    []Events
+	next      selector.Next // made once, so that Select allocates nothing
+	random    *rand.Rand    // nil except in simulations
 
 	ejecting sync.Mutex // serializes ejections, so that two of them together do not exceed the cap
 }
 
-func newServiceChooser(i *discovery.Informer, e eventObservers) *serviceChooser {
-	c := &serviceChooser{informer: i, events: e}
+func newServiceChooser(i *discovery.Informer, e []Events) *serviceChooser {
+	c := &serviceChooser{informer: i, instances: func() []*discovery.Instance { return i.Snapshot().Instances }, events: e}
 	c.next = nextOf(c.choose)
 	return c
 }
 
 // choose chooses a routable instance and avoids previous, which may be nil.
-func (s *serviceChooser) choose(previous *discovery.Instance) (choice, error) {
-	instances := s.informer.Snapshot().Instances
+func (s *serviceChooser) choose(previous *discovery.Instance) (Choice, error) {
+	instances := s.instances()
 	if len(instances) == 0 {
-		return choice{}, selector.ErrNotFound
+		return Choice{}, selector.ErrNotFound
 	}
 	return s.pickBetter(instances, previous, callstats.Clock())
 }
 
 func (s *serviceChooser) selectNext() (selector.Next, error) {
-	if len(s.informer.Snapshot().Instances) == 0 {
+	if len(s.instances()) == 0 {
 		return nil, selector.ErrNotFound
 	}
 	return s.next, nil
@@ -91,7 +108,7 @@ func (s *serviceChooser) selectNext() (selector.Next, error) {
 func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*discovery.Instance) {
 	type key struct{ id, address string } // the id alone is not unique: with a fixed server.Id all instances have the same
 	known := map[key]*discovery.Instance{}
-	for _, i := range s.informer.Snapshot().Instances {
+	for _, i := range s.instances() {
 		known[key{i.Id, i.Address}] = i
 	}
 	for _, v := range services {
@@ -106,33 +123,33 @@ func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*disco
 	return all
 }
 
-// choice is an instance that was chosen for one call or stream. It counts as in flight
-// until done. A choice holds no resources.
-type choice struct {
-	node     *registry.Node
-	instance *discovery.Instance // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
+// Choice is an instance that was chosen for one call or stream. It counts as in flight
+// until Done. A choice holds no resources. Done of the zero value does nothing.
+type Choice struct {
+	Node     *registry.Node
+	Instance *discovery.Instance // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
 	chooser  *serviceChooser     // nil if the instance is nil
 	call     callstats.Call
 }
 
-// asStream returns the choice as that of a stream: it counts as in flight until done, but
-// its duration is not a latency, and its silence is not a stall. The client calls asStream
-// once, right after the stream is open, and ends the result with done.
-func (c choice) asStream() choice {
-	if c.instance != nil {
-		c.call = c.instance.Calls.BecomeStream(callstats.Clock(), c.call)
+// AsStream returns the choice as that of a stream: it counts as in flight until Done, but
+// its duration is not a latency, and its silence is not a stall. The client calls AsStream
+// once, right after the stream is open, and ends the result with Done.
+func (c Choice) AsStream() Choice {
+	if c.Instance != nil {
+		c.call = c.Instance.Calls.BecomeStream(callstats.Clock(), c.call)
 	}
 	return c
 }
 
-// isTrial reports whether the call tries the instance after its ejection.
-func (c choice) isTrial() bool { return c.call.IsTrial }
+// IsTrial reports whether the call tries the instance after its ejection.
+func (c Choice) IsTrial() bool { return c.call.IsTrial }
 
-// done ends the call or stream, once. The error is only for the log and for Events.
-func (c choice) done(o outcome.Outcome, err error) { c.doneAt(callstats.Clock(), o, err) }
+// Done ends the call or stream, once. The error is only for the log and for Events.
+func (c Choice) Done(o outcome.Outcome, err error) { c.doneAt(callstats.Clock(), o, err) }
 
-func (c choice) doneAt(now int64, o outcome.Outcome, err error) {
-	i := c.instance
+func (c Choice) doneAt(now int64, o outcome.Outcome, err error) {
+	i := c.Instance
 	if i == nil {
 		return
 	}
@@ -152,9 +169,9 @@ func (c choice) doneAt(now int64, o outcome.Outcome, err error) {
 // stalled instances while there are others. An instance whose ejection is over gets the
 // one call that tries it at once. It chooses the instance previous, which may be nil, only
 // if there is no other.
-func (s *serviceChooser) pickBetter(instances []*discovery.Instance, previous *discovery.Instance, now int64) (choice, error) {
+func (s *serviceChooser) pickBetter(instances []*discovery.Instance, previous *discovery.Instance, now int64) (Choice, error) {
 	if len(instances) == 0 {
-		return choice{}, selector.ErrNoneAvailable
+		return Choice{}, selector.ErrNoneAvailable
 	}
 	a := s.draw(instances, nil, previous, now)
 	b := s.draw(instances, a, previous, now)
@@ -173,9 +190,9 @@ func (s *serviceChooser) pickBetter(instances []*discovery.Instance, previous *d
 		}
 	}
 	if a.Pod == "" { // a filter has added it
-		return choice{node: &a.Node}, nil
+		return Choice{Node: &a.Node}, nil
 	}
-	return choice{node: &a.Node, instance: a, chooser: s, call: call}, nil
+	return Choice{Node: &a.Node, Instance: a, chooser: s, call: call}, nil
 }
 
 // draw takes an instance at random. It avoids, as long as other instances are left, first the

@@ -42,9 +42,10 @@ type Informer struct {
 	changed broadcast.Broadcast // notified of a new snapshot or error, and when the informer stops
 	synced  chan struct{}       // closed after the first LIST
 
-	mu   sync.Mutex
-	pods podTable
-	err  error // of the last attempt to list and watch; nil if it succeeded
+	mu     sync.Mutex
+	pods   podTable
+	unread bool  // nobody reads snapshots, so that publish makes none
+	err    error // of the last attempt to list and watch; nil if it succeeded
 }
 
 // podTable is the pods that an informer holds: oneService or allServices. The informer's lock
@@ -183,8 +184,21 @@ func (i *Informer) StateChanged(err error) {
 	i.changed.Notify()
 }
 
-// publish stores the table's routable instances as the snapshot. The caller holds i.mu.
+// publish stores the table's routable instances as the snapshot, unless nobody reads it. The
+// time grows with the number of pods. The caller holds i.mu.
 func (i *Informer) publish() {
-	i.current.Store(&Snapshot{i.pods.routable()})
+	if !i.unread {
+		i.current.Store(&Snapshot{i.pods.routable()})
+	}
 	i.changed.Notify()
+}
+
+// read makes the informer publish snapshots from now on, the first one at once.
+func (i *Informer) read() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.unread {
+		i.unread = false
+		i.publish()
+	}
 }

@@ -201,6 +201,7 @@ func (s *Services) allSynced() (*Informer, error) {
 	if err != nil {
 		return nil, err
 	}
+	o.read()
 	return o.Informer, o.Wait(context.Background(), s.settings().Timeout)
 }
 
@@ -214,7 +215,7 @@ func (s *Services) join() (*overview, error) {
 		settings := s.settings()
 		all := newAllServices(&index{}, podmeta.Limits{AnyAddress: settings.AnyAddress})
 		o := &overview{Informer: newInformer(all), all: all}
-		o.APIError = settings.APIError
+		o.APIError, o.unread = settings.APIError, true
 		o.start(api, podmeta.TypeLabel+"="+podmeta.TypeValue, "all services")
 		s.overview = o
 	}

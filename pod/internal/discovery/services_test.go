@@ -254,9 +254,12 @@ func TestOneWatchServesAllReadersOfAllServices(t *testing.T) {
 		check("no observer is left", 1, 0)
 		first = observe()
 		check("the next observer", 2, 1)
+		if all := s.overview.Snapshot().Instances; len(all) != 0 {
+			t.Errorf("each change makes a snapshot of %d instances that nobody reads", len(all))
+		}
 		for range 2 {
-			if _, err := s.List(); err != nil {
-				t.Error(err)
+			if all, err := s.List(); err != nil || len(all) != 1 {
+				t.Errorf("List beside an observer: got %v, %v", all, err)
 			}
 			w, err := s.Watch("")
 			if err != nil {

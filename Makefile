@@ -87,6 +87,9 @@ clean: ## stop the clusters of this checkout and delete its build results; ~/.ca
 vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
 
+mutants: ## change one expression at a time in pod/internal and count what the tests of its package notice
+	@test/mutants/run.sh
+
 compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (6 minutes, the first time 15)
 	@test/compat.sh
 
@@ -96,4 +99,4 @@ bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write t
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
-.PHONY: help demo faults cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln compat bench screenshots sbom
+.PHONY: help demo faults cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln mutants compat bench screenshots sbom

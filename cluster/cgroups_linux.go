@@ -12,8 +12,6 @@ import (
 	"time"
 )
 
-func init() { subprocesses["cgroup-cleaner"] = cgroupCleaner }
-
 // cgroup is the cluster's cgroup in one mounted hierarchy. With version 1 there
 // is one hierarchy for each controller.
 type cgroup struct {

@@ -10,10 +10,12 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/private"
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 var commandStart = time.Now()
@@ -71,7 +73,7 @@ func (c *cluster) up(o upOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(makePrivate(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
+	if err := errors.Join(private.Dir(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
 	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, IPFamily: o.ipFamily, APIServer: o.apiServer, Tools: t}
@@ -100,6 +102,11 @@ func (c *cluster) up(o upOptions) error {
 	return c.down()
 }
 
+// provide finds, downloads or builds the programs of a cluster.
+func (c *cluster) provide(ctx context.Context, controlPlane bool) (programs.Tools, error) {
+	return programs.Provide(ctx, c.root, programs.Options{ControlPlane: controlPlane, Progress: progress})
+}
+
 // lockOrReady locks the cluster. If another process is starting or stopping the cluster,
 // lockOrReady waits: it returns errRunning when the cluster is ready, and the lock when
 // the cluster has stopped.
@@ -122,12 +129,12 @@ func (c *cluster) hint(s state) string {
 	dir := c.dir
 	b.WriteString("\n")
 	if strings.Contains(dir, ":") { // a colon separates the elements of KUBECONFIG and PATH, so use a relative path
-		fmt.Fprintf(&b, "  cd %s\n", shellQuote(c.root))
+		fmt.Fprintf(&b, "  cd %s\n", private.ShellQuote(c.root))
 		dir = filepath.Join(".cluster", c.name)
 	}
-	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", shellQuote(filepath.Join(dir, "kubeconfig")))
+	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", private.ShellQuote(filepath.Join(dir, "kubeconfig")))
 	if !kubectlFits(s.Version) {
-		fmt.Fprintf(&b, "  export PATH=%s:$PATH   # kubectl\n", shellQuote(filepath.Join(dir, "bin")))
+		fmt.Fprintf(&b, "  export PATH=%s:$PATH   # kubectl\n", private.ShellQuote(filepath.Join(dir, "bin")))
 	}
 	b.WriteString("\n")
 	return b.String()
@@ -148,14 +155,6 @@ func kubectlFits(version string) bool {
 	_, err = fmt.Sscanf(kubectl.ClientVersion.GitVersion, "v%d.%d.", &major, &minor)
 	_, err2 := fmt.Sscanf(version, "v%d.%d.", &wantMajor, &wantMinor)
 	return err == nil && err2 == nil && major == wantMajor && minor >= wantMinor-1 && minor <= wantMinor+1
-}
-
-// shellQuote quotes a word for a POSIX shell if it needs quotes.
-func shellQuote(word string) string {
-	if regexp.MustCompile(`^[\p{L}\p{N}_@%+=:,./-]+$`).MatchString(word) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // down stops the cluster and removes its directory. It also succeeds if the cluster

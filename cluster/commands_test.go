@@ -4,14 +4,21 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/private"
 )
 
 func TestNothingIsLeftOnTheHost(t *testing.T) {
@@ -217,7 +224,7 @@ func TestPaths(t *testing.T) {
 				t.Fatalf("status: %v: %s", err, status)
 			}
 			_, hint, _ := strings.Cut(status, "\n\n")
-			if out, err := exec.Command("sh", "-ec", hint+"\nPATH=.cluster/demo/bin:$PATH\ncd "+shellQuote(root)+"\nkubectl get pod pause -o name").CombinedOutput(); err != nil || string(out) != "pod/pause\n" {
+			if out, err := exec.Command("sh", "-ec", hint+"\nPATH=.cluster/demo/bin:$PATH\ncd "+private.ShellQuote(root)+"\nkubectl get pod pause -o name").CombinedOutput(); err != nil || string(out) != "pod/pause\n" {
 				t.Errorf("after %q: %v: %s", hint, err, out)
 			}
 			cmd = launcher(link, "down")
@@ -270,7 +277,7 @@ func TestHintForKubectl(t *testing.T) {
 // copyOfCache copies the cache to dir/k8s-micro and returns dir.
 func copyOfCache(t *testing.T, dir string) string {
 	t.Helper()
-	cache := testCache(t)
+	cache := provideTools(t).Cache
 	if out, err := exec.Command("sh", "-c", `mkdir -p "$2" && cp -al "$1" "$2/" 2>/dev/null || cp -a "$1" "$2/"`, "sh", cache, dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -308,7 +315,7 @@ func TestClustersAreIndependent(t *testing.T) {
 	first, second := checkout(t), checkout(t)
 	home := t.TempDir()
 	t.Setenv("KUBECONFIG", filepath.Join(home, "mine"))
-	t.Setenv("XDG_CACHE_HOME", filepath.Dir(testCache(t)))
+	t.Setenv("XDG_CACHE_HOME", filepath.Dir(provideTools(t).Cache))
 	t.Setenv("HOME", home)
 	a, b := up(t, first), up(t, second)
 	runPod(t, first)
@@ -333,4 +340,77 @@ func TestClustersAreIndependent(t *testing.T) {
 		t.Errorf("the user's home has %v, %v", left, err)
 	}
 	checkForward(t, first, second)
+}
+
+// A cluster starts from downloaded programs and runs a pod. The mirror is reached only
+// through a proxy, and the go command could not build anything.
+func TestUpFromDownloads(t *testing.T) {
+	have := provideTools(t)
+	mirror := t.TempDir()
+	publish := exec.Command("sh", "-ec", `
+version() { awk -v module="$1" '$1 == module { print $2; exit }' kube/go.mod; }
+kubernetes=$(version k8s.io/kubernetes) etcd=$(version go.etcd.io/etcd/server/v3) coredns=$(version github.com/coredns/coredns)
+k=$MIRROR/dl.k8s.io/release/$kubernetes/bin/linux/$ARCH
+e=$MIRROR/github.com/etcd-io/etcd/releases/download/$etcd
+c=$MIRROR/github.com/coredns/coredns/releases/download/$coredns
+mkdir -p "$k" "$e" "$c"
+for p in kube-apiserver kubelet kube-controller-manager kube-scheduler kubectl kube-proxy; do
+	cp -L "$PROGRAMS/$p" "$k"
+	sha256sum <"$k/$p" | cut -c -64 >"$k/$p.sha256"
+done
+archive() { tar -C "$PROGRAMS" -ch "$1" | gzip -1; }
+archive etcd >"$e/etcd-$etcd-linux-$ARCH.tar.gz"
+(cd "$e" && sha256sum etcd-* >SHA256SUMS)
+file=coredns_${coredns#v}_linux_$ARCH.tgz
+archive coredns >"$c/$file"
+(cd "$c" && sha256sum "$file" >"$file.sha256")`)
+	publish.Env = append(os.Environ(), "MIRROR="+mirror, "PROGRAMS="+have.Kube, "ARCH="+runtime.GOARCH)
+	if out, err := publish.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var mu sync.Mutex
+	var hosts []string // of the requests for kubelet
+	files := http.FileServer(http.Dir(mirror))
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && filepath.Base(r.URL.Path) == "kubelet" {
+			mu.Lock()
+			hosts = append(hosts, r.Host)
+			mu.Unlock()
+		}
+		files.ServeHTTP(w, r)
+	}))
+	defer proxy.Close()
+	cache := copyOfCache(t, t.TempDir())
+	for _, pattern := range []string{"kubernetes-*", "official-*"} {
+		dirs, err := filepath.Glob(filepath.Join(cache, "k8s-micro", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range dirs {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fakeGo(t, "exit 1")
+	root := checkout(t)
+	for _, v := range []string{"no_proxy", "NO_PROXY", "http_proxy"} {
+		t.Setenv(v, "")
+	}
+	t.Setenv("XDG_CACHE_HOME", cache)
+	t.Setenv("HTTP_PROXY", proxy.URL)
+	t.Setenv("K8S_MICRO_SOURCE", "http://mirror.invalid")
+	out, err := cli(t, root, "up")
+	t.Cleanup(func() {
+		if out, err := cli(t, root, "down"); err != nil {
+			t.Errorf("down: %v: %s", err, out)
+		}
+	})
+	if err != nil || !strings.Contains(out, "downloaded and verified") || !strings.Contains(out, "is ready") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	runPod(t, root)
+	if !slices.Equal(hosts, []string{"mirror.invalid"}) {
+		t.Errorf("the proxy was asked for kubelet of %q", hosts)
+	}
 }

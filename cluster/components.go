@@ -142,3 +142,9 @@ func (p *components) stop() {
 	close(p.done)
 	p.wait.Wait()
 }
+
+// lastLine returns the last line that is not blank.
+func lastLine(b []byte) string {
+	b = bytes.TrimSpace(b)
+	return string(bytes.TrimSpace(b[bytes.LastIndexByte(b, '\n')+1:]))
+}

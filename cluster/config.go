@@ -20,9 +20,6 @@ var templates embed.FS
 //go:embed pause/Dockerfile
 var pauseDockerfile []byte
 
-//go:embed pause/main.go
-var pauseSource []byte
-
 // nodeConfig is the data that the templates in templates/etc may use.
 type nodeConfig struct {
 	Etc, PKI         string // directories

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/pki"
 )
 
 // controlPlane runs etcd and kube-apiserver of a cluster, with or without a node.
@@ -24,7 +24,7 @@ type controlPlane struct {
 	network   network
 	port      int
 	etcdPort  int
-	pki       *pki
+	pki       *pki.Authority
 }
 
 func (cp *controlPlane) server() string          { return "https://" + hostPort(cp.ip, cp.port) }
@@ -38,17 +38,17 @@ func (cp *controlPlane) writeFiles() (err error) {
 			return err
 		}
 	}
-	if cp.pki, err = newPKI(cp.path("pki")); err != nil {
+	if cp.pki, err = pki.New(cp.path("pki")); err != nil {
 		return err
 	}
-	err = cp.pki.issue("apiserver", "kube-apiserver", nil, "127.0.0.1", "localhost", cp.ip, cp.network[0].ServiceIP,
+	err = cp.pki.Issue("apiserver", "kube-apiserver", nil, "127.0.0.1", "localhost", cp.ip, cp.network[0].ServiceIP,
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 	return errors.Join(err,
-		cp.pki.issue("etcd", "etcd", nil, "127.0.0.1"),
-		cp.pki.issue("apiserver-etcd", "kube-apiserver", nil),
-		cp.pki.issue("apiserver-kubelet", "kube-apiserver", []string{"system:masters"}),
-		cp.pki.issue("front-proxy", "front-proxy", nil),
-		cp.pki.kubeconfig(cp.path("kubeconfig"), cp.server(), "admin", "system:masters"))
+		cp.pki.Issue("etcd", "etcd", nil, "127.0.0.1"),
+		cp.pki.Issue("apiserver-etcd", "kube-apiserver", nil),
+		cp.pki.Issue("apiserver-kubelet", "kube-apiserver", []string{"system:masters"}),
+		cp.pki.Issue("front-proxy", "front-proxy", nil),
+		cp.pki.Kubeconfig(cp.path("kubeconfig"), cp.server(), "admin", "system:masters"))
 }
 
 // start starts etcd and kube-apiserver and returns when the API server is ready.
@@ -96,11 +96,8 @@ func (cp *controlPlane) probe(cert, url string) func() bool {
 // client returns a function that makes HTTPS requests with one of the cluster's
 // client certificates. A status other than 2xx is an error.
 func (cp *controlPlane) client(cert string) func(method, url, body string) ([]byte, error) {
-	pool := x509.NewCertPool()
-	pool.AddCert(cp.pki.cert)
-	pair, err := tls.LoadX509KeyPair(cp.cert(cert+".crt"), cp.cert(cert+".key"))
-	c := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, ForceAttemptHTTP2: true}}
+	config, err := cp.pki.ClientConfig(cert)
+	c := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}}
 	return func(method, url, body string) ([]byte, error) {
 		if err != nil {
 			return nil, err

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/private"
 )
 
 // Ctrl-C ends make demo and the compiler that it runs in the background, whose temporary files are removed.
@@ -125,7 +127,7 @@ func TestDemoInAHostileEnvironment(t *testing.T) {
 			t.Errorf("down: %v: %s", err, out)
 		}
 	})
-	demo := "umask 077; ulimit -n 1024; cd /; make -j4 --no-print-directory -C " + shellQuote(root) + " demo"
+	demo := "umask 077; ulimit -n 1024; cd /; make -j4 --no-print-directory -C " + private.ShellQuote(root) + " demo"
 	check := func(out string) {
 		t.Helper()
 		page := regexp.MustCompile(`http://127\.0\.0\.1:(\d+)/registry/`).FindStringSubmatch(out)

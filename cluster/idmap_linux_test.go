@@ -45,28 +45,27 @@ exec setpriv --reuid %[2]d --regid %[2]d --clear-groups "$@"`, dir, ordinaryUID)
 }
 
 // provideUidmap puts newuidmap into PATH, from Debian's package if the host has none.
-func provideUidmap(t *testing.T) {
+func provideUidmap(t *testing.T, cache string) {
 	t.Helper()
 	if _, err := exec.LookPath("newuidmap"); err == nil {
 		return
 	}
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
+	downloads := filepath.Join(cache, "test-uidmap")
+	if !exists(filepath.Join(downloads, "usr")) {
+		script := `mkdir -p "$0/lists/partial" "$0/cache/archives/partial" && cd "$0"
+apt() { apt-get -qq -o Debug::NoLocking=1 -o APT::Sandbox::User= -o Dir::State::lists="$0/lists" -o Dir::Cache="$0/cache" "$@"; }
+apt update && apt download uidmap && dpkg-deb -x uidmap*.deb .`
+		if out, err := exec.Command("sh", "-c", script, downloads).CombinedOutput(); err != nil {
+			t.Fatalf("newuidmap is missing: install the package uidmap: %v: %s", err, out)
+		}
 	}
-	got, err := fromDebian(t.Context(), cache, []nodeTool{{name: "newuidmap", deb: "uidmap"}})
-	if err != nil || got["newuidmap"] == "" {
-		t.Fatalf("newuidmap is missing: install the package uidmap: %v", err)
-	}
-	// Copy the program itself, because its wrapper is not setuid; the program needs no
-	// library of the package. An ordinary user cannot enter root's cache.
+	// Copy the programs, because an ordinary user cannot enter root's cache.
 	dir := filepath.Join(filepath.Dir(program), "uidmap")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"newuidmap", "newgidmap"} {
-		from := filepath.Join(filepath.Dir(filepath.Dir(got["newuidmap"])), "root/usr/bin", name)
-		if out, err := exec.Command("cp", "-p", from, dir).CombinedOutput(); err != nil {
+		if out, err := exec.Command("cp", "-p", filepath.Join(downloads, "usr/bin", name), dir).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
@@ -76,13 +75,9 @@ func provideUidmap(t *testing.T) {
 // TestOrdinaryUser runs a cluster without root: a pod that runs as another user works,
 // and after SIGKILL of the supervisor nothing is left.
 func TestOrdinaryUser(t *testing.T) {
-	provideUidmap(t)
-	provideTools(t)
+	cache := provideTools(t).Cache
+	provideUidmap(t, cache)
 	root := checkoutIn(t, filepath.Join(checkout(t), "it's a checkout"))
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
 	if os.Getuid() == 0 { // the ordinary user needs a copy of root's cache
 		for _, c := range [][]string{{"mkdir", "-p", filepath.Join(root, "cache")}, {"cp", "-a", cache, filepath.Join(root, "cache")},
 			{"chown", "-R", fmt.Sprint(ordinaryUID), root}} {

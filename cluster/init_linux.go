@@ -12,8 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func init() { subprocesses["init"] = initProcess }
-
 // The supervisor and init set these environment variables to describe the node to
 // their child processes.
 const (

@@ -111,10 +111,6 @@ func main() {
 	}
 }
 
-// subprocesses are the internal commands that this program uses to start itself as
-// another process. Users do not run them.
-var subprocesses = map[string]func(args []string) error{"supervisor": supervisor}
-
 const commandNames = "up, status, load, push, save, kubectl, forward, node, down or build"
 
 const help = `usage: cluster COMMAND [-name NAME] [ARGUMENTS]

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 // program is the path of the launcher that TestMain builds.
@@ -24,7 +24,10 @@ func TestMain(m *testing.M) {
 	}
 	if err == nil {
 		program = filepath.Join(dir, "cluster")
-		err = goBuild(context.Background(), ".", program, io.Discard, ".")
+		var out []byte
+		if out, err = exec.Command("go", "build", "-trimpath", "-o", program, ".").CombinedOutput(); err != nil {
+			err = fmt.Errorf("building the launcher: %w: %s", err, out)
+		}
 	}
 	code := 1
 	if err == nil {
@@ -59,6 +62,7 @@ func checkoutIn(t *testing.T, root string) string {
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
 	}
+	files = append(files, "pause/main.go")
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err == nil {
@@ -107,32 +111,19 @@ func demoCluster(root string) *cluster {
 
 // provideTools builds and downloads the programs of a cluster, so that no later step of
 // the test does so.
-func provideTools(t *testing.T) {
+func provideTools(t *testing.T) programs.Tools {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a Kubernetes build: run without -short")
 	}
-	wd, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tools, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), false)
+	tools, err := programs.Provide(t.Context(), "..", programs.Options{Progress: progress})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if nft == "" {
 		nft = filepath.Join(tools.Bin, "nft")
 	}
-}
-
-// testCache returns the directory of built and downloaded programs.
-func testCache(t *testing.T) string {
-	t.Helper()
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cache
+	return tools
 }
 
 // nft is the program that lists the rules of the host's firewall.
@@ -213,6 +204,16 @@ func checkoutProcesses(root string) (pids []string) {
 	return pids
 }
 
+// fakeGo puts a program named go, a shell script, into PATH.
+func fakeGo(t *testing.T, script string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
 // eventually waits until ok returns true. After limit it fails the test with description.
 func eventually(t *testing.T, limit time.Duration, description string, ok func() bool) {
 	t.Helper()
@@ -287,8 +288,8 @@ func TestErrorMessages(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"--help"}, {"up", "--help"}} {
-		if out, err := cli(t, root, args...); err != nil || !strings.Contains(out, envSource) {
-			t.Errorf("cluster %q: %v: %q, want %s", args, err, out, envSource)
+		if out, err := cli(t, root, args...); err != nil || !strings.Contains(out, "K8S_MICRO_SOURCE") {
+			t.Errorf("cluster %q: %v: %q, want K8S_MICRO_SOURCE", args, err, out)
 		}
 	}
 	if out, err := cli(t, root, "down"); err != nil {

@@ -12,25 +12,23 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-func init() { subprocesses["node-manager"] = nodeManager }
 
 const (
 	nodeName   = "k8s-micro"
 	apiPort    = 6443
 	pauseImage = "docker.io/k8s-micro/pause:1"
 
-	// registryAddress is on the node's loopback. No image may be named after it: containerd
-	// tells a registry which host is in an image's name only if it is not the registry's own.
-	// It is IPv4 in every cluster, because containerd 1.6 cannot read an IPv6 address in hosts.toml.
+	// registryAddress is on the node's loopback. Image names must not contain this address:
+	// containerd sends the query parameter ns only for images of other registries. It is
+	// IPv4 in every cluster, because containerd 1.6 cannot read an IPv6 address in hosts.toml.
 	registryAddress = "127.0.0.2:5000"
 )
 
@@ -52,7 +50,7 @@ func nodeManager(args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	s.Tools = s.Tools.relocated(nodeCacheDir)
+	s.Tools = s.Tools.Relocated(nodeCacheDir)
 	apiListener, err := net.FileListener(apiFile)
 	if err != nil {
 		return err
@@ -75,7 +73,7 @@ func nodeManager(args []string) (err error) {
 	}
 	go receiveForwards(forwards)
 
-	p := newComponents(c.path("log"), []string{"PATH=" + nodePath(s.Tools), "HOME=/var/lib", "TMPDIR=/run/tmp"})
+	p := newComponents(c.path("log"), []string{"PATH=" + s.Tools.Path(), "HOME=/var/lib", "TMPDIR=/run/tmp"})
 	defer p.stop()
 	if err := cp.startNode(p, s.Tools, report); err != nil {
 		return err
@@ -122,7 +120,7 @@ func (c *cluster) listenUnix(name string) (*net.UnixListener, error) {
 }
 
 // startNode starts the components and returns when the node is ready for pods.
-func (cp *controlPlane) startNode(p *components, t tools, report func(kind, text string)) error {
+func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(kind, text string)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	p.start("containerd", filepath.Join(t.Bin, "containerd"), "--config", cp.etc("containerd.toml"))
@@ -166,11 +164,6 @@ func (cp *controlPlane) startNode(p *components, t tools, report func(kind, text
 		_, err := request("GET", "http://127.0.0.1:8089/health", "")
 		return err == nil
 	})
-}
-
-// nodePath is the PATH of the node's processes.
-func nodePath(t tools) string {
-	return strings.Join(append([]string{t.Bin, os.Getenv("PATH")}, sbin...), ":")
 }
 
 // canDial returns a function that reports whether a process listens at address.
@@ -255,13 +248,13 @@ func (cp *controlPlane) writeNodeFiles(s state) error {
 	}
 	p, server := cp.pki, cp.server()
 	return errors.Join(
-		p.issue("kubelet-serving", nodeName, nil, nodeName, cp.ip),
-		p.kubeconfig(cp.path("kubeconfig"), "https://"+s.API, "admin", "system:masters"),
-		p.kubeconfig(cp.etc("controller-manager.conf"), server, "system:kube-controller-manager"),
-		p.kubeconfig(cp.etc("scheduler.conf"), server, "system:kube-scheduler"),
-		p.kubeconfig(cp.etc("kubelet.conf"), server, "system:node:"+nodeName, "system:nodes"),
-		p.kubeconfig(cp.etc("kube-proxy.conf"), server, "system:kube-proxy"),
-		p.kubeconfig(cp.etc("coredns.conf"), server, "coredns"),
+		p.Issue("kubelet-serving", nodeName, nil, nodeName, cp.ip),
+		p.Kubeconfig(cp.path("kubeconfig"), "https://"+s.API, "admin", "system:masters"),
+		p.Kubeconfig(cp.etc("controller-manager.conf"), server, "system:kube-controller-manager"),
+		p.Kubeconfig(cp.etc("scheduler.conf"), server, "system:kube-scheduler"),
+		p.Kubeconfig(cp.etc("kubelet.conf"), server, "system:node:"+nodeName, "system:nodes"),
+		p.Kubeconfig(cp.etc("kube-proxy.conf"), server, "system:kube-proxy"),
+		p.Kubeconfig(cp.etc("coredns.conf"), server, "coredns"),
 		writeConfig(cp.etc(""), nodeConfig{
 			Etc: cp.etc(""), PKI: cp.cert(""), CNIPlugins: s.Tools.CNI, Runc: runcPath,
 			NodeName: nodeName, NodeIP: cp.ip, Network: cp.network, Registry: registryAddress, PauseImage: pauseImage,
@@ -285,6 +278,6 @@ func (c *cluster) node(args []string) error {
 	if os.Getuid() != 0 {
 		enter = append(enter, "-U", "--preserve-credentials")
 	}
-	os.Setenv("PATH", nodePath(s.Tools.relocated(nodeCacheDir)))
+	os.Setenv("PATH", s.Tools.Relocated(nodeCacheDir).Path())
 	return runInTerminal("nsenter", append(append(enter, "--"), args...)...)
 }

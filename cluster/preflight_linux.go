@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 // preflight returns an error of one line if this machine cannot run a node. up calls
@@ -15,9 +17,10 @@ func preflight(o upOptions) error {
 		return nil
 	}
 	fail := func(cause, remedy string) error {
-		return fmt.Errorf("preparing a node: %s; %s, %s", cause, remedy, otherCluster)
+		return fmt.Errorf("preparing a node: %s; %s, %s", cause, remedy, programs.OtherCluster)
 	}
-	if older(kernelRelease(), "5.13") {
+	var major, minor int
+	if _, _ = fmt.Sscanf(kernelRelease(), "%d.%d", &major, &minor); major < 5 || major == 5 && minor < 13 {
 		return fail("Linux "+kernelRelease()+" is too old for kube-proxy's nftables mode", "use Linux 5.13 or newer")
 	}
 	if o.ipFamily != "ipv4" && !exists("/proc/net/if_inet6") {
@@ -49,7 +52,7 @@ func preflight(o upOptions) error {
 		return fail("user namespaces are switched off for ordinary users here", "allow them with `sudo sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1`, run as root")
 	}
 	if _, err := newIDMapping(); err != nil {
-		return fmt.Errorf("preparing a node as an ordinary user: %w; or run as root, %s", err, otherCluster)
+		return fmt.Errorf("preparing a node as an ordinary user: %w; or run as root, %s", err, programs.OtherCluster)
 	}
 	return nil
 }
@@ -84,14 +87,4 @@ func procNumber(file, key string, base int) int64 {
 		}
 	}
 	return -1
-}
-
-// freeBytes returns the space that the caller may use on dir's file system, or -1 if
-// it is unknown.
-func freeBytes(dir string) int64 {
-	var s syscall.Statfs_t
-	if syscall.Statfs(dir, &s) != nil {
-		return -1
-	}
-	return int64(s.Bavail) * s.Bsize
 }

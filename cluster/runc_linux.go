@@ -7,14 +7,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-)
 
-func init() { subprocesses["runc"] = runc }
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
+)
 
 // chooseRunc returns the path of the runc that containerd runs: the real runc if the
 // node supports cgroups and seccomp, otherwise a copy of this program under the name
 // runc.
-func (cp *controlPlane) chooseRunc(t tools) (string, error) {
+func (cp *controlPlane) chooseRunc(t programs.Tools) (string, error) {
 	program := filepath.Join(t.Bin, "runc")
 	var features struct {
 		Linux struct{ Seccomp struct{ Enabled bool } }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/private"
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 // cluster is one named cluster of this checkout.
@@ -64,47 +66,14 @@ var errRunning = errors.New("the cluster is running")
 // supervisor and every process that it starts inherit the lock, so the lock is free
 // only when all of them have ended.
 func (c *cluster) lock() (*os.File, error) {
-	if err := makePrivate(filepath.Dir(c.dir)); err != nil {
+	if err := private.Dir(filepath.Dir(c.dir)); err != nil {
 		return nil, fmt.Errorf("making the directory of the clusters: %w; the checkout must be writable", err)
 	}
-	f, err := openLock(c.dir + ".lock")
-	if err != nil {
-		return nil, err
+	lock, err := private.Lock(c.dir + ".lock")
+	if errors.Is(err, private.ErrLocked) {
+		err = errRunning
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errRunning
-		}
-		return nil, fmt.Errorf("locking %q: %w", f.Name(), err)
-	}
-	return f, nil
-}
-
-// openLock opens a lock file and makes it readable only for its owner, because any user
-// who can read a file can lock it.
-func openLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err == nil {
-		err = f.Chmod(0o600) // an older version of the launcher made the file readable for everyone
-	}
-	if errors.Is(err, os.ErrPermission) {
-		dir := filepath.Dir(path)
-		err = fmt.Errorf("locking: %w; %s belongs to another user, such as root after sudo: stop that user's clusters and remove it with `sudo rm -r %s`", err, dir, shellQuote(dir))
-	}
-	return f, err
-}
-
-// makePrivate makes a directory that only its owner can enter.
-func makePrivate(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	info, err := os.Stat(dir)
-	if err != nil || info.Mode().Perm()&0o077 == 0 {
-		return err
-	}
-	return os.Chmod(dir, 0o700) // an older version of the launcher made the directory readable for everyone
+	return lock, err
 }
 
 // state describes a cluster to the commands. It is stored in cluster.json.
@@ -117,7 +86,7 @@ type state struct {
 	ControlPlane bool      // the cluster has no node
 	IPFamily     string    // ipv4, ipv6 or dual
 	APIServer    string    // path of another kube-apiserver than that of cluster/kube, or ""
-	Tools        tools
+	Tools        programs.Tools
 }
 
 func (s state) kind() string {
@@ -188,3 +157,5 @@ func (c *cluster) running() (state, error) {
 	}
 	return c.state()
 }
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }

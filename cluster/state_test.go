@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -66,7 +68,7 @@ func TestOtherUsersReachNothing(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become another user")
 	}
-	provideTools(t)
+	cache := provideTools(t).Cache
 	root := checkout(t)
 	clusters := filepath.Join(root, ".cluster")
 	lock := filepath.Join(clusters, "demo.lock")
@@ -113,10 +115,6 @@ func TestOtherUsersReachNothing(t *testing.T) {
 		if out, err := asNobody(script); err == nil {
 			t.Errorf("another user can run %q: %s", script, out)
 		}
-	}
-	cache, err := cacheDir()
-	if err != nil {
-		t.Fatal(err)
 	}
 	for path, want := range map[string]os.FileMode{clusters: 0o700, lock: 0o600, c.dir: 0o700, cache: 0o700, filepath.Join(cache, "lock"): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
@@ -220,5 +218,53 @@ func TestClusterNames(t *testing.T) {
 		if _, err := newCluster(name); (err == nil) != want {
 			t.Errorf("name %q: %v, want valid %v", name, err, want)
 		}
+	}
+}
+
+// The state of a cluster that ended without cleaning up, such as when the machine
+// restarted, has no effect while up builds: no command takes it for a running cluster, and
+// down does not stop the process that now has the supervisor's id.
+func TestStaleState(t *testing.T) {
+	root := checkout(t)
+	unrelated := exec.Command("sleep", "100")
+	if err := unrelated.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unrelated.Process.Kill(); _ = unrelated.Wait() }()
+	c := demoCluster(root)
+	if err := errors.Join(os.MkdirAll(c.dir, 0o700), c.save(state{Version: "v1.0.0", Supervisor: unrelated.Process.Pid, Node: unrelated.Process.Pid}), c.markReady()); err != nil {
+		t.Fatal(err)
+	}
+	pid := filepath.Join(t.TempDir(), "pid")
+	fakeGo(t, "echo $$ >"+pid+"; exec sleep 100")
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Setenv("K8S_MICRO_SOURCE", "build")
+	var output bytes.Buffer
+	cmd := launcher(root, "up", "-control-plane")
+	cmd.Stderr = &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "the build", func() bool { return exists(pid) })
+	if out, err := cli(t, root, "status"); err == nil || !strings.Contains(out, "starting or stopping") {
+		t.Errorf("status: %v: %s", err, out)
+	}
+	down := launcher(root, "down")
+	if err := down.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if err := syscall.Kill(unrelated.Process.Pid, 0); err != nil {
+		t.Errorf("the unrelated process: %v", err)
+	}
+	if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", unrelated.Process.Pid)); strings.Contains(string(line), ") Z ") {
+		t.Error("down has stopped a process that does not belong to the cluster")
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	if err := cmd.Wait(); err == nil || !strings.Contains(output.String(), "interrupted") {
+		t.Errorf("up after SIGINT while it built: %v: %s", err, output.String())
+	}
+	if err := down.Wait(); err != nil {
+		t.Errorf("down after the interrupted build: %v", err)
 	}
 }

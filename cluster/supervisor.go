@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 // supervisorProcess is the handle with which up controls the supervisor.
@@ -153,7 +155,7 @@ func supervisor(args []string) (err error) {
 }
 
 // linkKubectl creates the link kubectl in the cluster's bin directory.
-func (c *cluster) linkKubectl(t tools) error {
+func (c *cluster) linkKubectl(t programs.Tools) error {
 	if err := os.MkdirAll(c.path("bin"), 0o755); err != nil {
 		return err
 	}

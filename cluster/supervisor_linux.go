@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 // superviseNode starts the node's init in new namespaces and waits until init ends.
@@ -49,7 +51,7 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{parent, events, lock, apiFile}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("making the node's namespaces: %w; %s", err, otherCluster)
+		return fmt.Errorf("making the node's namespaces: %w; %s", err, programs.OtherCluster)
 	}
 	for _, f := range []io.Closer{api, apiFile, parent} {
 		f.Close() // the node has inherited them

@@ -12,6 +12,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
+var subprocesses = map[string]func(args []string) error{"supervisor": supervisor}
+
 var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
 // preflight returns an error unless only a control plane is wanted, because a node
@@ -22,8 +24,6 @@ func preflight(o upOptions) error {
 	}
 	return fmt.Errorf("preparing a node: %s cannot run a kubelet; use any cluster you have (kind, minikube, Docker Desktop) with `make push` and `make deploy`, or -control-plane for tests that need no pods", runtime.GOOS)
 }
-
-func freeBytes(string) int64 { return -1 }
 
 func removeCgroups(*cluster) {}
 

@@ -1,22 +1,19 @@
-package main
+package programs
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
-	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 )
 
-// envSource is the variable that selects where programs come from that the cache lacks.
+// envSource is the environment variable that selects the source of programs that are not in
+// the cache.
 const envSource = "K8S_MICRO_SOURCE"
 
 // source is the value of envSource.
@@ -43,8 +40,6 @@ func sourceOf(value string) (source, error) {
 	return source{mirror: u}, nil
 }
 
-func sourceFromEnvironment() (source, error) { return sourceOf(os.Getenv(envSource)) }
-
 // from returns the place of a file, which is the publisher's or the mirror's. A mirror has
 // the files under their host names, as wget -x stores them.
 func (s source) from(published string) string {
@@ -62,15 +57,12 @@ func (s source) host() string {
 	return s.mirror.Redacted()
 }
 
-// decision is how long the servers have to answer before programs are built instead.
-const decision = 3 * time.Second
-
-// limit is how long a server has to answer.
-func (s source) limit() time.Duration {
+// answerLimit is how long to wait for the servers before building instead.
+func (s source) answerLimit() time.Duration {
 	if s.download { // there is no other way
 		return 30 * time.Second
 	}
-	return decision
+	return 3 * time.Second
 }
 
 // releases are versions of programs that belong together.
@@ -114,11 +106,11 @@ func (r releases) files(s source) (files []officialFile) {
 		officialFile{url: coredns, sums: coredns + ".sha256", programs: []string{"coredns"}})
 }
 
-// provideOfficial returns the directory of the official programs. It downloads them unless
+// downloadKube returns the directory of the official programs. It downloads them unless
 // the cache contains them. The error says why this is impossible.
-func provideOfficial(ctx context.Context, cache string, s source, r releases) (dir string, err error) {
-	dir = r.dir(cache)
-	if s.build {
+func (p *provider) downloadKube(ctx context.Context, r releases) (dir string, err error) {
+	dir = r.dir(p.cache)
+	if p.source.build {
 		return "", fmt.Errorf("%s=build", envSource)
 	}
 	if exists(dir) {
@@ -127,8 +119,8 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 	if runtime.GOOS != "linux" {
 		return "", errors.New("official binaries of kube-apiserver exist only for Linux")
 	}
-	d, files := newDownloader(), r.files(s)
-	size, err := d.find(ctx, files, s.limit())
+	d, files := newDownloader(p.progress), r.files(p.source)
+	size, err := d.find(ctx, files, p.source.answerLimit())
 	if err != nil {
 		return "", err
 	}
@@ -137,7 +129,7 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 	if size > 0 {
 		amount = fmt.Sprintf("%.0f MB", float64(size)/1e6)
 	}
-	progress("downloading %s, once, because %s answered: %s; %s=build builds them instead", r, s.host(), amount, envSource)
+	p.progress("downloading %s, once, because %s answered: %s; %s=build builds them instead", r, p.source.host(), amount, envSource)
 	begin := time.Now()
 	// kubelet is the only one that needs libraries of this machine.
 	runs := func(dir string) error {
@@ -149,18 +141,18 @@ func provideOfficial(ctx context.Context, cache string, s source, r releases) (d
 	if err := d.programs(ctx, dir, files, runs); err != nil {
 		return "", err
 	}
-	progress("  downloaded and verified in %s", time.Since(begin).Round(100*time.Millisecond))
+	p.progress("  downloaded and verified in %s", time.Since(begin).Round(100*time.Millisecond))
 	return dir, nil
 }
 
-// downloadKube returns the directory of the official programs, or "" if the programs have
+// officialKube returns the directory of the official programs, or "" if the programs have
 // to be built or are built already. Then why is the reason.
-func downloadKube(ctx context.Context, cache string, r releases, built bool) (dir, why string, err error) {
-	s, err := sourceFromEnvironment()
-	if err != nil || built && !s.download && s.mirror == nil {
-		return "", "", err
+func (p *provider) officialKube(ctx context.Context, r releases, built bool) (dir, why string, err error) {
+	s := p.source
+	if built && !s.download && s.mirror == nil {
+		return "", "", nil
 	}
-	dir, err = provideOfficial(ctx, cache, s, r)
+	dir, err = p.downloadKube(ctx, r)
 	if err == nil || ctx.Err() != nil {
 		return dir, "", err
 	}
@@ -171,77 +163,7 @@ func downloadKube(ctx context.Context, cache string, r releases, built bool) (di
 		return "", err.Error(), nil
 	}
 	if built {
-		progress("using the Kubernetes that was built earlier, because the official binaries cannot be downloaded: %s", err)
+		p.progress("using the Kubernetes that was built earlier, because the official binaries cannot be downloaded: %s", err)
 	}
 	return "", fmt.Sprintf("the official binaries cannot be downloaded: %s", err), nil
-}
-
-// programs are the components and tools of a Kubernetes, official or built.
-var programs = []string{"coredns", "etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubectl", "kubelet"}
-
-// linkPrograms makes a link to the binary kube for each program in it. The binary runs the
-// program whose name it has.
-func linkPrograms(dir string) error {
-	for _, name := range programs {
-		if err := os.Symlink("kube", filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-// officialFile returns the official file that contains a node tool. There is none of
-// nft.
-func (t nodeTool) officialFile(s source) (f officialFile, ok bool) {
-	module, version, _ := strings.Cut(t.module, "@")
-	arch := runtime.GOARCH
-	switch {
-	case strings.HasPrefix(module, "github.com/containerd/containerd/"):
-		u := s.from(fmt.Sprintf("https://github.com/containerd/containerd/releases/download/%s/containerd-static-%s-linux-%s.tar.gz", version, version[1:], arch))
-		return officialFile{u, u + ".sha256sum", []string{"containerd", "containerd-shim-runc-v2"}}, true
-	case module == "github.com/opencontainers/runc":
-		base := s.from("https://github.com/opencontainers/runc/releases/download/" + version + "/")
-		return officialFile{base + "runc." + arch, base + "runc.sha256sum", []string{"runc"}}, true
-	case strings.HasPrefix(module, "github.com/containernetworking/plugins/"):
-		u := s.from(fmt.Sprintf("https://github.com/containernetworking/plugins/releases/download/%s/cni-plugins-linux-%s-%s.tgz", version, arch, version))
-		return officialFile{u, u + ".sha256", []string{"ptp", "loopback", "host-local"}}, true
-	}
-	return officialFile{}, false
-}
-
-// fromOfficial downloads the official files of tools. Debian's packages come before it,
-// where apt-get exists: they are smaller, nft is among them, and apt-get verifies them
-// with a key, while a checksum from the same server only proves that a file is complete.
-func fromOfficial(ctx context.Context, cache string, want []nodeTool) (map[string]string, error) {
-	s, err := sourceFromEnvironment()
-	if err != nil {
-		return nil, err
-	}
-	if s.build {
-		return nil, fmt.Errorf("downloading official binaries: %s=build", envSource)
-	}
-	d, got := newDownloader(), map[string]string{}
-	missing := map[string]officialFile{} // by the directory in the cache
-	for _, t := range want {
-		if f, ok := t.officialFile(s); ok {
-			_, version, _ := strings.Cut(t.module, "@")
-			dir := filepath.Join(cache, fmt.Sprintf("official-%s-%s-%s", runtime.GOARCH, f.programs[0], version))
-			got[t.name] = filepath.Join(dir, t.name)
-			if !exists(dir) {
-				missing[dir] = f
-			}
-		}
-	}
-	size, err := d.find(ctx, slices.Collect(maps.Values(missing)), s.limit())
-	if err != nil {
-		return nil, err
-	}
-	d.total.Store(size)
-	for _, dir := range slices.Sorted(maps.Keys(missing)) {
-		progress("downloading %s from %s", path.Base(missing[dir].url), s.host())
-		if err := d.programs(ctx, dir, []officialFile{missing[dir]}, nil); err != nil {
-			return nil, err
-		}
-	}
-	return got, nil
 }

@@ -1,4 +1,4 @@
-package main
+package programs
 
 import (
 	"archive/tar"
@@ -32,11 +32,12 @@ type officialFile struct {
 // downloader downloads files over HTTP and HTTPS. It uses the proxies of the environment
 // variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 type downloader struct {
-	client   *http.Client
-	parallel int           // number of files at the same time
-	stall    time.Duration // a connection that delivers nothing for this long is cut
-	pause    time.Duration // between attempts
-	every    time.Duration // between two lines of progress
+	client           *http.Client
+	parallel         int           // number of files at the same time
+	stallTimeout     time.Duration // a connection that delivers nothing for this long is cut
+	retryDelay       time.Duration // between attempts
+	progress         func(format string, args ...any)
+	progressInterval time.Duration // between two lines of progress
 
 	total, done atomic.Int64 // bytes; total is 0 when it is unknown
 }
@@ -44,7 +45,7 @@ type downloader struct {
 // attempts is how often in a row a download may end without getting further.
 const attempts = 3
 
-func newDownloader() *downloader {
+func newDownloader(progress func(format string, args ...any)) *downloader {
 	return &downloader{
 		client: &http.Client{
 			Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableCompression: true, MaxIdleConnsPerHost: 8},
@@ -58,7 +59,7 @@ func newDownloader() *downloader {
 				return nil
 			},
 		},
-		parallel: 4, stall: 30 * time.Second, pause: time.Second, every: 5 * time.Second,
+		parallel: 4, stallTimeout: 30 * time.Second, retryDelay: time.Second, progress: progress, progressInterval: 5 * time.Second,
 	}
 }
 
@@ -128,7 +129,7 @@ func (d *downloader) programs(ctx context.Context, dir string, files []officialF
 	}
 	defer os.RemoveAll(part)
 	begin := time.Now()
-	defer repeat(d.every, func() { progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin))) })()
+	defer repeat(d.progressInterval, func() { d.progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin))) })()
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(d.parallel)
 	for _, f := range files {
@@ -202,7 +203,7 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 		return err
 	}
 	defer f.Close()
-	validator := "" // of the version of the file that the last complete answer delivers
+	validator := "" // ETag of the version that f contains
 	var most int64  // the most bytes that f has had: a server that always ends at the same byte must not be asked forever
 	for attempt := 1; ; {
 		before, err := f.Seek(0, io.SeekEnd)
@@ -231,7 +232,7 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(d.pause):
+		case <-time.After(d.retryDelay):
 		}
 	}
 }
@@ -240,7 +241,7 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 func (d *downloader) resume(ctx context.Context, address string, f *os.File, from int64, validator *string, done *atomic.Int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watchdog := time.AfterFunc(d.stall, func() { cancel(fmt.Errorf("nothing arrived for %s", d.stall)) })
+	watchdog := time.AfterFunc(d.stallTimeout, func() { cancel(fmt.Errorf("nothing arrived for %s", d.stallTimeout)) })
 	defer watchdog.Stop()
 	header := http.Header{}
 	if from > 0 {
@@ -279,7 +280,7 @@ func (d *downloader) resume(ctx context.Context, address string, f *os.File, fro
 	for {
 		n, err := resp.Body.Read(buffer)
 		if n > 0 {
-			watchdog.Reset(d.stall)
+			watchdog.Reset(d.stallTimeout)
 			done.Add(int64(n))
 			if _, err := f.Write(buffer[:n]); err != nil {
 				return permanent{err}

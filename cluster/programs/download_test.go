@@ -1,4 +1,4 @@
-package main
+package programs
 
 import (
 	"archive/tar"
@@ -35,7 +35,7 @@ type mirror struct {
 // newMirror serves files whose programs have the given contents.
 func newMirror(t *testing.T, program func(name string) []byte) *mirror {
 	t.Helper()
-	goMod, err := os.ReadFile("kube/go.mod")
+	goMod, err := os.ReadFile("../kube/go.mod")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,8 +140,8 @@ const testStall = 3 * time.Second
 
 // impatient returns a downloader that gives up soon.
 func impatient() *downloader {
-	d := newDownloader()
-	d.stall, d.pause, d.every = testStall, time.Millisecond, 50*time.Millisecond
+	d := newDownloader(func(string, ...any) {})
+	d.stallTimeout, d.retryDelay, d.progressInterval = testStall, time.Millisecond, 50*time.Millisecond
 	return d
 }
 
@@ -354,10 +354,10 @@ func TestDownload(t *testing.T) {
 				t.Errorf("%d of %d bytes", d.done.Load(), size)
 			}
 			entries, err := os.ReadDir(dir)
-			if err != nil || len(entries) != len(programs) {
+			if err != nil || len(entries) != len(kubePrograms) {
 				t.Errorf("the directory has %v, %v", entries, err)
 			}
-			for _, name := range programs {
+			for _, name := range kubePrograms {
 				b, err := os.ReadFile(filepath.Join(dir, name))
 				if err != nil || !bytes.Equal(b, fakeProgram(name)) {
 					t.Errorf("%s: %d bytes, %v", name, len(b), err)
@@ -383,7 +383,7 @@ func TestCancelledDownload(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-started; cancel() }()
 	dir, begin := filepath.Join(t.TempDir(), "programs"), time.Now()
-	err := newDownloader().programs(ctx, dir, m.releases.files(m.source(t)), nil)
+	err := newDownloader(t.Logf).programs(ctx, dir, m.releases.files(m.source(t)), nil)
 	if err == nil || time.Since(begin) > 20*time.Second { // it would be cut after 30 s
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
@@ -434,7 +434,7 @@ func TestSilentServer(t *testing.T) {
 	m := newMirror(t, fakeProgram)
 	m.fault = func(_ http.ResponseWriter, r *http.Request, _ string) bool { <-r.Context().Done(); return true }
 	begin := time.Now()
-	_, err := newDownloader().find(t.Context(), m.releases.files(m.source(t)), 200*time.Millisecond)
+	_, err := newDownloader(t.Logf).find(t.Context(), m.releases.files(m.source(t)), 200*time.Millisecond)
 	if err == nil || !strings.Contains(err.Error(), "no answer within 200ms") || time.Since(begin) > 20*time.Second { // without the limit it would never end
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}

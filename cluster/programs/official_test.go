@@ -1,13 +1,13 @@
-package main
+package programs
 
 import (
 	"bytes"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,7 +40,7 @@ func TestSourceOf(t *testing.T) {
 }
 
 func TestOfficialFiles(t *testing.T) {
-	goMod, err := os.ReadFile("kube/go.mod")
+	goMod, err := os.ReadFile("../kube/go.mod")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestOfficialFiles(t *testing.T) {
 	for _, f := range r.files(source{}) {
 		provided = append(provided, f.programs...)
 	}
-	for _, p := range programs {
+	for _, p := range kubePrograms {
 		if !strings.Contains(" "+strings.Join(provided, " ")+" ", " "+p+" ") {
 			t.Errorf("no official file contains %s", p)
 		}
@@ -77,10 +77,9 @@ func TestOfficialNodeTools(t *testing.T) {
 			m.publish(t, strings.TrimPrefix(f.url, m.URL), strings.TrimPrefix(f.sums, m.URL), f.programs, fakeProgram)
 		}
 	}
-	t.Setenv(envSource, m.URL)
-	cache := t.TempDir()
+	p := &provider{cache: t.TempDir(), source: s, progress: t.Logf}
 	for range 2 { // the second time from the cache
-		got, err := fromOfficial(t.Context(), cache, nodeTools)
+		got, err := p.fromOfficial(t.Context(), nodeTools)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,22 +90,12 @@ func TestOfficialNodeTools(t *testing.T) {
 			}
 		}
 	}
-	if n := len(m.requested("runc." + nodePlatform.Architecture)); n != 1 {
+	if n := len(m.requested("runc." + runtime.GOARCH)); n != 1 {
 		t.Errorf("runc was requested %d times", n)
 	}
 }
 
-// upWith runs up with further environment variables and without a go that builds anything.
-func upWith(t *testing.T, env ...string) (output string, elapsed time.Duration, err error) {
-	t.Helper()
-	cmd := exec.Command(program, "up", "-control-plane")
-	cmd.Dir, cmd.Env = checkout(t), append(os.Environ(), env...)
-	begin := time.Now()
-	out, err := cmd.CombinedOutput()
-	return string(out), time.Since(begin), err
-}
-
-// Whatever prevents the download, up says why and builds, unless only the download is allowed.
+// Whatever prevents the download, Provide says why and builds, unless only the download is allowed.
 func TestBuildInsteadOfDownload(t *testing.T) {
 	m := newMirror(t, fakeProgram)
 	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
@@ -141,9 +130,11 @@ func TestBuildInsteadOfDownload(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fakeGo(t, "echo "+built+" >&2; exit 1")
-			out, elapsed, err := upWith(t, append([]string{"NO_PROXY=", "no_proxy=", "https_proxy=", "HTTPS_PROXY=", envSource + "="}, c.env...)...)
+			begin := time.Now()
+			text, err := provide(append([]string{"NO_PROXY=", "no_proxy=", "https_proxy=", "HTTPS_PROXY=", envSource + "="}, c.env...)...).CombinedOutput()
+			elapsed, out := time.Since(begin), string(text)
 			if err == nil {
-				t.Error("up succeeded")
+				t.Error("Provide succeeded")
 			}
 			for _, w := range c.want {
 				if !strings.Contains(out, w) {
@@ -153,7 +144,7 @@ func TestBuildInsteadOfDownload(t *testing.T) {
 			if strings.Contains(out, built) != c.build {
 				t.Errorf("built: %t:\n%s", !c.build, out)
 			}
-			if elapsed > 20*time.Second { // 3 for the decision, the rest for a slow machine; a download alone would wait for 30
+			if elapsed > 20*time.Second { // 3 for the answer, the rest for a slow machine; a download alone would wait for 30
 				t.Errorf("it took %s", elapsed)
 			}
 			if left := incomplete(t); len(left) > 0 {
@@ -215,8 +206,8 @@ func TestInterruptedDownload(t *testing.T) {
 	}
 	fakeGo(t, "exit 1")
 	var out bytes.Buffer
-	cmd := exec.Command(program, "up", "-control-plane")
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = checkout(t), append(os.Environ(), envSource+"="+m.URL), &out, &out
+	cmd := provide(envSource + "=" + m.URL)
+	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +219,7 @@ func TestInterruptedDownload(t *testing.T) {
 	if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), "interrupted") {
 		t.Errorf("%v: %s", err, out.String())
 	}
-	if left, _ := filepath.Glob(filepath.Join(testCache(t), "official-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "k8s-micro", "official-*")); len(left) > 0 {
 		t.Errorf("%q is left", left)
 	}
 }
@@ -244,8 +235,7 @@ func TestTwoDownloads(t *testing.T) {
 	var wait sync.WaitGroup
 	for range 2 {
 		wait.Go(func() {
-			// The programs are not really etcd and kube-apiserver, so up ends after the download.
-			if out, _, err := upWith(t, envSource+"="+m.URL); err == nil || !strings.Contains(out, "starting cluster") {
+			if out, err := provide(envSource + "=" + m.URL).CombinedOutput(); err != nil {
 				t.Errorf("%v: %s", err, out)
 			}
 		})
@@ -253,59 +243,5 @@ func TestTwoDownloads(t *testing.T) {
 	wait.Wait()
 	if n := len(m.requested("kubelet")); n != 1 {
 		t.Errorf("kubelet was requested %d times", n)
-	}
-}
-
-// A cluster starts from downloaded programs and runs a pod. The mirror is reached only
-// through a proxy, and the go command could not build anything.
-func TestUpFromDownloads(t *testing.T) {
-	provideTools(t)
-	wd, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, err := (&cluster{root: filepath.Dir(wd)}).provide(t.Context(), true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := newMirror(t, func(name string) []byte {
-		b, err := os.ReadFile(filepath.Join(have.Kube, name))
-		if err != nil && name != "README.md" {
-			t.Fatal(err)
-		}
-		return b
-	})
-	cache := copyOfCache(t, t.TempDir())
-	for _, pattern := range []string{"kubernetes-*", "official-*"} {
-		dirs, err := filepath.Glob(filepath.Join(cache, "k8s-micro", pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, dir := range dirs {
-			if err := os.RemoveAll(dir); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	fakeGo(t, "exit 1")
-	root := checkout(t)
-	for _, v := range []string{"no_proxy", "NO_PROXY", "http_proxy"} {
-		t.Setenv(v, "")
-	}
-	t.Setenv("XDG_CACHE_HOME", cache)
-	t.Setenv("HTTP_PROXY", m.URL)
-	t.Setenv(envSource, "http://mirror.invalid")
-	out, err := cli(t, root, "up")
-	t.Cleanup(func() {
-		if out, err := cli(t, root, "down"); err != nil {
-			t.Errorf("down: %v: %s", err, out)
-		}
-	})
-	if err != nil || !strings.Contains(out, "downloaded and verified") || !strings.Contains(out, "is ready") {
-		t.Fatalf("%v: %s", err, out)
-	}
-	runPod(t, root)
-	if r := m.requested("kubelet"); len(r) != 1 || r[0].Host != "mirror.invalid" {
-		t.Errorf("the proxy got %v", r)
 	}
 }

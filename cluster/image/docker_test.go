@@ -145,3 +145,10 @@ func usePodmanStorage(t *testing.T, host string) {
 		t.Setenv(variable, file)
 	}
 }
+
+func nonEmpty[M ~map[K]V, K comparable, V any](m M) M {
+	if len(m) == 0 {
+		return nil
+	}
+	return m
+}

@@ -1,36 +1,30 @@
 // Package image builds OCI images from Dockerfiles without Docker, pushes them to
 // registries, and implements the image registry of a cluster.
 //
-// It reads a Dockerfile with BuildKit's parser, like docker build, and either makes
-// the same image or returns an error. It never ignores an instruction.
-//
 //	img, err := image.Build("go-micro-srv", v1.Platform{OS: "linux", Architecture: "amd64"})
 //	_, err = image.Push(ctx, img, "846602483/go-micro-srv:kubernetes", dialTheClustersRegistry)
 //	_, err = image.Publish(ctx, "docker.io/you/go-micro-srv:v1", []image.Variant{{amd64, sbomOfAmd64}, {arm64, sbomOfArm64}})
 //
-// Supported, in one stage that starts FROM scratch:
+// Build knows what an image of a static program needs, and nothing else:
 //
-//   - COPY and ADD of files and directories of the context, with wildcards,
-//     --chown=uid[:gid] and --chmod=octal, one layer each
-//   - WORKDIR, which makes the directory, and USER, EXPOSE, VOLUME, STOPSIGNAL
-//   - CMD and ENTRYPOINT as JSON arrays, because scratch has no shell for the shell form
-//   - LABEL, MAINTAINER, ENV and ARG, whose variables later lines may use; the platform
-//     arguments such as TARGETARCH are set; there is no --build-arg
-//   - Dockerfile.dockerignore or, if that does not exist, .dockerignore
+//	FROM scratch
+//	LABEL key="value" ...
+//	COPY [--chmod=octal] FILE DESTINATION
+//	EXPOSE 9100 53/udp ...
+//	USER uid:gid
+//	CMD ["/program"]
+//	ENTRYPOINT ["/program"]
 //
-// Everything else is an error that contains the line number: RUN, another base image, a
-// second stage, URLs, archives that ADD would unpack, heredocs, HEALTHCHECK,
-// symbolic modes, user names where a number is needed, sources outside the context.
+// Every other instruction, flag and form is an error with its name and line: RUN, ENV,
+// ARG and variables, another base image, a second stage, and COPY of a directory, of a
+// symlink or with wildcards. So Build either makes the image of docker build or returns an
+// error. TestSameAsDocker compares the images of the four services. An ignore file has no
+// effect: it could only forbid what a COPY names.
 //
-// The same files give the same digest: entries are sorted, every modification time
-// is 1970, and owners are 0:0 without --chown. File modes are those of the context,
-// as with Docker, so a checkout with another umask gives another image, unless
-// --chmod sets the modes. Another Go release may compress differently and give
+// The same files give the same digest: every modification time is 1970, and every owner is
+// 0:0. Without --chmod the mode is that of the file, as with Docker, so a checkout with
+// another umask gives another image. Another Go release may compress differently and give
 // another digest.
-//
-// A supported Dockerfile gives the same image as BuildKit, except that a wildcard without
-// a match is an error. TestSameAsBuildKit compares the images. As with BuildKit, and
-// unlike Docker's reference, an ARG below an ENV of the same name replaces its value.
 package image
 
 import (
@@ -38,11 +32,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,38 +44,20 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
-	"github.com/moby/patternmatcher"
 )
 
-// defaultPath is the PATH that BuildKit sets in a scratch image.
+// defaultPath is the PATH that Docker sets in a scratch image.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// unsupported contains the instructions that Build refuses, each with reason and remedy.
-var unsupported = map[string]string{
-	"RUN":         "needs a running container, which this builder does not have: make the file before the build and COPY it, or use docker build",
-	"HEALTHCHECK": "is ignored by Kubernetes: write probes in the pod's manifest",
-	"ONBUILD":     "is for images that others build from: leave it out, or use docker build",
-	"SHELL":       "names a shell, which a scratch image does not contain: leave it out",
-}
-
-var stopSignals = strings.Fields("HUP INT QUIT ABRT KILL USR1 USR2 PIPE ALRM TERM CONT STOP TSTP WINCH")
 
 type builder struct {
 	dir     string
 	root    *os.Root // the context: the builder reads no file outside of it
-	ignore  *patternmatcher.PatternMatcher
-	lex     *shell.Lex
-	global  []string // platform arguments and each ARG before FROM, as key=value
-	env     []string // variables that the current line may use
 	started bool     // FROM has been executed
-	image   *v1.ConfigFile
+	config  *v1.ConfigFile
 	adds    []mutate.Addendum
-	tree    map[string]byte   // the tar type of each path in the image so far
-	layer   map[string]*entry // paths that the current instruction adds to tree
+	isDir   map[string]bool // the paths in the image so far: directories and files
 }
 
 // Build builds the Dockerfile in contextDir for a platform, whose OS must be linux.
@@ -103,255 +79,211 @@ func Build(contextDir string, p v1.Platform) (img v1.Image, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if syntax, _, location, ok := parser.DetectSyntax(dockerfile); ok && !strings.Contains("/"+syntax, "/docker/dockerfile") {
-		return nil, fmt.Errorf("line %d: syntax %q is not that of a Dockerfile: leave the line out, or use docker build", location[0].Start.Line, syntax)
-	}
-	parsed, err := parser.Parse(bytes.NewReader(dockerfile))
+	instructions, err := parse(string(dockerfile))
 	if err != nil {
-		return nil, withLine(err)
+		return nil, err
 	}
 	base, err := empty.Image.ConfigFile()
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{
-		dir: contextDir, root: root, lex: shell.NewLex(parsed.EscapeToken),
-		global: platformArgs(p), image: base.DeepCopy(), tree: map[string]byte{"/": tar.TypeDir},
+	b := &builder{dir: contextDir, root: root, config: base.DeepCopy(), isDir: map[string]bool{"/": true}}
+	b.config.OS, b.config.Architecture, b.config.Variant = p.OS, p.Architecture, p.Variant
+	b.config.Created.Time = time.Unix(0, 0).UTC()
+	b.config.Config = v1.Config{
+		Env: []string{defaultPath}, WorkingDir: "/", Labels: map[string]string{}, ExposedPorts: map[string]struct{}{},
 	}
-	b.env = b.global
-	if b.ignore, err = readIgnore(root); err != nil {
-		return nil, err
-	}
-	b.image.OS, b.image.Architecture, b.image.Variant = p.OS, p.Architecture, p.Variant
-	b.image.Created.Time = time.Unix(0, 0).UTC()
-	b.image.Config = v1.Config{
-		Env: []string{defaultPath}, WorkingDir: "/",
-		Labels: map[string]string{}, ExposedPorts: map[string]struct{}{}, Volumes: map[string]struct{}{},
-	}
-	for _, n := range parsed.AST.Children {
-		if err := b.line(n); err != nil {
-			return nil, fmt.Errorf("line %d: %w", n.StartLine, err)
+	for _, i := range instructions {
+		if err := b.execute(i); err != nil {
+			return nil, fmt.Errorf("line %d: %w", i.line, err)
 		}
 	}
 	if !b.started {
 		return nil, errors.New("no FROM: start with FROM scratch")
 	}
 	img = mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	if img, err = mutate.ConfigFile(img, b.image); err != nil {
+	if img, err = mutate.ConfigFile(img, b.config); err != nil {
 		return nil, err
 	}
 	return mutate.Append(img, b.adds...)
 }
 
-// withLine adds the line number to an error of the parser.
-func withLine(err error) error {
-	var at *parser.LocationError
-	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
-		// The parser numbers the lines of directives from 0, and all other lines from 1.
-		return fmt.Errorf("line %d: %w", max(1, at.Locations[0][0].Start.Line), err)
+// execute executes one instruction and appends it to the image's history.
+func (b *builder) execute(i instruction) error {
+	if i.name == "FROM" {
+		return b.from(i)
 	}
-	return err
-}
-
-// platformArgs returns the variables that BuildKit predefines for a platform.
-func platformArgs(p v1.Platform) []string {
-	build := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	return []string{
-		"TARGETPLATFORM=" + p.String(), "TARGETOS=" + p.OS, "TARGETARCH=" + p.Architecture, "TARGETVARIANT=" + p.Variant,
-		"BUILDPLATFORM=" + build.String(), "BUILDOS=" + build.OS, "BUILDARCH=" + build.Architecture, "BUILDVARIANT=",
-		"TARGETSTAGE=default",
+	if !b.started {
+		return fmt.Errorf("%s before FROM: start with FROM scratch", i.name)
 	}
-}
-
-func (b *builder) expand(word string) (string, error) {
-	word, _, err := b.lex.ProcessWord(word, shell.EnvsFromSlice(b.env))
-	return word, err
-}
-
-// line executes one instruction.
-func (b *builder) line(n *parser.Node) error {
-	name := strings.ToUpper(n.Value)
-	if reason, ok := unsupported[name]; ok {
-		return fmt.Errorf("%s %s", name, reason)
-	}
-	for _, f := range n.Flags {
-		if flag, _, _ := strings.Cut(f, "="); flag != "--chown" && flag != "--chmod" {
-			return fmt.Errorf("%s %s is not supported, as there is one stage and one context: leave it out, or use docker build", name, flag)
-		}
-	}
-	if len(n.Heredocs) > 0 {
-		return fmt.Errorf("%s of a heredoc is not supported: write a file and COPY it, or use docker build", name)
-	}
-	cmd, err := instructions.ParseInstruction(n)
+	layer, err := b.apply(i)
 	if err != nil {
 		return err
 	}
-	switch c := cmd.(type) {
-	case *instructions.Stage:
-		return b.from(c)
-	case *instructions.ArgCommand:
-		return b.arg(c)
-	}
-	if !b.started {
-		return fmt.Errorf("%s before FROM: start with FROM scratch", name)
-	}
-	if words, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
-		if err := words.Expand(b.expand); err != nil {
-			return err
-		}
-	}
-	b.layer = map[string]*entry{}
-	if err := b.apply(cmd); err != nil {
-		return err
-	}
-	add := mutate.Addendum{History: v1.History{
-		Created: b.image.Created, CreatedBy: strings.TrimSpace(n.Original), EmptyLayer: len(b.layer) == 0,
-	}}
-	if len(b.layer) > 0 {
-		if add.Layer, err = b.pack(); err != nil {
-			return err
-		}
-	}
-	b.adds = append(b.adds, add)
+	b.adds = append(b.adds, mutate.Addendum{Layer: layer, History: v1.History{
+		Created: b.config.Created, CreatedBy: i.text, EmptyLayer: layer == nil,
+	}})
 	return nil
 }
 
-func (b *builder) from(c *instructions.Stage) error {
+func (b *builder) from(i instruction) error {
 	if b.started {
 		return errors.New("a second FROM needs a build in stages, which is not supported: make the file before the build and COPY it, or use docker build")
 	}
-	base, err := b.expand(c.BaseName)
+	if i.args != "scratch" {
+		return fmt.Errorf("FROM %s is not supported, because this builder downloads no base image: make a static binary and start FROM scratch, or use docker build", i.args)
+	}
+	b.started = true
+	return nil
+}
+
+// apply changes the image's configuration, or returns a layer.
+func (b *builder) apply(i instruction) (layer v1.Layer, err error) {
+	config := &b.config.Config
+	switch i.name {
+	case "LABEL":
+		pairs, err := i.labels()
+		for key, value := range pairs {
+			config.Labels[key] = value
+		}
+		return nil, err
+	case "COPY":
+		return b.copy(i)
+	case "EXPOSE":
+		return nil, b.expose(i)
+	case "USER":
+		words, err := i.words()
+		if err == nil && len(words) != 1 {
+			err = fmt.Errorf("USER %q is not one word: write uid:gid", i.args)
+		}
+		config.User = i.args
+		return nil, err
+	case "CMD":
+		config.Cmd, err = i.execForm()
+		config.ArgsEscaped = true
+		return nil, err
+	case "ENTRYPOINT":
+		config.Entrypoint, err = i.execForm()
+		config.ArgsEscaped = true
+		return nil, err
+	}
+	return nil, i.unsupported()
+}
+
+// expose adds ports.
+func (b *builder) expose(i instruction) error {
+	words, err := i.words()
 	if err != nil {
 		return err
 	}
-	if base != "scratch" {
-		return fmt.Errorf("FROM %q needs a base image, which this builder does not download: make a static binary and start FROM scratch, or use docker build", base)
-	}
-	b.global, b.env, b.started = b.env, []string{defaultPath}, true
-	return nil
-}
-
-// arg sets variables for the following lines. An ARG without a value takes its value from
-// the ARG of the same name before FROM, or from the platform arguments.
-func (b *builder) arg(c *instructions.ArgCommand) error {
-	for _, a := range c.Args {
-		if a.Value != nil {
-			v, err := b.expand(*a.Value)
-			if err != nil {
-				return err
-			}
-			b.env = setEnv(b.env, a.Key, v)
-		} else if v, ok := shell.EnvsFromSlice(b.global).Get(a.Key); ok {
-			b.env = setEnv(b.env, a.Key, v)
+	for _, spec := range words {
+		port, protocol, found := strings.Cut(spec, "/")
+		if !found {
+			protocol = "tcp"
 		}
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || protocol != "tcp" && protocol != "udp" && protocol != "sctp" {
+			return fmt.Errorf("EXPOSE %q is not a port: write 9100 or 9100/udp", spec)
+		}
+		b.config.Config.ExposedPorts[fmt.Sprintf("%d/%s", n, protocol)] = struct{}{}
 	}
 	return nil
 }
 
-func setEnv(env []string, key, value string) []string {
-	env = slices.Clone(env)
-	for i := range env {
-		if strings.HasPrefix(env[i], key+"=") {
-			env[i] = key + "=" + value
-			return env
+// copy returns a layer with one file and the directories above it that the image lacks.
+func (b *builder) copy(i instruction) (v1.Layer, error) {
+	words, err := i.words()
+	if err != nil {
+		return nil, err
+	}
+	mode := int64(-1)
+	for ; len(words) > 0 && strings.HasPrefix(words[0], "--"); words = words[1:] {
+		flag, value, _ := strings.Cut(words[0], "=")
+		if flag != "--chmod" {
+			return nil, fmt.Errorf("COPY %s is not supported: leave it out, or use docker build", flag)
+		}
+		if mode, err = strconv.ParseInt(value, 8, 64); err != nil || mode < 0 || mode > 0o7777 {
+			return nil, fmt.Errorf("COPY %s is not an octal mode: write --chmod=755 or --chmod=0644", words[0])
 		}
 	}
-	return append(env, key+"="+value)
+	if len(words) != 2 {
+		return nil, errors.New("COPY takes one file and its destination here: write one COPY for each file, or use docker build")
+	}
+	from, to := path.Clean(strings.TrimLeft(words[0], "/")), path.Join("/", words[1])
+	content, fileMode, err := b.read(from)
+	if err != nil {
+		return nil, fmt.Errorf("copying %q: %w", words[0], err)
+	}
+	if strings.HasSuffix(words[1], "/") || b.isDir[to] {
+		to = path.Join(to, path.Base(from))
+	}
+	var layer bytes.Buffer
+	tw := tar.NewWriter(&layer)
+	if mode < 0 {
+		err = errors.Join(b.addDirs(tw, path.Dir(to), 0o755), b.add(tw, to, fileMode, content))
+	} else { // Docker gives the mode to the directories too
+		err = errors.Join(b.addDirs(tw, path.Dir(to), mode), b.add(tw, to, mode, content))
+	}
+	if err = errors.Join(err, tw.Close()); err != nil {
+		return nil, fmt.Errorf("copying %q: %w", words[0], err)
+	}
+	// The layer is in memory, so the image does not depend on the files afterwards. Package
+	// tarball compresses it once, with gzip's fastest level.
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer.Bytes())), nil }
+	return tarball.LayerFromOpener(open, tarball.WithMediaType(types.OCILayer), tarball.WithCompressedCaching)
 }
 
-func (b *builder) apply(cmd any) error {
-	config := &b.image.Config
-	switch c := cmd.(type) {
-	case *instructions.EnvCommand:
-		for _, kv := range c.Env {
-			b.env, config.Env = setEnv(b.env, kv.Key, kv.Value), setEnv(config.Env, kv.Key, kv.Value)
-		}
-	case *instructions.LabelCommand:
-		for _, kv := range c.Labels {
-			config.Labels[kv.Key] = kv.Value
-		}
-	case *instructions.MaintainerCommand:
-		b.image.Author = c.Maintainer
-	case *instructions.UserCommand:
-		config.User = c.User
-	case *instructions.WorkdirCommand:
-		fileOwner, err := parseOwner(config.User)
-		if err != nil {
-			return fmt.Errorf("making %q for USER: %w", c.Path, err)
-		}
-		config.WorkingDir = b.absolute(c.Path)
-		return b.mkdirs(config.WorkingDir, fileOwner, -1)
-	case *instructions.ExposeCommand:
-		for _, spec := range c.Ports {
-			words, err := b.lex.ProcessWords(spec, shell.EnvsFromSlice(b.env))
-			if err != nil {
-				return err
-			}
-			for _, word := range words {
-				if err := b.expose(word); err != nil {
-					return err
-				}
-			}
-		}
-	case *instructions.VolumeCommand:
-		for _, v := range c.Volumes {
-			config.Volumes[v] = struct{}{}
-		}
-	case *instructions.StopSignalCommand:
-		number, err := strconv.Atoi(c.Signal)
-		if (err != nil || number < 1 || number > 64) && !slices.Contains(stopSignals, strings.TrimPrefix(c.Signal, "SIG")) {
-			return fmt.Errorf("STOPSIGNAL %q is not a known signal: write its number", c.Signal)
-		}
-		config.StopSignal = c.Signal
-	case *instructions.CmdCommand:
-		config.Cmd, config.ArgsEscaped = c.CmdLine, true
-		return execForm("CMD", c.ShellDependantCmdLine)
-	case *instructions.EntrypointCommand:
-		config.Entrypoint, config.ArgsEscaped = c.CmdLine, true
-		return execForm("ENTRYPOINT", c.ShellDependantCmdLine)
-	case *instructions.CopyCommand:
-		return b.copy(c.SourcesAndDest, c.Chown, c.Chmod, false)
-	case *instructions.AddCommand:
-		return b.copy(c.SourcesAndDest, c.Chown, c.Chmod, true)
-	default:
-		return fmt.Errorf("%T is not supported: leave it out, or use docker build", cmd)
+// read returns the content and the mode of a file in the context.
+func (b *builder) read(name string) (content []byte, mode int64, err error) {
+	switch {
+	case strings.ContainsAny(name, "*?[") || strings.HasPrefix(name, "<<"):
+		return nil, 0, errors.New("wildcards, JSON arrays and heredocs are not supported: name a file, or use docker build")
+	case !fs.ValidPath(name):
+		return nil, 0, fmt.Errorf("it is outside the context %q: move it inside", b.dir)
 	}
-	return nil
+	info, err := b.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, fmt.Errorf("no such file in %q: `make build` makes what a service's image needs", b.dir)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, errors.New("it is not a regular file, and directories and symlinks are not supported: name each file, or use docker build")
+	}
+	header, err := tar.FileInfoHeader(info, "")
+	if err != nil {
+		return nil, 0, err
+	}
+	content, err = b.root.ReadFile(name)
+	return content, header.Mode, err
 }
 
-// execForm returns an error unless the command is a JSON array.
-func execForm(name string, c instructions.ShellDependantCmdLine) error {
-	if c.PrependShell {
-		return fmt.Errorf("%s in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, %s [\"/server\"]", name, name)
+// addDirs adds the directory dir, and those above it, unless the image contains them.
+func (b *builder) addDirs(tw *tar.Writer, dir string, mode int64) error {
+	if b.isDir[dir] {
+		return nil
 	}
-	return nil
+	if err := b.addDirs(tw, path.Dir(dir), mode); err != nil {
+		return err
+	}
+	return b.add(tw, dir+"/", mode, nil)
 }
 
-// expose adds a port or a range of ports.
-func (b *builder) expose(spec string) error {
-	ports, proto, _ := strings.Cut(spec, "/")
-	if proto = strings.ToLower(proto); proto == "" {
-		proto = "tcp"
+// add adds one path to a layer. The name of a directory ends in a slash.
+func (b *builder) add(tw *tar.Writer, name string, mode int64, content []byte) error {
+	clean, isDir, typeflag := path.Clean(name), strings.HasSuffix(name, "/"), byte(tar.TypeReg)
+	if isDir {
+		typeflag = tar.TypeDir
 	}
-	from, to, ok := strings.Cut(ports, "-")
-	if !ok {
-		to = from
+	if was, ok := b.isDir[clean]; ok && was != isDir {
+		return fmt.Errorf("%q is already in the image, and only one of the two is a directory: choose another destination", clean)
 	}
-	first, err := strconv.ParseUint(from, 10, 16)
-	last, err2 := strconv.ParseUint(to, 10, 16)
-	if err != nil || err2 != nil || first > last || !slices.Contains([]string{"tcp", "udp", "sctp"}, proto) {
-		return fmt.Errorf("EXPOSE %q is not a port: write 9100, 9100/udp or 9100-9110", spec)
+	b.isDir[clean] = isDir
+	header := &tar.Header{Typeflag: typeflag, Name: strings.TrimPrefix(name, "/"), Mode: mode, Size: int64(len(content)), ModTime: time.Unix(0, 0)}
+	if err := tw.WriteHeader(header); err != nil {
+		return err
 	}
-	for ; first <= last; first++ {
-		b.image.Config.ExposedPorts[fmt.Sprintf("%d/%s", first, proto)] = struct{}{}
-	}
-	return nil
-}
-
-// absolute resolves a path in the image relative to WORKDIR.
-func (b *builder) absolute(p string) string {
-	if path.IsAbs(p) {
-		return path.Clean(p)
-	}
-	return path.Join(b.image.Config.WorkingDir, p)
+	_, err := tw.Write(content)
+	return err
 }

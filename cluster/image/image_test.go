@@ -3,17 +3,14 @@ package image
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -25,8 +22,8 @@ import (
 
 var amd64 = v1.Platform{OS: "linux", Architecture: "amd64"}
 
-// files is a build context that maps names to contents. A name that ends in / is a
-// directory. Content that starts with -> makes a symlink, and with #! an executable file.
+// files is a build context that maps names to contents. Content that starts with -> makes a
+// symlink, and with #! an executable file.
 type files map[string]string
 
 func (f files) write(t testing.TB) string {
@@ -41,8 +38,6 @@ func (f files) write(t testing.TB) string {
 		var err error
 		if target, ok := strings.CutPrefix(content, "->"); ok {
 			err = errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.Symlink(target, file))
-		} else if strings.HasSuffix(name, "/") {
-			err = os.MkdirAll(file, 0o755)
 		} else {
 			err = errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(content), mode), os.Chmod(file, mode))
 		}
@@ -98,8 +93,6 @@ func layers(t testing.TB, img v1.Image) [][]string {
 			line := fmt.Sprintf("%o %d:%d %s", h.Mode, h.Uid, h.Gid, h.Name)
 			if h.Typeflag == tar.TypeReg {
 				line += " " + string(content)
-			} else if h.Typeflag == tar.TypeSymlink {
-				line += " -> " + h.Linkname
 			}
 			entries = append(entries, line)
 		}
@@ -118,35 +111,19 @@ func TestConfig(t *testing.T) {
 		{"nothing but a base", "FROM scratch", v1.Config{}},
 		{"the Dockerfile of a service", "FROM scratch\nEXPOSE 9100\nUSER 65532:65532\nCMD [\"/server\"]\n",
 			v1.Config{ExposedPorts: ports{"9100/tcp": {}}, User: "65532:65532", Cmd: []string{"/server"}, ArgsEscaped: true}},
-		{"lower case, a name, comments, continuation", "# build\nfrom scratch as final\n\n# why\nentrypoint [\"/a\", \\\n  \"-b\"]\ncmd []",
-			v1.Config{Entrypoint: []string{"/a", "-b"}, Cmd: []string{}, ArgsEscaped: true}},
-		{"ports", "FROM scratch\nARG P='80 81/udp'\nEXPOSE $P 90-91/SCTP",
-			v1.Config{ExposedPorts: ports{"80/tcp": {}, "81/udp": {}, "90/sctp": {}, "91/sctp": {}}}},
-		{"env, arg and their order", "ARG BASE=scratch V=1\nFROM ${BASE}\nARG V\nARG W=${V}2\nARG UNSET\nENV A=$W B=${UNSET:-none} C='$W'\nENV A=${A}3\nENV OLD value",
-			v1.Config{Env: []string{path, "A=123", "B=none", "C=$W", "OLD=value"}}},
-		{"an env replaced in place", "FROM scratch\nENV PATH=/bin X=1\nENV X=$PATH",
-			v1.Config{Env: []string{"PATH=/bin", "X=/bin"}}},
-		{"an arg from before FROM needs a line of its own", "ARG V=1\nFROM scratch\nENV A=x$V",
-			v1.Config{Env: []string{path, "A=x"}}},
-		{"the escape directive", "# escape=`\nFROM scratch\nENV A=a`\nb C=`$A",
-			v1.Config{Env: []string{path, "A=ab", "C=$A"}}},
-		{"platform arguments", "FROM scratch\nARG TARGETPLATFORM\nARG TARGETARCH\nARG BUILDARCH\nLABEL p=$TARGETPLATFORM a=$TARGETARCH b=$BUILDARCH",
-			v1.Config{Labels: map[string]string{"p": "linux/amd64", "a": "amd64", "b": runtime.GOARCH}}},
-		{"working directories", "FROM scratch\nWORKDIR /a\nWORKDIR b/../c", v1.Config{WorkingDir: "/a/c"}},
-		{"volumes and signal", "# syntax=docker/dockerfile:1\nFROM scratch\nVOLUME /data\nVOLUME [\"/x y\"]\nSTOPSIGNAL SIGINT",
-			v1.Config{Volumes: ports{"/data": {}, "/x y": {}}, StopSignal: "SIGINT"}},
+		{"lower case, comments, continuation, CRLF", "# build\r\nfrom scratch\r\n\r\n # why\r\nentrypoint [\"/a\", \\ \r\n\r\n# in between\r\n  \"-$b\"]\r\ncmd\t[] \\",
+			v1.Config{Entrypoint: []string{"/a", "-$b"}, Cmd: []string{}, ArgsEscaped: true}},
+		{"ports", "FROM scratch\nEXPOSE 80 81/udp\nEXPOSE 090/sctp",
+			v1.Config{ExposedPorts: ports{"80/tcp": {}, "81/udp": {}, "90/sctp": {}}}},
+		{"labels", "FROM scratch\nLABEL a=1 b.c/d=\"x\ty's # z\" \\\n  e=\"\"\nLABEL a=2 f=",
+			v1.Config{Labels: map[string]string{"a": "2", "b.c/d": "x\ty's # z", "e": "", "f": ""}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			img, err := Build(files{"Dockerfile": tt.dockerfile}.write(t), amd64)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if tt.want.Env == nil {
-				tt.want.Env = []string{path}
-			}
-			if tt.want.WorkingDir == "" {
-				tt.want.WorkingDir = "/"
-			}
+			tt.want.Env, tt.want.WorkingDir = []string{path}, "/"
 			got := config(t, img)
 			if got.OS != "linux" || got.Architecture != "amd64" || !got.Created.Equal(time.Unix(0, 0)) {
 				t.Errorf("config is for %s/%s of %s", got.OS, got.Architecture, got.Created)
@@ -158,60 +135,37 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-func TestAuthorAndHistory(t *testing.T) {
-	img, err := Build(files{"Dockerfile": "FROM scratch\nMAINTAINER jiangjiancc\nADD ./server /server\nWORKDIR /", "server": "s"}.write(t), amd64)
+func TestHistory(t *testing.T) {
+	img, err := Build(files{"Dockerfile": "FROM scratch\n\nLABEL a=b \\\n  c=\"d\"\nCOPY ./server /server\nUSER 1", "server": "s"}.write(t), amd64)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got []string
-	c := config(t, img)
-	for _, h := range c.History {
+	for _, h := range config(t, img).History {
 		got = append(got, fmt.Sprint(h.CreatedBy, " ", h.EmptyLayer))
 	}
-	want := []string{"MAINTAINER jiangjiancc true", "ADD ./server /server false", "WORKDIR / true"}
-	if c.Author != "jiangjiancc" || !slices.Equal(got, want) {
-		t.Errorf("author %q, history %q, want %q", c.Author, got, want)
+	if want := []string{`LABEL a=b   c="d" true`, "COPY ./server /server false", "USER 1 true"}; !slices.Equal(got, want) {
+		t.Errorf("history %q, want %q", got, want)
 	}
 }
 
 func TestCopy(t *testing.T) {
-	context := files{
-		"server": "#!s", "a.txt": "a", "b.txt": "b", "-x": "x", "c.TXT": "C",
-		"conf/app.yaml": "y", "conf/sub/deep": "d", "conf/current": "->sub/deep", "conf/empty/": "",
-		"link": "->conf/app.yaml", "dirlink": "->conf", "file.tar.note": "no archive", "we[i]rd": "w",
-	}
+	context := files{"server": "#!s", "a.txt": "a", "b.txt": "b", "conf/sub/deep": "d", "dirlink": "->conf"}
 	for _, tt := range []struct {
 		name, lines string
 		want        [][]string // one list for each layer
 	}{
 		{"file to a name", "COPY server /server", [][]string{{"755 0:0 server #!s"}}},
-		{"file to a directory", "ADD ./server /bin/", [][]string{{"755 0:0 bin/", "755 0:0 bin/server #!s"}}},
+		{"file to a directory", "COPY ./server /bin/", [][]string{{"755 0:0 bin/", "755 0:0 bin/server #!s"}}},
 		{"file to the root", "COPY a.txt /", [][]string{{"644 0:0 a.txt a"}}},
 		{"parents are made once", "COPY a.txt /x/y/a\nCOPY b.txt /x/y/b",
 			[][]string{{"755 0:0 x/", "755 0:0 x/y/", "644 0:0 x/y/a a"}, {"644 0:0 x/y/b b"}}},
-		{"relative to WORKDIR", "WORKDIR /w\nCOPY a.txt .\nCOPY a.txt sub/c\nCOPY a.txt ../d",
-			[][]string{{"755 0:0 w/"}, {"644 0:0 w/a.txt a"}, {"755 0:0 w/sub/", "644 0:0 w/sub/c a"}, {"644 0:0 d a"}}},
-		{"a name that is a directory already", "WORKDIR /w\nCOPY a.txt b.txt /w", [][]string{{"755 0:0 w/"}, {"644 0:0 w/a.txt a", "644 0:0 w/b.txt b"}}},
+		{"relative names", "COPY a.txt .\nCOPY /a.txt sub/c\nCOPY conf/../a.txt ../d",
+			[][]string{{"644 0:0 a.txt a"}, {"755 0:0 sub/", "644 0:0 sub/c a"}, {"644 0:0 d a"}}},
+		{"a name that is a directory already", "COPY a.txt /w/\nCOPY b.txt /w", [][]string{{"755 0:0 w/", "644 0:0 w/a.txt a"}, {"644 0:0 w/b.txt b"}}},
 		{"a later file replaces an earlier one", "COPY a.txt /z\nCOPY b.txt /z", [][]string{{"644 0:0 z a"}, {"644 0:0 z b"}}},
-		{"a directory gives its contents", "COPY conf /etc/app", [][]string{{
-			"755 0:0 etc/", "755 0:0 etc/app/", "644 0:0 etc/app/app.yaml y", "777 0:0 etc/app/current -> sub/deep",
-			"755 0:0 etc/app/empty/", "755 0:0 etc/app/sub/", "644 0:0 etc/app/sub/deep d"}}},
-		{"a directory to the root", "COPY conf/sub /", [][]string{{"644 0:0 deep d"}}},
-		{"a directory below", "COPY conf/../conf/sub/ /s/", [][]string{{"755 0:0 s/", "644 0:0 s/deep d"}}},
-		{"symlinks are followed by name", "COPY link /l\nCOPY dirlink/sub /m", [][]string{{"644 0:0 l y"}, {"755 0:0 m/", "644 0:0 m/deep d"}}},
-		{"a symlink to a directory", "COPY dirlink/ /l/", [][]string{{
-			"755 0:0 l/", "644 0:0 l/app.yaml y", "777 0:0 l/current -> sub/deep", "755 0:0 l/empty/", "755 0:0 l/sub/", "644 0:0 l/sub/deep d"}}},
-		{"wildcards", "COPY ?.txt /t/", [][]string{{"755 0:0 t/", "644 0:0 t/a.txt a", "644 0:0 t/b.txt b"}}},
-		{"a wildcard with one match", "COPY a*.txt /t", [][]string{{"644 0:0 t a"}}},
-		{"a wildcard in the middle", "COPY */sub/d* /t/", [][]string{{"755 0:0 t/", "644 0:0 t/deep d"}}},
-		{"an escaped wildcard", `COPY we\\[i\\]rd /t`, [][]string{{"644 0:0 t w"}}},
-		{"JSON form", `COPY ["a.txt", "/a b"]`, [][]string{{"644 0:0 a b a"}}},
-		{"variables", "ARG N=a\nENV D=/d\nCOPY ${N}.txt $D/", [][]string{{"755 0:0 d/", "644 0:0 d/a.txt a"}}},
-		{"owner and mode", "COPY --chown=65532 --chmod=0750 a.txt /o/", [][]string{{"750 65532:65532 o/", "750 65532:65532 o/a.txt a"}}},
-		{"owner, group and variables", "ARG U=1 M=4711\nADD --chown=$U:2 --chmod=$M a.txt /o", [][]string{{"4711 1:2 o a"}}},
-		{"mode of a directory's contents", "COPY --chmod=700 conf/sub conf/empty /o/", [][]string{{"700 0:0 o/", "700 0:0 o/deep d"}}},
-		{"WORKDIR belongs to USER", "USER 7\nWORKDIR /h\nCOPY a.txt .", [][]string{{"755 7:7 h/"}, {"644 0:0 h/a.txt a"}}},
-		{"ADD of a plain file", "ADD file.tar.note /n", [][]string{{"644 0:0 n no archive"}}},
+		{"a file below, through a symlink in the context", "COPY dirlink/sub/deep /m", [][]string{{"644 0:0 m d"}}},
+		{"mode", "COPY --chmod=0750 a.txt /o/\nCOPY --chmod=4711 a.txt /p", [][]string{{"750 0:0 o/", "750 0:0 o/a.txt a"}, {"4711 0:0 p a"}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			context["Dockerfile"] = "FROM scratch\n" + tt.lines
@@ -226,45 +180,13 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-func TestDockerignore(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		ignore files
-		want   []string // names in the image
-	}{
-		{"none", files{}, []string{"Dockerfile", "doc/", "doc/a.md", "doc/b.md", "server"}},
-		{"a pattern", files{".dockerignore": "*.md\n**/a.md\nDockerfile\n.dockerignore"}, []string{"doc/", "doc/b.md", "server"}},
-		{"a directory", files{".dockerignore": "doc\n.dockerignore"}, []string{"Dockerfile", "server"}},
-		{"all but", files{".dockerignore": "*\n!server\n!doc/b.md"}, []string{"doc/", "doc/b.md", "server"}},
-		{"Dockerfile.dockerignore comes first", files{".dockerignore": "server", "Dockerfile.dockerignore": "*\n!server"}, []string{"server"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			maps.Copy(tt.ignore, files{"Dockerfile": "FROM scratch\nCOPY . /", "server": "s", "doc/a.md": "a", "doc/b.md": "b"})
-			img, err := Build(tt.ignore.write(t), amd64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, line := range layers(t, img)[0] {
-				got = append(got, strings.Fields(line)[2])
-			}
-			if !slices.Equal(got, tt.want) {
-				t.Errorf("image holds %q, want %q", got, tt.want)
-			}
-		})
-	}
-}
-
-// Each platform gets its own binary and its own configuration.
+// Each platform gets its own configuration.
 func TestPlatforms(t *testing.T) {
-	dir := files{"Dockerfile": "FROM scratch\nARG TARGETARCH TARGETVARIANT\nCOPY server-$TARGETARCH$TARGETVARIANT /server", "server-arm64v8": "arm", "server-amd64": "amd"}.write(t)
-	for want, p := range map[string]v1.Platform{"arm": {OS: "linux", Architecture: "arm64", Variant: "v8"}, "amd": amd64} {
+	dir := files{"Dockerfile": "FROM scratch"}.write(t)
+	for _, p := range []v1.Platform{{OS: "linux", Architecture: "arm64", Variant: "v8"}, amd64} {
 		img, err := Build(dir, p)
 		if err != nil {
 			t.Fatal(err)
-		}
-		if got := layers(t, img)[0][0]; got != "644 0:0 server "+want {
-			t.Errorf("%s has %q", p, got)
 		}
 		if c := config(t, img); c.Architecture != p.Architecture || c.Variant != p.Variant {
 			t.Errorf("%s says %s %s", p, c.Architecture, c.Variant)
@@ -273,89 +195,93 @@ func TestPlatforms(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	var gz, tarball bytes.Buffer
-	w := gzip.NewWriter(&gz)
-	tw := tar.NewWriter(&tarball)
-	if err := errors.Join(w.Close(), tw.WriteHeader(&tar.Header{Name: "x"}), tw.Close()); err != nil {
-		t.Fatal(err)
-	}
-	context := files{
-		"server": "#!s", "a": "a", "conf/x": "x", "a.tgz": gz.String(), "a.tar": tarball.String(),
-		"out": "->../../etc/passwd", "abs": "->/etc/passwd", "outdir": "->/etc", "dangling": "->nothing", "links/l": "->x", ".dockerignore": "secret\n", "secret": "s",
-	}
+	context := files{"server": "#!s", "a": "a", "conf/x": "x", "link": "->a", "out": "->../../etc/passwd", "outdir": "->/etc"}
 	for _, tt := range []struct {
 		name, dockerfile, want string // want follows `building "DIR/Dockerfile": `
 	}{
-		{"empty", "", "line 1: file with no instructions"},
-		{"comments only", "# a\n# b\n", "line 2: file with no instructions"},
-		{"no FROM", "ARG A", "no FROM: start with FROM scratch"},
-		{"before FROM", "ARG A\nCOPY server /", "line 2: COPY before FROM: start with FROM scratch"},
-		{"another base", "# c\nFROM alpine", `line 2: FROM "alpine" needs a base image, which this builder does not download: make a static binary and start FROM scratch, or use docker build`},
-		{"another base by variable", "ARG B=alpine\nFROM $B", `line 2: FROM "alpine" needs a base image`},
-		{"a platform of the base", "FROM --platform=linux/arm64 scratch", "line 1: FROM --platform is not supported"},
-		{"a second stage", "FROM scratch AS a\nFROM scratch\nCOPY --from=a /x /", "line 2: a second FROM needs a build in stages"},
+		{"empty", "", "no FROM: start with FROM scratch"},
+		{"comments only", "# a\n# b\n", "no FROM: start with FROM scratch"},
+		{"before FROM", "# c\nCOPY server /", "line 2: COPY before FROM: start with FROM scratch"},
+		{"another base", "# c\nFROM alpine", "line 2: FROM alpine is not supported, because this builder downloads no base image: make a static binary and start FROM scratch, or use docker build"},
+		{"a platform of the base", "FROM --platform=linux/arm64 scratch", "line 1: FROM --platform=linux/arm64 scratch is not supported"},
+		{"a stage", "FROM scratch AS a", "line 1: FROM scratch AS a is not supported"},
+		{"a second stage", "FROM scratch\nFROM scratch\nCOPY --from=a /x /", "line 2: a second FROM needs a build in stages"},
 		{"RUN", "FROM scratch\n\nRUN echo", "line 3: RUN needs a running container, which this builder does not have: make the file before the build and COPY it, or use docker build"},
 		{"RUN with a heredoc", "FROM scratch\nRUN <<E\necho\nE", "line 2: RUN needs a running container"},
+		{"ADD", "FROM scratch\nADD a /", "line 2: ADD is not supported: COPY the file, or use docker build"},
+		{"ENV", "FROM scratch\nLABEL a=b \\\n  c=d\nENV A=b", "line 4: ENV is not supported: set the variable in the pod's manifest, or use docker build"},
 		{"HEALTHCHECK", "FROM scratch\nHEALTHCHECK NONE", "line 2: HEALTHCHECK is ignored by Kubernetes"},
-		{"ONBUILD", "FROM scratch\nONBUILD COPY a /", "line 2: ONBUILD is for images that others build from"},
-		{"SHELL", "FROM scratch\nSHELL [\"sh\"]", "line 2: SHELL names a shell"},
-		{"a misspelt word", "FROM scratch\nCOPPY a /", "line 2: unknown instruction: COPPY (did you mean COPY?)"},
-		{"another language", "# syntax=example.com/frontend:1\nFROM scratch", `line 1: syntax "example.com/frontend:1" is not that of a Dockerfile`},
-		{"a directive twice", "# escape=`\n# escape=`\nFROM scratch", "line 1: only one escape parser directive can be used"},
-		{"CMD in shell form", "FROM scratch\nCMD /server", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
-		{"CMD in single quotes", "FROM scratch\nCMD ['/server']", "line 2: CMD in shell form"},
-		{"ENTRYPOINT in shell form", "FROM scratch\nENTRYPOINT /server", "line 2: ENTRYPOINT in shell form"},
-		{"EXPOSE a word", "FROM scratch\nEXPOSE http", `line 2: EXPOSE "http" is not a port: write 9100, 9100/udp or 9100-9110`},
-		{"EXPOSE beyond", "FROM scratch\nEXPOSE 65536", "line 2: EXPOSE"},
-		{"EXPOSE a host's port", "FROM scratch\nEXPOSE 80:80", "line 2: EXPOSE"},
-		{"EXPOSE backwards", "FROM scratch\nEXPOSE 9-8", "line 2: EXPOSE"},
-		{"EXPOSE another protocol", "FROM scratch\nEXPOSE 9/http", "line 2: EXPOSE"},
-		{"STOPSIGNAL", "FROM scratch\nSTOPSIGNAL SIGNOT", `line 2: STOPSIGNAL "SIGNOT" is not a known signal: write its number`},
-		{"STOPSIGNAL beyond", "FROM scratch\nSTOPSIGNAL 65", "line 2: STOPSIGNAL"},
-		{"WORKDIR for a user's name", "FROM scratch\nUSER app\nWORKDIR /a", `line 3: making "/a" for USER: owner "app": a scratch image has no /etc/passwd`},
-		{"a missing variable", "FROM scratch\nVOLUME ${B:?say B}", "line 2: failed to process"},
-		{"an empty name", "FROM scratch\nCOPY $B /", `line 2: copying "": the name expands to an empty string`},
-		{"COPY without destination", "FROM scratch\nCOPY a", "line 2: COPY requires at least two arguments"},
-		{"COPY --from", "FROM scratch\nCOPY --from=x /a /", "line 2: COPY --from is not supported, as there is one stage and one context: leave it out, or use docker build"},
-		{"COPY --link", "FROM scratch\nCOPY --link a /", "line 2: COPY --link is not supported"},
-		{"COPY --parents", "FROM scratch\nCOPY --parents a /", "line 2: COPY --parents is not supported"},
-		{"COPY of a heredoc", "FROM scratch\nCOPY <<E /a\nx\nE", "line 2: COPY of a heredoc is not supported"},
-		{"COPY by a user's name", "FROM scratch\nCOPY --chown=app a /", `line 2: owner "app": a scratch image has no /etc/passwd to look up names in: write numbers, uid[:gid]`},
-		{"COPY with a symbolic mode", "FROM scratch\nCOPY --chmod=u+x a /", "line 2: --chmod=u+x is not an octal mode: write 755 or 0644"},
-		{"COPY with a mode beyond", "FROM scratch\nCOPY --chmod=10000 a /", "line 2: --chmod=10000"},
-		{"a missing file", "FROM scratch\nCOPY client /", `line 2: copying "client": no such file in "DIR": ` + "`make build` makes what a service's image needs"},
-		{"a missing match", "FROM scratch\nCOPY cl* /", `line 2: copying "cl*": no such file in "DIR"`},
-		{"a dangling symlink", "FROM scratch\nCOPY dangling /", `line 2: copying "dangling": no such file in "DIR"`},
-		{"a bad pattern", "FROM scratch\nCOPY [a /x", `line 2: copying "[a": syntax error in pattern`},
-		{"an ignored file", "FROM scratch\nCOPY secret /", `line 2: copying "secret": .dockerignore excludes it: include it by a line`},
+		{"ARG", "FROM scratch\nARG A", "line 2: ARG is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"WORKDIR", "FROM scratch\nWORKDIR /", "line 2: WORKDIR is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"VOLUME", "FROM scratch\nVOLUME /x", "line 2: VOLUME is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"STOPSIGNAL", "FROM scratch\nSTOPSIGNAL 9", "line 2: STOPSIGNAL is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"MAINTAINER", "FROM scratch\nMAINTAINER x", "line 2: MAINTAINER is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"ONBUILD", "FROM scratch\nONBUILD COPY a /", "line 2: ONBUILD is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"SHELL", "FROM scratch\nSHELL [\"sh\"]", "line 2: SHELL is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"copyy", "FROM scratch\ncopyy a /", "line 2: COPYY is not supported: this builder knows FROM scratch, LABEL, COPY, EXPOSE, USER, CMD and ENTRYPOINT; leave it out, or use docker build"},
+		{"another language", "# syntax=example.com/frontend:1\nFROM scratch", `line 1: "# syntax=example.com/frontend:1" changes the language of the file, which is not supported: leave the line out, or use docker build`},
+		{"another escape character", "# escape=`\nFROM scratch", "line 1: \"# escape=`\" changes the language"},
+		{"CMD with shell form", "FROM scratch\nCMD /server", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
+		{"CMD with single quotes", "FROM scratch\nCMD ['/server']", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
+		{"CMD with a number", "FROM scratch\nCMD [\"/server\", 1]", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
+		{"CMD with null", "FROM scratch\nCMD [null]", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
+		{"CMD with text after the array", "FROM scratch\nCMD [\"/server\"] x", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
+		{"CMD with nothing", "FROM scratch\nCMD ", `line 2: CMD in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, CMD ["/server"]`},
+		{"ENTRYPOINT with shell form", "FROM scratch\nENTRYPOINT /server", `line 2: ENTRYPOINT in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, ENTRYPOINT ["/server"]`},
+		{"ENTRYPOINT with single quotes", "FROM scratch\nENTRYPOINT ['/server']", `line 2: ENTRYPOINT in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, ENTRYPOINT ["/server"]`},
+		{"ENTRYPOINT with a number", "FROM scratch\nENTRYPOINT [\"/server\", 1]", `line 2: ENTRYPOINT in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, ENTRYPOINT ["/server"]`},
+		{"ENTRYPOINT with null", "FROM scratch\nENTRYPOINT [null]", `line 2: ENTRYPOINT in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, ENTRYPOINT ["/server"]`},
+		{"ENTRYPOINT with text after the array", "FROM scratch\nENTRYPOINT [\"/server\"] x", `line 2: ENTRYPOINT in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, ENTRYPOINT ["/server"]`},
+		{"ENTRYPOINT with nothing", "FROM scratch\nENTRYPOINT ", `line 2: ENTRYPOINT in shell form needs /bin/sh, which a scratch image does not contain: write a JSON array, ENTRYPOINT ["/server"]`},
+		{"EXPOSE a word", "FROM scratch\nEXPOSE http", `line 2: EXPOSE "http" is not a port: write 9100 or 9100/udp`},
+		{"EXPOSE beyond", "FROM scratch\nEXPOSE 65536", `line 2: EXPOSE "65536" is not a port`},
+		{"EXPOSE a host's port", "FROM scratch\nEXPOSE 80:80", `line 2: EXPOSE "80:80" is not a port`},
+		{"EXPOSE a range", "FROM scratch\nEXPOSE 80-90", `line 2: EXPOSE "80-90" is not a port`},
+		{"EXPOSE another protocol", "FROM scratch\nEXPOSE 9/http", `line 2: EXPOSE "9/http" is not a port`},
+		{"EXPOSE no protocol", "FROM scratch\nEXPOSE 9/", `line 2: EXPOSE "9/" is not a port`},
+		{"EXPOSE a variable", "FROM scratch\nEXPOSE $P", "line 2: EXPOSE $P: the character $ is not supported: write plain words without variables, quotes and escapes, or use docker build"},
+		{"USER a variable", "FROM scratch\nUSER ${U:-1}", "line 2: USER ${U:-1}: the character $ is not supported"},
+		{"USER two words", "FROM scratch\nUSER a b", `line 2: USER "a b" is not one word: write uid:gid`},
+		{"USER nothing", "FROM scratch\nUSER", `line 2: USER "" is not one word`},
+		{"LABEL with a variable", "FROM scratch\nLABEL x=y\nLABEL a=\"$B\"", `line 3: LABEL a="$B" is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with single quotes", "FROM scratch\nLABEL x=y\nLABEL a='b'", `line 3: LABEL a='b' is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with an escape", "FROM scratch\nLABEL x=y\nLABEL a=b\\ c", `line 3: LABEL a=b\ c is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with an escaped quote", "FROM scratch\nLABEL x=y\nLABEL a=\"b\\\"c\"", `line 3: LABEL a="b\"c" is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with half quotes", "FROM scratch\nLABEL x=y\nLABEL a=\"b", `line 3: LABEL a="b is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with text after a quote", "FROM scratch\nLABEL x=y\nLABEL a=\"b\"c", `line 3: LABEL a="b"c is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with a space", "FROM scratch\nLABEL x=y\nLABEL a b", `line 3: LABEL a b is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with nothing", "FROM scratch\nLABEL x=y\nLABEL ", `line 3: LABEL  is not supported: write key="value" without variables and escapes, or use docker build`},
+		{"LABEL with a wrong second pair", "FROM scratch\nLABEL a=b c", "line 2: LABEL c is not supported"},
+		{"COPY a variable", "FROM scratch\nCOPY $B /", "line 2: COPY $B /: the character $ is not supported"},
+		{"COPY in JSON form", "FROM scratch\nCOPY [\"a\", \"/a\"]", `line 2: COPY ["a", "/a"]: the character " is not supported`},
+		{"COPY an escape", "FROM scratch\nCOPY a\\ b /", "line 2: COPY a\\ b /: the character \\ is not supported"},
+		{"COPY without destination", "FROM scratch\nCOPY a", "line 2: COPY takes one file and its destination here: write one COPY for each file, or use docker build"},
+		{"COPY two files", "FROM scratch\nCOPY a server /x/", "line 2: COPY takes one file and its destination here"},
+		{"COPY --from=x", "FROM scratch\nCOPY --chmod=755 --from=x a /", "line 2: COPY --from is not supported: leave it out, or use docker build"},
+		{"COPY --link", "FROM scratch\nCOPY --chmod=755 --link a /", "line 2: COPY --link is not supported: leave it out, or use docker build"},
+		{"COPY --parents", "FROM scratch\nCOPY --chmod=755 --parents a /", "line 2: COPY --parents is not supported: leave it out, or use docker build"},
+		{"COPY --chown=1", "FROM scratch\nCOPY --chmod=755 --chown=1 a /", "line 2: COPY --chown is not supported: leave it out, or use docker build"},
+		{"COPY --exclude=a", "FROM scratch\nCOPY --chmod=755 --exclude=a a /", "line 2: COPY --exclude is not supported: leave it out, or use docker build"},
+		{"COPY of a heredoc", "FROM scratch\nCOPY <<E /a\nx\nE", `line 2: copying "<<E": wildcards, JSON arrays and heredocs are not supported`},
+		{"COPY with a symbolic mode", "FROM scratch\nCOPY --chmod=u+x a /", "line 2: COPY --chmod=u+x is not an octal mode: write --chmod=755 or --chmod=0644"},
+		{"COPY with a mode beyond", "FROM scratch\nCOPY --chmod=10000 a /", "line 2: COPY --chmod=10000 is not an octal mode"},
+		{"a missing file", "FROM scratch\nCOPY client /", "line 2: copying \"client\": no such file in \"DIR\": `make build` makes what a service's image needs"},
+		{"a wildcard a*", "FROM scratch\nCOPY a* /", `line 2: copying "a*": wildcards, JSON arrays and heredocs are not supported: name a file, or use docker build`},
+		{"a wildcard ?", "FROM scratch\nCOPY ? /", `line 2: copying "?": wildcards, JSON arrays and heredocs are not supported: name a file, or use docker build`},
+		{"a wildcard [a]", "FROM scratch\nCOPY [a] /", `line 2: copying "[a]": wildcards, JSON arrays and heredocs are not supported: name a file, or use docker build`},
+		{"a directory", "FROM scratch\nCOPY conf /", `line 2: copying "conf": it is not a regular file, and directories and symlinks are not supported: name each file, or use docker build`},
+		{"the context", "FROM scratch\nCOPY . /", `line 2: copying ".": it is not a regular file`},
+		{"a symlink", "FROM scratch\nCOPY link /", `line 2: copying "link": it is not a regular file`},
+		{"a symlink out", "FROM scratch\nCOPY out /", `line 2: copying "out": it is not a regular file`},
 		{"outside", "FROM scratch\nCOPY conf/../../x /", `line 2: copying "conf/../../x": it is outside the context "DIR": move it inside`},
-		{"a symlink out", "FROM scratch\nCOPY out /", `line 2: copying "out": `},
-		{"an absolute symlink out", "FROM scratch\nCOPY abs /", `line 2: copying "abs": `},
 		{"through a symlink out", "FROM scratch\nCOPY outdir/passwd /", `line 2: copying "outdir/passwd": `},
-		{"a wildcard through a symlink out", "FROM scratch\nCOPY outdir/pass* /", `line 2: copying "outdir/pass*": `},
-		{"ADD a URL", "FROM scratch\nADD https://example.com/x /", `line 2: copying "https://example.com/x": downloading is not supported`},
-		{"ADD a repository", "FROM scratch\nADD git@example.com:x/y.git /", `line 2: copying "git@example.com:x/y.git": downloading is not supported`},
-		{"ADD an archive", "FROM scratch\nADD a.tar /", `line 2: copying "a.tar": ADD would unpack this archive, which is not supported: unpack it before the build, or COPY it`},
-		{"ADD a compressed archive", "FROM scratch\nADD a.tgz /", `line 2: copying "a.tgz": ADD would unpack this archive`},
-		{"two files to one name", "FROM scratch\nCOPY a server /x", `line 2: copying 2 sources to "/x": only a directory can hold them: end it with a slash`},
-		{"a symlink of the image", "FROM scratch\nCOPY links /\nCOPY a /l", `line 3: copying to "/l": it is a symlink in the image, and following it is not supported: name its target`},
-		{"below a symlink of the image", "FROM scratch\nCOPY links /\nCOPY a /l/x", `line 3: copying "a": "/l" is already in the image`},
-		{"a socket", "FROM scratch\nCOPY . /", `line 2: copying ".": "socket" is neither a file nor a directory nor a symlink: exclude it in .dockerignore`},
+		{"a URL", "FROM scratch\nCOPY https://example.com/x /", `line 2: copying "https://example.com/x": no such file`},
 		{"a file below a file", "FROM scratch\nCOPY a /x\nCOPY a /x/y", `line 3: copying "a": "/x" is already in the image, and only one of the two is a directory: choose another destination`},
-		{"a directory over a file", "FROM scratch\nCOPY a /x\nCOPY conf /x", `line 3: copying "conf": "/x" is already in the image`},
-		{"a file over a directory", "FROM scratch\nCOPY a /b/x/y\nCOPY conf /b", `line 3: copying "conf": "/b/x" is already in the image`},
+		{"a file over a directory", "FROM scratch\nCOPY a /b/x/y\nCOPY conf/x /b", `line 3: copying "conf/x": "/b/x" is already in the image`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			context["Dockerfile"] = tt.dockerfile
 			dir := context.write(t)
-			if tt.name == "a socket" {
-				t.Chdir(dir) // a socket's path is limited to 108 bytes
-				l, err := net.Listen("unix", "socket")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer l.Close()
-			}
 			_, err := Build(dir, amd64)
 			if err == nil {
 				t.Fatal("an image was made")
@@ -378,11 +304,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestReproducible(t *testing.T) {
-	context := files{"Dockerfile": "FROM scratch\nARG A=1 B=2\nLABEL z=$A y=$B x=3\nEXPOSE 2 1 3\nCOPY . /app\nCOPY server /\n"}
-	for i := range 50 {
-		context[fmt.Sprintf("d%d/f%d", i%7, i)] = fmt.Sprint(i)
-	}
-	context["server"] = "#!s"
+	context := files{"Dockerfile": "FROM scratch\nLABEL z=1 y=2 x=3\nEXPOSE 2 1 3\nCOPY server /app/\nCOPY conf/a /app/conf/\n", "server": "#!s", "conf/a": "a"}
 	digest := func(age time.Duration) v1.Hash {
 		dir := context.write(t)
 		err := filepath.Walk(dir, func(p string, _ os.FileInfo, err error) error {
@@ -428,11 +350,11 @@ func TestImageOutlivesItsFiles(t *testing.T) {
 
 func FuzzBuild(f *testing.F) {
 	for _, s := range []string{
-		"FROM scratch\nMAINTAINER x\nADD ./server /server\nEXPOSE 9100\nCMD [\"/server\"]\n",
-		"# escape=`\n# syntax=docker/dockerfile:1\nARG A=1 B\nFROM scratch AS x\nENV A=${A:-b} C=${B#*x}\nWORKDIR $A\nUSER 1:2\n",
-		"FROM scratch\nCOPY --chown=1:2 --chmod=755 [\"conf\", \"/a b/\"]\nVOLUME [\"/x\"]\nSTOPSIGNAL 9\nLABEL a=b c='d e'\nARG A B=2\nENTRYPOINT []\n",
-		"FROM scratch\nCOPY <<-E <<\"F\" /\n\tx\n\tE\nF\nRUN --mount=type=cache,target=/x y\nHEALTHCHECK --interval=5s CMD x\nONBUILD COPY <<E /\nE",
-		"\xef\xbb\xbfFROM scratch\r\nCOPY */s* ser\\ver /x/\\\n\n# c\n /y\n",
+		"FROM scratch\nCOPY ./server /server\nEXPOSE 9100\nCMD [\"/server\"]\n",
+		"# escape=`\n# syntax=docker/dockerfile:1\nFROM scratch AS x\nENV A=${A:-b}\nUSER 1:2\n",
+		"FROM scratch\nCOPY --chmod=755 conf/a ../x/\nLABEL a=b c=\"d e\" \\\n f=\nENTRYPOINT []\n",
+		"FROM scratch\nCOPY <<-E <<\"F\" /\n\tx\n\tE\nF\nCOPY conf/link /x\n",
+		"\xef\xbb\xbfFROM scratch\r\nCOPY server /x/\\\n\n# c\n /y\n",
 	} {
 		f.Add([]byte(s))
 	}

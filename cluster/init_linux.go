@@ -18,7 +18,6 @@ const (
 	envRootless  = "K8S_MICRO_ROOTLESS"  // the node has a user namespace
 	envNoCgroups = "K8S_MICRO_NOCGROUPS" // the node has no cgroups of its own
 	envMapped    = "K8S_MICRO_MAPPED"    // the user namespace has its id mapping
-	envSeccomp   = "K8S_MICRO_SECCOMP"   // the node's runc supports seccomp
 )
 
 // Paths of the cluster's directory and of the cache inside the node. Their paths on the

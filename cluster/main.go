@@ -34,6 +34,10 @@
 //	URL          download from a mirror, which has the files under the host's name, as in
 //	             URL/dl.k8s.io/release/v1.37.2/bin/linux/amd64/kubelet
 //
+// containerd, runc, nftables and the CNI plugins are never built. They are those of this
+// machine, otherwise those of Debian's packages, otherwise the official binaries, unless
+// K8S_MICRO_SOURCE is build. Package programs describes all this.
+//
 // Downloads use the proxies in HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 //
 // # The node
@@ -121,7 +125,7 @@ COMMAND is ` + commandNames + `; ` + "`go doc -C cluster .`" + ` describes them.
 const helpEnvironment = `
 Environment:
   CLUSTER           name of the cluster without -name
-  K8S_MICRO_SOURCE  where Kubernetes comes from that is not in the cache: build (from Go
+  K8S_MICRO_SOURCE  the source of a Kubernetes that is not in the cache: build (from Go
                     modules), download (official binaries), or the URL of a mirror of the
                     hosts dl.k8s.io and github.com. Default: download if the hosts answer,
                     otherwise build.

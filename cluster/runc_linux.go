@@ -12,22 +12,10 @@ import (
 )
 
 // chooseRunc returns the path of the runc that containerd runs: the real runc if the
-// node supports cgroups and seccomp, otherwise a copy of this program under the name
-// runc.
+// node has cgroups, otherwise a copy of this program under the name runc.
 func (cp *controlPlane) chooseRunc(t programs.Tools) (string, error) {
-	program := filepath.Join(t.Bin, "runc")
-	var features struct {
-		Linux struct{ Seccomp struct{ Enabled bool } }
-	}
-	// runc 1.1 and newer report whether they were built with libseccomp.
-	if out, err := exec.Command(program, "features").Output(); err == nil {
-		_ = json.Unmarshal(out, &features)
-	}
-	if features.Linux.Seccomp.Enabled {
-		os.Setenv(envSeccomp, "1")
-		if os.Getenv(envNoCgroups) == "" {
-			return program, nil
-		}
+	if os.Getenv(envNoCgroups) == "" {
+		return filepath.Join(t.Bin, "runc"), nil
 	}
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -37,13 +25,12 @@ func (cp *controlPlane) chooseRunc(t programs.Tools) (string, error) {
 	return path, os.WriteFile(path, self, 0o755)
 }
 
-// runc removes settings that the node does not support from a container's
-// configuration, and then executes the real runc. It removes cgroups if the node has
-// none, and the seccomp profile if the real runc was built without libseccomp.
+// runc removes the cgroups from a container's configuration, because the node has none, and
+// then executes the real runc.
 func runc(args []string) error {
 	for i, a := range args {
 		if a == "--bundle" && i+1 < len(args) {
-			if err := reduceSpec(filepath.Join(args[i+1], "config.json")); err != nil {
+			if err := removeCgroupSettings(filepath.Join(args[i+1], "config.json")); err != nil {
 				return err
 			}
 		}
@@ -55,9 +42,8 @@ func runc(args []string) error {
 	return syscall.Exec(path, append([]string{"runc"}, args...), os.Environ())
 }
 
-// reduceSpec removes cgroups and seccomp from the OCI runtime specification at
-// path if the environment variables say that the node does not support them.
-func reduceSpec(path string) error {
+// removeCgroupSettings removes cgroups from the OCI runtime specification at path.
+func removeCgroupSettings(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -67,13 +53,8 @@ func reduceSpec(path string) error {
 		return fmt.Errorf("reading %q: %w", path, err)
 	}
 	if linux, ok := spec["linux"].(map[string]any); ok {
-		if os.Getenv(envSeccomp) == "" {
-			delete(linux, "seccomp")
-		}
-		if os.Getenv(envNoCgroups) != "" {
-			delete(linux, "cgroupsPath")
-			delete(linux, "resources")
-		}
+		delete(linux, "cgroupsPath")
+		delete(linux, "resources")
 	}
 	if b, err = json.Marshal(spec); err != nil {
 		return err

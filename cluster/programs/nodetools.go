@@ -3,6 +3,7 @@ package programs
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,40 +20,33 @@ import (
 
 // nodeTool is a program of the node that is not part of cluster/kube.
 type nodeTool struct {
-	name   string
-	min    string   // oldest version that works, "" for any
-	deb    string   // the Debian package
-	dirs   []string // directories to search after PATH
-	module string   // Go package and version, "" if the tool is not written in Go
-	flags  []string // for go install
-	cgo    bool     // go install needs cgo
+	name    string
+	deb     string   // the Debian package
+	dirs    []string // directories to search after PATH
+	min     string   // oldest version that works, "" for any
+	seccomp bool     // it must have been built with libseccomp
 }
 
-const containerd, cniPlugins = "github.com/containerd/containerd/v2@v2.4.2", "github.com/containernetworking/plugins@v1.9.1"
+// The versions of the official binaries. They are statically linked, and runc has seccomp.
+const containerdVersion, runcVersion, cniVersion = "v2.4.2", "v1.5.2", "v1.9.1"
 
 var (
 	sbin      = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} // some users' PATH does not contain these directories
 	cniDirs   = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
 	nodeTools = []nodeTool{
-		{name: "containerd", min: "1.6", deb: "containerd", module: packageIn(containerd, "cmd/containerd"), flags: []string{"-tags=no_btrfs,no_devmapper,no_zfs,no_tracing"}},
-		{name: "containerd-shim-runc-v2", deb: "containerd", module: packageIn(containerd, "cmd/containerd-shim-runc-v2")},
-		{name: "runc", min: "1.1", deb: "runc", dirs: sbin, module: "github.com/opencontainers/runc@v1.5.2", cgo: true},
-		{name: "nft", min: "1.0.1", deb: "nftables", dirs: sbin},
-		{name: "ptp", deb: "containernetworking-plugins", dirs: cniDirs, module: packageIn(cniPlugins, "plugins/main/ptp")},
-		{name: "loopback", deb: "containernetworking-plugins", dirs: cniDirs, module: packageIn(cniPlugins, "plugins/main/loopback")},
-		{name: "host-local", deb: "containernetworking-plugins", dirs: cniDirs, module: packageIn(cniPlugins, "plugins/ipam/host-local")},
+		{name: "containerd", deb: "containerd", min: "1.6"},
+		{name: "containerd-shim-runc-v2", deb: "containerd"},
+		{name: "runc", deb: "runc", dirs: sbin, min: "1.1", seccomp: true},
+		{name: "nft", deb: "nftables", dirs: sbin, min: "1.0.1"},
+		{name: "ptp", deb: "containernetworking-plugins", dirs: cniDirs},
+		{name: "loopback", deb: "containernetworking-plugins", dirs: cniDirs},
+		{name: "host-local", deb: "containernetworking-plugins", dirs: cniDirs},
 	}
 )
 
-// packageIn names a package in a module: packageIn("m@v1", "cmd") is "m/cmd@v1".
-func packageIn(module, dir string) string {
-	path, version, _ := strings.Cut(module, "@")
-	return path + "/" + dir + "@" + version
-}
-
 // nodeTools links every node tool into one directory and returns it. A tool comes
-// from PATH if that version works, otherwise from Debian's packages, from its project's
-// release binaries or from Go modules. All of these are cached.
+// from PATH if that version works, otherwise from Debian's packages or from its project's
+// release binaries, which are cached.
 func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 	found := map[string]string{}
 	missing := func() (m []nodeTool) {
@@ -63,11 +57,13 @@ func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 		}
 		return m
 	}
+	var reasons []string // why a source does not have a tool
 	for _, t := range nodeTools {
-		found[t.name] = t.lookup()
+		if found[t.name], err = t.lookup(); err != nil {
+			reasons = append(reasons, err.Error())
+		}
 	}
-	var reasons []string
-	for _, source := range []func(context.Context, []nodeTool) (map[string]string, error){p.fromDebian, p.fromOfficial, p.fromGo} {
+	for _, source := range []func(context.Context, []nodeTool) (map[string]string, error){p.fromDebian, p.fromOfficial} {
 		m := missing()
 		if len(m) == 0 || ctx.Err() != nil {
 			break
@@ -109,23 +105,38 @@ func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 	return bin, nil
 }
 
-// lookup returns the path of the tool on this machine, or "" if the tool is missing or
-// too old.
-func (t nodeTool) lookup() string {
+// lookup returns the path of the tool on this machine, or "" if the tool is missing. The
+// error says why an existing tool cannot be used.
+func (t nodeTool) lookup() (string, error) {
 	path, err := exec.LookPath(t.name)
 	for _, d := range t.dirs {
 		if err != nil {
 			path, err = exec.LookPath(filepath.Join(d, t.name))
 		}
 	}
-	if err != nil || t.min == "" {
-		return path
+	if err != nil {
+		return "", nil
 	}
-	out, _ := exec.Command(path, "--version").Output()
-	if v := regexp.MustCompile(`\d+\.\d+(\.\d+)?`).FindString(string(out)); !older(v, t.min) {
-		return path
+	if t.min != "" {
+		out, _ := exec.Command(path, "--version").Output()
+		if v := regexp.MustCompile(`\d+\.\d+(\.\d+)?`).FindString(string(out)); older(v, t.min) {
+			return "", fmt.Errorf("version %q of %q is older than %s", v, path, t.min)
+		}
 	}
-	return ""
+	if t.seccomp && !hasSeccomp(path) {
+		return "", fmt.Errorf("%q was built without seccomp", path)
+	}
+	return path, nil
+}
+
+// hasSeccomp reports whether a runc was built with libseccomp. Without it, runc cannot
+// start a pod that has a seccomp profile.
+func hasSeccomp(runc string) bool {
+	var features struct {
+		Linux struct{ Seccomp struct{ Enabled bool } }
+	}
+	out, err := exec.Command(runc, "features").Output() // since runc 1.1
+	return err == nil && json.Unmarshal(out, &features) == nil && features.Linux.Seccomp.Enabled
 }
 
 // older reports whether version v is older than min. An empty version is older than
@@ -145,61 +156,22 @@ func older(v, min string) bool {
 	return false
 }
 
-// fromGo builds tools from their Go modules.
-func (p *provider) fromGo(ctx context.Context, want []nodeTool) (map[string]string, error) {
-	bin := filepath.Join(p.cache, "go-"+runtime.GOARCH)
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return nil, err
+// officialFile returns the official file that contains a node tool, and its version, or ""
+// for nft, of which there is none.
+func (t nodeTool) officialFile(s source) (f officialFile, version string) {
+	const containerd, runc, cni = "https://github.com/containerd/containerd/releases/download/", "https://github.com/opencontainers/runc/releases/download/", "https://github.com/containernetworking/plugins/releases/download/"
+	switch t.deb {
+	case "containerd":
+		u := s.from(containerd + containerdVersion + "/containerd-static-" + containerdVersion[1:] + "-linux-" + runtime.GOARCH + ".tar.gz")
+		return officialFile{u, u + ".sha256sum", []string{"containerd", "containerd-shim-runc-v2"}}, containerdVersion
+	case "runc":
+		u := s.from(runc + runcVersion + "/runc.")
+		return officialFile{u + runtime.GOARCH, u + "sha256sum", []string{"runc"}}, runcVersion
+	case "containernetworking-plugins":
+		u := s.from(cni + cniVersion + "/cni-plugins-linux-" + runtime.GOARCH + "-" + cniVersion + ".tgz")
+		return officialFile{u, u + ".sha256", []string{"ptp", "loopback", "host-local"}}, cniVersion
 	}
-	for _, t := range want { // check all tools first: one missing tool would make minutes of building useless
-		if t.module == "" {
-			return nil, fmt.Errorf("building %s: the program is not written in Go", t.name)
-		}
-	}
-	got := map[string]string{}
-	var errs []error
-	for _, t := range want {
-		_, version, _ := strings.Cut(t.module, "@")
-		path := filepath.Join(bin, t.name+"-"+version)
-		if !exists(path) {
-			p.progress("building %s %s: usually under 2 minutes", t.name, version)
-			args := append([]string{"install", "-trimpath", "-ldflags=-s -w"}, t.flags...)
-			cmd := goCommand(ctx, bin, append(args, t.module)...)
-			cmd.Env = append(cmd.Env, "GOBIN="+bin)
-			if t.cgo {
-				cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
-			}
-			out, err := cmd.CombinedOutput()
-			if err == nil {
-				err = os.Rename(filepath.Join(bin, t.name), path)
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("building %s: %w: %s", t.name, err, lastLine(out)))
-				continue
-			}
-		}
-		got[t.name] = path
-	}
-	return got, errors.Join(errs...)
-}
-
-// officialFile returns the official file that contains a node tool. There is none of
-// nft.
-func (t nodeTool) officialFile(s source) (f officialFile, ok bool) {
-	module, version, _ := strings.Cut(t.module, "@")
-	arch := runtime.GOARCH
-	switch {
-	case strings.HasPrefix(module, "github.com/containerd/containerd/"):
-		u := s.from(fmt.Sprintf("https://github.com/containerd/containerd/releases/download/%s/containerd-static-%s-linux-%s.tar.gz", version, version[1:], arch))
-		return officialFile{u, u + ".sha256sum", []string{"containerd", "containerd-shim-runc-v2"}}, true
-	case module == "github.com/opencontainers/runc":
-		base := s.from("https://github.com/opencontainers/runc/releases/download/" + version + "/")
-		return officialFile{base + "runc." + arch, base + "runc.sha256sum", []string{"runc"}}, true
-	case strings.HasPrefix(module, "github.com/containernetworking/plugins/"):
-		u := s.from(fmt.Sprintf("https://github.com/containernetworking/plugins/releases/download/%s/cni-plugins-linux-%s-%s.tgz", version, arch, version))
-		return officialFile{u, u + ".sha256", []string{"ptp", "loopback", "host-local"}}, true
-	}
-	return officialFile{}, false
+	return officialFile{}, ""
 }
 
 // fromOfficial downloads the official files of tools. Debian's packages come before it,
@@ -207,13 +179,12 @@ func (t nodeTool) officialFile(s source) (f officialFile, ok bool) {
 // with a key, while a checksum from the same server only proves that a file is complete.
 func (p *provider) fromOfficial(ctx context.Context, want []nodeTool) (map[string]string, error) {
 	if p.source.build {
-		return nil, fmt.Errorf("downloading official binaries: %s=build", envSource)
+		return nil, fmt.Errorf("downloading official binaries: %s=build forbids it", envSource)
 	}
 	d, got := newDownloader(p.progress), map[string]string{}
 	missing := map[string]officialFile{} // by the directory in the cache
 	for _, t := range want {
-		if f, ok := t.officialFile(p.source); ok {
-			_, version, _ := strings.Cut(t.module, "@")
+		if f, version := t.officialFile(p.source); version != "" {
 			dir := filepath.Join(p.cache, fmt.Sprintf("official-%s-%s-%s", runtime.GOARCH, f.programs[0], version))
 			got[t.name] = filepath.Join(dir, t.name)
 			if !exists(dir) {

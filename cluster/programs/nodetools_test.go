@@ -1,9 +1,13 @@
 package programs
 
 import (
+	"bytes"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 )
 
@@ -44,5 +48,87 @@ func TestWrapper(t *testing.T) {
 		if want := root + "/usr/lib/x86_64-linux-gnu:" + root + "/usr/lib|a b|'|"; err != nil || string(out) != want {
 			t.Errorf("%v: %q, want %q", err, out, want)
 		}
+	}
+}
+
+// The node tools that have official files are downloaded.
+func TestOfficialNodeTools(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	s := m.source(t)
+	for _, tool := range nodeTools {
+		if f, version := tool.officialFile(s); version != "" {
+			m.publish(t, strings.TrimPrefix(f.url, m.URL), strings.TrimPrefix(f.sums, m.URL), f.programs, fakeProgram)
+		}
+	}
+	p := &provider{cache: t.TempDir(), source: s, progress: t.Logf}
+	for range 2 { // the second time from the cache
+		got, err := p.fromOfficial(t.Context(), nodeTools)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tool := range nodeTools {
+			b, _ := os.ReadFile(got[tool.name])
+			if found := bytes.Equal(b, fakeProgram(tool.name)); found != (tool.name != "nft") {
+				t.Errorf("%s at %q: %t", tool.name, got[tool.name], found)
+			}
+		}
+	}
+	if n := len(m.requested("runc." + runtime.GOARCH)); n != 1 {
+		t.Errorf("runc was requested %d times", n)
+	}
+}
+
+// A machine without apt-get, and without official binaries, gets an error that says why no
+// source has the tools, and which packages to install.
+func TestMissingNodeTools(t *testing.T) {
+	path := t.TempDir()
+	for name, output := range map[string]string{"containerd": "containerd v1.5.9", "runc": "runc version 1.2.3"} {
+		if err := os.WriteFile(filepath.Join(path, name), []byte("#!/bin/sh\necho "+output+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", path)
+	for _, c := range []struct {
+		source source
+		want   string
+	}{
+		{source{build: true}, "downloading official binaries: K8S_MICRO_SOURCE=build forbids it"},
+		{source{mirror: &url.URL{Scheme: "http", Host: "127.0.0.1:9"}}, "connection refused"},
+	} {
+		p := &provider{cache: t.TempDir(), source: c.source, progress: t.Logf}
+		_, err := p.nodeTools(t.Context())
+		if err == nil {
+			t.Fatal("an error is missing")
+		}
+		for _, want := range []string{c.want, `version "1.5.9" of "` + path + `/containerd" is older than 1.6`, `"` + path + `/runc" was built without seccomp`,
+			"apt-get is not installed", "install the packages containerd ", " runc (Debian's names), or use any cluster you have"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error %q does not contain %q", err, want)
+			}
+		}
+	}
+}
+
+// A tool of this machine is used if it is new enough, and a runc if it has seccomp.
+func TestLookup(t *testing.T) {
+	path := t.TempDir()
+	t.Setenv("PATH", path)
+	runc := filepath.Join(path, "runc")
+	tool := nodeTool{name: "runc", min: "1.1", seccomp: true}
+	for script, want := range map[string]string{
+		`echo runc version 1.1.5`: "",
+		`case $1 in features) echo '{"linux":{"seccomp":{"enabled":false}}}' ;; *) echo 1.1.5 ;; esac`: "",
+		`case $1 in features) echo '{"linux":{"seccomp":{"enabled":true}}}' ;; *) echo 1.0.3 ;; esac`:  "",
+		`case $1 in features) echo '{"linux":{"seccomp":{"enabled":true}}}' ;; *) echo 1.1.5 ;; esac`:  runc,
+	} {
+		if err := os.WriteFile(runc, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := tool.lookup(); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v, want %q", script, got, err, want)
+		}
+	}
+	if got, err := (nodeTool{name: "missing", min: "1.1"}).lookup(); got != "" || err != nil {
+		t.Errorf("a missing tool: %q, %v", got, err)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -58,40 +58,13 @@ func TestOfficialFiles(t *testing.T) {
 		}
 	}
 	for _, tool := range nodeTools {
-		f, ok := tool.officialFile(source{})
-		if ok != (tool.module != "") || ok && !strings.Contains(strings.Join(f.programs, " "), tool.name) {
-			t.Errorf("%s: %+v, %t", tool.name, f, ok)
+		f, version := tool.officialFile(source{})
+		if (version != "") != (tool.name != "nft") || version != "" && !slices.Contains(f.programs, tool.name) {
+			t.Errorf("%s: %+v of version %q", tool.name, f, version)
 		}
 	}
 	if _, err := releasesOf([]byte("module x\nrequire k8s.io/kubernetes v1.2.3\n")); err == nil || !strings.Contains(err.Error(), "etcd") {
 		t.Errorf("without etcd: %v", err)
-	}
-}
-
-// The node tools that have official files are downloaded.
-func TestOfficialNodeTools(t *testing.T) {
-	m := newMirror(t, fakeProgram)
-	s := m.source(t)
-	for _, tool := range nodeTools {
-		if f, ok := tool.officialFile(s); ok {
-			m.publish(t, strings.TrimPrefix(f.url, m.URL), strings.TrimPrefix(f.sums, m.URL), f.programs, fakeProgram)
-		}
-	}
-	p := &provider{cache: t.TempDir(), source: s, progress: t.Logf}
-	for range 2 { // the second time from the cache
-		got, err := p.fromOfficial(t.Context(), nodeTools)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, tool := range nodeTools {
-			b, _ := os.ReadFile(got[tool.name])
-			if found := bytes.Equal(b, fakeProgram(tool.name)); found != (tool.module != "") {
-				t.Errorf("%s at %q: %t", tool.name, got[tool.name], found)
-			}
-		}
-	}
-	if n := len(m.requested("runc." + runtime.GOARCH)); n != 1 {
-		t.Errorf("runc was requested %d times", n)
 	}
 }
 

@@ -13,7 +13,8 @@
 //	                    (nodetools.go)
 //	pause               built from cluster/pause
 //
-// The environment variable K8S_MICRO_SOURCE forbids downloads or builds; see source.
+// The environment variable K8S_MICRO_SOURCE is build to forbid official binaries, download
+// to forbid builds, or the URL of a mirror.
 //
 // Downloads are compared with the checksums that their publishers name. Every file and
 // directory appears in the cache only when it is complete, so an interrupted Provide leaves

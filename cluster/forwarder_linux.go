@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// maxForwarded limits the connections that one forwarder carries at a time.
+// maxForwarded limits the connections that one forwarder serves at a time.
 const maxForwarded = 1000
 
 // forwarder forwards the connections that a listener accepts to a TCP address.
@@ -43,7 +43,7 @@ func (f *forwarder) run(l net.Listener) {
 		case f.slots <- struct{}{}:
 			go func() {
 				defer func() { <-f.slots }()
-				f.carry(client)
+				f.forward(client)
 			}()
 		default:
 			client.Close()
@@ -51,8 +51,8 @@ func (f *forwarder) run(l net.Listener) {
 	}
 }
 
-// carry dials the address and copies in both directions until both sides have closed.
-func (f *forwarder) carry(client net.Conn) {
+// forward dials the address and copies in both directions until both sides have closed.
+func (f *forwarder) forward(client net.Conn) {
 	defer client.Close()
 	server, err := f.dial("tcp", f.address)
 	if err != nil {

@@ -127,10 +127,10 @@ func (c *cluster) mountNode() error {
 	mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "mode=755")
 	if useCgroups {
 		for _, g := range hierarchies {
-			errs = append(errs, os.MkdirAll(g.mount, 0o755))
-			mount("cgroup", g.mount, g.fs, 0, g.options)
-			if g.v2() { // see enterLeaf
-				leaf := filepath.Join(g.mount, "init")
+			errs = append(errs, os.MkdirAll(g.Mount, 0o755))
+			mount("cgroup", g.Mount, g.FS, 0, g.Options)
+			if g.V2() { // see EnterLeaf
+				leaf := filepath.Join(g.Mount, "init")
 				errs = append(errs, os.MkdirAll(leaf, 0o755), os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte("0"), 0))
 			}
 		}

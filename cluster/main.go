@@ -62,7 +62,7 @@
 // cannot enter them. Two kinds of listeners on the host's loopback are open to every
 // user of the machine: the listener of the API server, which requires a client
 // certificate or a token, and the listeners of forwarded Services, which have the same
-// authentication as the Service. Each listener carries at most 1000 connections at a
+// authentication as the Service. Each listener serves at most 1000 connections at a
 // time, so another user can exhaust it.
 //
 // # Processes

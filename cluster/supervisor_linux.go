@@ -35,15 +35,15 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 		}
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		env = append(env, envRootless+"=1", envNoCgroups+"=1")
-	} else if cgroups := c.cgroups(); cgroups.make() == nil {
+	} else if cgroups := c.cgroups(); cgroups.Make() == nil {
 		if err := c.startCgroupCleaner(lock); err != nil {
 			return err
 		}
-		if err := cgroups.enter(); err != nil {
+		if err := cgroups.Enter(); err != nil {
 			return fmt.Errorf("entering the cluster's cgroups: %w", err)
 		}
 	} else {
-		cgroups.remove()
+		cgroups.Remove()
 		report("step", "cgroups cannot be used here: pods run without resource limits")
 		env = append(env, envNoCgroups+"=1")
 	}
@@ -61,7 +61,7 @@ func (c *cluster) superviseNode(ctx context.Context, s state, report func(kind, 
 			return err
 		}
 	}
-	c.cgroups().enterLeaf("supervisor")
+	c.cgroups().EnterLeaf("supervisor")
 	s.Node, s.API = cmd.Process.Pid, api.Addr().String()
 	if err := c.save(s); err != nil {
 		return err

@@ -157,7 +157,7 @@ func (d *downloader) program(ctx context.Context, dir string, f officialFile) er
 	if err != nil {
 		return err
 	}
-	want, err := sumOf(name, string(text))
+	want, err := findSum(name, string(text))
 	if err != nil {
 		return fmt.Errorf("reading %q: %w", f.sums, err)
 	}
@@ -203,8 +203,8 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 		return err
 	}
 	defer f.Close()
-	validator := "" // ETag of the version that f contains
-	var most int64  // the most bytes that f has had: a server that always ends at the same byte must not be asked forever
+	validator := ""   // ETag of the version that f contains
+	var longest int64 // the most bytes that f has had: a server that always ends at the same byte must not be asked forever
 	for attempt := 1; ; {
 		before, err := f.Seek(0, io.SeekEnd)
 		if err != nil {
@@ -221,8 +221,8 @@ func (d *downloader) fetch(ctx context.Context, address, file string, done *atom
 		if seekErr != nil {
 			return seekErr
 		}
-		if after > most {
-			attempt, most = 1, after
+		if after > longest {
+			attempt, longest = 1, after
 		} else {
 			attempt++
 		}
@@ -312,9 +312,9 @@ func downloadProgress(done, total int64, elapsed time.Duration) string {
 	return fmt.Sprintf("%.0f of %.0f MB, %.1f MB/s, %s left", float64(done)/mb, float64(total)/mb, rate/mb, left)
 }
 
-// sumOf finds the SHA-256 of the file name in a text that is either this sum alone or has
+// findSum finds the SHA-256 of the file name in a text that is either this sum alone or has
 // lines of sums and names, as sha256sum prints them.
-func sumOf(name, text string) (string, error) {
+func findSum(name, text string) (string, error) {
 	valid := regexp.MustCompile(`^[0-9a-f]{64}$`)
 	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
 		fields := strings.Fields(strings.ToLower(lines.Text()))

@@ -40,7 +40,7 @@ func newMirror(t *testing.T, program func(name string) []byte) *mirror {
 		t.Fatal(err)
 	}
 	m := &mirror{dir: t.TempDir()}
-	if m.releases, err = releasesOf(goMod); err != nil {
+	if m.releases, err = parseReleases(goMod); err != nil {
 		t.Fatal(err)
 	}
 	root := source{mirror: &url.URL{Scheme: "http", Host: "mirror"}}
@@ -117,7 +117,7 @@ func (m *mirror) requested(base string) (requests []*http.Request) {
 // source returns the mirror as a source of programs.
 func (m *mirror) source(t *testing.T) source {
 	t.Helper()
-	s, err := sourceOf(m.URL)
+	s, err := parseSource(m.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -449,7 +449,7 @@ func TestRedirectToHTTP(t *testing.T) {
 	defer secure.Close()
 	d := impatient()
 	d.client.Transport = secure.Client().Transport
-	s, err := sourceOf(secure.URL)
+	s, err := parseSource(secure.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -458,7 +458,7 @@ func TestRedirectToHTTP(t *testing.T) {
 	}
 }
 
-func TestSumOf(t *testing.T) {
+func TestFindSum(t *testing.T) {
 	a, b := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	for _, c := range []struct{ text, want string }{
 		{a, a},
@@ -472,9 +472,9 @@ func TestSumOf(t *testing.T) {
 		{"", ""},
 		{"<html>" + a, ""},
 	} {
-		got, err := sumOf("kubelet", c.text)
+		got, err := findSum("kubelet", c.text)
 		if got != c.want || (err == nil) != (c.want != "") {
-			t.Errorf("sumOf(%q) = %q, %v", c.text, got, err)
+			t.Errorf("findSum(%q) = %q, %v", c.text, got, err)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func (p *provider) kubernetes(ctx context.Context) (version, dir string, err err
 	if err != nil {
 		return "", "", err
 	}
-	r, err := releasesOf(goMod)
+	r, err := parseReleases(goMod)
 	if err != nil {
 		return "", "", err
 	}

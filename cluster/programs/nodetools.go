@@ -162,13 +162,13 @@ func (t nodeTool) officialFile(s source) (f officialFile, version string) {
 	const containerd, runc, cni = "https://github.com/containerd/containerd/releases/download/", "https://github.com/opencontainers/runc/releases/download/", "https://github.com/containernetworking/plugins/releases/download/"
 	switch t.deb {
 	case "containerd":
-		u := s.from(containerd + containerdVersion + "/containerd-static-" + containerdVersion[1:] + "-linux-" + runtime.GOARCH + ".tar.gz")
+		u := s.locate(containerd + containerdVersion + "/containerd-static-" + containerdVersion[1:] + "-linux-" + runtime.GOARCH + ".tar.gz")
 		return officialFile{u, u + ".sha256sum", []string{"containerd", "containerd-shim-runc-v2"}}, containerdVersion
 	case "runc":
-		u := s.from(runc + runcVersion + "/runc.")
+		u := s.locate(runc + runcVersion + "/runc.")
 		return officialFile{u + runtime.GOARCH, u + "sha256sum", []string{"runc"}}, runcVersion
 	case "containernetworking-plugins":
-		u := s.from(cni + cniVersion + "/cni-plugins-linux-" + runtime.GOARCH + "-" + cniVersion + ".tgz")
+		u := s.locate(cni + cniVersion + "/cni-plugins-linux-" + runtime.GOARCH + "-" + cniVersion + ".tgz")
 		return officialFile{u, u + ".sha256", []string{"ptp", "loopback", "host-local"}}, cniVersion
 	}
 	return officialFile{}, ""

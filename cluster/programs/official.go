@@ -23,8 +23,8 @@ type source struct {
 	mirror   *url.URL // download from here, nil for the publishers
 }
 
-// sourceOf parses the value of envSource.
-func sourceOf(value string) (source, error) {
+// parseSource parses the value of envSource.
+func parseSource(value string) (source, error) {
 	switch value {
 	case "":
 		return source{}, nil
@@ -40,9 +40,9 @@ func sourceOf(value string) (source, error) {
 	return source{mirror: u}, nil
 }
 
-// from returns the place of a file, which is the publisher's or the mirror's. A mirror has
+// locate returns the place of a file, which is the publisher's or the mirror's. A mirror has
 // the files under their host names, as wget -x stores them.
-func (s source) from(published string) string {
+func (s source) locate(published string) string {
 	if s.mirror == nil {
 		return published
 	}
@@ -68,9 +68,9 @@ func (s source) answerLimit() time.Duration {
 // releases are versions of programs that belong together.
 type releases struct{ kubernetes, etcd, coredns string }
 
-// releasesOf reads the versions from cluster/kube/go.mod, so that both ways of providing
+// parseReleases reads the versions from cluster/kube/go.mod, so that both ways of providing
 // programs give the same release.
-func releasesOf(goMod []byte) (r releases, err error) {
+func parseReleases(goMod []byte) (r releases, err error) {
 	for _, m := range []struct {
 		module  string
 		version *string
@@ -96,11 +96,11 @@ func (r releases) dir(cache string) string {
 // files are the official files of the programs that cluster/kube also contains.
 func (r releases) files(s source) (files []officialFile) {
 	for _, name := range []string{"kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kubectl", "kube-proxy"} { // the largest first
-		u := s.from(fmt.Sprintf("https://dl.k8s.io/release/%s/bin/linux/%s/%s", r.kubernetes, runtime.GOARCH, name))
+		u := s.locate(fmt.Sprintf("https://dl.k8s.io/release/%s/bin/linux/%s/%s", r.kubernetes, runtime.GOARCH, name))
 		files = append(files, officialFile{url: u, sums: u + ".sha256", programs: []string{name}})
 	}
-	etcd := s.from("https://github.com/etcd-io/etcd/releases/download/" + r.etcd + "/")
-	coredns := s.from(fmt.Sprintf("https://github.com/coredns/coredns/releases/download/%s/coredns_%s_linux_%s.tgz", r.coredns, r.coredns[1:], runtime.GOARCH))
+	etcd := s.locate("https://github.com/etcd-io/etcd/releases/download/" + r.etcd + "/")
+	coredns := s.locate(fmt.Sprintf("https://github.com/coredns/coredns/releases/download/%s/coredns_%s_linux_%s.tgz", r.coredns, r.coredns[1:], runtime.GOARCH))
 	return append(files,
 		officialFile{url: etcd + fmt.Sprintf("etcd-%s-linux-%s.tar.gz", r.etcd, runtime.GOARCH), sums: etcd + "SHA256SUMS", programs: []string{"etcd"}},
 		officialFile{url: coredns, sums: coredns + ".sha256", programs: []string{"coredns"}})

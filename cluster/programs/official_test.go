@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-func TestSourceOf(t *testing.T) {
+func TestParseSource(t *testing.T) {
 	for value, want := range map[string]string{
 		"":                            "https://dl.k8s.io/f",
 		"download":                    "https://dl.k8s.io/f",
@@ -28,12 +28,12 @@ func TestSourceOf(t *testing.T) {
 		"https://":                    "",
 		"https://mirror.example/?a=b": "",
 	} {
-		s, err := sourceOf(value)
+		s, err := parseSource(value)
 		if want == "" {
 			if err == nil || !strings.Contains(err.Error(), "want build, download, or the URL") {
 				t.Errorf("%q: %v", value, err)
 			}
-		} else if got := s.from("https://dl.k8s.io/f"); err != nil || got != want {
+		} else if got := s.locate("https://dl.k8s.io/f"); err != nil || got != want {
 			t.Errorf("%q: %q, %v, want %q", value, got, err, want)
 		}
 	}
@@ -44,7 +44,7 @@ func TestOfficialFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := releasesOf(goMod)
+	r, err := parseReleases(goMod)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestOfficialFiles(t *testing.T) {
 			t.Errorf("%s: %+v of version %q", tool.name, f, version)
 		}
 	}
-	if _, err := releasesOf([]byte("module x\nrequire k8s.io/kubernetes v1.2.3\n")); err == nil || !strings.Contains(err.Error(), "etcd") {
+	if _, err := parseReleases([]byte("module x\nrequire k8s.io/kubernetes v1.2.3\n")); err == nil || !strings.Contains(err.Error(), "etcd") {
 		t.Errorf("without etcd: %v", err)
 	}
 }

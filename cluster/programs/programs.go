@@ -85,7 +85,7 @@ func Provide(ctx context.Context, root string, o Options) (t Tools, err error) {
 	if p.cache, err = cacheDir(); err != nil {
 		return t, err
 	}
-	if p.source, err = sourceOf(os.Getenv(envSource)); err != nil {
+	if p.source, err = parseSource(os.Getenv(envSource)); err != nil {
 		return t, err
 	}
 	lock, err := p.lock(ctx)

@@ -192,7 +192,7 @@ func (p *provider) fromOfficial(ctx context.Context, want []nodeTool) (map[strin
 			}
 		}
 	}
-	size, err := d.find(ctx, slices.Collect(maps.Values(missing)), p.source.answerLimit())
+	size, err := d.find(ctx, slices.Collect(maps.Values(missing)), lastAnswerLimit)
 	if err != nil {
 		return nil, err
 	}

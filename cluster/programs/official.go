@@ -57,13 +57,10 @@ func (s source) host() string {
 	return s.mirror.Redacted()
 }
 
-// answerLimit is how long to wait for the servers before building instead.
-func (s source) answerLimit() time.Duration {
-	if s.download { // there is no other way
-		return 30 * time.Second
-	}
-	return 3 * time.Second
-}
+const (
+	answerLimit     = 3 * time.Second  // how long to wait for the servers before building instead
+	lastAnswerLimit = 30 * time.Second // how long to wait where there is no other way
+)
 
 // releases are versions of programs that belong together.
 type releases struct{ kubernetes, etcd, coredns string }
@@ -119,8 +116,11 @@ func (p *provider) downloadKube(ctx context.Context, r releases) (dir string, er
 	if runtime.GOOS != "linux" {
 		return "", errors.New("official binaries of kube-apiserver exist only for Linux")
 	}
-	d, files := newDownloader(p.progress), r.files(p.source)
-	size, err := d.find(ctx, files, p.source.answerLimit())
+	d, files, limit := newDownloader(p.progress), r.files(p.source), answerLimit
+	if p.source.download {
+		limit = lastAnswerLimit
+	}
+	size, err := d.find(ctx, files, limit)
 	if err != nil {
 		return "", err
 	}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,9 +15,12 @@ import (
 	"time"
 )
 
+// sleep is a runner of tests that does not end. Scripts find the checkout in root, and in module the folder of the module in which they run.
+const sleep = `sleep 1000 & echo $$ $! >>"$root/sleeping"; wait`
+
 // checkout returns a directory in which run.sh finds the modules of test/modules, and a PATH in which golangci-lint
-// runs the script lint, the runner of the tests sleeps, and the other programs succeed.
-func checkout(t *testing.T, lint string) (root, path string) {
+// and gotestsum, the runner of tests, run scripts and the other programs succeed.
+func checkout(t *testing.T, lint, tests string) (root, path string) {
 	root, bin := t.TempDir(), t.TempDir()
 	write := func(name, text string) {
 		t.Helper()
@@ -42,13 +47,13 @@ func checkout(t *testing.T, lint string) (root, path string) {
 	for name, script := range map[string]string{
 		"go":            `[ "$1" != tool ] || for last; do :; done; [ "$1" != tool ] || echo "` + bin + `/$last"`,
 		"golangci-lint": lint,
-		"gotestsum":     `sleep 1000 & echo $$ $! >>"` + root + `/sleeping"; wait`,
+		"gotestsum":     tests,
 		"gofmt":         "",
 		"shellcheck":    "",
 		"chromium":      "",
 		"docker":        "",
 	} {
-		write(filepath.Join(bin, name), "#!/bin/sh\n"+script+"\n")
+		write(filepath.Join(bin, name), "#!/bin/sh\nroot='"+root+"' module=${PWD#'"+root+"'}\nmodule=${module#/}\n"+script+"\n")
 	}
 	t.Cleanup(func() {
 		for _, pid := range sleeping(root) {
@@ -84,7 +89,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 
 // A step that fails ends those that run beside it, and its message comes last.
 func TestFailedStepEndsTheOthers(t *testing.T) {
-	root, path := checkout(t, `until [ -e "`+"$(git rev-parse --show-toplevel)"+`/sleeping" ]; do sleep 0.1; done; echo "a finding"; exit 3`)
+	root, path := checkout(t, `until [ -e "$root/sleeping" ]; do sleep 0.1; done; echo "a finding"; exit 3`, sleep)
 	cmd := exec.Command("test/run.sh")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+path, "TMPDIR="+t.TempDir())
 	cmd.WaitDelay = time.Second // for programs that still run and write to its output
@@ -98,7 +103,7 @@ func TestFailedStepEndsTheOthers(t *testing.T) {
 // Nothing that run.sh has started outlives it, whether a terminal or another program ends it.
 func TestInterruptedRun(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
-		root, path := checkout(t, "")
+		root, path := checkout(t, "", sleep)
 		tmp := t.TempDir()
 		cmd := exec.Command("test/run.sh")
 		cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+path, "TMPDIR="+tmp)
@@ -120,7 +125,7 @@ func TestInterruptedRun(t *testing.T) {
 
 // A module that test/modules does not list would be neither linted nor tested.
 func TestEveryModuleIsListed(t *testing.T) {
-	root, path := checkout(t, "")
+	root, path := checkout(t, "", "")
 	if err := errors.Join(os.Mkdir(filepath.Join(root, "new"), 0o755), os.WriteFile(filepath.Join(root, "new/go.mod"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
@@ -128,5 +133,52 @@ func TestEveryModuleIsListed(t *testing.T) {
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+path)
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "< new\n") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// A run that passes has linted and tested every module, as test/modules says, and run every end-to-end test once: two
+// groups are named by patterns, and the third leaves out what these match.
+func TestWholeRun(t *testing.T) {
+	root, path := checkout(t, `echo "lint ${module:-.}" >>"$root/calls"`, `echo "test ${module:-.} $*" >>"$root/calls"`)
+	cmd := exec.Command("test/run.sh")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+path, "TMPDIR="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "\n== Lint") || !strings.Contains(string(out), "\n== Passed") {
+		t.Errorf("%v: %s", err, out)
+	}
+	b, err := os.ReadFile(filepath.Join(root, "calls"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := "\n" + string(b)
+	list, err := os.ReadFile("modules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(list)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		for word, call := range map[string]string{"lint": "\nlint " + fields[0] + "\n", "unit": "\ntest " + fields[0] + " --format pkgname "} {
+			want := 0
+			if slices.Contains(fields, word) {
+				want = 1
+			}
+			if got := strings.Count(calls, call); got != want {
+				t.Errorf("%s: %d calls of %s, want %d", fields[0], got, word, want)
+			}
+		}
+	}
+	var named, skipped []string
+	for _, call := range regexp.MustCompile(`\./test/e2e -(run|skip) (\S+)`).FindAllStringSubmatch(calls, -1) {
+		if call[1] == "run" {
+			named = append(named, call[2])
+		} else {
+			skipped = append(skipped, call[2])
+		}
+	}
+	if len(named) != 2 || len(skipped) != 1 || skipped[0] != strings.Join(named, "|") {
+		t.Errorf("the groups %q are named, the last leaves out %q", named, skipped)
 	}
 }

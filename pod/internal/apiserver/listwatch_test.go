@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // ignoreAll is a handler that ignores everything.
@@ -90,5 +92,102 @@ func TestRetryAfterDoesNotHoldUpCalls(t *testing.T) {
 	begin = time.Now()
 	if stop(); time.Since(begin) > 10*time.Second {
 		t.Errorf("stopping took %s", time.Since(begin))
+	}
+}
+
+// log is a handler that records what it is told, in one line each.
+type log[T metav1.Object] struct{ lines chan string }
+
+func (l log[T]) Replace(objects []T) { l.lines <- fmt.Sprint("replace ", len(objects)) }
+func (l log[T]) Update(object T)     { l.lines <- "update " + object.GetName() }
+func (l log[T]) Delete(object T)     { l.lines <- "delete " + object.GetName() }
+func (l log[T]) StateChanged(err error) {
+	if err != nil {
+		l.lines <- "error " + err.Error()
+		return
+	}
+	l.lines <- "no error"
+}
+
+// expect reads the next lines. Each begins with one of the wanted texts.
+func (l log[T]) expect(t *testing.T, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		select {
+		case got := <-l.lines:
+			if !strings.HasPrefix(got, w) {
+				t.Fatalf("the handler received %q, want %q", got, w)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("the handler did not receive %q", w)
+		}
+	}
+}
+
+// The handler hears of an error once, however many attempts fail with it, and of the end of the errors when a watch has
+// begun. The events of the watch follow the list.
+func TestListWatchReportsChangesOnly(t *testing.T) {
+	var phase, attempts atomic.Int64 // phases: 0 fails, 1 fails with another error, 2 works but the watch is refused, 3 works
+	_, env := kubetest.StartFake(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		attempts.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		watching := r.URL.Query().Get("watch") != ""
+		switch p := phase.Load(); {
+		case p < 2 || p == 2 && watching:
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"broken %d","code":500}`, p)
+		case !watching:
+			fmt.Fprint(w, `{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[{"metadata":{"name":"x","resourceVersion":"1"}}]}`)
+		default:
+			for _, event := range []string{"MODIFIED", "DELETED"} {
+				fmt.Fprintf(w, `{"type":%q,"object":{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x","resourceVersion":"2"}}}`+"\n", event)
+			}
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+		if got, want := r.URL.Query().Get("fieldSelector"), "metadata.name=x"; got != want {
+			t.Errorf("%s has the field selector %q, want %q", r.URL, got, want)
+		}
+	}))
+	c, err := apiserver.Connect(env, apiserver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	h := log[*corev1.ConfigMap]{make(chan string, 100)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.ListWatchConfigMap(ctx, "x", h)
+	}()
+	repeated := func() { // waits until the same failure has come twice more
+		t.Helper()
+		for begin, n := time.Now(), attempts.Load(); attempts.Load() < n+2; time.Sleep(10 * time.Millisecond) {
+			if time.Since(begin) > 20*time.Second {
+				t.Fatalf("%d attempts", attempts.Load()-n)
+			}
+		}
+	}
+	h.expect(t, "error list configmaps")
+	repeated()
+	phase.Store(1)
+	h.expect(t, "error list configmaps")
+	repeated()
+	phase.Store(2)
+	h.expect(t, "replace 1", "error watch configmaps")
+	phase.Store(3)
+	for got := ""; got != "no error"; { // the lists until then
+		if got = <-h.lines; got != "no error" && got != "replace 1" {
+			t.Fatalf("the handler received %q", got)
+		}
+	}
+	h.expect(t, "update x", "delete x")
+	cancel()
+	<-ended
+	select {
+	case got := <-h.lines:
+		t.Errorf("after its end the handler received %q", got)
+	default:
 	}
 }

@@ -1,6 +1,7 @@
 package callstats
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -80,6 +81,65 @@ func TestFailsMoreThan(t *testing.T) {
 		}
 		if got := instances[0].errors.suspicious() && instances[0].failsMoreThan(others); got != c.want {
 			t.Errorf("%s: %v, want %v", c.what, got, c.want)
+		}
+	}
+}
+
+// From how many server errors on an instance is blamed, against others with a history each of
+// so many answers and server errors: spread over its last 63 answers, and in a row after 63 good
+// answers. The fewer answers are known of the others, and the more they differ, the more it takes.
+func TestFailsMoreThanFromThisNumberOn(t *testing.T) {
+	spread := func(answers, errors int) *Stats { // evenly; the last answer is good
+		var s Stats
+		for i := range answers {
+			s.errors.add((i+1)*errors/answers > i*errors/answers && i < answers-1)
+		}
+		return &s
+	}
+	for _, c := range []struct {
+		others      [][2]int // answers, errors
+		share, aRow int
+	}{
+		{[][2]int{{63, 0}}, 21, 7},
+		{[][2]int{{63, 0}, {63, 0}}, 13, 5},
+		{[][2]int{{20, 0}}, 41, 10},
+		{[][2]int{{10, 0}}, 50, 15},
+		{[][2]int{{63, 6}}, 31, 10},
+		{[][2]int{{63, 6}, {63, 6}, {63, 6}}, 22, 8},
+		{[][2]int{{63, 20}}, 48, 20},
+		{[][2]int{{63, 20}, {63, 0}}, 31, 12},
+		{[][2]int{{63, 30}, {63, 0}, {63, 0}, {63, 0}}, 32, 9},
+		{[][2]int{{63, 15}, {63, 15}, {63, 0}, {63, 0}}, 24, 9},
+		{[][2]int{{5, 2}, {63, 3}}, 26, 9},
+	} {
+		var others []*Stats
+		for _, o := range c.others {
+			others = append(others, spread(o[0], o[1]))
+		}
+		first := func(suspect func(errors int) *Stats) int {
+			for n := range 64 {
+				if suspect(n).failsMoreThan(slices.Values(others)) {
+					return n
+				}
+			}
+			return -1
+		}
+		share := first(func(errors int) *Stats {
+			var s Stats
+			for i := range 63 {
+				s.errors.add((i+1)*errors/62 > i*errors/62 && i < 62)
+			}
+			return &s
+		})
+		aRow := first(func(errors int) *Stats {
+			s := spread(63, 0)
+			for range errors {
+				s.errors.add(true)
+			}
+			return s
+		})
+		if share != c.share || aRow != c.aRow {
+			t.Errorf("others %v: %d errors, %d in a row, want %d and %d", c.others, share, aRow, c.share, c.aRow)
 		}
 	}
 }

@@ -95,3 +95,44 @@ func TestCallsInFlightConservesDurations(t *testing.T) {
 		t.Errorf("%d calls in flight of age %d", calls, age)
 	}
 }
+
+func TestMeanAgeIsThatOfTheCallsThatAreLeft(t *testing.T) {
+	const begin = 1 << 62
+	var c callsInFlight
+	starts := []int64{begin, begin + 10*ms, begin + 50*ms}
+	for _, s := range starts {
+		c.start(s)
+	}
+	now := int64(begin + 100*ms)
+	for _, step := range []struct{ ended, calls, age int64 }{{-1, 3, 80 * ms}, {1, 2, 75 * ms}, {0, 1, 50 * ms}, {2, 0, 0}} {
+		if step.ended >= 0 {
+			if took := c.end(now, starts[step.ended]); took != now-starts[step.ended] {
+				t.Errorf("the call took %d, want %d", took, now-starts[step.ended])
+			}
+		}
+		if calls, age := c.meanAge(now); calls != step.calls || age != step.age {
+			t.Errorf("%d calls of mean age %d, want %d of %d", calls, age, step.calls, step.age)
+		}
+	}
+	c.start(now + ms) // by a goroutine that read the clock later
+	if calls, age := c.meanAge(now); calls != 1 || age != 0 {
+		t.Errorf("%d calls of mean age %d, want 1 of 0", calls, age)
+	}
+	if took := c.end(now, now+ms); took != 0 {
+		t.Errorf("a call that begins later took %d", took)
+	}
+}
+
+// A goroutine may have read the clock before another one that has updated the estimate.
+func TestPeakEWMAIgnoresClockThatIsBehind(t *testing.T) {
+	const begin = 1 << 62
+	var p peakEWMA
+	p.observe(begin, 20*ms)
+	if _, elapsed := p.estimate(begin - 500*ms); elapsed != 0 {
+		t.Errorf("%s have elapsed, want 0", elapsed)
+	}
+	p.observe(begin-500*ms, 10*ms)
+	if e, _ := p.estimate(begin); e < 19e6 || e > 21e6 {
+		t.Errorf("the estimate is %v, want 20 ms", e)
+	}
+}

@@ -2,28 +2,15 @@ package pod
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	stderrors "errors"
-	"fmt"
-	"math/big"
+	"io"
 	"net"
-	"net/http"
-	"runtime/metrics"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
@@ -32,575 +19,73 @@ import (
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 )
 
-// newTestClient returns a Client that knows greeters at addresses, and its informer.
-func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Client, *discovery.Informer) {
+// newGreeterRegistry returns a registry that knows greeters at addresses.
+func newGreeterRegistry(t testing.TB, addresses ...string) *Registry {
 	t.Helper()
 	r, inf := newStaticRegistry(t, 0)
 	inf.Replace(readyPodsAt(t, addresses...))
-	c := NewClient(r, grpcc.NewClient(opts...))
 	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
+		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return c, inf
+	return r
 }
 
-// checkNoLeak fails the test if it leaves a goroutine behind. Call it first.
-func checkNoLeak(t *testing.T) {
-	kubetest.CheckNoLeak(t, "github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune")
+type helloFunc func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error
+
+func (f helloFunc) Hello(ctx context.Context, req *proto.HelloRequest, rsp *proto.HelloResponse) error {
+	return f(ctx, req, rsp)
 }
 
-// countingListener counts the open connections of a server.
-type countingListener struct {
-	net.Listener
-	open, accepted atomic.Int64
+func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) error {
+	rsp.Greeting = "Hello"
+	return nil
 }
 
-type countedConn struct {
-	net.Conn
-	closed func()
-}
-
-func (l *countingListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+// startHello starts a greeter with Lifecycle and returns its address.
+func startHello(t *testing.T, hello helloFunc) string {
+	t.Helper()
+	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
+	if err := proto.RegisterGreeterHandler(s, hello); err != nil {
+		t.Fatal(err)
 	}
-	l.open.Add(1)
-	l.accepted.Add(1)
-	return &countedConn{c, sync.OnceFunc(func() { l.open.Add(-1) })}, nil
+	o := micro.Options{Server: s}
+	Lifecycle(NewRegistry(nil))(&o)
+	if err := o.BeforeStart[0](); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	return s.Options().Address
 }
 
-func (c *countedConn) Close() error {
-	c.closed()
-	return c.Conn.Close()
-}
-
-// startCounted starts a server of grpc-go whose connections are counted. Each call waits for
-// the function hold, if it is not nil, before it is answered.
-func startCounted(t testing.TB, hold func(context.Context), opts ...grpc.ServerOption) *countingListener {
+// listen returns the address of a listener that never answers.
+func listen(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	counting := &countingListener{Listener: l}
-	s := grpc.NewServer(append(opts, grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
-		var req proto.HelloRequest
-		if err := stream.RecvMsg(&req); err != nil {
-			return err
-		}
-		if hold != nil {
-			hold(stream.Context())
-		}
-		return stream.SendMsg(&proto.HelloResponse{Greeting: "Hello"})
-	}))...)
-	go func() { _ = s.Serve(counting) }()
-	t.Cleanup(s.Stop)
-	return counting
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
 }
 
-func (l *countingListener) address() string { return l.Addr().String() }
-
-// eventually waits up to 10 s for a condition.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
-}
-
-// inFlight returns the number of calls in flight to a service's instances.
-func inFlightCalls(c *Client) (n int) {
-	for _, i := range c.Instances("greeter") {
-		n += i.InFlight
-	}
-	return n
-}
-
-// barrier is a hold that waits until release, and knows how many calls wait.
-type barrier struct {
-	waiting  atomic.Int64
-	released chan struct{}
-}
-
-func newBarrier() *barrier { return &barrier{released: make(chan struct{})} }
-
-func (b *barrier) hold(ctx context.Context) {
-	b.waiting.Add(1)
-	defer b.waiting.Add(-1)
-	select {
-	case <-b.released:
-	case <-ctx.Done():
-	}
-}
-
-func (b *barrier) release() { close(b.released) }
-
-func codeOf(err error) int32 {
-	var e *errors.Error
-	if stderrors.As(err, &e) {
-		return e.Code
-	}
-	return 0
-}
-
-func callGreeter(ctx context.Context, c client.Client, opts ...client.CallOption) error {
+func callHello(ctx context.Context, c client.Client, opts ...client.CallOption) error {
 	_, err := proto.NewGreeterService("greeter", c).Hello(ctx, &proto.HelloRequest{Name: "x"}, opts...)
 	return err
 }
 
-func TestClientUsesOneConnectionPerInstance(t *testing.T) {
-	checkNoLeak(t)
-	b := newBarrier()
-	a := startCounted(t, b.hold)
-	c, _ := newTestClient(t, []string{a.address()})
-	if err := c.Init(client.PoolTTL(time.Millisecond)); err != nil { // after which go-micro's client dials again
-		t.Fatal(err)
-	}
-	var calls sync.WaitGroup
-	for range 50 {
-		calls.Go(func() {
-			if err := callGreeter(t.Context(), c); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	eventually(t, "50 calls in flight", func() bool { return b.waiting.Load() == 50 })
-	if n := inFlightCalls(c); n != 50 {
-		t.Errorf("the selector counts %d calls in flight, want 50", n)
-	}
-	b.release()
-	calls.Wait()
-	for range 10 {
-		s, text := openCounted(t.Context(), c)
-		if s == nil {
-			t.Fatal(text)
-		}
-		_ = s.Close()
-	}
-	if n := a.accepted.Load(); n != 1 {
-		t.Errorf("%d connections, want 1", n)
-	}
-	eventually(t, "no call in flight", func() bool { return inFlightCalls(c) == 0 })
-}
-
-func openCounted(ctx context.Context, c client.Client) (client.Stream, string) {
-	s, err := c.Stream(ctx, c.NewRequest("greeter", "Greeter.Hello", nil))
-	if err != nil {
-		return nil, err.Error()
-	}
-	return s, ""
-}
-
-// The server permits one stream on a connection, so that further calls wait until a call has ended.
-func TestClientCallsWaitForTheStreamLimitOfTheServer(t *testing.T) {
-	checkNoLeak(t)
-	b := newBarrier()
-	a := startCounted(t, b.hold, grpc.MaxConcurrentStreams(1))
-	c, _ := newTestClient(t, []string{a.address()}, client.PoolSize(3))
-	var calls sync.WaitGroup
-	for range 3 {
-		calls.Go(func() {
-			if err := callGreeter(t.Context(), c); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	eventually(t, "a call is in flight", func() bool { return b.waiting.Load() == 1 })
-	if err := callGreeter(t.Context(), c, client.WithRequestTimeout(100*time.Millisecond), client.WithRetries(0)); codeOf(err) != 408 {
-		t.Errorf("a call that waits for a stream until its timeout: %v, want the code 408", err)
-	}
-	b.release()
-	calls.Wait()
-	if n := a.accepted.Load(); n != 1 {
-		t.Errorf("%d connections, want 1", n)
-	}
-}
-
-func TestClientClosesConnectionAfterInstanceHasLeftAndItsCallsHaveEnded(t *testing.T) {
-	checkNoLeak(t)
-	b := newBarrier()
-	gone, stays := startCounted(t, b.hold), startCounted(t, nil)
-	c, inf := newTestClient(t, []string{gone.address(), stays.address()})
-	results := make(chan error, 1)
-	for b.waiting.Load() == 0 {
-		go func() { results <- callGreeter(t.Context(), c) }()
-		eventually(t, "the call waits in the instance that leaves, or the other has answered", func() bool { return b.waiting.Load() > 0 || len(results) > 0 })
-		if b.waiting.Load() == 0 {
-			if err := <-results; err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	inf.Delete(readyPodAt(t, 0, gone.address()))
-	time.Sleep(100 * time.Millisecond)
-	if n := gone.open.Load(); n != 1 {
-		t.Fatalf("%d connections while a call is in flight, want 1", n)
-	}
-	for range 20 {
-		if err := callGreeter(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b.release()
-	if err := <-results; err != nil {
-		t.Errorf("the call in flight: %v", err)
-	}
-	eventually(t, "the connection is closed", func() bool { return gone.open.Load() == 0 })
-	if n := stays.open.Load(); n != 1 {
-		t.Errorf("%d connections to the instance that stays, want 1", n)
-	}
-	if n := c.connections.count(); n != 1 {
-		t.Errorf("the client keeps %d connections, want 1", n)
-	}
-	inf.Delete(readyPodAt(t, 1, stays.address())) // no call is in flight
-	eventually(t, "the other connection is closed", func() bool { return stays.open.Load() == 0 })
-}
-
-// A pod is replaced by another one at the same address, as with hostNetwork.
-func TestClientCallsNewInstanceAtTheAddressOfAnOldOne(t *testing.T) {
-	checkNoLeak(t)
-	a := startCounted(t, nil)
-	c, inf := newTestClient(t, []string{a.address()})
-	for i := range 5 {
-		inf.Delete(readyPodAt(t, i-1, a.address()))
-		inf.Update(readyPodAt(t, i, a.address()))
-		if err := callGreeter(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, "one connection is left", func() bool { return a.open.Load() == 1 })
-}
-
-func TestClientKeepsNoConnectionToAddressesThatAreNotUsed(t *testing.T) {
-	checkNoLeak(t)
-	a, b := startCounted(t, nil), startCounted(t, nil)
-	c, _ := newTestClient(t, nil, client.PoolTTL(2*time.Second))
-	for range 3 {
-		if err := callGreeter(t.Context(), c, client.WithAddress(a.address())); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := a.accepted.Load(); n != 1 {
-		t.Errorf("%d connections, want 1", n)
-	}
-	time.Sleep(2100 * time.Millisecond)
-	if err := callGreeter(t.Context(), c, client.WithAddress(b.address())); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the unused connection is closed", func() bool { return a.open.Load() == 0 })
-	if n := c.connections.count(); n != 1 {
-		t.Errorf("the client keeps %d connections, want 1", n)
-	}
-}
-
-func TestClientRetriesOnAnotherInstance(t *testing.T) {
-	for name, broken := range map[string]string{
-		"refused":     refusingAddress(t),
-		"unavailable": startFailing(t, status.Error(codes.Unavailable, "later")),
-		"error":       startFailing(t, status.Error(codes.Unknown, "broken")),
-	} {
-		t.Run(name, func(t *testing.T) {
-			a := startCounted(t, nil)
-			c, _ := newTestClient(t, []string{broken, a.address()}, client.Retries(1), client.Backoff(noBackoff))
-			for range 200 {
-				if err := callGreeter(t.Context(), c); err != nil {
-					t.Fatalf("with one retry a call fails: %v", err)
-				}
-			}
-		})
-	}
-}
-
-func noBackoff(context.Context, client.Request, int) (time.Duration, error) { return 0, nil }
-
-func startFailing(t *testing.T, err error) string {
-	address, _ := startGRPC(t, fails(err))
-	return address
-}
-
-func TestClientEjectsInstanceThatRefuses(t *testing.T) {
-	dead := refusingAddress(t)
-	a := startCounted(t, nil)
-	c, _ := newTestClient(t, []string{dead, a.address()}, client.Retries(0))
-	failed := 0
-	for range 100 {
-		if callGreeter(t.Context(), c) != nil {
-			failed++
-		}
-	}
-	if failed > 1 {
-		t.Errorf("%d of 100 calls failed, want at most 1", failed)
-	}
-	for _, i := range c.Instances("greeter") {
-		if got, want := i.EjectedFor > 0, i.Address == dead && failed == 1; got != want || i.InFlight != 0 {
-			t.Errorf("%+v", i)
-		}
-	}
-}
-
-func TestClientWritesNoLateResponse(t *testing.T) {
-	checkNoLeak(t)
-	b := newBarrier()
-	late := func(context.Context) { b.hold(context.Background()) } // answers although the call has ended
-	a := startCounted(t, late)
-	c, _ := newTestClient(t, []string{a.address()})
-	var responses []*proto.HelloResponse
-	for range 20 {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		rsp := &proto.HelloResponse{}
-		if err := c.Call(ctx, c.NewRequest("greeter", "Greeter.Hello", &proto.HelloRequest{}), rsp); codeOf(err) != 408 {
-			t.Errorf("%v, want the code 408", err)
-		}
-		rsp.Greeting = "mine" // under the race detector: nothing else writes to it
-		responses = append(responses, rsp)
-		cancel()
-	}
-	b.release()
-	eventually(t, "the server has answered", func() bool { return b.waiting.Load() == 0 })
-	if err := callGreeter(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	for _, rsp := range responses {
-		if rsp.Greeting != "mine" {
-			t.Errorf("a late response was written: %q", rsp.Greeting)
-		}
-	}
-}
-
-// A call that tries a dead instance after its ejection is retried in time on another one.
-func TestClientHidesFailedTrials(t *testing.T) {
-	checkNoLeak(t)
-	dead := startFrozen(t)
-	c, inf := newTestClient(t, []string{dead, startCounted(t, nil).address()})
-	for _, i := range inf.Snapshot().Instances {
-		if i.Address != dead {
-			continue
-		}
-		for range 3 {
-			i.Calls.Eject(callstats.Clock()-int64(3*time.Minute), outcome.TimedOut) // so that the next call is the trial
-			if err := callGreeter(t.Context(), c, client.WithRequestTimeout(2*time.Second)); err != nil {
-				t.Errorf("the call that tries the dead instance: %v", err)
-			}
-			if !i.Calls.Ejected(callstats.Clock()) {
-				t.Error("no call has tried the dead instance")
-			}
-		}
-	}
-}
-
-func TestClientReturns408WhenTheContextEnds(t *testing.T) {
-	checkNoLeak(t)
-	b := newBarrier()
-	a := startCounted(t, func(ctx context.Context) {
-		b.hold(ctx)
-		time.Sleep(50 * time.Millisecond) // otherwise the answer may arrive just before the client's timer fires
-	})
-	c, _ := newTestClient(t, []string{a.address()}, client.Retries(3))
-	for range 50 {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
-		err := callGreeter(ctx, c)
-		cancel()
-		if e := errors.FromError(err); e.Id != "go.micro.client" || e.Code != 408 || e.Detail != "context deadline exceeded" {
-			t.Fatalf("after the deadline: %v", err)
-		}
-	}
-	if err := callGreeter(t.Context(), c, client.WithRequestTimeout(5*time.Millisecond)); codeOf(err) != 408 {
-		t.Fatalf("after the timeout: %v", err)
-	}
-	for range 50 {
-		ctx, cancel := context.WithCancel(t.Context())
-		time.AfterFunc(5*time.Millisecond, cancel)
-		if e := errors.FromError(callGreeter(ctx, c)); e.Id != "go.micro.client" || e.Code != 408 || e.Detail != "context canceled" {
-			t.Fatalf("after the end of the context: %v", e)
-		}
-	}
-	eventually(t, "the handlers' contexts have ended too", func() bool { return b.waiting.Load() == 0 })
-}
-
-func TestClientWaitsNoLongerThanTheContext(t *testing.T) {
-	for name, prepare := range map[string]func(t *testing.T) *Client{
-		"before a retry": func(t *testing.T) *Client {
-			c, _ := newTestClient(t, []string{startFailing(t, status.Error(codes.Unknown, "broken"))}, client.Retries(1),
-				client.Backoff(func(_ context.Context, _ client.Request, i int) (time.Duration, error) {
-					return time.Duration(i) * time.Hour, nil
-				}))
-			return c
-		},
-		"for a connection": func(t *testing.T) *Client {
-			c, _ := newTestClient(t, []string{startFrozen(t)})
-			return c
-		},
-		"for the first LIST": func(t *testing.T) *Client {
-			end := make(chan struct{})
-			_, env := kubetest.StartFake(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
-			r := newRegistry(env, nil)
-			t.Cleanup(func() { close(end); _ = r.Close() })
-			return NewClient(r, grpcc.NewClient())
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := prepare(t)
-			for _, open := range []func(context.Context) error{
-				func(ctx context.Context) error { return callGreeter(ctx, c) },
-				func(ctx context.Context) error {
-					s, err := c.Stream(ctx, c.NewRequest("greeter", "Greeter.Hello", nil))
-					if err == nil {
-						err = contextError(ctx) // the stream opens before the server answers
-						_ = s.Close()
-					}
-					return err
-				},
-			} {
-				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-				begin := time.Now()
-				err := open(ctx)
-				cancel()
-				if took := time.Since(begin); codeOf(err) != 408 || took > 2*time.Second {
-					t.Errorf("%v after %s", err, took)
-				}
-			}
-		})
-	}
-}
-
-// The relay accepts data and passes none on, as a network does that has lost a route: only
-// a ping finds out.
-func TestClientNoticesThatAnInstanceIsSilentlyDead(t *testing.T) {
-	t.Parallel()
-	b := newBarrier()
-	defer b.release()
-	a := startCounted(t, b.hold)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var swallow atomic.Bool
-	kubetest.StartRelay(t, l, func() (net.Conn, error) {
-		conn, err := net.Dial("tcp", a.address())
-		return &swallowingConn{conn, &swallow}, err
-	})
-	c, _ := newTestClient(t, []string{l.Addr().String()}, client.Retries(0), client.RequestTimeout(time.Minute))
-	c.settings.Load().keepalive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second} // the shortest that grpc-go permits
-	result := make(chan error)
-	go func() { result <- callGreeter(t.Context(), c) }()
-	eventually(t, "the call is in flight", func() bool { return b.waiting.Load() == 1 })
-	swallow.Store(true)
-	begin := time.Now()
-	select {
-	case err := <-result:
-		if !strings.Contains(fmt.Sprint(err), "keepalive ping failed") {
-			t.Errorf("%v", err)
-		}
-		t.Logf("noticed after %s", time.Since(begin).Round(time.Millisecond))
-	case <-time.After(40 * time.Second):
-		t.Fatal("not noticed within 40 s")
-	}
-	if n := inFlightCalls(c); n != 0 {
-		t.Errorf("%d calls in flight", n)
-	}
-}
-
-// swallowingConn drops, while the flag is set, what is written to it.
-type swallowingConn struct {
-	net.Conn
-	swallow *atomic.Bool
-}
-
-func (c *swallowingConn) Write(b []byte) (int, error) {
-	if c.swallow.Load() {
-		return len(b), nil
-	}
-	return c.Conn.Write(b)
-}
-
-func TestClientReconnects(t *testing.T) {
-	checkNoLeak(t)
-	a := startCounted(t, nil)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	relay := kubetest.StartRelay(t, l, func() (net.Conn, error) { return net.Dial("tcp", a.address()) })
-	c, _ := newTestClient(t, []string{l.Addr().String()})
-	for range 3 {
-		if err := callGreeter(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-		relay.Cut()
-		if err := callGreeter(t.Context(), c, client.WithRetries(0)); err == nil {
-			t.Fatal("a call through a cut connection succeeds")
-		}
-		relay.Restore()
-		eventually(t, "the client has connected again", func() bool { return callGreeter(t.Context(), c, client.WithRetries(0)) == nil })
-	}
-}
-
-func TestClientClose(t *testing.T) {
-	checkNoLeak(t)
-	b := newBarrier()
-	a := startCounted(t, b.hold)
-	for name, closeIt := range map[string]func(*Client) error{
-		"client":   func(c *Client) error { return c.Close() },
-		"registry": func(c *Client) error { c.registry.conn = nil; return c.registry.Close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			c, _ := newTestClient(t, []string{a.address()}, client.Retries(0))
-			result := make(chan error)
-			go func() { result <- callGreeter(t.Context(), c) }()
-			go func() { result <- callGreeter(t.Context(), c, client.WithAddress(a.address())) }()
-			eventually(t, "two calls are in flight", func() bool { return b.waiting.Load() == 2 })
-			if err := c.Init(client.Retries(0)); err != nil { // the old connections are closed too
-				t.Fatal(err)
-			}
-			if err := closeIt(c); err != nil {
-				t.Error(err)
-			}
-			for range 2 {
-				if err := <-result; codeOf(err) != 500 {
-					t.Errorf("the call in flight: %v", err)
-				}
-			}
-			if err := callGreeter(t.Context(), c, client.WithAddress(a.address())); codeOf(err) != 500 {
-				t.Errorf("a call after Close: %v", err)
-			}
-			if _, err := c.Stream(t.Context(), c.NewRequest("greeter", "a", nil), client.WithAddress(a.address())); codeOf(err) != 500 {
-				t.Errorf("a stream after Close: %v", err)
-			}
-			eventually(t, "no connection is open", func() bool { return a.open.Load() == 0 })
-		})
-	}
-}
-
-func TestClientInitAppliesToLaterCalls(t *testing.T) {
-	checkNoLeak(t)
-	serverTLS, clientTLS := testCertificate(t)
-	a := startCounted(t, nil, grpc.Creds(credentials.NewTLS(serverTLS)))
-	c, _ := newTestClient(t, []string{a.address()}, client.Retries(0))
-	if err := callGreeter(t.Context(), c); err == nil {
-		t.Fatal("a call without TLS succeeds")
-	}
-	if err := c.Init(grpcc.AuthTLS(clientTLS), client.RequestTimeout(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	if err := callGreeter(t.Context(), c); err != nil {
-		t.Error(err)
-	}
-	if got := c.Options().CallOptions.RequestTimeout; got != time.Minute {
-		t.Errorf("the timeout is %s", got)
-	}
-	eventually(t, "the connection without TLS is closed", func() bool { return a.open.Load() == 1 })
+func dialOptions(o ...grpc.DialOption) client.Option {
+	return func(c *client.Options) { grpcc.DialOptions(o...)(&c.CallOptions) }
 }
 
 // micro.NewService applies its options in the order in which they are given.
@@ -610,8 +95,8 @@ func TestClientInServiceNeedsNoSelector(t *testing.T) {
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
-	a := startCounted(t, nil)
-	own := selector.NewSelector(selector.Registry(memory.NewRegistry(memory.Services(map[string][]*registry.Service{"greeter": {service("greeter", "v1", "own", a.address())}}))))
+	address := startHello(t, answer)
+	own := selector.NewSelector(selector.Registry(memory.NewRegistry(memory.Services(map[string][]*registry.Service{"greeter": {service("greeter", "v1", "own", address)}}))))
 	for name, options := range map[string]func(*Registry) []micro.Option{
 		"client, registry": func(r *Registry) []micro.Option {
 			return []micro.Option{micro.Client(newClient(r, grpcc.NewClient())), micro.Registry(r)}
@@ -623,24 +108,22 @@ func TestClientInServiceNeedsNoSelector(t *testing.T) {
 			return []micro.Option{micro.Client(newClient(r, grpcc.NewClient()))}
 		},
 		"micro.Selector": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(balancer.NewSelector(r, choosersOf))}
+			return []micro.Option{micro.Client(newClient(newGreeterRegistry(t), grpcc.NewClient())), micro.Selector(balancer.NewSelector(r, choosersOf))}
 		},
 		"a selector of another package": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Selector(own)}
+			return []micro.Option{micro.Client(newClient(newGreeterRegistry(t), grpcc.NewClient())), micro.Selector(own)}
 		},
 		"client.Selector": func(r *Registry) []micro.Option {
-			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient(client.Selector(own))))}
+			return []micro.Option{micro.Client(newClient(newGreeterRegistry(t), grpcc.NewClient(client.Selector(own))))}
 		},
 		"a registry of another package": func(r *Registry) []micro.Option { // as with --registry=mdns
-			return []micro.Option{micro.Client(newClient(newEmptyRegistry(t), grpcc.NewClient())), micro.Registry(own.Options().Registry)}
+			return []micro.Option{micro.Client(newClient(newGreeterRegistry(t), grpcc.NewClient())), micro.Registry(own.Options().Registry)}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, inf := newStaticRegistry(t, 0)
-			inf.Replace(readyPodsAt(t, a.address()))
-			s := micro.NewService(options(r)...)
+			s := micro.NewService(options(newGreeterRegistry(t, address))...)
 			for range 3 {
-				if err := callGreeter(t.Context(), s.Client()); err != nil {
+				if err := callHello(t.Context(), s.Client()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -648,156 +131,141 @@ func TestClientInServiceNeedsNoSelector(t *testing.T) {
 	}
 }
 
-func newEmptyRegistry(t *testing.T) *Registry {
-	r, _ := newStaticRegistry(t, 0)
-	return r
+// The handler calls a service that is down, and returns the error of that call. Lifecycle replaces the error's id by the name of the handler's
+// service.
+func TestClientDoesNotBlameDownstreamErrors(t *testing.T) {
+	for name, downstream := range map[string]struct {
+		address  string
+		deadline time.Duration
+	}{"refused": {"127.0.0.1:1", time.Second}, "timed out": {listen(t), 150 * time.Millisecond}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			other := NewClient(newGreeterRegistry(t, downstream.address), grpcc.NewClient())
+			var addresses []string
+			for range 4 {
+				addresses = append(addresses, startHello(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
+					return callHello(t.Context(), other, client.WithRequestTimeout(downstream.deadline))
+				}))
+			}
+			c := NewClient(newGreeterRegistry(t, addresses...), grpcc.NewClient(client.Retries(1)))
+			for range 8 {
+				e := errors.FromError(callHello(t.Context(), c))
+				if e == nil || e.Id != "greeter" || e.Code != 500 && e.Code != 408 {
+					t.Fatalf("the caller gets %v", e)
+				}
+			}
+			for _, i := range c.Instances("greeter") {
+				if i.EjectedFor > 0 {
+					t.Errorf("%+v is ejected", i)
+				}
+			}
+		})
+	}
 }
 
-// A selector of another package is told how each call ended, with the node that it chose.
-func TestClientMarksForSelectorOfAnotherPackage(t *testing.T) {
-	a := startCounted(t, nil)
-	marks := &markingSelector{address: a.address()}
-	c, _ := newTestClient(t, nil, client.Selector(marks), client.Retries(0))
-	if err := callGreeter(t.Context(), c); err != nil {
+// Close of a registry closes its clients, and Close of a client makes the registry forget it.
+func TestRegistryClosesClients(t *testing.T) {
+	kubetest.CheckNoLeak(t, "github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune")
+	address := startHello(t, answer)
+	r := newGreeterRegistry(t, address)
+	first, second := NewClient(r, grpcc.NewClient(client.Retries(0))), NewClient(r, grpcc.NewClient(client.Retries(0)))
+	for _, c := range []*Client{first, second} {
+		if err := callHello(t.Context(), c, client.WithAddress(address)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := first.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(r.clients) != 1 || r.clients[0] != second {
+		t.Errorf("the registry has %d clients, want the one that is not closed", len(r.clients))
+	}
+	if err := callHello(t.Context(), second, client.WithAddress(address)); err != nil {
+		t.Errorf("a call of the other client: %v", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []*Client{first, second} {
+		if err := callHello(t.Context(), c, client.WithAddress(address)); err == nil || !strings.Contains(err.Error(), "the client is closed") {
+			t.Errorf("a call after Close: %v", err)
+		}
+	}
+}
+
+func TestClientInstances(t *testing.T) {
+	address := startHello(t, answer)
+	c := NewClient(newGreeterRegistry(t, address), grpcc.NewClient())
+	if got := c.Instances("greeter"); got != nil {
+		t.Errorf("before the first call: %+v", got)
+	}
+	s, err := c.Stream(t.Context(), c.NewRequest("greeter", "Greeter.Hello", nil))
+	if err != nil {
 		t.Fatal(err)
 	}
-	s, text := openCounted(t.Context(), c)
-	if s == nil {
-		t.Fatal(text)
+	want := InstanceCalls{Pod: "p-0", Address: address, InFlight: 1}
+	if got := c.Instances("greeter"); len(got) != 1 || got[0] != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 	_ = s.Close()
-	marks.address = refusingAddress(t)
-	if err := callGreeter(t.Context(), c); err == nil {
-		t.Fatal("no error")
-	}
-	if got := strings.Join(marks.marks, ", "); !strings.HasPrefix(got, "greeter <nil>, greeter <nil>, greeter {") || c.Instances("greeter") != nil {
-		t.Errorf("marks: %s", got)
+	other := NewClient(newGreeterRegistry(t), grpcc.NewClient(client.Selector(selector.NewSelector())))
+	if got := other.Instances("greeter"); got != nil {
+		t.Errorf("with a selector of another package: %+v", got)
 	}
 }
 
-type markingSelector struct {
-	selector.Selector
-	address string
-	marks   []string
+// readSettings reads the first frame that a peer sends.
+func readSettings(t *testing.T, conn net.Conn) (window, streams uint32) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	frame, err := http2.NewFramer(conn, conn).ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, ok := frame.(*http2.SettingsFrame)
+	if !ok {
+		t.Fatalf("the first frame is %v", frame)
+	}
+	window, _ = settings.Value(http2.SettingInitialWindowSize)
+	streams, _ = settings.Value(http2.SettingMaxConcurrentStreams)
+	return window, streams
 }
 
-func (s *markingSelector) Select(string, ...selector.SelectOption) (selector.Next, error) {
-	return func() (*registry.Node, error) { return &registry.Node{Address: s.address}, nil }, nil
-}
-
-func (s *markingSelector) Mark(service string, _ *registry.Node, err error) {
-	s.marks = append(s.marks, fmt.Sprint(service, " ", err))
-}
-
-// Go-micro's server recovers the panic of a handler, and the process goes on.
-func TestClientAfterPanic(t *testing.T) {
-	a := startCounted(t, nil)
-	for name, opt := range map[string]client.Option{
-		"wrapper": client.WrapCall(func(client.CallFunc) client.CallFunc { panic("expected") }),
-		"interceptor": dialOptions(grpc.WithUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
-			panic("expected")
-		})),
-		"stream interceptor": dialOptions(grpc.WithStreamInterceptor(func(context.Context, *grpc.StreamDesc, *grpc.ClientConn, string, grpc.Streamer, ...grpc.CallOption) (grpc.ClientStream, error) {
-			panic("expected")
-		})),
+func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
+	for name, test := range map[string]struct {
+		options []grpc.ServerOption
+		window  uint32
+	}{
+		"no window of the user": {nil, gomicro.FlowControlWindow},
+		"a window of the user":  {[]grpc.ServerOption{grpc.InitialWindowSize(2 << 20)}, 2 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, inf := newTestClient(t, []string{a.address()}, opt)
-			func() {
-				defer func() {
-					if r := recover(); r != "expected" {
-						t.Errorf("recovered %v", r)
-					}
-				}()
-				if name == "stream interceptor" {
-					_, _ = c.Stream(t.Context(), c.NewRequest("greeter", "Greeter.Hello", nil))
-				} else {
-					_ = callGreeter(t.Context(), c)
+			s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()),
+				grpcs.Options(append(test.options, grpc.MaxConcurrentStreams(7))...))
+			o := micro.Options{Server: s}
+			Lifecycle(newGreeterRegistry(t))(&o)
+			for _, prepare := range o.BeforeStart {
+				if err := prepare(); err != nil {
+					t.Fatal(err)
 				}
-			}()
-			if n := inFlightCalls(c); n != 0 {
-				t.Errorf("%d calls in flight", n)
 			}
-			inf.Delete(readyPodAt(t, 0, a.address()))
-			eventually(t, "the connection is closed", func() bool { return c.connections.count() == 0 })
-		})
-	}
-}
-
-// Concurrent calls must not append to the slices of the client's options that they share.
-func TestClientCallsDoNotShareOptions(t *testing.T) {
-	a := startCounted(t, nil)
-	pass := func(call client.CallFunc) client.CallFunc { return call }
-	c, _ := newTestClient(t, []string{a.address()}, client.WrapCall(pass), client.WrapCall(pass), client.WrapCall(pass))
-	var calls sync.WaitGroup
-	for i := range 20 {
-		calls.Go(func() {
-			for range 20 {
-				var seen string
-				if err := callGreeter(t.Context(), c, client.WithCallWrapper(recordWrapper(fmt.Sprint(i), &seen))); err != nil || seen != fmt.Sprintf("<%d%d>", i, i) {
-					t.Errorf("call %d ran the wrappers %q: %v", i, seen, err)
-				}
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Stop() }()
+			conn, err := net.Dial("tcp", s.Options().Address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+				t.Fatal(err)
+			}
+			if window, streams := readSettings(t, conn); window != test.window || streams != 7 {
+				t.Errorf("the server permits %d bytes and %d streams, want %d and 7", window, streams, test.window)
 			}
 		})
 	}
-	calls.Wait()
-}
-
-// A call starts no goroutine but the handler's, which grpc-go's server starts.
-func TestClientStartsNoGoroutinePerCall(t *testing.T) {
-	a := startCounted(t, nil)
-	c, _ := newTestClient(t, []string{a.address()})
-	created := func() uint64 {
-		s := []metrics.Sample{{Name: "/sched/goroutines-created:goroutines"}}
-		metrics.Read(s)
-		return s[0].Value.Uint64()
-	}
-	if err := callGreeter(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	before := created()
-	for range 100 {
-		if err := callGreeter(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := created() - before; n < 100 || n > 120 {
-		t.Errorf("100 calls started %d goroutines, want one each", n)
-	}
-}
-
-func TestClientAllocations(t *testing.T) {
-	address, _ := startServer(t, answer)
-	c, _ := newTestClient(t, []string{address})
-	call := func() {
-		if err := callGreeter(context.Background(), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	call()
-	if n := testing.AllocsPerRun(500, call); n > 230 { // of the client and of go-micro's server; 268 with go-micro's client
-		t.Errorf("%v allocations per call", n)
-	}
-}
-
-// testCertificate returns the TLS configurations of a server at 127.0.0.1 and of a client
-// that trusts it.
-func testCertificate(t testing.TB) (server, client *tls.Config) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(c)
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, &tls.Config{RootCAs: pool}
 }

@@ -133,9 +133,28 @@
 //	Informer.Update          (internal/discovery) passes the pod to the table and publishes
 //	oneService.update        (internal/discovery) decodes the annotation into instances
 //	Informer.publish         (internal/discovery) stores the routable instances as a snapshot
-//	call.chooseInstance      (client.go)      a call or stream of a Client asks for an instance
-//	serviceChooser.pickBetter (internal/balancer) takes the better of two of the instances
-//	Choice.Done              (internal/balancer) learns how the call ended
+//	serviceChooser.pickBetter (internal/balancer) takes the better of two of the instances for a call
+//
+// # From greeter.Hello to the wire and back
+//
+// A call of the generated client takes these steps. Each file is on the way out once, and on the way back once:
+//
+//	Client.Call               (client.go)                      the public client
+//	Client.call               (internal/rpc/client.go)         the wrappers of client.Wrap, and the deadline
+//	call.run                  (internal/rpc/call.go)           the attempts: retries and their backoff
+//	Selector.Chooser          (internal/balancer/selector.go)  filters, strategies, or the service's chooser
+//	call.try                  (internal/rpc/attempt.go)        one attempt, with the call wrappers
+//	serviceChooser.pickBetter (internal/balancer/choice.go)    two instances at random
+//	Stats.Load                (internal/callstats/load.go)     which of the two is better
+//	connections.acquire       (internal/rpc/connections.go)    the instance's connection
+//	settings.outgoing         (internal/rpc/settings.go)       the headers; then grpc-go sends the call
+//
+//	result                    (internal/rpc/errors.go)         grpc-go's status becomes an error of go-micro
+//	OfStatus                  (internal/outcome/outcome.go)    what the status says about the instance
+//	call.finish               (internal/rpc/attempt.go)        the attempt has ended
+//	Choice.Done               (internal/balancer/choice.go)    the end of the choice
+//	Stats.End                 (internal/callstats/stats.go)    latency, errors in a row, calls in flight
+//	serviceChooser.eject      (internal/balancer/ejection.go)  only if the instance has failed
 //
 // # From a ConfigMap to a printed map
 //

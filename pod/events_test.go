@@ -31,7 +31,11 @@ func TestEventsOfSeveralOptions(t *testing.T) {
 	}
 	s := balancer.NewSelector(r, choosersOf)
 	call := func(o outcome.Outcome) {
-		c, err := s.Choose("greeter", nil, nil)
+		choose, err := s.Chooser(t.Context(), "greeter", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := choose(nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -126,10 +126,13 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 	slowest := time.Duration(0)
 	for end := time.Now().Add(18 * time.Second); time.Now().Before(end); { // longer than the 15 s until a silent connection is closed
 		begin := time.Now()
-		c, err := ours.Choose("greeter", nil, nil)
+		choose, err := ours.Chooser(t.Context(), "greeter", nil)
 		if err == nil {
-			c.Done(outcome.Answered, nil)
-			err = has(r, "greeter", "10.0.0.1:1")()
+			var c balancer.Choice
+			if c, err = choose(nil); err == nil {
+				c.Done(outcome.Answered, nil)
+				err = has(r, "greeter", "10.0.0.1:1")()
+			}
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -157,7 +157,7 @@ func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *
 // latencyRecovers demands that 99 % of the calls are as fast as before once the slow replica
 // is detected. A p99 below noise is accepted. If the slow replica answered less than 1 % of the calls, any p99 is
 // accepted, because then the machine was slow. If the other replicas sometimes needed half of the slow one's
-// 100 ms, latency does not tell them apart (latencyTolerance in pod/choice.go), and the slow replica may answer
+// 100 ms, latency does not tell them apart (latencyTolerance in pod/internal/callstats), and the slow replica may answer
 // half of its fair share: its calls stay in flight longer, which limits it to that.
 func latencyRecovers(t *testing.T, span faults.Span, log []faults.Second, before faults.Second) {
 	during := faults.Sum(log, span.Injected.Add(detectionTime), span.End)

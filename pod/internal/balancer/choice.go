@@ -75,20 +75,24 @@ type serviceChooser struct {
 	informer  *discovery.Informer
 	instances func() []*discovery.Instance // of the informer, except in simulations
 	events    []Events
-	next      selector.Next // made once, so that Select allocates nothing
-	random    *rand.Rand    // nil except in simulations
+	random    *rand.Rand // nil except in simulations
+
+	// made once, so that Chooser and Select allocate nothing
+	choose func(previous *discovery.Instance) (Choice, error)
+	next   selector.Next
 
 	ejecting sync.Mutex // serializes ejections, so that two of them together do not exceed the cap
 }
 
 func newServiceChooser(i *discovery.Informer, e []Events) *serviceChooser {
 	c := &serviceChooser{informer: i, instances: func() []*discovery.Instance { return i.Snapshot().Instances }, events: e}
+	c.choose = c.chooseRoutable
 	c.next = nextOf(c.choose)
 	return c
 }
 
-// choose chooses a routable instance and avoids previous, which may be nil.
-func (s *serviceChooser) choose(previous *discovery.Instance) (Choice, error) {
+// chooseRoutable chooses a routable instance and avoids previous, which may be nil.
+func (s *serviceChooser) chooseRoutable(previous *discovery.Instance) (Choice, error) {
 	instances := s.instances()
 	if len(instances) == 0 {
 		return Choice{}, selector.ErrNotFound

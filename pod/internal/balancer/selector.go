@@ -4,10 +4,10 @@
 // an instance's calls, and when one is better, is package callstats. This package draws, keeps
 // at most half of the instances ejected, and reports ejections to the log and to Events.
 //
-// There is one way of feedback: Choose returns a Choice, whose Done must be called with the
-// outcome of the call, as grpc-go's PickResult.Done.
+// There is one way of feedback: each choice of an instance is a Choice, whose Done must be called
+// with the outcome of the call, as grpc-go's PickResult.Done.
 //
-//	Selector.Choose            (selector.go) filters, strategies, registries of other packages
+//	Selector.Chooser           (selector.go) filters, strategies, registries of other packages
 //	serviceChooser.pickBetter  (choice.go)   takes the better of two instances
 //	Choice.AsStream            (choice.go)   the call has opened a stream
 //	Choice.Done                (choice.go)   the call has ended
@@ -80,20 +80,30 @@ func (s *Selector) Init(opts ...selector.Option) error {
 // Options returns the options of NewSelector and Init.
 func (s *Selector) Options() selector.Options { return s.state.Load().options }
 
-// Choose chooses an instance for one call. It avoids previous, which may be nil, as long as
-// there is another instance. The caller must end the choice with Done. It returns
-// selector.ErrNotFound if no routable pod carries the service now,
-// selector.ErrNoneAvailable if the filters leave no instance, and the errors of a strategy.
-func (s *Selector) Choose(service string, opts []selector.SelectOption, previous *discovery.Instance) (Choice, error) {
+// Chooser returns the function that chooses the instance for each attempt of a call. Only the first
+// call for a service waits, until its instances are known or the context ends.
+//
+// The function avoids previous, which may be nil, as long as there is another instance. The caller
+// must end the choice with Done. It returns selector.ErrNotFound if no routable pod carries the
+// service now, selector.ErrNoneAvailable if the filters leave no instance, and the errors of a
+// strategy.
+func (s *Selector) Chooser(ctx context.Context, service string, opts []selector.SelectOption) (func(previous *discovery.Instance) (Choice, error), error) {
 	state := s.state.Load()
 	if c := state.fastChooser(service, opts); c != nil {
-		return c.choose(previous)
+		return c.choose, nil
 	}
-	choose, err := s.prepare(state, service, opts)
-	if err != nil {
-		return Choice{}, err
+	if state.choosers != nil {
+		if _, err := state.choosers.get(ctx, service); err != nil {
+			return nil, err
+		}
 	}
-	return choose(previous)
+	return func(previous *discovery.Instance) (Choice, error) {
+		choose, err := s.prepare(state, service, opts)
+		if err != nil {
+			return Choice{}, err
+		}
+		return choose(previous)
+	}, nil
 }
 
 // fastChooser returns the chooser of a service if a choice needs nothing but its snapshot, and
@@ -150,18 +160,7 @@ func (s *Selector) prepare(state *selectorState, service string, opts []selector
 	}, nil
 }
 
-// Await waits until the instances of a service are known. Only the first call for a service
-// waits; it ends with the context.
-func (s *Selector) Await(ctx context.Context, service string) error {
-	c := s.state.Load().choosers
-	if c == nil || c.find(service) != nil {
-		return nil
-	}
-	_, err := c.get(ctx, service)
-	return err
-}
-
-// Select returns the function that picks an instance of a service, with the errors of Choose.
+// Select returns the function that picks an instance of a service, with the errors of Chooser.
 func (s *Selector) Select(service string, opts ...selector.SelectOption) (selector.Next, error) {
 	state := s.state.Load()
 	if c := state.fastChooser(service, opts); c != nil {

@@ -1,11 +1,13 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -14,6 +16,15 @@ import (
 	"github.com/micro/go-micro/v2/registry/memory"
 	corev1 "k8s.io/api/core/v1"
 )
+
+// Choose chooses an instance as the first attempt of a call does, or as one after another attempt.
+func (s *Selector) Choose(service string, opts []selector.SelectOption, previous *discovery.Instance) (Choice, error) {
+	choose, err := s.Chooser(context.Background(), service, opts)
+	if err != nil {
+		return Choice{}, err
+	}
+	return choose(previous)
+}
 
 // chooseOne chooses an instance of the greeter.
 func chooseOne(t testing.TB, s *Selector, opts ...selector.SelectOption) Choice {
@@ -165,9 +176,6 @@ func TestSelectorWithRegistryOfAnotherPackage(t *testing.T) {
 		if err := m.Register(greeterService(id, fmt.Sprint("10.0.0.1:", i+1))); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := s.Await(t.Context(), "greeter"); err != nil {
-		t.Error(err)
 	}
 	seen := map[string]int{}
 	for range 100 {

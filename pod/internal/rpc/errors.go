@@ -1,11 +1,13 @@
-package pod
+package rpc
 
 import (
 	"context"
+	stderrors "errors"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
+	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -22,6 +24,14 @@ func contextError(ctx context.Context) error {
 		text = err.Error()
 	}
 	return errors.New(gomicro.ClientID, text, 408)
+}
+
+// selectError returns the error of a selector as go-micro's client does.
+func selectError(service string, err error) error {
+	if stderrors.Is(err, selector.ErrNotFound) {
+		return errors.InternalServerError(gomicro.ClientID, "service %s: %s", service, err.Error())
+	}
+	return errors.InternalServerError(gomicro.ClientID, "error selecting %s node: %s", service, err.Error())
 }
 
 // result returns what the result of a unary call, as grpc-go returned it, says about the

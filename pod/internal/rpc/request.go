@@ -1,4 +1,4 @@
-package pod
+package rpc
 
 import (
 	"strings"
@@ -37,6 +37,15 @@ func (r *request) ContentType() string { return r.contentType }
 func (r *request) Body() any           { return r.body }
 func (r *request) Codec() codec.Writer { return r.codec }
 func (r *request) Stream() bool        { return r.options.Stream }
+
+// methodOf returns the path of a request's method, as go-micro's client does: a method
+// Greeter.Hello of a service x becomes /x.Greeter/Hello.
+func methodOf(req client.Request) string {
+	if r, ok := req.(*request); ok {
+		return r.path
+	}
+	return methodPath(req.Service(), req.Endpoint())
+}
 
 // methodPath returns the path of a method as go-micro's client does: the method
 // Greeter.Hello of the service x has the path /x.Greeter/Hello.

@@ -1,4 +1,4 @@
-package pod
+package rpc
 
 import (
 	"context"
@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/codec"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
@@ -20,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	grpcmetadata "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -82,7 +85,7 @@ func TestClientStreamCountsAsInFlightUntilItEnds(t *testing.T) {
 				end(s, cancel)
 			}
 			eventually(t, "none is in flight", func() bool { return inFlightCalls(c) == 0 })
-			if i := c.Instances("greeter")[0]; i.Failures != 0 || i.EjectedFor != 0 {
+			if i := instancesOf(c)[0]; i.Failures != 0 || i.EjectedFor != 0 {
 				t.Errorf("%+v", i)
 			}
 		})
@@ -118,7 +121,7 @@ func TestClientStreamAndFailuresOfInstances(t *testing.T) {
 			if failed > 1 {
 				t.Errorf("%d of 20 streams failed to open, want at most 1", failed)
 			}
-			for _, i := range c.Instances("greeter") {
+			for _, i := range instancesOf(c) {
 				if i.Address == dead && (i.InFlight != 0 || (i.EjectedFor > 0) != (failed > 0)) || i.Address == works && i.InFlight != 20-failed {
 					t.Errorf("%+v", i)
 				}
@@ -152,7 +155,7 @@ func TestClientStreamEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	if err := s.Recv(new(proto.HelloResponse)); status.Code(err) != codes.Unavailable {
 		t.Errorf("%v", err)
 	}
-	for _, i := range c.Instances("greeter") {
+	for _, i := range instancesOf(c) {
 		if i.InFlight != 0 || i.Address == l.Addr().String() && i.Failures != 1 {
 			t.Errorf("%+v", i)
 		}
@@ -249,4 +252,93 @@ func TestClientStreamOpenedTooLate(t *testing.T) {
 		t.Errorf("opening a stream too late returns %v", err)
 	}
 	eventually(t, "none is in flight", func() bool { return inFlightCalls(c) == 0 })
+}
+
+// fakeStream is a stream of grpc-go that was open and has ended.
+type fakeStream struct {
+	grpc.ClientStream
+	header grpcmetadata.MD
+	err    error
+}
+
+func (s *fakeStream) Header() (grpcmetadata.MD, error) { return s.header, s.err }
+func (s *fakeStream) RecvMsg(any) error                { return s.err }
+
+func TestStreamHeaders(t *testing.T) {
+	ok := &fakeStream{header: grpcmetadata.MD{"a": {"1", "2"}, "b": {"3"}}}
+	broken := &fakeStream{err: io.ErrUnexpectedEOF}
+	if got := (&response{stream: ok}).Header(); len(got) != 2 || got["a"] != "1,2" || got["b"] != "3" {
+		t.Errorf("%v", got)
+	}
+	if got := (&response{stream: broken}).Header(); got == nil || len(got) != 0 {
+		t.Errorf("without headers: %v, want an empty map", got)
+	}
+	for _, header := range []map[string]string{nil, {"c": "4"}} {
+		m := &codec.Message{Id: "1", Target: "x", Method: "x", Endpoint: "x", Header: header}
+		if err := (&streamCodec{stream: ok}).ReadHeader(m, codec.Response); err != nil || m.Header["a"] != "1,2" || header != nil && m.Header["c"] != "4" || m.Id+m.Target+m.Method+m.Endpoint != "" {
+			t.Errorf("%+v, %v", m, err)
+		}
+	}
+	if err := (&streamCodec{stream: ok}).ReadHeader(nil, codec.Response); err != nil {
+		t.Error(err)
+	}
+	if err := (&streamCodec{stream: broken}).ReadHeader(nil, codec.Response); err != io.ErrUnexpectedEOF {
+		t.Errorf("the error of the stream: %v", err)
+	}
+	if _, err := (&response{stream: broken, codec: &streamCodec{stream: broken}}).Read(); err != io.ErrUnexpectedEOF {
+		t.Errorf("the error of the stream: %v", err)
+	}
+	if got := (&streamCodec{name: "proto"}).String(); got != "proto" {
+		t.Errorf("%q", got)
+	}
+}
+
+// grpc-go may end a stream before the attempt that has opened it reports its choice, or after.
+func TestStreamEndIsReportedOnce(t *testing.T) {
+	for _, first := range []string{"finish", "report"} {
+		conns := newConnections(t)
+		conn := conns.mustAcquire(t, "127.0.0.1:1")
+		c, _ := newTestClient(t, []string{"127.0.0.1:1"})
+		choose, err := c.settings.Load().selector.Chooser(t.Context(), "greeter", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		choice, err := choose(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := &streamEnd{connection: conn}
+		if first == "finish" {
+			end.finish(outcome.LostConnection, io.ErrUnexpectedEOF)
+		}
+		if n := inFlightCalls(c); n != 1 {
+			t.Errorf("%s first: %d in flight, want 1", first, n)
+		}
+		end.report(choice.AsStream())
+		end.finish(outcome.LostConnection, io.ErrUnexpectedEOF)
+		end.finish(outcome.Answered, nil)
+		if i := instancesOf(c)[0]; i.InFlight != 0 || i.Failures != 1 {
+			t.Errorf("%s first: %+v, want one failure", first, i)
+		}
+		if !conn.calls.TryLock() {
+			t.Errorf("%s first: the connection is not released", first)
+		}
+		conn.calls.Unlock()
+	}
+}
+
+func TestStreamWithoutTimeLimitOfItsOpening(t *testing.T) {
+	c, _ := newTestClient(t, []string{startStreams(t)})
+	s, text := openEcho(t.Context(), c, []string{"a"}, client.WithDialTimeout(0))
+	if s == nil {
+		t.Fatal(text)
+	}
+	_ = s.Close()
+}
+
+func TestStreamWithoutRequest(t *testing.T) {
+	c, _ := newTestClient(t, nil)
+	if _, err := c.Stream(t.Context(), nil); codeOf(err) != 500 || !strings.Contains(err.Error(), "req is nil") {
+		t.Errorf("%v", err)
+	}
 }

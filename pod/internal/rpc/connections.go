@@ -1,6 +1,7 @@
-package pod
+package rpc
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -15,7 +16,7 @@ type connections struct {
 	forCalls sync.Map // of *connection, by *discovery.Instance or address
 
 	mu       sync.Mutex
-	settings *clientSettings // of connections that are opened from now on
+	settings *settings // of connections that are opened from now on
 	open     map[*connection]bool
 	closed   bool
 	closing  sync.WaitGroup // connections that are being closed
@@ -30,7 +31,10 @@ type connection struct {
 
 	calls   sync.RWMutex // read-locked by each call and stream in flight, and locked for ever to close the connection
 	leaving sync.Once
+	stop    func() bool // makes the instance forget the connection
 }
+
+var errClosed = errors.New("the client is closed")
 
 // acquire returns the connection for a call or stream to an instance, or to an address if the
 // instance is nil. The caller releases it at the end of the call or stream.
@@ -48,40 +52,36 @@ func (c *connections) acquire(i *discovery.Instance, address string) (*connectio
 			}
 			c.forCalls.CompareAndDelete(target, v)
 		}
-		conn, err := c.dial(target, address)
-		switch {
-		case err != nil:
-			return nil, err
-		case conn == nil: // another call has opened it
-			continue
-		case i != nil:
-			i.AfterLeave(func() { c.leave(conn) })
-		default:
-			c.leaveUnused()
+		if conn, err := c.dial(i, target, address); conn != nil || err != nil {
+			return conn, err
 		}
-		return conn, nil
 	}
 }
 
-// dial opens the connection to a target for its first call, which releases it. It returns nil if there is one already.
-func (c *connections) dial(target any, address string) (*connection, error) {
+// dial opens the connection to a target for its first call, which releases it. It returns nil
+// if another call has opened it.
+func (c *connections) dial(i *discovery.Instance, target any, address string) (*connection, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, errClientClosed
+		return nil, errClosed
 	}
 	if _, ok := c.forCalls.Load(target); ok {
 		return nil, nil
 	}
-	_, isInstance := target.(*discovery.Instance)
-	channel, err := c.settings.dial(address, isInstance)
+	channel, err := c.settings.dial(address, i != nil)
 	if err != nil {
 		return nil, err
 	}
-	conn := &connection{channel: channel, target: target}
+	conn := &connection{channel: channel, target: target, stop: func() bool { return false }}
 	conn.calls.RLock()
-	c.forCalls.Store(target, conn)
+	if i != nil {
+		conn.stop = i.AfterLeave(func() { c.leave(conn) })
+	} else {
+		c.leaveUnused()
+	}
 	c.open[conn] = true
+	c.forCalls.Store(target, conn)
 	return conn, nil
 }
 
@@ -93,61 +93,51 @@ func (c *connection) release() {
 	c.calls.RUnlock()
 }
 
-// leave closes a connection as soon as its calls have ended. Calls that still begin open
-// another one. leave does not wait; a goroutine does, which ends with the last call.
+// leave closes a connection when its calls have ended. Calls that begin later open another one.
+// leave runs in a goroutine of its own, which ends soon after the last call.
 func (c *connections) leave(conn *connection) {
 	conn.leaving.Do(func() {
+		c.mu.Lock()
 		c.forCalls.CompareAndDelete(conn.target, conn)
-		if conn.calls.TryLock() {
+		conn.stop()
+		c.mu.Unlock()
+		conn.calls.Lock()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.open[conn] {
+			delete(c.open, conn)
 			c.close(conn)
-			return
 		}
-		go func() {
-			conn.calls.Lock()
-			c.close(conn)
-		}()
 	})
 }
 
-// leaveUnused closes connections to addresses, which never leave the registry, when they have
-// not been used for client.PoolTTL.
+// leaveUnused closes the connections to addresses that have not been used for client.PoolTTL. The
+// registry does not say that an address has left. The caller holds the lock.
 func (c *connections) leaveUnused() {
-	c.mu.Lock()
 	before := callstats.Clock() - int64(c.settings.options.PoolTTL)
-	c.mu.Unlock()
-	c.forCalls.Range(func(_, value any) bool {
-		conn := value.(*connection)
+	for conn := range c.open {
 		if last := conn.released.Load(); last != 0 && last < before && conn.calls.TryLock() { // no call is in flight
 			conn.calls.Unlock()
-			c.leave(conn)
+			go c.leave(conn)
 		}
-		return true
-	})
+	}
 }
 
-// replace makes later calls open connections with other settings. It closes the connections, each when its calls have ended.
-func (c *connections) replace(s *clientSettings) {
+// replace makes later calls open connections with other settings.
+func (c *connections) replace(s *settings) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.settings = s
-	var replaced []*connection
+	c.forCalls.Clear()
 	for conn := range c.open {
-		replaced = append(replaced, conn)
-	}
-	c.mu.Unlock()
-	for _, conn := range replaced {
-		c.leave(conn)
+		go c.leave(conn)
 	}
 }
 
 // close closes a connection in the background, because grpc-go's Close waits for the goroutines
-// of the connection.
+// of the connection. The caller holds the lock.
 func (c *connections) close(conn *connection) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open[conn] {
-		delete(c.open, conn)
-		c.closing.Go(func() { _ = conn.channel.Close() })
-	}
+	c.closing.Go(func() { _ = conn.channel.Close() })
 }
 
 // closeAll closes all connections at once, so that the calls in flight fail, and waits for their goroutines.
@@ -155,10 +145,11 @@ func (c *connections) closeAll() {
 	c.mu.Lock()
 	c.closed = true
 	for conn := range c.open {
-		c.closing.Go(func() { _ = conn.channel.Close() })
+		conn.stop()
+		c.close(conn)
 	}
 	clear(c.open)
-	c.mu.Unlock()
 	c.forCalls.Clear()
+	c.mu.Unlock()
 	c.closing.Wait()
 }

@@ -1,4 +1,4 @@
-package pod
+package rpc
 
 import (
 	"cmp"
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	podcodec "github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	bmemory "github.com/micro/go-micro/v2/broker/memory"
@@ -47,8 +48,8 @@ type newClientFunc func(t testing.TB, addresses []string, opts ...client.Option)
 
 func newMicroClient(t testing.TB, addresses []string, opts ...client.Option) client.Client {
 	r := memory.NewRegistry()
-	for i, a := range addresses {
-		if err := r.Register(service("greeter", "v1", fmt.Sprint("greeter-", i), a)); err != nil {
+	for _, a := range addresses {
+		if err := r.Register(kubetest.OneInstance("greeter", "v1", a)); err != nil {
 			t.Fatal(err)
 		}
 	}

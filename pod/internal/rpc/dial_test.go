@@ -1,21 +1,46 @@
-package pod
+package rpc
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"testing"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
-	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
-	"github.com/micro/go-micro/v2/registry/memory"
-	"github.com/micro/go-micro/v2/server"
-	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 )
+
+func TestTarget(t *testing.T) {
+	for _, test := range []struct{ address, target, security, name string }{
+		{"10.0.0.1:9100", "passthrough:///10.0.0.1:9100", "insecure", ""},
+		{"10.0.0.1:443", "passthrough:///10.0.0.1:443", "tls", ""},
+		{"[fd00::1]:9100", "passthrough:///[fd00::1]:9100", "insecure", ""},
+		{"greeter", "passthrough:///greeter:443", "tls", ""},
+		{"https://greeter", "passthrough:///greeter:443", "tls", ""},
+		{"https://greeter:9100", "passthrough:///greeter:9100", "tls", ""},
+		{"dns:///greeter:9100", "dns:///greeter:9100", "insecure", ""},
+		{"unix:/run/greeter", "unix:/run/greeter", "insecure", ""},
+		{"unknown://greeter", "unknown://greeter", "insecure", ""},
+	} {
+		for _, withTLS := range []bool{false, true} {
+			var opts []client.Option
+			want := test.security
+			if withTLS {
+				opts, want = append(opts, grpcc.AuthTLS(&tls.Config{ServerName: "other", MinVersion: tls.VersionTLS12})), "tls"
+			}
+			target, creds := newSettings(grpcc.NewClient(opts...).Options()).target(test.address)
+			info := creds.Info()
+			if target != test.target || info.SecurityProtocol != want || withTLS != (info.ServerName == "other") { //nolint:staticcheck // as grpc-go reads it
+				t.Errorf("%q with grpcc.AuthTLS %v: %q, %q, name %q, want %q, %q", test.address, withTLS, target, info.SecurityProtocol, info.ServerName, test.target, want) //nolint:staticcheck // as grpc-go reads it
+			}
+		}
+	}
+}
 
 // readSettings reads the first frame that a peer sends.
 func readSettings(t *testing.T, conn net.Conn) (window, streams uint32) {
@@ -32,43 +57,6 @@ func readSettings(t *testing.T, conn net.Conn) (window, streams uint32) {
 	window, _ = settings.Value(http2.SettingInitialWindowSize)
 	streams, _ = settings.Value(http2.SettingMaxConcurrentStreams)
 	return window, streams
-}
-
-func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
-	for name, test := range map[string]struct {
-		options []grpc.ServerOption
-		window  uint32
-	}{
-		"no window of the user": {nil, gomicro.FlowControlWindow},
-		"a window of the user":  {[]grpc.ServerOption{grpc.InitialWindowSize(2 << 20)}, 2 << 20},
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()),
-				grpcs.Options(append(test.options, grpc.MaxConcurrentStreams(7))...))
-			o := micro.Options{Server: s}
-			Lifecycle(newEmptyRegistry(t))(&o)
-			for _, prepare := range o.BeforeStart {
-				if err := prepare(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := s.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = s.Stop() }()
-			conn, err := net.Dial("tcp", s.Options().Address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-				t.Fatal(err)
-			}
-			if window, streams := readSettings(t, conn); window != test.window || streams != 7 {
-				t.Errorf("the server permits %d bytes and %d streams, want %d and 7", window, streams, test.window)
-			}
-		})
-	}
 }
 
 func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
@@ -103,11 +91,4 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 			}
 		})
 	}
-}
-
-// count returns the number of connections that are not closed.
-func (c *connections) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.open)
 }

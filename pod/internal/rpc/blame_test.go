@@ -1,4 +1,4 @@
-package pod
+package rpc
 
 import (
 	"context"
@@ -9,14 +9,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
-	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
-	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
@@ -41,16 +40,7 @@ func (f helloFunc) Hello(ctx context.Context, req *proto.HelloRequest, rsp *prot
 // end of the test.
 func startServer(t *testing.T, hello helloFunc, opts ...server.Option) (address string, stop func()) {
 	t.Helper()
-	return startServerWith(t, hello, func(server.Server) error { return nil }, opts...)
-}
-
-// startServerWith calls a function before the server starts.
-func startServerWith(t *testing.T, hello helloFunc, beforeStart func(server.Server) error, opts ...server.Option) (address string, stop func()) {
-	t.Helper()
 	s := grpcs.NewServer(append([]server.Option{server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry())}, opts...)...)
-	if err := beforeStart(s); err != nil {
-		t.Fatal(err)
-	}
 	if err := proto.RegisterGreeterHandler(s, hello); err != nil {
 		t.Fatal(err)
 	}
@@ -109,10 +99,7 @@ type greeterClient struct {
 
 func newGreeterClient(t *testing.T, addresses []string, opts ...client.Option) *greeterClient {
 	t.Helper()
-	r, inf := newStaticRegistry(t, 0)
-	inf.Replace(readyPodsAt(t, addresses...))
-	c := NewClient(r, grpcc.NewClient(opts...))
-	t.Cleanup(func() { _ = c.Close() })
+	c, inf := newTestClient(t, addresses, opts...)
 	return &greeterClient{proto.NewGreeterService("greeter", c), c, inf}
 }
 
@@ -261,41 +248,6 @@ func TestClientDoesNotBlameHandlersErrors(t *testing.T) {
 			for range 8 {
 				if err := c.call(5 * time.Second); err == nil {
 					t.Fatal("no error")
-				}
-			}
-			if got := c.ejected(); len(got) > 0 {
-				t.Errorf("ejected: %q, want none", got)
-			}
-		})
-	}
-}
-
-// The handler calls a service that is down, and returns the error of that call. Lifecycle replaces the error's id by the name of the handler's
-// service.
-func TestClientDoesNotBlameDownstreamErrors(t *testing.T) {
-	for name, downstream := range map[string]struct {
-		address  string
-		deadline time.Duration
-	}{"refused": {refusingAddress(t), time.Second}, "timed out": {startFrozen(t), 150 * time.Millisecond}} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			other := newGreeterClient(t, []string{downstream.address})
-			var addresses []string
-			for range 4 {
-				a, _ := startServerWith(t, func(context.Context, *proto.HelloRequest, *proto.HelloResponse) error {
-					return other.call(downstream.deadline)
-				}, func(s server.Server) error {
-					o := micro.Options{Server: s}
-					Lifecycle(NewRegistry(nil))(&o)
-					return o.BeforeStart[0]()
-				})
-				addresses = append(addresses, a)
-			}
-			c := newGreeterClient(t, addresses, client.Retries(1))
-			for range 8 {
-				e := errors.FromError(c.call(5 * time.Second))
-				if e == nil || e.Id != "greeter" || e.Code != 500 && e.Code != 408 {
-					t.Fatalf("the caller gets %v", e)
 				}
 			}
 			if got := c.ejected(); len(got) > 0 {

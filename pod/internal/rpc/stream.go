@@ -1,4 +1,4 @@
-package pod
+package rpc
 
 import (
 	"context"
@@ -9,42 +9,13 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/codec"
 	"github.com/micro/go-micro/v2/codec/bytes"
-	"github.com/micro/go-micro/v2/registry"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 )
-
-// Stream opens a stream to an instance of a service. Unlike a call, a stream has no deadline
-// but that of its context; only opening it takes at most client.DialTimeout. The stream counts
-// as in flight until it ends: Recv returns an error (io.EOF at its regular end), or Close is
-// called, or its context ends. A caller must see to one of these.
-//
-// Send and Recv return the errors of grpc-go. Send may be called by one goroutine while
-// another calls Recv.
-func (c *Client) Stream(ctx context.Context, req client.Request, opts ...client.CallOption) (client.Stream, error) {
-	if c.outermost != nil {
-		return c.outermost.Stream(ctx, req, opts...)
-	}
-	return c.stream(ctx, req, opts)
-}
-
-func (c *Client) stream(ctx context.Context, req client.Request, opts []client.CallOption) (client.Stream, error) {
-	if req == nil {
-		return nil, clientError("req is nil")
-	}
-	k := newCall(c, req, opts)
-	k.timeout = max(0, k.options.StreamTimeout)
-	s := &stream{}
-	if err := k.run(ctx, s); err != nil {
-		return nil, err
-	}
-	return s, nil
-}
 
 // stream is an open stream.
 type stream struct {
@@ -53,6 +24,7 @@ type stream struct {
 	grpc     grpc.ClientStream
 	request  client.Request
 	response *response
+	end      *streamEnd
 
 	mu  sync.Mutex
 	err error // of the last Send or Recv
@@ -60,18 +32,13 @@ type stream struct {
 
 var errOpeningTooLong = errors.New("the connection was not ready in time")
 
-// open opens a stream.
-func (k *call) open(ctx context.Context, s *stream, i *discovery.Instance, address, method string, node *registry.Node, req client.Request,
-	c *clientCodec, options []grpc.CallOption, o *client.CallOptions) error {
-	conn, err := k.client.connections.acquire(i, address)
-	if err != nil {
-		return clientError("Error sending request: " + err.Error())
-	}
+// open opens the stream with a context of the caller. The stream releases the connection when it
+// ends, also if it does not open. The outcome is that of an attempt that has failed.
+func (s *stream) open(callerCtx context.Context, conn *connection, req client.Request, codecName string, options []grpc.CallOption, limit time.Duration) (outcome.Outcome, error) {
 	end := &streamEnd{connection: conn}
-	callerCtx := k.settings.outgoing(ctx, c, max(0, o.StreamTimeout))
-	streamCtx, cancel := context.WithCancelCause(callerCtx)
+	ctx, cancel := context.WithCancelCause(callerCtx)
 	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(streamOutcome(callerCtx, err), err) }))
-	opening := time.AfterFunc(openLimit(o.DialTimeout), func() { cancel(errOpeningTooLong) })
+	opening := time.AfterFunc(openLimit(limit), func() { cancel(errOpeningTooLong) })
 	opened := false
 	defer func() { // also if an interceptor panics
 		if !opened {
@@ -80,40 +47,32 @@ func (k *call) open(ctx context.Context, s *stream, i *discovery.Instance, addre
 			end.finish(outcome.Inconclusive, nil) // the attempt reports its outcome itself
 		}
 	}()
-	g, err := conn.channel.NewStream(streamCtx, streamDesc, method, options...)
+	g, err := conn.channel.NewStream(ctx, streamDesc, methodOf(req), options...)
 	if !opening.Stop() && err == nil {
 		err = errOpeningTooLong // the time was up when the stream was open
 	}
 	if err != nil {
-		tooLong := (errors.Is(err, errOpeningTooLong) || errors.Is(context.Cause(streamCtx), errOpeningTooLong)) && callerCtx.Err() == nil
-		if node == k.node {
-			k.outcome = streamOutcome(callerCtx, err)
-			if tooLong {
-				k.outcome = outcome.TimedOut
-			}
+		o := streamOutcome(callerCtx, err)
+		tooLong := (errors.Is(err, errOpeningTooLong) || errors.Is(context.Cause(ctx), errOpeningTooLong)) && callerCtx.Err() == nil
+		if tooLong {
+			o, err = outcome.TimedOut, errOpeningTooLong
 		}
-		switch {
-		case contextEnded(callerCtx):
-			return contextError(callerCtx)
-		case tooLong:
-			return clientError("Error creating stream: " + errOpeningTooLong.Error())
+		if contextEnded(callerCtx) {
+			return o, contextError(callerCtx)
 		}
-		return clientError("Error creating stream: " + err.Error())
+		return o, clientError("Error creating stream: " + err.Error())
 	}
 	opened = true
-	if node == k.node {
-		k.ended = end
-	}
-	codec := &streamCodec{stream: g, name: c.Name()}
+	codec := &streamCodec{stream: g, name: codecName}
 	if r, ok := req.(*request); ok {
 		r.codec = codec
 	}
 	if s.cancel != nil { // a call wrapper has opened the stream before
 		s.cancel()
 	}
-	s.ctx, s.cancel, s.grpc, s.request = callerCtx, func() { cancel(nil) }, g, req
+	s.ctx, s.cancel, s.grpc, s.request, s.end = callerCtx, func() { cancel(nil) }, g, req, end
 	s.response = &response{stream: g, codec: codec}
-	return nil
+	return outcome.Inconclusive, nil
 }
 
 // check returns the error of opening a stream through call wrappers. A wrapper may return an
@@ -297,4 +256,4 @@ func (c *streamCodec) Write(m *codec.Message, v any) error {
 func (c *streamCodec) Close() error   { return c.stream.CloseSend() }
 func (c *streamCodec) String() string { return c.name }
 
-var _ encoding.CodecV2 = (*clientCodec)(nil)
+var _ encoding.CodecV2 = (*contentCodec)(nil)

@@ -57,6 +57,7 @@ func TestDecodeAcceptsWhatTheLimitsAllow(t *testing.T) {
 		{"the pod's second IP, in another spelling", registrationOf("a", "[fd00:0::1]:1"), ""},
 		{"no port", registrationOf("a", "10.0.0.1"), ""},
 		{"the address of another pod", registrationOf("a", own, "10.0.0.2:1"), `"10.0.0.2:1" is not an IP of the pod, which has [10.0.0.1 fd00::1]; the registry option pod.AnyAddress accepts it`},
+		{"a long host name", registrationOf("a", strings.Repeat("x", 1000)), `its address "` + strings.Repeat("x", 64) + `" is`},
 		{"a host name", registrationOf("a", "gateway:1"), `"gateway:1" is not an IP`},
 	} {
 		s, err := Limits{}.Decode("a", c.annotation, ips, &Usage{})

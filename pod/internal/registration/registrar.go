@@ -261,7 +261,6 @@ func (r *registrar) reconcile() (next time.Time) {
 			changed[service], d.reported = d.err, d.err
 		}
 	}
-	r.state.forgetDeregistered()
 	if len(errs) > 0 {
 		r.attempted.Notify()
 	}

@@ -135,7 +135,7 @@ func TestDelayAfterFailedPatchesGrows(t *testing.T) {
 		}
 		// The delays begin anew.
 		api.set(func() { api.refuse, api.attempts = func(podmeta.Patch) error { return errForbidden }, nil })
-		_ = r.setDesired("other", desire("other"), 0)
+		api.edit(func(p *corev1.Pod) { clear(p.Labels) })
 		time.Sleep(3 * time.Second)
 		if gap := gaps(api)[0]; gap > 200*time.Millisecond {
 			t.Errorf("the first delay after a success is %s", gap)
@@ -430,6 +430,8 @@ func TestStatusChangesAreReported(t *testing.T) {
 		api.refuse = func(podmeta.Patch) error { return errForbidden }
 		_ = r.setDesired("greeter", desire("greeter"), 0)
 		time.Sleep(10 * time.Second)
+		_ = r.setDesired("greeter", desire("greeter"), 0) // the service has changed, the error has not
+		time.Sleep(10 * time.Second)
 		api.set(func() { api.refuse = func(podmeta.Patch) error { return errors.New("etcd is down") } })
 		time.Sleep(10 * time.Second)
 		api.set(func() { api.refuse = nil })
@@ -461,9 +463,12 @@ func TestNewCallOfRegister(t *testing.T) {
 		if err := r.setDesired("greeter", again, 0); err != nil || !errors.Is(r.lastError(), errForbidden) {
 			t.Errorf("a call that does not wait returns %v, and the error is then %v", err, r.lastError())
 		}
-		before := api.count()
+		before, begin := api.count(), time.Now()
+		if err := r.setDesired("greeter", again, time.Second); !errors.Is(err, errForbidden) || time.Since(begin) > 0 || api.count() != before+1 {
+			t.Errorf("a call that waits returns %v after %s and %d PATCH", err, time.Since(begin), api.count()-before)
+		}
+		before = api.count()
 		api.set(func() { api.refuse = nil })
-		begin := time.Now()
 		if err := r.setDesired("greeter", again, time.Second); err != nil || time.Since(begin) > 0 || api.count() != before+1 {
 			t.Errorf("a call that waits returns %v after %s and %d PATCH", err, time.Since(begin), api.count()-before)
 		}
@@ -519,7 +524,11 @@ func TestServicesWithTheSameLabel(t *testing.T) {
 		if err := r.setDesired("a:b", desire("a:b"), time.Second); err != nil {
 			t.Fatal(err)
 		}
+		before := api.count()
 		time.Sleep(5 * time.Minute)
+		if n := api.count() - before; n != 0 {
+			t.Errorf("%d more PATCH, want none", n)
+		}
 		if all := r.services(); !r.registered() || len(all) != 1 || !api.has("a_b") {
 			t.Errorf("%d services, registered %v, the pod has the registration %v", len(all), r.registered(), api.has("a_b"))
 		}

@@ -169,13 +169,9 @@ func LimitBody(w http.ResponseWriter, r *http.Request, timeout time.Duration) bo
 		handling()
 		return true
 	}
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Now().Add(timeout))
-	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, MaxBody), func() {
-		// Without a deadline the server notices when the client closes the connection.
-		_ = rc.SetReadDeadline(time.Time{})
-		handling()
-	}}
+	// net/http removes the deadline at the end of the body.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(timeout))
+	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, MaxBody), handling}
 	return true
 }
 

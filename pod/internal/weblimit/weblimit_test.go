@@ -18,7 +18,9 @@ import (
 func startLimited(t *testing.T, max int) *httptest.Server {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		LimitBody(w, r, BodyTimeout)
+		if !LimitBody(w, r, BodyTimeout) {
+			return
+		}
 		if r.URL.Path == "/stream" {
 			w.WriteHeader(http.StatusOK)
 			_ = http.NewResponseController(w).Flush()
@@ -222,5 +224,101 @@ func TestSlowBodyIsCutOff(t *testing.T) {
 	defer rsp.Body.Close()
 	if b, err := io.ReadAll(rsp.Body); !strings.Contains(string(b), "i/o timeout") {
 		t.Errorf("the handler gets %q, %v; want a timeout", b, err)
+	}
+}
+
+// answer sends a request over a connection and returns the answer.
+func answer(t *testing.T, conn net.Conn, r *bufio.Reader, request string) string {
+	t.Helper()
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	rsp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rsp.Body.Close()
+	body, err := io.ReadAll(rsp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(rsp.StatusCode, " ", string(body))
+}
+
+// A connection whose request was answered waits for its client again.
+func TestIdleConnectionMakesRoom(t *testing.T) {
+	srv := startLimited(t, 2)
+	idle := dialServer(t, srv, "")
+	if got := answer(t, idle, bufio.NewReader(idle), "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); got != "200 0 bytes, <nil>" {
+		t.Fatal(got)
+	}
+	for range 2 {
+		dialServer(t, srv, "")
+	}
+	if !isClosed(idle) {
+		t.Error("the idle connection is open although there are newer ones")
+	}
+}
+
+func TestLargestBody(t *testing.T) {
+	srv := startLimited(t, 2)
+	for n, want := range map[int]string{MaxBody: "200 1048576 bytes, <nil>", MaxBody + 1: "413 the body is larger than 1048576 bytes\n"} {
+		conn := dialServer(t, srv, "")
+		body := strings.Repeat("x", n)
+		if n > MaxBody {
+			body = "" // the server does not wait for it
+		}
+		if got := answer(t, conn, bufio.NewReader(conn), fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", n, body)); got != want {
+			t.Errorf("a body of %d bytes: %q, want %q", n, got, want)
+		}
+	}
+}
+
+// The time limit of the body ends with the body, and a connection whose request has a body
+// that was read is not closed to make room.
+func TestResponseAfterABodyHasNoLimit(t *testing.T) {
+	const limit = 50 * time.Millisecond
+	body, handle := make(chan struct{}, 1), make(chan struct{})
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		LimitBody(w, r, limit)
+		if _, err := io.ReadAll(r.Body); err != nil {
+			t.Error(err)
+		}
+		body <- struct{}{}
+		<-handle
+		fmt.Fprint(w, r.Context().Err())
+	}))
+	LimitConnections(srv.Config, 2, 2)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	conn := dialServer(t, srv, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nyou")
+	<-body
+	for range 3 {
+		dialServer(t, srv, "")
+	}
+	time.Sleep(4 * limit)
+	close(handle)
+	if got := answer(t, conn, bufio.NewReader(conn), ""); got != "200 <nil>" {
+		t.Errorf("the answer is %q", got)
+	}
+}
+
+func TestConnectionsThatEndAreForgotten(t *testing.T) {
+	c := &connections{max: 10, maxClient: 10, open: map[net.Conn]*connection{}, clients: map[string]*connectionClient{}}
+	client, server := net.Pipe()
+	defer client.Close()
+	for _, end := range []http.ConnState{http.StateClosed, http.StateHijacked} {
+		for _, handled := range []bool{false, true} {
+			c.changed(server, http.StateNew)
+			if handled {
+				c.handling(server)
+			}
+			c.changed(server, end)
+			c.changed(server, http.StateIdle) // too late
+			if len(c.open) != 0 || len(c.clients) != 0 || c.waiting.Len() != 0 {
+				t.Errorf("after %s, handled %v: %d connections of %d clients, %d wait", end, handled, len(c.open), len(c.clients), c.waiting.Len())
+			}
+		}
 	}
 }

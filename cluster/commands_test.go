@@ -154,7 +154,7 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 		fmt.Fprintln(&output, lines.Text())
 		if strings.Contains(lines.Text(), "starting cluster") {
 			time.AfterFunc(delay, func() {
-				for !killChildren(cmd.Process.Pid) && syscall.Kill(cmd.Process.Pid, 0) == nil { // up has not started the supervisor yet
+				for !killSupervisor(cmd.Process.Pid) && syscall.Kill(cmd.Process.Pid, 0) == nil { // up has not started the supervisor yet
 					time.Sleep(time.Millisecond)
 				}
 			})
@@ -166,14 +166,19 @@ func killSupervisorAt(t *testing.T, root string, delay time.Duration) {
 	eventually(t, 20*time.Second, "the last process ending", func() bool { return len(leftProcesses(root)) == 0 })
 }
 
-// killChildren sends SIGKILL to the children of a process and reports whether there was one.
-func killChildren(parent int) (killed bool) {
+// killSupervisor sends SIGKILL to the supervisor that a process has started, and reports
+// whether there was one. Before the supervisor, the runtime of Go starts a child that only
+// tests the kernel.
+func killSupervisor(parent int) (killed bool) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
 	for _, thread := range threads {
 		children, _ := os.ReadFile(thread)
 		for _, pid := range strings.Fields(string(children)) {
 			n, _ := strconv.Atoi(pid)
-			killed = syscall.Kill(n, syscall.SIGKILL) == nil || killed
+			line, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+			if strings.Contains(string(line), "\x00supervisor\x00") {
+				killed = syscall.Kill(n, syscall.SIGKILL) == nil || killed
+			}
 		}
 	}
 	return killed

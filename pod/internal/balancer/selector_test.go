@@ -376,3 +376,41 @@ func TestSelectorChoosesOtherInstance(t *testing.T) {
 		}
 	}
 }
+
+// A registry with a new address has a new informer, which the next choice uses.
+func TestChooserFollowsItsInformer(t *testing.T) {
+	r, _ := newStaticRegistry(t, 1)
+	s := newSelector(r)
+	chooseOne(t, s)
+	r.services.Stop()
+	if r.choosers.find("greeter") != nil {
+		t.Error("the chooser of an informer that has stopped is still used")
+	}
+	i, err := r.services.Synced(t.Context(), "greeter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.Replace(readyPodsAt(t, "10.0.0.7:1"))
+	if c := chooseOne(t, s); c.Node.Address != "10.0.0.7:1" {
+		t.Errorf("chose %v", c.Node)
+	}
+	if c := r.choosers.find("greeter"); c == nil || c.informer != i {
+		t.Error("the new informer has no chooser")
+	}
+}
+
+// Of two instances that are both ejected, the second draw takes the other one.
+func TestDrawTakesAnotherInstanceWhenAllAreEjected(t *testing.T) {
+	r, inf := newStaticRegistry(t, 2)
+	s := newSelector(r)
+	chooseOne(t, s)
+	now, instances := callstats.Clock(), inf.Snapshot().Instances
+	for _, i := range instances {
+		i.Calls.Eject(now, outcome.TimedOut)
+	}
+	for range 100 {
+		if r.choosers.find("greeter").draw(instances, instances[0], nil, now) != instances[1] {
+			t.Fatal("the same instance was drawn twice")
+		}
+	}
+}

@@ -40,10 +40,8 @@ func newStaticRegistry(t testing.TB, n int) (*Registry, *discovery.Informer) {
 	return r, inf
 }
 
-// readyPod returns a pod that is ready and carries the greeter's annotation, at an
-// address and in a version that depend on its number.
-func readyPod(t testing.TB, i int) *corev1.Pod { return readyPodAt(t, i, fmt.Sprint("10.0.0.1:", i+1)) }
-
+// readyPodAt returns a pod that is ready and has the greeter's annotation, at an address and in a version that depends
+// on its number.
 func readyPodAt(t testing.TB, i int, address string) *corev1.Pod {
 	name := fmt.Sprint("p-", i)
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{podmeta.SelectorPrefix + "greeter": podmeta.TypeValue},

@@ -8,12 +8,14 @@ cd "$(dirname "$0")/../.."
 export GOFLAGS='-trimpath -short' GOWORK=off CGO_ENABLED=0
 want=75 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
+mkdir "$dir/checkout" "$dir/tmp"
 gremlins=$(GOFLAGS=-trimpath go tool -modfile=test/mutants/go.mod -n gremlins)
 survivors=$PWD/test/mutants/survivors
 
 # gremlins copies the whole directory for each worker, so it gets one without the clusters and builds of this checkout.
-git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [[ ! -f $f ]] || printf '%s\0' "$f"; done | xargs -0 cp --parents -t "$dir"
-cd "$dir"
+git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [[ ! -f $f ]] || printf '%s\0' "$f"; done | xargs -0 cp --parents -t "$dir/checkout"
+cd "$dir/checkout"
+export TMPDIR=$dir/tmp
 packages=("$@")
 if (($# == 0)); then
 	for package in pod/internal/*/; do
@@ -36,7 +38,7 @@ for package in "${packages[@]}"; do
 	killed=0 survived=0 explained=0
 	printf '\n== %s\n' "$package"
 	"$gremlins" unleash --invert-logical --invert-loopctrl --invert-assignments --invert-bitwise --invert-bwassign \
-		--remove-self-assignments --timeout-coefficient 8 "./pod/internal/$package" >out 2>&1 || { cat out >&2; exit 1; }
+		--remove-self-assignments --timeout-coefficient 8 "./pod/internal/$package" >"$dir/out" 2>&1 || { cat "$dir/out" >&2; exit 1; }
 	while IFS= read -r line; do
 		[[ $line =~ ^\ *(KILLED|TIMED\ OUT|LIVED|NOT\ COVERED)\ ([A-Z_]+)\ at\ ([^:]+):([0-9]+):([0-9]+) ]] || continue
 		status=${BASH_REMATCH[1]} kind=${BASH_REMATCH[2]} file=pod/internal/$package/${BASH_REMATCH[3]} number=${BASH_REMATCH[4]} column=${BASH_REMATCH[5]}
@@ -53,15 +55,15 @@ for package in "${packages[@]}"; do
 		fi
 		survived=$((survived + 1))
 		printf '%s:%s %s, %s: %s\n' "$file" "$number" "$kind" "${status,,}" "$code"
-	done <out
-	grep -q '^Killed: ' out || { cat out >&2; exit 1; }
+	done <"$dir/out"
+	grep -q '^Killed: ' "$dir/out" || { cat "$dir/out" >&2; exit 1; }
 	share=$((killed + survived == 0 ? 100 : 100 * killed / (killed + survived)))
-	printf '%s: %d %% noticed: %d noticed, %d survived, %d explained\n' "$package" "$share" "$killed" "$survived" "$explained" | tee -a summary
+	printf '%s: %d %% noticed: %d noticed, %d survived, %d explained\n' "$package" "$share" "$killed" "$survived" "$explained" | tee -a "$dir/summary"
 	((share >= want)) || failed+=("$package")
 	grep -F "pod/internal/$package/" "$survivors" | grep -Fxvf "$used" | sed 's/^/in test\/mutants\/survivors, but noticed or gone: /' || true
 done
 printf '\n== Summary\n'
-cat summary
+cat "$dir/summary"
 if ((${#failed[@]})); then
 	printf 'testing the tests of %s: less than %d %% of the changes are noticed; add tests, or explain in test/mutants/survivors why a change has no effect\n' "${failed[*]}" "$want" >&2
 	exit 1

@@ -103,7 +103,7 @@ func TestErrorsOfOwnClientGetIDOfService(t *testing.T) {
 		t.Errorf("an error of the client became %v", own)
 	}
 	for _, err := range []error{nil, errors.New("plain"), microerrors.New("other", "text", 404)} {
-		if got := s.ownError(err); got != err { //nolint:errorlint // the same error
+		if got := s.ownError(err); got != err {
 			t.Errorf("%v became %v", err, got)
 		}
 	}

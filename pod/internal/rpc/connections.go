@@ -19,7 +19,7 @@ type connections struct {
 	settings *settings // of connections that are opened from now on
 	open     map[*connection]bool
 	closed   bool
-	closing  sync.WaitGroup // connections that are being closed
+	closing  sync.WaitGroup // connections that leave or are being closed
 }
 
 // connection is the connection to one instance or address, which grpc-go opens again whenever it
@@ -30,8 +30,8 @@ type connection struct {
 	released atomic.Int64 // result of callstats.Clock at the end of the last call to an address
 
 	calls   sync.RWMutex // read-locked by each call and stream in flight, and locked for ever to close the connection
-	leaving sync.Once
-	stop    func() bool // makes the instance forget the connection
+	leaving bool         // the lock of connections guards it
+	stop    func() bool  // makes the instance forget the connection
 }
 
 var errClosed = errors.New("the client is closed")
@@ -76,7 +76,11 @@ func (c *connections) dial(i *discovery.Instance, target any, address string) (*
 	conn := &connection{channel: channel, target: target, stop: func() bool { return false }}
 	conn.calls.RLock()
 	if i != nil {
-		conn.stop = i.AfterLeave(func() { c.leave(conn) })
+		conn.stop = i.AfterLeave(func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.leave(conn)
+		})
 	} else {
 		c.leaveUnused()
 	}
@@ -94,20 +98,20 @@ func (c *connection) release() {
 }
 
 // leave closes a connection when its calls have ended. Calls that begin later open another one.
-// leave runs in a goroutine of its own, which ends soon after the last call.
+// leave does not wait. The caller holds the lock.
 func (c *connections) leave(conn *connection) {
-	conn.leaving.Do(func() {
-		c.mu.Lock()
-		c.forCalls.CompareAndDelete(conn.target, conn)
-		conn.stop()
-		c.mu.Unlock()
+	if c.closed || conn.leaving {
+		return
+	}
+	conn.leaving = true
+	c.forCalls.CompareAndDelete(conn.target, conn)
+	conn.stop()
+	c.closing.Go(func() {
 		conn.calls.Lock()
+		_ = conn.channel.Close()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.open[conn] {
-			delete(c.open, conn)
-			c.close(conn)
-		}
+		delete(c.open, conn)
 	})
 }
 
@@ -118,7 +122,7 @@ func (c *connections) leaveUnused() {
 	for conn := range c.open {
 		if last := conn.released.Load(); last != 0 && last < before && conn.calls.TryLock() { // no call is in flight
 			conn.calls.Unlock()
-			go c.leave(conn)
+			c.leave(conn)
 		}
 	}
 }
@@ -128,28 +132,22 @@ func (c *connections) replace(s *settings) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.settings = s
-	c.forCalls.Clear()
 	for conn := range c.open {
-		go c.leave(conn)
+		c.leave(conn)
 	}
 }
 
-// close closes a connection in the background, because grpc-go's Close waits for the goroutines
-// of the connection. The caller holds the lock.
-func (c *connections) close(conn *connection) {
-	c.closing.Go(func() { _ = conn.channel.Close() })
-}
-
-// closeAll closes all connections at once, so that the calls in flight fail, and waits for their goroutines.
+// closeAll closes all connections, so that the calls in flight fail, and waits for them and for
+// the goroutines of the connections.
 func (c *connections) closeAll() {
 	c.mu.Lock()
 	c.closed = true
+	c.forCalls.Clear()
 	for conn := range c.open {
 		conn.stop()
-		c.close(conn)
+		c.closing.Go(func() { _ = conn.channel.Close() })
 	}
 	clear(c.open)
-	c.forCalls.Clear()
 	c.mu.Unlock()
 	c.closing.Wait()
 }

@@ -133,12 +133,22 @@ func TestConnectionsClose(t *testing.T) {
 	c := newConnections(t)
 	i, leave := newInstance("127.0.0.1:1")
 	inUse := c.mustAcquire(t, i)
-	c.closeAll()
-	if !isClosed(inUse) {
-		t.Error("the connection of a call in flight is not closed")
-	}
+	gone, leaveNow := newInstance("127.0.0.1:2")
+	leaving := c.mustAcquire(t, gone)
+	leaveNow()
+	eventually(t, "the connection leaves", func() bool { _, ok := c.forCalls.Load(gone); return !ok })
+	closed := make(chan struct{})
+	go func() { defer close(closed); c.closeAll() }()
+	eventually(t, "the connections of calls in flight are closed", func() bool { return isClosed(inUse) && isClosed(leaving) })
 	leave()
 	inUse.release()
+	select {
+	case <-closed:
+		t.Error("Close does not wait for the call that ends because of it")
+	case <-time.After(10 * time.Millisecond):
+	}
+	leaving.release()
+	<-closed
 	c.closeAll()
 	for _, target := range []any{i, "127.0.0.1:1"} {
 		var err error

@@ -50,7 +50,7 @@ type Settings struct {
 type Services struct {
 	connect  func() (API, error)
 	settings func() Settings
-	index    index // the instances of all informers
+	index    index // the instances of informers, not of overview
 
 	mu        sync.Mutex
 	informers map[string]*Informer // by service
@@ -81,6 +81,9 @@ func (s *Services) Stop() {
 
 // Informer returns the informer of a service. The first call starts it.
 func (s *Services) Informer(service string) (*Informer, error) {
+	if service == "" {
+		return nil, errors.New("the name of the service is empty") // the API server refuses its label
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := s.informers[service]; i != nil {
@@ -113,9 +116,9 @@ func (s *Services) Synced(ctx context.Context, service string) (*Informer, error
 func (s *Services) InstanceOf(n *registry.Node) *Instance { return s.index.find(n) }
 
 // Get returns the versions of a service with their routable instances, none if there are no
-// such instances.
+// such instances. It returns all services if the name is empty.
 func (s *Services) Get(service string) ([]*registry.Service, error) {
-	i, err := s.Synced(context.Background(), service)
+	i, err := s.synced(service)
 	if err != nil {
 		return nil, err
 	}
@@ -141,13 +144,7 @@ func (s *Services) List() ([]*registry.Service, error) {
 
 // Watch returns a watcher of the changes of one service, or of all services if the name is empty.
 func (s *Services) Watch(service string) (registry.Watcher, error) {
-	var i *Informer
-	var err error
-	if service == "" {
-		i, err = s.allSynced()
-	} else {
-		i, err = s.Synced(context.Background(), service)
-	}
+	i, err := s.synced(service)
 	if err != nil {
 		return nil, err
 	}
@@ -172,11 +169,12 @@ func (s *Services) Observe(ctx context.Context) iter.Seq2[[]Observed, error] {
 			if ctx.Err() != nil {
 				return
 			}
-			if !o.Running() {
+			all, synced, err := o.observed()
+			if !o.Running() { // asked last, because Stop removes the instances
 				yield(nil, errors.New("the registry was closed, or was given another address"))
 				return
 			}
-			if all, synced, err := o.observed(); (synced || err != nil) && !yield(all, err) {
+			if (synced || err != nil) && !yield(all, err) {
 				return
 			}
 			select {
@@ -187,22 +185,39 @@ func (s *Services) Observe(ctx context.Context) iter.Seq2[[]Observed, error] {
 	}
 }
 
+// synced returns the informer of a service, or of all services if the name is empty, after its
+// first LIST.
+func (s *Services) synced(service string) (*Informer, error) {
+	if service == "" {
+		return s.allSynced()
+	}
+	return s.Synced(context.Background(), service)
+}
+
 // allSynced returns the informer of all services after its first LIST. It is kept until
 // Stop.
 func (s *Services) allSynced() (*Informer, error) {
-	s.mu.Lock()
-	o, err := s.join()
-	if err == nil && o.kept {
-		o.users--
-	} else if err == nil {
-		o.kept = true
-	}
-	s.mu.Unlock()
+	o, err := s.keep()
 	if err != nil {
 		return nil, err
 	}
-	o.read()
 	return o.Informer, o.Wait(context.Background(), s.settings().Timeout)
+}
+
+// keep returns the overview with a snapshot, and with List and Watch as one of its users.
+func (s *Services) keep() (*overview, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, err := s.join()
+	if err != nil {
+		return nil, err
+	}
+	if o.kept {
+		o.users--
+	}
+	o.kept = true
+	o.read() // before Stop can remove the instances
+	return o, nil
 }
 
 // join returns the overview for one more user, who must call leave. The caller holds s.mu.

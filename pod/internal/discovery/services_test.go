@@ -207,6 +207,24 @@ func TestReadsFailWithoutConnection(t *testing.T) {
 	}
 }
 
+// The plugin's label of a service without a name is no valid label.
+func TestEmptyNameMeansAllServices(t *testing.T) {
+	bubble(t, func(t *testing.T, s *Services, pods *kubetest.Pods) {
+		pods.Put(greeterPod(t, 0))
+		pods.Put(kubetest.ReadyPod(t, "a", kubetest.OneInstance("adder", "v1", "10.0.0.9:1")))
+		if all, err := s.Get(""); err != nil || addressesOf(all) != "10.0.0.1:1 10.0.0.9:1" {
+			t.Errorf("Get returned %q, %v", addressesOf(all), err)
+		}
+		if _, err := s.Synced(t.Context(), ""); err == nil {
+			t.Error("an informer watches a service without a name")
+		}
+		synctest.Wait()
+		if lists, watchers := pods.Requests(); lists != 1 || watchers != 1 {
+			t.Errorf("%d LISTs and %d watchers, want 1 and 1", lists, watchers)
+		}
+	})
+}
+
 func TestListNamesEachServiceOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, s *Services, pods *kubetest.Pods) {
 		pods.Put(greeterPod(t, 0))

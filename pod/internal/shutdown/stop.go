@@ -136,6 +136,6 @@ func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFu
 
 // end is the last phase of the stop.
 func (l *lifecycle) end() error {
-	signal.Stop(l.signals)
+	defer signal.Stop(l.signals) // after Release: a signal must not end the process before
 	return l.Release()
 }

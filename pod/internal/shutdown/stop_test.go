@@ -3,6 +3,8 @@ package shutdown
 import (
 	"context"
 	"errors"
+	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -205,6 +207,46 @@ func TestSecondSignalEndsTheDrain(t *testing.T) {
 		}
 		_ = l.end()
 	})
+}
+
+// TestSignalDuringTheStopDoesNotEndTheProcess sends signals while the service stops without
+// go-micro's handler of signals, as after the end of micro.Context.
+func TestSignalDuringTheStopDoesNotEndTheProcess(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT} {
+		c, _, _, _ := newConfig()
+		c.DrainWait = time.Hour
+		l := newLifecycle(c)
+		own := make(chan os.Signal, 1)
+		signal.Notify(own, sig) // so that the test does not end if the lifecycle does not receive the signal
+		defer signal.Stop(own)
+		send := func() {
+			if err := syscall.Kill(os.Getpid(), sig); err != nil {
+				t.Fatal(err)
+			}
+			<-own
+		}
+		l.Registration.(*fakeRegistration).onDeregister = send
+		l.Release = func() error {
+			send()
+			select {
+			case <-l.signals:
+			default:
+				t.Errorf("during Release nobody receives %s", sig)
+			}
+			return nil
+		}
+		l.leave()
+		if l.secondSignal != sig {
+			t.Errorf("the second signal is %v, want %s", l.secondSignal, sig)
+		}
+		_ = l.end()
+		send()
+		select {
+		case <-l.signals:
+			t.Errorf("after the stop the lifecycle receives %s", sig)
+		default:
+		}
+	}
 }
 
 func TestReasonOfNotReady(t *testing.T) {

@@ -4,12 +4,11 @@ import "math"
 
 // Load is what a choice compares.
 type Load struct {
-	calls      float64 // calls and streams in flight, including the new one
-	latency    float64 // in nanoseconds, 0 if nothing was measured
-	age        float64 // mean age of the calls in flight, in nanoseconds
-	errors     float64 // server errors since the last good answer
-	errorShare float64 // share of server errors in the last 63 answers
-	lastAnswer int64
+	calls   float64 // calls and streams in flight, including the new one
+	latency float64 // in nanoseconds, 0 if nothing was measured
+	age     float64 // mean age of the calls in flight, in nanoseconds
+	errors  float64 // server errors since the last good answer
+	stats   *Stats  // for what few comparisons need: among many instances each read misses the cache
 }
 
 // Load returns the load of the instance.
@@ -24,14 +23,13 @@ func (s *Stats) Load(now int64) Load {
 	if age > int64(maxEjectionTime) {
 		age = 0
 	}
-	l := Load{calls: float64(calls + s.streams.Load() + 1), age: float64(age), lastAnswer: s.lastAnswer.Load()}
+	l := Load{calls: float64(calls + s.streams.Load() + 1), age: float64(age), stats: s}
 	if latency, elapsed := s.latency.estimate(now); calls > 0 || elapsed < decayTime {
 		l.errors = float64(s.errors.inARow())
 		if latency != 0 {
 			l.latency = max(latency, l.age)
 		}
 	}
-	l.errorShare = s.errors.share()
 	return l
 }
 
@@ -58,7 +56,7 @@ func (l Load) Less(m Load) bool {
 		r = 1
 	}
 	x, y := l.calls*r*r*l.penalty(m), m.calls*m.penalty(l)
-	return x < y || x == y && l.calls > 1 && l.lastAnswer > m.lastAnswer // the instance that answered last is not stalled
+	return x < y || x == y && l.calls > 1 && l.stats.lastAnswer.Load() > m.stats.lastAnswer.Load() // the instance that answered last is not stalled
 }
 
 // penalty returns by how much server errors raise a load, compared with another.
@@ -66,5 +64,5 @@ func (l Load) penalty(other Load) float64 {
 	if l.errors == 0 {
 		return 1
 	}
-	return math.Exp2(l.errors * max(0, 1-2*other.errorShare))
+	return math.Exp2(l.errors * max(0, 1-2*other.stats.errors.share()))
 }

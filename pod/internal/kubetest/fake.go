@@ -26,12 +26,19 @@ func StartFake(t testing.TB, h http.Handler) (*httptest.Server, apiserver.Enviro
 	if err != nil {
 		t.Fatal(err)
 	}
+	return server, environment(t, "test", "a", host, port, Certificate(server), "secret")
+}
+
+// environment returns the environment of a process in a pod: variables and a service account
+// volume.
+func environment(t testing.TB, namespace, pod, host, port string, ca []byte, token string) apiserver.Environment {
+	t.Helper()
 	dir := t.TempDir()
-	WriteVolumeFile(t, dir, "namespace", []byte("test"))
-	WriteVolumeFile(t, dir, "ca.crt", Certificate(server))
-	WriteVolumeFile(t, dir, "token", []byte("secret"))
-	variables := map[string]string{"POD_NAME": "a", "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
-	return server, apiserver.Environment{Getenv: func(k string) string { return variables[k] }, ServiceAccountDir: dir}
+	WriteVolumeFile(t, dir, "namespace", []byte(namespace))
+	WriteVolumeFile(t, dir, "ca.crt", ca)
+	WriteVolumeFile(t, dir, "token", []byte(token))
+	variables := map[string]string{"POD_NAME": pod, "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+	return apiserver.Environment{Getenv: func(k string) string { return variables[k] }, ServiceAccountDir: dir}
 }
 
 // Certificate returns the certificate of a TLS server in PEM form.

@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -206,20 +206,14 @@ func (n *Namespace) Registered(pod, service string) bool {
 	return n.GetPod(pod).Labels["micro.mu/selector-"+service] != ""
 }
 
-// Environment returns the environment of a process in a pod: variables and a service
-// account volume.
+// Environment returns the environment of a process in a pod that uses this API server.
 func (n *Namespace) Environment(pod string) apiserver.Environment {
 	n.t.Helper()
-	dir := n.t.TempDir()
-	u, err := url.Parse(n.Config.Host)
+	host, port, err := net.SplitHostPort(n.Address())
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	variables := map[string]string{"POD_NAME": pod, "POD_IP": "10.244.0.9", "KUBERNETES_SERVICE_HOST": u.Hostname(), "KUBERNETES_SERVICE_PORT": u.Port()}
-	WriteVolumeFile(n.t, dir, "namespace", []byte(n.Name))
-	WriteVolumeFile(n.t, dir, "ca.crt", n.Config.CAData)
-	WriteVolumeFile(n.t, dir, "token", []byte(n.Token(nil)))
-	return apiserver.Environment{Getenv: func(k string) string { return variables[k] }, ServiceAccountDir: dir}
+	return environment(n.t, n.Name, pod, host, port, n.Config.CAData, n.Token(nil))
 }
 
 // With returns env with another value of one variable.

@@ -1,6 +1,7 @@
 package kubetest
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -31,11 +32,7 @@ type Proxy struct {
 // each request. It runs until the test ends.
 func (n *Namespace) StartProxy() *Proxy {
 	n.t.Helper()
-	tlsConfig, err := rest.TLSConfigFor(n.Config)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	p := n.newProxy(&http.Transport{TLSClientConfig: tlsConfig})
+	p := n.newProxy(n.tlsConfig())
 	p.Start()
 	return p
 }
@@ -44,18 +41,27 @@ func (n *Namespace) StartProxy() *Proxy {
 // the credentials that they carry. Trust and Through make environments that use it.
 func (n *Namespace) StartProxyWithoutCredentials() *Proxy {
 	n.t.Helper()
-	tlsConfig, err := rest.TLSConfigFor(n.Config)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	tlsConfig.GetClientCertificate, tlsConfig.Certificates = nil, nil
-	p := n.newProxy(&http.Transport{TLSClientConfig: tlsConfig})
+	config := n.tlsConfig()
+	config.GetClientCertificate, config.Certificates = nil, nil
+	p := n.newProxy(config)
 	p.EnableHTTP2 = true
 	p.StartTLS()
 	return p
 }
 
-func (n *Namespace) newProxy(transport *http.Transport) *Proxy {
+// tlsConfig returns the configuration of the administrator's client.
+func (n *Namespace) tlsConfig() *tls.Config {
+	n.t.Helper()
+	config, err := rest.TLSConfigFor(n.Config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return config
+}
+
+func (n *Namespace) newProxy(config *tls.Config) *Proxy {
+	n.t.Helper()
+	transport := &http.Transport{TLSClientConfig: config}
 	target, err := url.Parse(n.Config.Host)
 	if err != nil {
 		n.t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,10 +23,10 @@ type components struct {
 	logs    string // directory
 	env     []string
 	files   []*os.File // file descriptors 3 and up of every process
-	mu      sync.Mutex
-	restart bool
+	restart atomic.Bool
 	exited  chan error // the error of the first process that ended while the cluster started
-	done    chan struct{}
+	stopped context.Context
+	cancel  context.CancelFunc
 	wait    sync.WaitGroup
 }
 
@@ -34,7 +35,9 @@ type components struct {
 func newComponents(logs string, env []string, files ...*os.File) *components {
 	// Components connect only to each other, so they must not use the user's proxy.
 	env = append(append(os.Environ(), "NO_PROXY=*", "no_proxy=*"), env...)
-	return &components{logs: logs, env: env, files: files, exited: make(chan error, 1), done: make(chan struct{})}
+	p := &components{logs: logs, env: env, files: files, exited: make(chan error, 1)}
+	p.stopped, p.cancel = context.WithCancel(context.Background())
+	return p
 }
 
 // start runs program in the background until stop is called.
@@ -43,15 +46,10 @@ func (p *components) start(name, program string, args ...string) {
 		runtime.LockOSThread() // as endWithParent requires
 		for {
 			err := p.run(name, program, args)
-			select {
-			case <-p.done:
+			if p.stopped.Err() != nil {
 				return
-			default:
 			}
-			p.mu.Lock()
-			restart := p.restart
-			p.mu.Unlock()
-			if !restart {
+			if !p.restart.Load() {
 				select {
 				case p.exited <- err:
 				default: // another process has ended earlier
@@ -60,7 +58,7 @@ func (p *components) start(name, program string, args ...string) {
 			}
 			logLine("%s; restarting it", err)
 			select {
-			case <-p.done:
+			case <-p.stopped.Done():
 				return
 			case <-time.After(500 * time.Millisecond):
 			}
@@ -77,16 +75,7 @@ func (p *components) run(name, program string, args []string) error {
 		return err
 	}
 	defer log.Close()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		select {
-		case <-p.done:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	cmd := exec.CommandContext(ctx, program, args...)
+	cmd := exec.CommandContext(p.stopped, program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 3 * time.Second // then SIGKILL
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, p.files
@@ -125,9 +114,7 @@ func (p *components) await(ctx context.Context, description string, ok func() bo
 // started records that the cluster has started: components now restarts a process that
 // ends. It returns the error of a process that ended before.
 func (p *components) started() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.restart = true
+	p.restart.Store(true)
 	select {
 	case err := <-p.exited:
 		return err
@@ -139,7 +126,7 @@ func (p *components) started() error {
 // stop sends SIGINT to every process, SIGKILL 3 seconds later, and waits until all
 // have ended.
 func (p *components) stop() {
-	close(p.done)
+	p.cancel()
 	p.wait.Wait()
 }
 

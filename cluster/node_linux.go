@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -130,7 +131,14 @@ func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(k
 		return err
 	}
 	report("step", "API server ready")
-	if err := errors.Join(<-pushed, p.await(ctx, "containerd", canDial("unix", "/run/containerd/containerd.sock"))); err != nil {
+	listens := func() bool {
+		conn, err := net.DialTimeout("unix", "/run/containerd/containerd.sock", time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+	if err := errors.Join(<-pushed, p.await(ctx, "containerd", listens)); err != nil {
 		return err
 	}
 	start := func(name string, args ...string) {
@@ -160,40 +168,17 @@ func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(k
 	if err := p.await(ctx, "the node to be Ready", func() bool { return nodeReady(request, cp.server()) }); err != nil {
 		return err
 	}
-	return p.await(ctx, "CoreDNS", func() bool {
-		_, err := request("GET", "http://127.0.0.1:8089/health", "")
-		return err == nil
-	})
-}
-
-// canDial returns a function that reports whether a process listens at address.
-func canDial(network, address string) func() bool {
-	return func() bool {
-		conn, err := net.DialTimeout(network, address, time.Second)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	}
+	return p.await(ctx, "CoreDNS", cp.probe("client-kubeconfig", "http://127.0.0.1:8089/health"))
 }
 
 // nodeReady reports whether the Node object has the condition Ready.
 func nodeReady(request func(method, url, body string) ([]byte, error), server string) bool {
+	type condition struct{ Type, Status string }
 	var n struct {
-		Status struct {
-			Conditions []struct{ Type, Status string }
-		}
+		Status struct{ Conditions []condition }
 	}
 	b, err := request("GET", server+"/api/v1/nodes/"+nodeName, "")
-	if err != nil || json.Unmarshal(b, &n) != nil {
-		return false
-	}
-	for _, cond := range n.Status.Conditions {
-		if cond.Type == "Ready" {
-			return cond.Status == "True"
-		}
-	}
-	return false
+	return err == nil && json.Unmarshal(b, &n) == nil && slices.Contains(n.Status.Conditions, condition{"Ready", "True"})
 }
 
 // setUpNetwork gives the node its addresses. The route through the loopback makes them the

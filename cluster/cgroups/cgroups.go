@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -56,12 +57,9 @@ func parseMounts(mounts, name string) (set Set) {
 
 // Make creates the cgroups. An error means that cgroups cannot be used here.
 func (s Set) Make() error {
-	v1 := false
+	onlyV2 := !slices.ContainsFunc(s, func(g Cgroup) bool { return !g.V2() })
 	for _, g := range s {
-		v1 = v1 || !g.V2()
-	}
-	for _, g := range s {
-		if g.V2() && !v1 { // delegate the controllers that a kubelet uses
+		if onlyV2 { // delegate the controllers that a kubelet uses
 			for _, c := range []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"} {
 				_ = os.WriteFile(filepath.Join(g.Mount, "cgroup.subtree_control"), []byte("+"+c), 0)
 			}
@@ -69,7 +67,7 @@ func (s Set) Make() error {
 		if err := os.Mkdir(g.dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
-		if g.V2() && !v1 {
+		if onlyV2 {
 			b, _ := os.ReadFile(filepath.Join(g.dir, "cgroup.controllers"))
 			for _, c := range []string{"cpuset", "cpu", "memory", "pids"} {
 				if !strings.Contains(" "+strings.TrimSpace(string(b))+" ", " "+c+" ") {
@@ -123,8 +121,8 @@ func (s Set) Remove() bool {
 			}
 			return nil
 		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			gone = os.Remove(dirs[i]) == nil && gone
+		for _, dir := range slices.Backward(dirs) {
+			gone = os.Remove(dir) == nil && gone
 		}
 	}
 	return gone

@@ -19,7 +19,7 @@
 // to the byte, so services with and without this package find each other.
 //
 // A registration is a desired state. The registry watches the process's own pod and
-// patches it only when the pod does not carry the registration, for whatever reason.
+// patches it only when the observed registration differs from the desired one, for whatever reason.
 // There is no heartbeat. While something else keeps changing the registration, such
 // as another container with the same service name, the registry logs this once and
 // sends at most 10 PATCH requests in the first minute and then 2 a minute.

@@ -128,8 +128,7 @@ func (e *podEntry) state() State {
 type overview struct {
 	*Informer
 	all   *allServices // the informer's table
-	users int          // guarded, like kept, by the lock of Services
-	kept  bool         // List and Watch are one of the users, until Stop
+	users int          // guarded by the lock of Services; calls of List and Watch stay users until Stop
 }
 
 // observed returns all instances in every state. A non-nil error means that they may be out of

@@ -204,20 +204,15 @@ func (s *Services) allSynced() (*Informer, error) {
 	return o.Informer, o.Wait(context.Background(), s.settings().Timeout)
 }
 
-// keep returns the overview with a snapshot, and with List and Watch as one of its users.
+// keep returns the overview with a snapshot. Its caller never leaves.
 func (s *Services) keep() (*overview, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o, err := s.join()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		o.read() // before Stop can remove the instances
 	}
-	if o.kept {
-		o.users--
-	}
-	o.kept = true
-	o.read() // before Stop can remove the instances
-	return o, nil
+	return o, err
 }
 
 // join returns the overview for one more user, who must call leave. The caller holds s.mu.

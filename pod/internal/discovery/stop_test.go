@@ -1,10 +1,15 @@
 package discovery
 
 import (
+	"errors"
+	"fmt"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // stopDuring calls Stop while f waits for the lock of the informer of all services, in most
@@ -51,5 +56,85 @@ func TestStopHidesNoInstances(t *testing.T) {
 		})
 		<-observed
 		s.Stop() // List may have started again
+	}
+}
+
+func TestStopReleasesInstancesAndForgetsInformers(t *testing.T) {
+	bubble(t, func(t *testing.T, s *Services, pods *kubetest.Pods) {
+		pods.Put(greeterPod(t, 0))
+		before, err := s.Synced(t.Context(), "greeter")
+		if err != nil {
+			t.Fatal(err)
+		}
+		instance := before.Snapshot().Instances[0]
+		s.Stop()
+		if s.InstanceOf(&instance.Node) != nil || instance.registered.Err() == nil {
+			t.Error("Stop has not released the instance")
+		}
+		after, err := s.Synced(t.Context(), "greeter")
+		if err != nil || after == before || len(after.Snapshot().Instances) != 1 {
+			t.Errorf("after Stop Synced returned the same informer: %v, error %v", after == before, err)
+		}
+	})
+}
+
+// TestSettingsReachBothKindsOfInformers reads one service and all services.
+func TestSettingsReachBothKindsOfInformers(t *testing.T) {
+	for _, service := range []string{"greeter", ""} {
+		bubble(t, func(t *testing.T, _ *Services, pods *kubetest.Pods) {
+			reported := 0
+			s := New(func() (API, error) { return API{API: pods}, nil }, func() Settings {
+				return Settings{Timeout: time.Second, AnyAddress: true, APIError: func(string, error) { reported++ }}
+			})
+			defer s.Stop()
+			pods.Put(podRegistering("p", map[string]string{"greeter": registrationOf("greeter", "gateway.example:443")}))
+			if all, err := s.Get(service); err != nil || addressesOf(all) != "gateway.example:443" {
+				t.Errorf("Get(%q) returned %q, %v", service, addressesOf(all), err)
+			}
+			pods.Fail(errors.New("down"))
+			if reported != 1 {
+				t.Errorf("the error of %q is reported %d times", service, reported)
+			}
+		})
+	}
+}
+
+func TestLatestDeregisteredInstancesOfTheSamePodAreKept(t *testing.T) {
+	table := newAllServices(&index{}, podmeta.Limits{})
+	for n := range maxDeregisteredPerPod + 2 {
+		service := fmt.Sprint("s-", n)
+		table.update(podRegistering("p", map[string]string{service: registrationOf(service, "10.0.0.1:1")}))
+	}
+	if first := table.deregistered["p"][0].Service.Name; len(table.deregistered["p"]) != maxDeregisteredPerPod || first != "s-1" {
+		t.Errorf("%d deregistered instances are kept, the oldest is of %s, want s-1", len(table.deregistered["p"]), first)
+	}
+	another := podRegistering("p", nil)
+	another.UID = "another"
+	table.update(another)
+	if left := table.observed(); len(left) != 0 {
+		t.Errorf("another pod with the same name has the instances %v", left)
+	}
+}
+
+func TestSkippedRegistrationsAreLoggedOncePerBreak(t *testing.T) {
+	table := newAllServices(&index{}, podmeta.Limits{})
+	lines := func(pods ...*corev1.Pod) int {
+		return len(captureLog(t, func() {
+			for _, p := range pods {
+				table.update(p)
+			}
+		}))
+	}
+	bad := podRegistering("p", map[string]string{"a": "{"})
+	good := podRegistering("p", map[string]string{"a": registrationOf("a", "10.0.0.1:1")})
+	if n := lines(bad, good, bad); n != 2 {
+		t.Errorf("%d lines about a registration that broke twice, want 2", n)
+	}
+	many := map[string]string{}
+	for n := range maxWarningsPerPod + 5 {
+		many[fmt.Sprint("b-", n)] = "{"
+	}
+	if n := lines(podRegistering("q", many)); n != maxWarningsPerPod {
+		t.Errorf("%d lines about one pod, want %d", n, maxWarningsPerPod)
 	}
 }

@@ -229,8 +229,8 @@ func TestSignalDuringTheStopDoesNotEndTheProcess(t *testing.T) {
 		l.Release = func() error {
 			send()
 			select {
-			case <-l.signals:
-			default:
+			case <-l.signals: // soon after own
+			case <-time.After(10 * time.Second):
 				t.Errorf("during Release nobody receives %s", sig)
 			}
 			return nil

@@ -2,7 +2,10 @@ package shutdown
 
 import (
 	"errors"
+	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -13,6 +16,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	signals := make(chan os.Signal, 1) // the first Notify starts a goroutine, which must not belong to a bubble of synctest
+	signal.Notify(signals, syscall.SIGTERM)
+	signal.Stop(signals)
 	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), // and the goroutines of go-micro that never end
 		goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune"),
 		goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/util/auth.Generate.func1"))

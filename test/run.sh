@@ -134,7 +134,7 @@ kubernetes() {
 
 unit_tests() {
 	kubernetes
-	step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server, those of cluster/ start and stop clusters' '8 minutes'
+	step 'Unit tests with the race detector; those of pod/ and of the manifests use a real API server, those of cluster/ start and stop clusters' '11 minutes'
 	local module flags run
 	for module in $(modules unit); do
 		run=test_module flags=(-timeout 30m)
@@ -169,7 +169,7 @@ end_to_end_faults() { e2e e2e-faults -run "$faults"; }
 end_to_end() { e2e e2e -skip "$documents|$faults"; }
 
 together unit_tests static_checks_and_documents
-step 'End to end: faults; rollouts, attacks, configuration and the page' '8 minutes'
+step 'End to end: faults; rollouts, attacks, configuration and the page' '7 minutes'
 together end_to_end end_to_end_faults
 
 printf '\n== Passed after %d s\n' "$SECONDS"

@@ -216,23 +216,6 @@ func TestClientInstances(t *testing.T) {
 	}
 }
 
-// readSettings reads the first frame that a peer sends.
-func readSettings(t *testing.T, conn net.Conn) (window, streams uint32) {
-	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	frame, err := http2.NewFramer(conn, conn).ReadFrame()
-	if err != nil {
-		t.Fatal(err)
-	}
-	settings, ok := frame.(*http2.SettingsFrame)
-	if !ok {
-		t.Fatalf("the first frame is %v", frame)
-	}
-	window, _ = settings.Value(http2.SettingInitialWindowSize)
-	streams, _ = settings.Value(http2.SettingMaxConcurrentStreams)
-	return window, streams
-}
-
 func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
 	for name, test := range map[string]struct {
 		options []grpc.ServerOption
@@ -263,7 +246,7 @@ func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
 			if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 				t.Fatal(err)
 			}
-			if window, streams := readSettings(t, conn); window != test.window || streams != 7 {
+			if window, streams := kubetest.ReadSettings(t, conn); window != test.window || streams != 7 {
 				t.Errorf("the server permits %d bytes and %d streams, want %d and 7", window, streams, test.window)
 			}
 		})

@@ -337,7 +337,8 @@ func (r *Registry) LastContact() time.Time {
 // with a last error when the registry cannot connect or is closed.
 //
 // One LIST and one WATCH of pods serve all observers, ListServices and Watch of all services.
-// They begin with the first use and end with the last observer, or, after ListServices or Watch, with Close. Observe needs the verbs list and watch on pods.
+// They begin with the first use and end with the last observer, but after ListServices or Watch
+// only with Close. Observe needs the verbs list and watch on pods.
 func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
 		for observed, err := range r.services.Observe(ctx) {

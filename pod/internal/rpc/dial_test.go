@@ -6,9 +6,9 @@ import (
 	"io"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"golang.org/x/net/http2"
@@ -42,23 +42,6 @@ func TestTarget(t *testing.T) {
 	}
 }
 
-// readSettings reads the first frame that a peer sends.
-func readSettings(t *testing.T, conn net.Conn) (window, streams uint32) {
-	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	frame, err := http2.NewFramer(conn, conn).ReadFrame()
-	if err != nil {
-		t.Fatal(err)
-	}
-	settings, ok := frame.(*http2.SettingsFrame)
-	if !ok {
-		t.Fatalf("the first frame is %v", frame)
-	}
-	window, _ = settings.Value(http2.SettingInitialWindowSize)
-	streams, _ = settings.Value(http2.SettingMaxConcurrentStreams)
-	return window, streams
-}
-
 func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 	for name, test := range map[string]struct {
 		options []client.Option
@@ -86,7 +69,7 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 			if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
 				t.Fatal(err)
 			}
-			if window, _ := readSettings(t, conn); window != test.window {
+			if window, _ := kubetest.ReadSettings(t, conn); window != test.window {
 				t.Errorf("the client permits %d bytes, want %d", window, test.window)
 			}
 		})

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -13,14 +14,21 @@ import (
 
 func (c *cluster) cgroups() cgroups.Set { return cgroups.List("k8s-micro-" + c.id()) }
 
-// removeCgroups removes the cgroups of a cluster whose processes are ending. It
-// retries for up to 20 seconds.
-func removeCgroups(c *cluster) {
+// removeCgroups removes the cgroups of a cluster. The caller holds the cluster's lock or has
+// seen its supervisor end, so a process in them is ending, or belongs to a cluster whose
+// lock file was deleted together with the checkout: removeCgroups ends it.
+func removeCgroups(c *cluster) error {
 	if os.Getuid() != 0 {
-		return
+		return nil
 	}
-	for end := time.Now().Add(20 * time.Second); !c.cgroups().Remove() && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond) // a killed process leaves its cgroup a moment later
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // a killed process leaves its cgroup a moment later
+		left := c.cgroups().Kill()
+		if c.cgroups().Remove() {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("removing the cgroups of cluster %q: %d of its processes do not end; see the files cgroup.procs in /sys/fs/cgroup/**/k8s-micro-%s", c.name, left, c.id())
+		}
 	}
 }
 
@@ -51,7 +59,7 @@ func cgroupCleaner(args []string) error {
 		return err
 	}
 	parent, _ := inherited(3), inherited(4)
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP) // whoever ends all processes of a session would leave the cgroups
 	_, _ = io.Copy(io.Discard, parent)
-	removeCgroups(c)
-	return nil
+	return removeCgroups(c)
 }

@@ -57,8 +57,7 @@ func (c *cluster) up(o upOptions) error {
 	defer lock.Close()
 	// Remove the files of a cluster that ended without cleaning up, such as when the machine
 	// restarted. Its old state would mislead other commands.
-	removeCgroups(c)
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := errors.Join(removeCgroups(c), os.RemoveAll(c.dir)); err != nil {
 		return err
 	}
 	if o.apiServer != "" && !o.controlPlane {
@@ -113,7 +112,7 @@ func (c *cluster) provide(ctx context.Context, controlPlane bool) (programs.Tool
 func (c *cluster) lockOrReady() (*os.File, error) {
 	for waiting := false; ; time.Sleep(50 * time.Millisecond) {
 		lock, err := c.lock()
-		if !errors.Is(err, errRunning) || exists(c.path("ready")) {
+		if !errors.Is(err, errRunning) || c.ready() {
 			return lock, err
 		}
 		if !waiting {
@@ -169,6 +168,7 @@ func (c *cluster) down() error {
 			s, _ := c.state() // there is no state while up is still building
 			if s.Supervisor > 0 && s.Supervisor != stopped {
 				stopped = s.Supervisor
+				_ = os.Remove(c.path("ready")) // from now on up waits for the end
 				_ = syscall.Kill(s.Supervisor, syscall.SIGTERM)
 			}
 			if time.Now().After(end) && s.Supervisor == 0 {
@@ -184,8 +184,7 @@ func (c *cluster) down() error {
 		return err
 	}
 	defer lock.Close()
-	removeCgroups(c)
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := errors.Join(removeCgroups(c), os.RemoveAll(c.dir)); err != nil {
 		return err
 	}
 	progress("cluster %q is gone", c.name)

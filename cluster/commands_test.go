@@ -60,6 +60,13 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 		},
+		"deletion of the checkout": func(t *testing.T, root string) {
+			up(t, root)
+			runPod(t, root)
+			if err := os.RemoveAll(root); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"SIGINT to up in the foreground": func(t *testing.T, root string) {
 			provideTools(t)
 			cmd := launcher(root, "up", "-foreground")
@@ -368,8 +375,10 @@ archive etcd >"$e/etcd-$etcd-linux-$ARCH.tar.gz"
 (cd "$e" && sha256sum etcd-* >SHA256SUMS)
 file=coredns_${coredns#v}_linux_$ARCH.tgz
 archive coredns >"$c/$file"
-(cd "$c" && sha256sum "$file" >"$file.sha256")`)
-	publish.Env = append(os.Environ(), "MIRROR="+mirror, "PROGRAMS="+have.Kube, "ARCH="+runtime.GOARCH)
+(cd "$c" && sha256sum "$file" >"$file.sha256")
+cd "$MIRROR" && find . -type f ! -name '*.sha256' ! -name SHA256SUMS -exec sha256sum {} + | sed 's|  ./|  |' >"$SUMS"`)
+	root := checkout(t)
+	publish.Env = append(os.Environ(), "MIRROR="+mirror, "PROGRAMS="+have.Kube, "ARCH="+runtime.GOARCH, "SUMS="+filepath.Join(root, "cluster/programs/sums.txt"))
 	if out, err := publish.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -398,7 +407,6 @@ archive coredns >"$c/$file"
 		}
 	}
 	fakeGo(t, "exit 1")
-	root := checkout(t)
 	for _, v := range []string{"no_proxy", "NO_PROXY", "http_proxy"} {
 		t.Setenv(v, "")
 	}

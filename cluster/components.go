@@ -10,15 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
 // components runs the processes of a cluster, each with a log file. It restarts a
-// process that ends, but not while the cluster starts: then await returns an error.
+// process that ends, with a growing delay, but not while the cluster starts: then await returns an error.
 type components struct {
 	logs    string // directory
 	env     []string
@@ -30,12 +28,22 @@ type components struct {
 	wait    sync.WaitGroup
 }
 
-// newComponents returns an empty set of components that inherit this process's
-// environment, env and files.
+// environment returns the variables that the processes of a cluster inherit from the user.
+// Others are the user's secrets, or change what a component does: GOGC, OTEL_*, SSL_CERT_FILE,
+// proxies, or a variable of etcd that contradicts a flag.
+func environment() (env []string) {
+	for _, name := range []string{"PATH", "HOME", "USER", "TMPDIR", "TZ", "K8S_MICRO_TEST_RUN"} { // test/run.sh finds processes by the last
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+// newComponents returns an empty set of components that inherit env, files and the
+// variables of environment.
 func newComponents(logs string, env []string, files ...*os.File) *components {
-	// Components connect only to each other, so they must not use the user's proxy.
-	env = append(append(os.Environ(), "NO_PROXY=*", "no_proxy=*"), env...)
-	p := &components{logs: logs, env: env, files: files, exited: make(chan error, 1)}
+	p := &components{logs: logs, env: append(environment(), env...), files: files, exited: make(chan error, 1)}
 	p.stopped, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -44,7 +52,9 @@ func newComponents(logs string, env []string, files ...*os.File) *components {
 func (p *components) start(name, program string, args ...string) {
 	p.wait.Go(func() {
 		runtime.LockOSThread() // as endWithParent requires
+		var delay time.Duration
 		for {
+			begin := time.Now()
 			err := p.run(name, program, args)
 			if p.stopped.Err() != nil {
 				return
@@ -56,14 +66,24 @@ func (p *components) start(name, program string, args ...string) {
 				}
 				return
 			}
-			logLine("%s; restarting it", err)
+			delay = restartDelay(delay, time.Since(begin))
+			logLine("%s; restarting it in %s", err, delay)
 			select {
 			case <-p.stopped.Done():
 				return
-			case <-time.After(500 * time.Millisecond):
+			case <-time.After(delay):
 			}
 		}
 	})
+}
+
+// restartDelay returns how long to wait before a process that has ended starts again: half a
+// second, then twice as long each time, up to a minute. A process that ran for a minute starts anew.
+func restartDelay(last, ran time.Duration) time.Duration {
+	if last == 0 || ran >= time.Minute {
+		return 500 * time.Millisecond
+	}
+	return min(2*last, time.Minute)
 }
 
 // run starts a process once and waits until it ends. The error contains the name of the
@@ -78,9 +98,7 @@ func (p *components) run(name, program string, args []string) error {
 	cmd := exec.CommandContext(p.stopped, program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 3 * time.Second // then SIGKILL
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, p.files
-	// etcd refuses to start if a variable of its own contradicts a flag.
-	cmd.Env = slices.DeleteFunc(slices.Clone(p.env), func(v string) bool { return strings.HasPrefix(v, "ETCD_") })
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.Env = log, log, p.files, p.env
 	endWithParent(cmd)
 	err = cmd.Run()
 	if err == nil {

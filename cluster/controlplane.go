@@ -63,6 +63,7 @@ func (cp *controlPlane) start(ctx context.Context, p *components) error {
 		"--cert-file="+cp.cert("etcd.crt"), "--key-file="+cp.cert("etcd.key"), "--trusted-ca-file="+cp.cert("ca.crt"), "--client-cert-auth",
 		"--peer-cert-file="+cp.cert("etcd.crt"), "--peer-key-file="+cp.cert("etcd.key"), "--peer-trusted-ca-file="+cp.cert("ca.crt"), "--peer-client-cert-auth",
 		"--unsafe-no-fsync",                                       // the data is deleted with the cluster
+		"--watch-progress-notify-interval=5s",                     // as kubeadm sets it: watches of pods that do not change get bookmarks
 		"--log-level=warn", "--warning-unary-request-duration=1s") // a busy laptop exceeds the default of 300 ms
 	// kube-apiserver would also wait for etcd, but its retries are seconds apart.
 	if err := p.await(ctx, "etcd", cp.probe("apiserver-etcd", etcd+"/readyz")); err != nil {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/forwarder"
 )
 
 var serviceArgument = regexp.MustCompile(`^[a-z0-9-]+/[a-z0-9-]+:([0-9]+)$`)
@@ -51,25 +53,32 @@ func (c *cluster) forward(args []string) error {
 	if err != nil {
 		return fmt.Errorf("forwarding %q: %w; was cluster %q started by an older checkout? stop it with `make cluster-down` and start it again", args[0], err, c.name)
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, _, err := conn.WriteMsgUnix([]byte(args[0]), syscall.UnixRights(int(f.Fd())), nil); err != nil {
-		return fmt.Errorf("forwarding %q: %w", args[0], err)
-	}
-	address, err := io.ReadAll(conn)
-	if err == nil && len(address) == 0 {
-		err = errors.New("the node manager refused the listener")
-	}
+	address, err := sendListener(conn, args[0], f)
 	if err != nil {
 		return fmt.Errorf("forwarding %q: %w; see %s", args[0], err, c.path("log", "supervisor.log"))
 	}
-	fmt.Println(string(address))
+	fmt.Println(address)
 	return nil
+}
+
+// sendListener sends a listener for a Service to receiveForwards, and returns the address that
+// leads to the Service.
+func sendListener(conn *net.UnixConn, service string, listener *os.File) (address string, err error) {
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, _, err := conn.WriteMsgUnix([]byte(service), syscall.UnixRights(int(listener.Fd())), nil); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(conn)
+	if err == nil && len(b) == 0 {
+		err = errors.New("the node manager refused the listener")
+	}
+	return string(b), err
 }
 
 // receiveForwards receives a listener and the name of its Service from each call of
 // forward, and answers with the address on the host that leads to the Service.
-func receiveForwards(socket *net.UnixListener) {
+func receiveForwards(socket net.Listener) {
 	var mu sync.Mutex
 	open := map[string]string{} // maps a Service to its address on the host while its forwarder runs
 	receive := func(conn *net.UnixConn) error {
@@ -102,7 +111,7 @@ func receiveForwards(socket *net.UnixListener) {
 			namespace, rest, _ := strings.Cut(service, "/")
 			name, port, _ := strings.Cut(rest, ":")
 			go func() {
-				newForwarder(fmt.Sprintf("%s.%s.svc.cluster.local.:%s", name, namespace, port)).run(l)
+				forwarder.Run(l, fmt.Sprintf("%s.%s.svc.cluster.local.:%s", name, namespace, port), nodeDialer.Dial, logLine)
 				mu.Lock()
 				defer mu.Unlock()
 				delete(open, service)
@@ -111,15 +120,11 @@ func receiveForwards(socket *net.UnixListener) {
 		_, err = io.WriteString(conn, open[service])
 		return err
 	}
-	for {
-		conn, err := socket.AcceptUnix()
-		if err != nil {
-			return
-		}
-		if err := receive(conn); err != nil {
+	forwarder.Accept(socket, "forward.sock", logLine, func(conn net.Conn) {
+		if err := receive(conn.(*net.UnixConn)); err != nil {
 			logLine("receiving a listener: %v", err)
 		}
-	}
+	})
 }
 
 // nodeDialer dials from inside the node and resolves the names of Services with CoreDNS.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -159,7 +160,7 @@ func checkImage(t *testing.T, service string, p pulled) {
 			t.Errorf("%s has no label %q", service, l)
 		}
 	}
-	files := tar.NewReader(bytes.NewReader(layer(t, p.image)))
+	files := tar.NewReader(bytes.NewReader(layer(t, p.image, 0, 2)))
 	h, err := files.Next()
 	if err != nil {
 		t.Fatal(err)
@@ -181,19 +182,41 @@ func checkImage(t *testing.T, service string, p pulled) {
 	if libraries, err := file.ImportedLibraries(); len(libraries) > 0 {
 		t.Errorf("%s is not static: %q, %v", service, libraries, err)
 	}
-	if got, want := sbomModules(t, layer(t, p.sbom)), programModules(t, program); !slices.Equal(got, want) {
-		t.Errorf("the SBOM of %s for %s lists\n%q, the program\n%q", service, p.platform, got, want)
+	sbom := layer(t, p.sbom, 0, 1)
+	modules, licensed := sbomModules(t, sbom)
+	if want := programModules(t, program); !slices.Equal(modules, want) {
+		t.Errorf("the SBOM of %s for %s lists\n%q, the program\n%q", service, p.platform, modules, want)
+	}
+	files = tar.NewReader(bytes.NewReader(layer(t, p.image, 1, 2)))
+	if h, err := files.Next(); err != nil || h.Name != "licenses.txt" || h.Mode != 0o644 {
+		t.Fatalf("%s holds %+v instead of the licences, %v", service, h, err)
+	}
+	texts, err := io.ReadAll(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	titles := regexp.MustCompile(`(?m)^==== (.*),`).FindAllString(string(texts), -1)
+	if !slices.IsSorted(titles) { // otherwise the image depends on the paths of the modules
+		t.Errorf("%s for %s has the licences in the order %q", service, p.platform, titles)
+	}
+	for _, module := range modules {
+		if strings.HasPrefix(module, "./") { // a part of this repository
+			continue
+		}
+		if !strings.Contains(string(texts), "\n==== "+module+", ") || !slices.Contains(licensed, module) {
+			t.Errorf("%s for %s lacks the licence of %s in the image or in the SBOM", service, p.platform, module)
+		}
 	}
 }
 
-// layer returns the content of an image's only layer.
-func layer(t *testing.T, img v1.Image) []byte {
+// layer returns the content of layer i of an image that has n layers.
+func layer(t *testing.T, img v1.Image, i, n int) []byte {
 	t.Helper()
 	layers, err := img.Layers()
-	if err != nil || len(layers) != 1 {
-		t.Fatalf("%d layers, want 1; %v", len(layers), err)
+	if err != nil || len(layers) != n {
+		t.Fatalf("%d layers, want %d; %v", len(layers), n, err)
 	}
-	r, err := layers[0].Uncompressed()
+	r, err := layers[i].Uncompressed()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,10 +246,13 @@ func programModules(t *testing.T, program []byte) []string {
 	return all
 }
 
-// sbomModules lists the modules in an SBOM.
-func sbomModules(t *testing.T, sbom []byte) []string {
+// sbomModules lists the modules in an SBOM, and those that have a licence there.
+func sbomModules(t *testing.T, sbom []byte) (all, licensed []string) {
 	t.Helper()
-	type component struct{ Name, Version string }
+	type component struct {
+		Name, Version string
+		Licenses      []any
+	}
 	var bom struct {
 		Metadata   struct{ Component component }
 		Components []component
@@ -234,12 +260,14 @@ func sbomModules(t *testing.T, sbom []byte) []string {
 	if err := json.Unmarshal(sbom, &bom); err != nil {
 		t.Fatal(err)
 	}
-	var all []string
 	for _, c := range append(bom.Components, bom.Metadata.Component) {
 		all = append(all, c.Name+" "+c.Version)
+		if len(c.Licenses) > 0 {
+			licensed = append(licensed, c.Name+" "+c.Version)
+		}
 	}
 	slices.Sort(all)
-	return all
+	return all, licensed
 }
 
 // copyOfCheckout copies the files of this checkout that git tracks or would add, with the

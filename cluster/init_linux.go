@@ -123,7 +123,9 @@ func (c *cluster) mountNode() error {
 	}
 	setReadOnly(nodeClusterDir, 0, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
 	mount("proc", "/proc", "proc", 0, "")
+	errs = append(errs, mountDev(mount))
 	mount("sysfs", "/sys", "sysfs", 0, "")
+	mount("", "/sys", "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
 	mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, "mode=755")
 	if useCgroups {
 		for _, g := range hierarchies {
@@ -142,6 +144,30 @@ func (c *cluster) mountNode() error {
 	}
 	mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, "") // so that mounts that kubelet makes later propagate into pods
 	return errors.Join(errs...)
+}
+
+// mountDev replaces the host's /dev, through which root could write to the host's disks, by one
+// with the devices that containers have, and kmsg, which kubelet reads. It has no devices of its own, because a user
+// namespace may not create any.
+func mountDev(mount func(src, dst, fs string, flags uintptr, data string)) error {
+	const dev = "/run/dev"
+	errs := []error{os.Mkdir(dev, 0o755)}
+	mount("tmpfs", dev, "tmpfs", 0, "mode=755")
+	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty", "kmsg"} {
+		if !exists(filepath.Join("/dev", name)) {
+			continue
+		}
+		errs = append(errs, os.WriteFile(filepath.Join(dev, name), nil, 0o666))
+		mount(filepath.Join("/dev", name), filepath.Join(dev, name), "", syscall.MS_BIND, "")
+	}
+	errs = append(errs, os.Mkdir(filepath.Join(dev, "pts"), 0o755))
+	mount("devpts", filepath.Join(dev, "pts"), "devpts", 0, "newinstance,ptmxmode=0666,mode=620")
+	for name, target := range map[string]string{"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
+		errs = append(errs, os.Symlink(target, filepath.Join(dev, name)))
+	}
+	mount(dev, "/dev", "", syscall.MS_MOVE, "")
+	mount("", "/dev", "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
+	return errors.Join(append(errs, os.Remove(dev))...)
 }
 
 // hideSysctls makes the sysctls that belong to the whole machine read-only. Kubelet

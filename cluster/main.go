@@ -12,27 +12,30 @@
 //	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node
 //	go run -C cluster . down          stop the cluster and remove everything it created
 //	go run -C cluster . build         only build and download what up needs
+//	go run -C cluster . clean         remove from the cache what this checkout does not need, such as other versions
+//	go run -C cluster . sums          write the checksums of the official files to cluster/programs/sums.txt, for maintainers
 //
 // `make cluster-COMMAND ARGS="..."` runs the same command with the Go flags of the
 // Makefile, so that Go compiles no package twice.
 //
-// Every command takes -name NAME. The default is the environment variable
+// Every command takes -name NAME, before its arguments. The default is the environment variable
 // CLUSTER, then "demo". Clusters with different names are independent. No
 // command reads or writes ~/.kube.
 //
 // # Where the programs come from
 //
 // up and build look for the programs of Kubernetes in the cache, then download the official
-// release binaries of dl.k8s.io and github.com and compare them with their checksums, and
-// build them from Go modules if that is impossible: no answer within 3 seconds, a missing
-// file, a wrong checksum. Both ways give the releases named in cluster/kube/go.mod. A line
+// release binaries of dl.k8s.io and github.com and compare them with the checksums in
+// cluster/programs/sums.txt, and build them from Go modules if that is impossible: no answer
+// within 3 seconds, a missing file, a wrong checksum. Both ways give the releases named in cluster/kube/go.mod. A line
 // of the output says which way was chosen and why. The environment variable
 // K8S_MICRO_SOURCE selects one:
 //
 //	build        build from Go modules, for which GOPROXY applies
 //	download     download, and end with an error instead of building
 //	URL          download from a mirror, which has the files under the host's name, as in
-//	             URL/dl.k8s.io/release/v1.37.2/bin/linux/amd64/kubelet
+//	             URL/dl.k8s.io/release/v1.37.2/bin/linux/amd64/kubelet; refused for
+//	             files of which sums.txt has no checksum
 //
 // containerd, runc, nftables and the CNI plugins are never built. They are those of this
 // machine, otherwise those of Debian's packages, otherwise the official binaries, unless
@@ -48,13 +51,16 @@
 // kubelet, kube-proxy, CoreDNS, containerd and runc. It keeps its data in memory
 // and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
 // sysctls are private to its namespaces and disappear with them. The node can read the
-// host's files, but can write only to .cluster/NAME.
+// host's files, but can write only to .cluster/NAME. In a cluster that root has started, root in
+// the node could undo this with mount and mknod: it prevents mistakes, not attacks.
 //
 // Pods and Services have IPv4 addresses. up -ip-family ipv6 gives them IPv6 addresses
 // instead, and up -ip-family dual both.
 //
 // The node has an image registry. containerd pulls every image from this registry, also
-// if the image's name contains another one. Only the command load adds images to it.
+// if the image's name contains another one. Only the command load adds images to it. A minute
+// after load has replaced an image, the registry forgets the old one. Kubelet removes images
+// that no pod has used for half an hour.
 //
 // # Access
 //
@@ -67,7 +73,8 @@
 //
 // # Processes
 //
-//	supervisor        on the host; starts the node and ends it on SIGTERM or SIGINT
+//	supervisor        on the host; starts the node and ends it on SIGTERM, on SIGINT, or
+//	                  when .cluster/NAME is deleted, such as together with the checkout
 //	cgroup cleaner    on the host; removes the cgroups after the supervisor has ended
 //	init              process 1 of the node; ends when the supervisor's pipe closes
 //	node manager      child of init; runs the components and serves the host's listeners
@@ -76,11 +83,14 @@
 // kernel closes the supervisor's end of the pipe, init exits, and the kernel kills every
 // other process of the node.
 //
+// These processes and the components have only five of the user's environment variables:
+// PATH, HOME, USER, TMPDIR and TZ.
+//
 // # Files
 //
 // Built and downloaded programs are cached by version in the user's cache directory
-// ($XDG_CACHE_HOME/k8s-micro, by default ~/.cache/k8s-micro). Everything else is in
-// .cluster/NAME of the checkout.
+// ($XDG_CACHE_HOME/k8s-micro, by default ~/.cache/k8s-micro). Debian's packages are renewed
+// each month. Everything else is in .cluster/NAME of the checkout.
 package main
 
 import (
@@ -93,7 +103,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 func main() {
@@ -115,7 +128,7 @@ func main() {
 	}
 }
 
-const commandNames = "up, status, load, push, save, kubectl, forward, node, down or build"
+const commandNames = "up, status, load, push, save, kubectl, forward, node, down, build, clean or sums"
 
 const help = `usage: cluster COMMAND [-name NAME] [ARGUMENTS]
 
@@ -133,6 +146,25 @@ Environment:
                     proxies for downloads
   XDG_CACHE_HOME    where the programs are cached, by default ~/.cache
 `
+
+// ownFlags separates the launcher's own flags from the arguments of kubectl or of a command in
+// the node, which may begin with flags of the other program, such as kubectl -n.
+func ownFlags(args []string) (own, rest []string) {
+	if len(args) > 0 {
+		if name, _, hasValue := strings.Cut(args[0], "="); name == "-name" || name == "--name" {
+			n := 2
+			if hasValue {
+				n = 1
+			}
+			n = min(n, len(args))
+			own, args = args[:n], args[n:]
+		}
+	}
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:]
+	}
+	return own, args
+}
 
 func run(args []string) error {
 	if len(args) == 0 {
@@ -162,8 +194,12 @@ func run(args []string) error {
 	if command == "save" {
 		flags.StringVar(&arch, "arch", runtime.GOARCH, "processor architecture of the cluster's nodes: amd64 or arm64")
 	}
+	var rest []string
+	if command == "kubectl" || command == "node" {
+		args, rest = ownFlags(args)
+	}
 	_ = flags.Parse(args) // exits on error
-	args = flags.Args()
+	args = append(flags.Args(), rest...)
 	c, err := newCluster(*name)
 	if err != nil {
 		return err
@@ -174,6 +210,10 @@ func run(args []string) error {
 		defer cancel()
 		_, err := c.provide(stop, false)
 		return err
+	case "clean":
+		return programs.Clean(context.Background(), c.root, progress)
+	case "sums":
+		return programs.WriteSums(context.Background(), c.root, progress)
 	case "up":
 		return c.up(o)
 	case "down":

@@ -53,7 +53,7 @@ func checkout(t *testing.T) string {
 // checkoutIn is checkout in a given directory, which it creates if necessary.
 func checkoutIn(t *testing.T, root string) string {
 	t.Helper()
-	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube"} {
+	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube", "cluster/programs"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func checkoutIn(t *testing.T, root string) string {
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
 	}
-	files = append(files, "pause/main.go")
+	files = append(files, "pause/main.go", "programs/sums.txt")
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err == nil {
@@ -97,6 +97,9 @@ func up(t *testing.T, root string, args ...string) *cluster {
 		t.Fatalf("up %q: %v: %s", args, err, out)
 	}
 	t.Cleanup(func() {
+		if !exists(root) { // the test has deleted it, which ends the cluster
+			return
+		}
 		if out, err := cli(t, root, "down"); err != nil {
 			t.Errorf("down: %v: %s", err, out)
 		}
@@ -204,6 +207,37 @@ func checkoutProcesses(root string) (pids []string) {
 	return pids
 }
 
+// setUserEnvironment sets variables that no process of a cluster may have.
+func setUserEnvironment(t *testing.T) {
+	t.Helper()
+	for _, v := range []string{"GOGC=400", "MY_SECRET=x", "OTEL_SDK_DISABLED=true", "SSL_CERT_FILE=/dev/null", "ETCD_NAME=mine", "HTTPS_PROXY=http://me:secret@127.0.0.1:9"} {
+		name, value, _ := strings.Cut(v, "=")
+		t.Setenv(name, value)
+	}
+}
+
+// checkEnvironment checks that the processes of a checkout, at least min, have none of the variables of setUserEnvironment.
+func checkEnvironment(t *testing.T, root string, min int) {
+	t.Helper()
+	allowed := regexp.MustCompile(`^(PATH|HOME|USER|TMPDIR|TZ|PWD|KUBE_EXIT_WITH_FD|K8S_MICRO_(TEST_RUN|ROOTLESS|NOCGROUPS|MAPPED)|MAX_SHIM_VERSION|TTRPC_ADDRESS|GRPC_ADDRESS|NAMESPACE|GOMAXPROCS)=|^LD_LIBRARY_PATH=/run/k8s-micro/`) // the last is of writeWrapper
+	pids := checkoutProcesses(root)
+	if len(pids) < min {
+		t.Errorf("%d processes, want at least %d", len(pids), min)
+	}
+	for _, pid := range pids {
+		b, _ := os.ReadFile(filepath.Join("/proc", pid, "environ"))
+		line, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		for v := range strings.SplitSeq(strings.TrimSuffix(string(b), "\x00"), "\x00") {
+			if v != "" && !allowed.MatchString(v) {
+				t.Errorf("%.60q has the variable %s", line, v)
+			}
+		}
+		if run, ok := os.LookupEnv("K8S_MICRO_TEST_RUN"); ok && len(b) > 0 && !strings.Contains("\x00"+string(b), "\x00K8S_MICRO_TEST_RUN="+run+"\x00") {
+			t.Errorf("%.60q cannot be found by test/run.sh", line)
+		}
+	}
+}
+
 // fakeGo puts a program named go, a shell script, into PATH.
 func fakeGo(t *testing.T, script string) {
 	t.Helper()
@@ -257,6 +291,25 @@ func runPod(t *testing.T, root string) {
 	} {
 		if out, err := cli(t, root, append([]string{"kubectl", "--"}, args...)...); err != nil {
 			t.Fatalf("%v: %s", err, out)
+		}
+	}
+}
+
+// Flags after the launcher's own belong to kubectl or to the command in the node.
+func TestOwnFlags(t *testing.T) {
+	for line, want := range map[string]string{
+		"":                                 "|",
+		"-n go-micro get pods":             "|-n go-micro get pods",
+		"--namespace=go-micro get pods":    "|--namespace=go-micro get pods",
+		"-name demo -n go-micro get pods":  "-name demo|-n go-micro get pods",
+		"--name=demo get pods -name x":     "--name=demo|get pods -name x",
+		"-name demo -- exec x -- ls -name": "-name demo|exec x -- ls -name",
+		"-- ip addr":                       "|ip addr",
+		"-name":                            "-name|",
+	} {
+		own, rest := ownFlags(strings.Fields(line))
+		if got := strings.Join(own, " ") + "|" + strings.Join(rest, " "); got != want {
+			t.Errorf("%q is separated into %q, want %q", line, got, want)
 		}
 	}
 }

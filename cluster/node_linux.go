@@ -16,6 +16,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/jiangjiancc/go_micro_k8s/cluster/forwarder"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 	"github.com/vishvananda/netlink"
@@ -67,7 +68,7 @@ func nodeManager(args []string) (err error) {
 	if err := c.serveRegistry(); err != nil {
 		return fmt.Errorf("starting the image registry: %w", err)
 	}
-	go newForwarder(hostPort(cp.ip, apiPort)).run(apiListener)
+	go forwarder.Run(apiListener, hostPort(cp.ip, apiPort), nodeDialer.Dial, logLine)
 	forwards, err := c.listenUnix("forward.sock")
 	if err != nil {
 		return err
@@ -157,12 +158,14 @@ func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(k
 	start("kubelet", "--config="+cp.etc("kubelet.yaml"), "--kubeconfig="+cp.etc("kubelet.conf"), "--node-ip="+cp.network.nodeIPs(), "--hostname-override="+nodeName)
 	start("kube-proxy", "--config="+cp.etc("kube-proxy.yaml"))
 	request := cp.client("client-kubeconfig")
-	binding, err := templates.ReadFile("templates/coredns-binding.json")
-	if err != nil {
-		return err
-	}
-	if _, err := request("POST", cp.server()+"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", string(binding)); err != nil {
-		return fmt.Errorf("granting CoreDNS the role view: %w", err)
+	for file, resource := range map[string]string{"coredns-role.json": "clusterroles", "coredns-binding.json": "clusterrolebindings"} {
+		object, err := templates.ReadFile("templates/" + file)
+		if err != nil {
+			return err
+		}
+		if _, err := request("POST", cp.server()+"/apis/rbac.authorization.k8s.io/v1/"+resource, string(object)); err != nil {
+			return fmt.Errorf("granting CoreDNS what it reads: %w", err)
+		}
 	}
 	start("coredns", "--conf="+cp.etc("Corefile"))
 	if err := p.await(ctx, "the node to be Ready", func() bool { return nodeReady(request, cp.server()) }); err != nil {

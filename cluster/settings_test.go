@@ -56,6 +56,9 @@ func TestMakeRefusesValues(t *testing.T) {
 			}
 		}
 	}
+	if out, err := run("cluster-build", "K8S_MICRO_SOURCE", "https://me:pass word@mirror.example", false); err == nil || strings.Contains(out, "word") {
+		t.Errorf("a mirror with a password: %v: %s", err, out)
+	}
 	for target, values := range map[string][]string{
 		"deploy REGISTRY": {"846602483", "docker.io/you", "localhost:5000", "127.0.0.1:5000/a/b_c", "ghcr.io/o-r/x__y", "Registry.Example:443/a"},
 		"deploy TAG":      {"kubernetes", "v1.2-rc.1", "_x", "A"}, "-C go-micro-srv load IMAGE": {"a/b", "localhost:5000/b:c", "busybox:1.0"},
@@ -91,8 +94,8 @@ func TestCopiedService(t *testing.T) {
 		}
 	}
 	calls := filepath.Join(tools, "calls")
-	for _, name := range []string{"docker", "go"} {
-		if err := os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\necho "+name+" \"$@\" >>'"+calls+"'\n"), 0o755); err != nil {
+	for _, name := range []string{"docker", "go"} { // go list and go env, for the licences, say nothing
+		if err := os.WriteFile(filepath.Join(tools, name), []byte("#!/bin/sh\ncase $1 in env | list) ;; *) echo "+name+" \"$@\" >>'"+calls+"' ;; esac\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

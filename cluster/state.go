@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/cluster/private"
@@ -141,6 +142,13 @@ func (c *cluster) socket(name string) (address *net.UnixAddr, done func(), err e
 // markReady records that the cluster has started.
 func (c *cluster) markReady() error { return os.WriteFile(c.path("ready"), nil, 0o644) }
 
+// ready reports whether a cluster whose lock is held has started and does not stop. A
+// supervisor that was killed leaves the file of markReady behind.
+func (c *cluster) ready() bool {
+	s, err := c.state()
+	return err == nil && exists(c.path("ready")) && s.Supervisor > 0 && !errors.Is(syscall.Kill(s.Supervisor, 0), syscall.ESRCH)
+}
+
 // running returns the state of the cluster, or an error if the cluster is not running or
 // not ready yet.
 func (c *cluster) running() (state, error) {
@@ -152,7 +160,7 @@ func (c *cluster) running() (state, error) {
 	if !errors.Is(err, errRunning) {
 		return state{}, err
 	}
-	if !exists(c.path("ready")) {
+	if !c.ready() {
 		return state{}, fmt.Errorf("looking for cluster %q: it is starting or stopping; try again", c.name)
 	}
 	return c.state()

@@ -81,8 +81,10 @@ func TestOtherUsersReachNothing(t *testing.T) {
 	if out, err := asNobody("flock -n " + lock + " true"); err != nil {
 		t.Fatalf("before up, every user must be able to lock the file: %v: %s", err, out)
 	}
+	setUserEnvironment(t)
 	c := up(t, root)
 	runPod(t, root)
+	checkEnvironment(t, root, 11) // 8 components, the supervisor, init and the node manager
 	s, err := c.state()
 	if err != nil {
 		t.Fatal(err)
@@ -128,10 +130,22 @@ func TestOtherUsersReachNothing(t *testing.T) {
 	if err != nil || !strings.Contains(out, "405") {
 		t.Errorf("pushing from the node: %v: %q, want status 405", err, out)
 	}
-	// The node cannot write to the host's file systems.
-	for _, path := range []string{"/x", "/dev/shm/x", cache + "/x", "/run/k8s-micro/cache/x"} {
+	// The node cannot write to the host's file systems, devices and kernel.
+	for _, path := range []string{"/x", "/dev/x", "/dev/shm/x", cache + "/x", "/run/k8s-micro/cache/x"} {
 		if out, err := cli(t, root, "node", "--", "touch", path); err == nil {
 			t.Errorf("the node can write %q: %s", path, out)
+		}
+	}
+	if out, err := cli(t, root, "node", "find", "/dev", "-type", "b", "-o", "-name", "mem"); err != nil || out != "" {
+		t.Errorf("the node has the devices %q, %v", out, err)
+	}
+	if out, err := cli(t, root, "node", "sh", "-c", "find /sys -writable -type f ! -path '/sys/fs/cgroup/*' | grep . && exit 1; echo x >/dev/null && head -c 1 /dev/urandom >/dev/null"); err != nil {
+		t.Errorf("the node can write in /sys, or not to /dev/null: %v: %.300s", err, out)
+	}
+	// CoreDNS reads what it needs, which the test of forward shows, and nothing else.
+	for _, resource := range []string{"configmaps", "pods", "secrets"} {
+		if out, err := cli(t, root, "kubectl", "auth", "can-i", "list", resource, "--as=coredns", "-A"); err == nil || !strings.Contains(out, "no") {
+			t.Errorf("CoreDNS may list %s: %v: %s", resource, err, out)
 		}
 	}
 }
@@ -266,5 +280,53 @@ func TestStaleState(t *testing.T) {
 	}
 	if err := down.Wait(); err != nil {
 		t.Errorf("down after the interrupted build: %v", err)
+	}
+}
+
+// While a cluster stops, up waits for its end instead of saying that it is running. The supervisor is a script that needs
+// 2 s after SIGTERM, or that leaves a process with the lock after SIGKILL.
+func TestUpWaitsForAStop(t *testing.T) {
+	for name, signal := range map[string]syscall.Signal{"down": 0, "SIGKILL of the supervisor": syscall.SIGKILL} {
+		t.Run(name, func(t *testing.T) {
+			root := checkout(t)
+			c := demoCluster(root)
+			lock, err := c.lock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stopping := filepath.Join(t.TempDir(), "stopping")
+			supervisor := exec.Command("sh", "-c", `trap ': >"$0"; sleep 2; exit' TERM; sleep 3 & : >"$0.started"; while :; do sleep 0.1; done`, stopping)
+			supervisor.ExtraFiles = []*os.File{lock}
+			if err := supervisor.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() { _ = supervisor.Wait(); close(ended) }()
+			t.Cleanup(func() { _ = supervisor.Process.Kill(); <-ended })
+			lock.Close()
+			eventually(t, 20*time.Second, "the supervisor", func() bool { return exists(stopping + ".started") })
+			if err := errors.Join(os.MkdirAll(c.dir, 0o700), c.save(state{Supervisor: supervisor.Process.Pid}), c.markReady()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.lockOrReady(); !errors.Is(err, errRunning) {
+				t.Fatalf("before the stop: %v, want %v", err, errRunning)
+			}
+			if signal == 0 {
+				down := launcher(root, "down")
+				if err := down.Start(); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = down.Wait() })
+				eventually(t, 20*time.Second, "SIGTERM from down", func() bool { return exists(stopping) })
+			} else {
+				_ = supervisor.Process.Signal(signal)
+				<-ended
+			}
+			lock, err = c.lockOrReady()
+			if err != nil {
+				t.Fatalf("during the stop: %v, want the lock after it", err)
+			}
+			lock.Close()
+		})
 	}
 }

@@ -48,7 +48,7 @@ func (c *cluster) startSupervisor(ctx context.Context, lock *os.File) (*supervis
 			return nil, err
 		}
 	}
-	cmd.Dir, cmd.Stdout, cmd.Stderr = c.root, log, log
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.root, environment(), log, log
 	cmd.ExtraFiles = []*os.File{parent, reports, lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C in this terminal must not reach the supervisor
 	err = cmd.Start()
@@ -119,8 +119,8 @@ func logLine(format string, args ...any) {
 	fmt.Printf("%s %s\n", time.Now().Format(time.RFC3339), fmt.Sprintf(format, args...))
 }
 
-// supervisor starts the cluster and stops it on SIGTERM or SIGINT. It inherits the pipe
-// from up (file descriptor 3), the pipe to which it reports events (4) and the lock (5).
+// supervisor starts the cluster and stops it on SIGTERM or SIGINT, or when the cluster's
+// directory is deleted. It inherits the pipe from up (file descriptor 3), the pipe to which it reports events (4) and the lock (5).
 func supervisor(args []string) (err error) {
 	c, err := newCluster(args[0])
 	if err != nil {
@@ -140,10 +140,33 @@ func supervisor(args []string) (err error) {
 			cancel()
 		}
 	}()
+	dir, err := os.Open(c.dir)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				_ = os.Remove(c.path("ready")) // from now on up waits for the end
+				return
+			case <-time.After(time.Second):
+			}
+			if deleted(dir) {
+				cancel()
+				return
+			}
+		}
+	}()
 	s, err := c.state()
 	if err != nil {
 		return err
 	}
+	inUse, err := s.Tools.Use()
+	if err != nil {
+		return fmt.Errorf("using %q: %w; is it being cleaned?", s.Tools.Cache, err)
+	}
+	held = append(held, inUse)
 	s.Supervisor = os.Getpid()
 	if err := errors.Join(c.save(s), c.linkKubectl(s.Tools)); err != nil {
 		return err
@@ -152,6 +175,18 @@ func supervisor(args []string) (err error) {
 		return c.superviseControlPlane(ctx, s, report)
 	}
 	return c.superviseNode(ctx, s, report, events, lock)
+}
+
+// deleted reports whether an open directory was deleted, such as together with its checkout.
+// Where the kernel tells the path of an open file, a directory that was renamed still exists.
+func deleted(dir *os.File) bool {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil { // not Linux
+		path = dir.Name()
+	}
+	there, err := os.Stat(path)
+	here, err2 := dir.Stat()
+	return errors.Is(err, os.ErrNotExist) || err == nil && err2 == nil && !os.SameFile(there, here)
 }
 
 // linkKubectl creates the link kubectl in the cluster's bin directory.

@@ -3,19 +3,51 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
+// A cluster does not end when its checkout is renamed, but when it is deleted, also if another one takes its place.
+func TestDeletedDirectory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "demo")
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if deleted(dir) {
+		t.Error("a directory that exists is deleted")
+	}
+	if err := os.Rename(path, path+"2"); err != nil {
+		t.Fatal(err)
+	}
+	if deleted(dir) != !exists("/proc/self/fd") { // elsewhere only the path is known
+		t.Error("a directory that was renamed is deleted")
+	}
+	if err := errors.Join(os.Remove(path+"2"), os.Mkdir(path+"2", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if !deleted(dir) {
+		t.Error("a directory that was deleted and made again is not deleted")
+	}
+}
+
 func TestControlPlaneOnly(t *testing.T) {
 	root := checkout(t)
+	setUserEnvironment(t)
 	c := up(t, root, "-control-plane")
-	if out, err := cli(t, root, "kubectl", "--", "create", "configmap", "mine", "--from-literal=a=b"); err != nil {
+	checkEnvironment(t, root, 3)
+	if out, err := cli(t, root, "kubectl", "-n", "default", "create", "configmap", "mine", "--from-literal=a=b"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for _, args := range [][]string{{"load", "a=b"}, {"node", "true"}, {"forward", "a/b:1"}} {

@@ -25,7 +25,7 @@ func preflight(o upOptions) error {
 	return fmt.Errorf("preparing a node: %s cannot run a kubelet; use any cluster you have (kind, minikube, Docker Desktop) with `make push` and `make deploy`, or -control-plane for tests that need no pods", runtime.GOOS)
 }
 
-func removeCgroups(*cluster) {}
+func removeCgroups(*cluster) error { return nil }
 
 // endWithParent has nothing to do: the binary of cluster/kube ends with its parent.
 func endWithParent(*exec.Cmd) {}

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Cgroup is a cluster's cgroup in one mounted hierarchy.
@@ -109,21 +111,42 @@ func (s Set) EnterLeaf(name string) {
 	}
 }
 
+// Kill sends SIGKILL to every process in the cgroups and in their children, and returns how
+// many there were.
+func (s Set) Kill() (processes int) {
+	seen := map[int]bool{}
+	for _, dir := range s.dirs() {
+		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for _, line := range strings.Fields(string(b)) {
+			// A process outside of this process's PID namespace has the id 0, which would mean this process's group.
+			if pid, err := strconv.Atoi(line); err == nil && pid > 0 && !seen[pid] {
+				seen[pid] = true
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
+	return len(seen)
+}
+
 // Remove removes the cgroups with their children. It returns false when one of
 // them still contains a process.
 func (s Set) Remove() bool {
 	gone := true
+	for _, dir := range slices.Backward(s.dirs()) {
+		gone = os.Remove(dir) == nil && gone
+	}
+	return gone
+}
+
+// dirs lists the cgroups and their children, parents first.
+func (s Set) dirs() (dirs []string) {
 	for _, g := range s {
-		var dirs []string
 		_ = filepath.WalkDir(g.dir, func(p string, d os.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, p)
 			}
 			return nil
 		})
-		for _, dir := range slices.Backward(dirs) {
-			gone = os.Remove(dir) == nil && gone
-		}
 	}
-	return gone
+	return dirs
 }

@@ -226,7 +226,7 @@ func TestPushWithoutRegistry(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error is %v", err)
 	}
-	if d := time.Since(start); d > 2*time.Second {
+	if d := time.Since(start); d > 20*time.Second { // without the deadline it would wait for ever
 		t.Errorf("took %s, the deadline was 200ms", d)
 	}
 	l.Close()

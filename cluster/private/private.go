@@ -29,7 +29,13 @@ var ErrLocked = errors.New("another process holds the lock")
 
 // Lock locks a file, which it creates if necessary, and makes it readable only for its
 // owner. The lock ends when the file is closed in this process and in all that inherited it.
-func Lock(path string) (*os.File, error) {
+func Lock(path string) (*os.File, error) { return lock(path, syscall.LOCK_EX) }
+
+// Share is like Lock, but several processes can hold the lock at the same time. Lock returns
+// ErrLocked until the last of them has ended.
+func Share(path string) (*os.File, error) { return lock(path, syscall.LOCK_SH) }
+
+func lock(path string, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err == nil {
 		err = f.Chmod(0o600) // an older version of the launcher made the file readable for everyone
@@ -41,7 +47,7 @@ func Lock(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, ErrLocked

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // fromDebian downloads packages and their dependencies with apt-get and unpacks them
@@ -27,17 +28,9 @@ func (p *provider) fromDebian(ctx context.Context, want []nodeTool) (map[string]
 	debs = slices.Compact(debs)
 	release, _ := os.ReadFile("/etc/os-release")
 	sum := sha256.Sum256(append(release, strings.Join(debs, " ")...))
-	dir := filepath.Join(p.cache, fmt.Sprintf("debian-%x", sum[:4]))
-	if !exists(dir) {
-		p.progress("downloading %s from Debian: usually under 30 seconds", strings.Join(debs, ", "))
-		part := fmt.Sprintf("%s.part-%d", dir, os.Getpid())
-		defer os.RemoveAll(part)
-		if err := unpackDebs(ctx, part, debs); err != nil {
-			return nil, fmt.Errorf("downloading Debian packages: %w", err)
-		}
-		if err := os.Rename(part, dir); err != nil && !exists(dir) {
-			return nil, err
-		}
+	dir, err := p.debianPackages(ctx, fmt.Sprintf("debian-%x", sum[:4]), debs)
+	if err != nil {
+		return nil, err
 	}
 	got := map[string]string{}
 	for _, t := range want {
@@ -51,6 +44,43 @@ func (p *provider) fromDebian(ctx context.Context, want []nodeTool) (map[string]
 		}
 	}
 	return got, nil
+}
+
+// Packages are renewed when they are a month old, because Debian repairs vulnerabilities. If
+// this fails, the old ones are used for another day.
+const debianAge, debianRetry, debianLimit = 30 * 24 * time.Hour, 24 * time.Hour, 2 * time.Minute
+
+// debianPackages returns the newest directory in the cache whose name begins with prefix, after
+// it has downloaded packages to a new one if there is none, or only an old one. A running
+// cluster may use the old one, so it stays until Clean.
+func (p *provider) debianPackages(ctx context.Context, prefix string, debs []string) (dir string, err error) {
+	var downloaded time.Time
+	dirs, _ := filepath.Glob(filepath.Join(escapeGlob(p.cache), prefix+"*")) // sorted
+	if len(dirs) > 0 {
+		dir = dirs[len(dirs)-1]
+		info, err := os.Stat(dir)
+		if err != nil {
+			return "", err
+		}
+		if downloaded = info.ModTime(); time.Since(downloaded) < debianAge {
+			return dir, nil
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, debianLimit)
+		defer cancel()
+	}
+	p.progress("downloading %s from Debian: usually under 30 seconds", strings.Join(debs, ", "))
+	renewed := filepath.Join(p.cache, prefix+time.Now().UTC().Format("-20060102T150405.000"))
+	part := fmt.Sprintf("%s.part-%d", renewed, os.Getpid())
+	defer os.RemoveAll(part)
+	if err = unpackDebs(ctx, part, debs); err == nil {
+		return renewed, os.Rename(part, renewed)
+	}
+	if dir == "" {
+		return "", fmt.Errorf("downloading Debian packages: %w", err)
+	}
+	p.progress("  using the packages of %s, because they cannot be renewed: %s", downloaded.Format(time.DateOnly), err)
+	return dir, os.Chtimes(dir, time.Time{}, time.Now().Add(debianRetry-debianAge))
 }
 
 // unpackDebs downloads packages that the system lacks and unpacks them to dir/root.

@@ -1,12 +1,7 @@
 package programs
 
 import (
-	"archive/tar"
-	"bufio"
-	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,7 +20,8 @@ import (
 // officialFile is a file that a project publishes with its releases.
 type officialFile struct {
 	url      string
-	sums     string   // URL of a file with its SHA-256
+	sum      string   // its SHA-256 in the repository, or ""
+	sumsURL  string   // of a file of the publisher with its SHA-256
 	programs []string // what it contains; a file that is no archive is the only program itself
 }
 
@@ -40,6 +36,7 @@ type downloader struct {
 	progressInterval time.Duration // between two lines of progress
 
 	total, done atomic.Int64 // bytes; total is 0 when it is unknown
+	space       int64        // bytes on the disk that the files need at most, 0 if unknown
 }
 
 // attempts is how often in a row a download may end without getting further.
@@ -91,11 +88,16 @@ func (d *downloader) find(ctx context.Context, files []officialFile, limit time.
 	if err := group.Wait(); err != nil {
 		return 0, err
 	}
-	for _, s := range sizes {
+	for i, s := range sizes {
 		if s < 0 {
+			d.space = 0
 			return 0, nil
 		}
 		size += s
+		d.space += s
+		if isArchive(files[i].url) {
+			d.space += 3 * s // what is in it
+		}
 	}
 	return size, nil
 }
@@ -116,52 +118,63 @@ func (d *downloader) request(ctx context.Context, method, address string, header
 	return resp, err
 }
 
+// verifiedSuffix ends the name of a directory with the programs of an incomplete download.
+// Each program in it is complete and verified. incompleteSuffix ends the names of the others.
+const verifiedSuffix, incompleteSuffix = ".verified", ".download"
+
+// missing returns the files of which the directory dir, or an earlier attempt to fill it,
+// lacks a program.
+func missing(dir string, files []officialFile) (m []officialFile) {
+	for _, f := range files {
+		if slices.ContainsFunc(f.programs, func(name string) bool { return !exists(filepath.Join(dir+verifiedSuffix, name)) }) {
+			m = append(m, f)
+		}
+	}
+	return m
+}
+
 // programs downloads files, compares them with their checksums, and puts their programs
 // into the directory dir, which appears only when it is complete and check, unless it is
-// nil, accepts it.
+// nil, accepts it. After an error the next call needs only the files that missing returns.
 func (d *downloader) programs(ctx context.Context, dir string, files []officialFile, check func(dir string) error) error {
-	part := fmt.Sprintf("%s.part-%d", dir, os.Getpid())
-	if err := os.RemoveAll(part); err != nil {
+	verified := dir + verifiedSuffix
+	if err := os.MkdirAll(verified, 0o755); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(part, 0o755); err != nil {
-		return err
+	defer os.Remove(verified) // if it is empty
+	if free := freeBytes(verified); free >= 0 && free < d.space {
+		return fmt.Errorf("downloading to %q: %d MB free, %d MB needed; free space, or set XDG_CACHE_HOME to another file system", verified, free/1e6, d.space/1e6)
 	}
-	defer os.RemoveAll(part)
 	begin := time.Now()
 	defer repeat(d.progressInterval, func() { d.progress("  %s", downloadProgress(d.done.Load(), d.total.Load(), time.Since(begin))) })()
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(d.parallel)
 	for _, f := range files {
-		group.Go(func() error { return d.program(groupCtx, part, f) })
+		group.Go(func() error { return d.program(groupCtx, verified, f) })
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
 	if check != nil {
-		if err := check(part); err != nil {
-			return err
+		if err := check(verified); err != nil {
+			return errors.Join(err, os.RemoveAll(verified))
 		}
 	}
-	return os.Rename(part, dir)
+	return os.Rename(verified, dir)
 }
 
 // program downloads one file to dir, verifies it and unpacks it if it is an archive.
 func (d *downloader) program(ctx context.Context, dir string, f officialFile) error {
-	name := path.Base(f.url)
-	sums := filepath.Join(dir, name+".sums")
-	if err := d.fetch(ctx, f.sums, sums, nil); err != nil {
-		return err
+	name, want, says := path.Base(f.url), f.sum, sumsFile
+	if want == "" {
+		says = f.sumsURL
+		var err error
+		if want, err = d.publishedSum(ctx, dir, f); err != nil {
+			return err
+		}
 	}
-	text, err := os.ReadFile(sums)
-	if err != nil {
-		return err
-	}
-	want, err := findSum(name, string(text))
-	if err != nil {
-		return fmt.Errorf("reading %q: %w", f.sums, err)
-	}
-	file := filepath.Join(dir, name+".download")
+	file := filepath.Join(dir, name+incompleteSuffix)
+	defer os.Remove(file)
 	if err := d.fetch(ctx, f.url, file, &d.done); err != nil {
 		return err
 	}
@@ -170,20 +183,37 @@ func (d *downloader) program(ctx context.Context, dir string, f officialFile) er
 		return err
 	}
 	if got != want {
-		return errors.Join(fmt.Errorf("downloading %q: its SHA-256 is %s, but %q says %s; the file is deleted", f.url, got, f.sums, want), os.Remove(file))
+		return fmt.Errorf("downloading %q: its SHA-256 is %s, but %q says %s; the file is deleted", f.url, got, says, want)
 	}
-	if strings.HasSuffix(name, ".tgz") || strings.HasSuffix(name, ".tar.gz") {
+	if isArchive(name) {
 		err = unpackPrograms(file, dir, f.programs)
-		if err == nil {
-			err = os.Remove(file)
-		}
 	} else {
 		err = errors.Join(os.Chmod(file, 0o755), os.Rename(file, filepath.Join(dir, f.programs[0])))
 	}
 	if err != nil {
 		return fmt.Errorf("unpacking %q: %w", f.url, err)
 	}
-	return os.Remove(sums)
+	return nil
+}
+
+// publishedSum returns the SHA-256 that the publisher of a file names. It uses the directory
+// dir for a temporary file.
+func (d *downloader) publishedSum(ctx context.Context, dir string, f officialFile) (string, error) {
+	name := path.Base(f.url)
+	file := filepath.Join(dir, name+".sums"+incompleteSuffix)
+	defer os.Remove(file)
+	if err := d.fetch(ctx, f.sumsURL, file, nil); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	sum, err := findSum(name, string(text))
+	if err != nil {
+		return "", fmt.Errorf("reading %q: %w", f.sumsURL, err)
+	}
+	return sum, nil
 }
 
 // permanent is an error that another attempt does not change.
@@ -310,79 +340,4 @@ func downloadProgress(done, total int64, elapsed time.Duration) string {
 		left = time.Duration(float64(max(total-done, 0)) / rate * float64(time.Second)).Round(time.Second).String()
 	}
 	return fmt.Sprintf("%.0f of %.0f MB, %.1f MB/s, %s left", float64(done)/mb, float64(total)/mb, rate/mb, left)
-}
-
-// findSum finds the SHA-256 of the file name in a text that is either this sum alone or has
-// lines of sums and names, as sha256sum prints them.
-func findSum(name, text string) (string, error) {
-	valid := regexp.MustCompile(`^[0-9a-f]{64}$`)
-	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
-		fields := strings.Fields(strings.ToLower(lines.Text()))
-		if len(fields) == 0 || !valid.MatchString(fields[0]) {
-			continue
-		}
-		if len(fields) == 1 || len(fields) == 2 && path.Base(strings.TrimPrefix(fields[1], "*")) == strings.ToLower(name) {
-			return fields[0], nil
-		}
-	}
-	return "", fmt.Errorf("it has no SHA-256 of %q", name)
-}
-
-func sha256OfFile(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
-}
-
-// unpackPrograms writes those files of a compressed tar archive to dir that have the given
-// base names.
-func unpackPrograms(archive, dir string, names []string) error {
-	f, err := os.Open(archive)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	unzipped, err := gzip.NewReader(f)
-	if err != nil {
-		return err
-	}
-	missing := map[string]bool{}
-	for _, n := range names {
-		missing[n] = true
-	}
-	for entries := tar.NewReader(unzipped); len(missing) > 0; {
-		entry, err := entries.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		name := path.Base(entry.Name)
-		if entry.Typeflag != tar.TypeReg || !missing[name] {
-			continue
-		}
-		out, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(out, entries)
-		if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-			return err
-		}
-		delete(missing, name)
-	}
-	for _, n := range names {
-		if missing[n] {
-			return fmt.Errorf("it contains no file %q", n)
-		}
-	}
-	return nil
 }

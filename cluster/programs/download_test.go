@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,8 +14,10 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +29,7 @@ type mirror struct {
 	*httptest.Server
 	dir      string
 	releases releases
+	sums     sums
 
 	mu    sync.Mutex
 	gets  []*http.Request
@@ -39,13 +43,13 @@ func newMirror(t *testing.T, program func(name string) []byte) *mirror {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &mirror{dir: t.TempDir()}
+	m := &mirror{dir: t.TempDir(), sums: sums{}}
 	if m.releases, err = parseReleases(goMod); err != nil {
 		t.Fatal(err)
 	}
 	root := source{mirror: &url.URL{Scheme: "http", Host: "mirror"}}
-	for _, f := range m.releases.files(root) {
-		m.publish(t, strings.TrimPrefix(f.url, "http://mirror"), strings.TrimPrefix(f.sums, "http://mirror"), f.programs, program)
+	for _, f := range m.releases.files(root, runtime.GOARCH) {
+		m.publish(t, strings.TrimPrefix(f.url, "http://mirror"), strings.TrimPrefix(f.sumsURL, "http://mirror"), f.programs, program)
 	}
 	m.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
@@ -89,6 +93,7 @@ func (m *mirror) publish(t *testing.T, file, sums string, programs []string, pro
 		content = b.Bytes()
 	}
 	text := fmt.Sprintf("%x", sha256.Sum256(content)) // as dl.k8s.io has it
+	m.sums["https:/"+file] = text
 	if path.Base(sums) == "SHA256SUMS" {
 		text = strings.Repeat("0", 64) + "  another.tar.gz\n" + text + "  " + path.Base(file) + "\n"
 	}
@@ -114,7 +119,7 @@ func (m *mirror) requested(base string) (requests []*http.Request) {
 	return requests
 }
 
-// source returns the mirror as a source of programs.
+// source returns the mirror as a source of programs, without checksums in the repository.
 func (m *mirror) source(t *testing.T) source {
 	t.Helper()
 	s, err := parseSource(m.URL)
@@ -122,6 +127,26 @@ func (m *mirror) source(t *testing.T) source {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// checkout returns a checkout with the checksums of the mirror's files.
+func (m *mirror) checkout(t *testing.T) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	here, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for address, sum := range m.sums {
+		fmt.Fprintf(&text, "%s  %s\n", sum, strings.TrimPrefix(address, "https://"))
+	}
+	cluster := filepath.Join(root, "cluster")
+	if err := errors.Join(os.MkdirAll(filepath.Join(cluster, "programs"), 0o755), os.WriteFile(filepath.Join(root, sumsFile), []byte(text.String()), 0o644),
+		os.Symlink(filepath.Join(here, "kube"), filepath.Join(cluster, "kube")), os.Symlink(filepath.Join(here, "pause"), filepath.Join(cluster, "pause"))); err != nil {
+		t.Fatal(err)
+	}
+	return root
 }
 
 // fakeProgram returns a script of 300 kB that depends on the name. It succeeds.
@@ -324,13 +349,13 @@ func TestDownload(t *testing.T) {
 			m := newMirror(t, fakeProgram)
 			m.fault = c.fault()
 			dir := filepath.Join(t.TempDir(), "programs")
-			files, d := m.releases.files(m.source(t)), impatient()
+			files, d := m.releases.files(m.source(t), runtime.GOARCH), impatient()
 			size, err := d.find(t.Context(), files, 30*time.Second)
 			if err == nil {
 				d.total.Store(size)
 				err = d.programs(t.Context(), dir, files, nil)
 			}
-			if left, _ := filepath.Glob(dir + "*.part-*"); len(left) > 0 {
+			if left, _ := filepath.Glob(dir + "*/*" + incompleteSuffix); len(left) > 0 {
 				t.Errorf("incomplete files are left: %q", left)
 			}
 			if n := len(m.requested(victim)); c.gets >= 0 && n != c.gets {
@@ -370,6 +395,94 @@ func TestDownload(t *testing.T) {
 	}
 }
 
+// What is verified when a download fails is not downloaded again.
+func TestVerifiedFilesAreKept(t *testing.T) {
+	m := newMirror(t, fakeProgram)
+	broken := true
+	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
+		if broken && path.Base(file) == "kube-scheduler" {
+			http.NotFound(w, r)
+			return true
+		}
+		return false
+	}
+	d, dir, files := impatient(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t), runtime.GOARCH)
+	d.parallel = 1
+	if err := d.programs(t.Context(), dir, files, nil); err == nil || exists(dir) {
+		t.Fatalf("without a file: %v, and the programs exist: %t", err, exists(dir))
+	}
+	broken = false
+	if err := d.programs(t.Context(), dir, missing(dir, files), nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range kubePrograms {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(b, fakeProgram(name)) {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+	}
+	for _, name := range []string{"kube-apiserver", "kubelet", "kube-controller-manager"} { // before kube-scheduler
+		if n := len(m.requested(name)); n != 1 {
+			t.Errorf("%s was requested %d times", name, n)
+		}
+	}
+}
+
+// The space on the disk is compared with the size of the files, where it is known, before the download. If the disk gets
+// full, what is verified stays. Provide then names both reasons: why it cannot build either, and why it would have to.
+func TestFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	m := newMirror(t, fakeProgram)
+	root := m.checkout(t)
+	fakeGo(t, "exit 1")
+	for _, c := range []struct {
+		name        string
+		sizeIsKnown bool
+		want        string
+		gets        bool
+	}{{"known size", true, "2 MB free, 6 MB needed; free space", false}, {"unknown size", false, "no space left on device", true}} {
+		m.mu.Lock()
+		m.gets, m.fault = nil, func(w http.ResponseWriter, r *http.Request, file string) bool {
+			return !c.sizeIsKnown && r.Method == http.MethodHead
+		}
+		m.mu.Unlock()
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", `mount -t tmpfs -o size=2M tmpfs "$XDG_CACHE_HOME"; "$0"; exit=$?; find "$XDG_CACHE_HOME"; exit $exit`, self)
+		cmd.Env = append(os.Environ(), envRoot+"="+root, envSource+"="+m.URL)
+		text, err := cmd.CombinedOutput()
+		out := string(text)
+		if err == nil || !strings.Contains(out, c.want) || !strings.Contains(out, "building Kubernetes: 0.0 GB free in ") {
+			t.Errorf("%s: %v: %s", c.name, err, out)
+		}
+		if kept := strings.Contains(out, verifiedSuffix+"/kube-apiserver\n"); kept != c.gets || strings.Contains(out, incompleteSuffix+"\n") || (len(m.gets) > 0) != c.gets {
+			t.Errorf("%s: %d requests, and what is verified is kept: %t: %s", c.name, len(m.gets), kept, out)
+		}
+	}
+}
+
+// No line of the output contains the password of a mirror or of a proxy.
+func TestPasswordsAreNotPrinted(t *testing.T) {
+	m := newMirror(t, func(name string) []byte { return []byte("not a program") })
+	withPassword := strings.Replace(m.URL, "http://", "http://me:pass%2Fword@", 1)
+	fakeGo(t, "exit 1")
+	for _, c := range []struct{ source, proxy, want string }{
+		{withPassword, "", "running the downloaded kubelet"},
+		{withPassword + "/missing", "", "404"},
+		{strings.Replace(withPassword, "http://", "ftp://", 1), "", "want build, download"},
+		{"http://me:pass%2Fword@127.0.0.1:9", "", "connection refused"},
+		{"http://mirror.invalid", "http://me:pass%2Fword@127.0.0.1:9", "proxyconnect"},
+	} {
+		out, _ := provide(envSource+"="+c.source, envRoot+"="+m.checkout(t), "http_proxy=", "HTTP_PROXY="+c.proxy, "no_proxy=", "NO_PROXY=").CombinedOutput()
+		if !strings.Contains(string(out), c.want) || strings.Contains(string(out), "word@") {
+			t.Errorf("%s: %s", c.source, out)
+		}
+	}
+}
+
 // A download that is cancelled ends at once and leaves nothing.
 func TestCancelledDownload(t *testing.T) {
 	m := newMirror(t, fakeProgram)
@@ -383,7 +496,7 @@ func TestCancelledDownload(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-started; cancel() }()
 	dir, begin := filepath.Join(t.TempDir(), "programs"), time.Now()
-	err := newDownloader(t.Logf).programs(ctx, dir, m.releases.files(m.source(t)), nil)
+	err := newDownloader(t.Logf).programs(ctx, dir, m.releases.files(m.source(t), runtime.GOARCH), nil)
 	if err == nil || time.Since(begin) > 20*time.Second { // it would be cut after 30 s
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
@@ -421,7 +534,7 @@ func TestParallelDownloads(t *testing.T) {
 		mu.Unlock()
 		return false
 	}
-	if err := d.programs(t.Context(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t)), nil); err != nil {
+	if err := d.programs(t.Context(), filepath.Join(t.TempDir(), "programs"), m.releases.files(m.source(t), runtime.GOARCH), nil); err != nil {
 		t.Fatal(err)
 	}
 	if most != 3 {
@@ -434,7 +547,7 @@ func TestSilentServer(t *testing.T) {
 	m := newMirror(t, fakeProgram)
 	m.fault = func(_ http.ResponseWriter, r *http.Request, _ string) bool { <-r.Context().Done(); return true }
 	begin := time.Now()
-	_, err := newDownloader(t.Logf).find(t.Context(), m.releases.files(m.source(t)), 200*time.Millisecond)
+	_, err := newDownloader(t.Logf).find(t.Context(), m.releases.files(m.source(t), runtime.GOARCH), 200*time.Millisecond)
 	if err == nil || !strings.Contains(err.Error(), "no answer within 200ms") || time.Since(begin) > 20*time.Second { // without the limit it would never end
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
@@ -453,29 +566,8 @@ func TestRedirectToHTTP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.find(t.Context(), plain.releases.files(s), 30*time.Second); err == nil || !strings.Contains(err.Error(), "refused to leave HTTPS") {
+	if _, err := d.find(t.Context(), plain.releases.files(s, runtime.GOARCH), 30*time.Second); err == nil || !strings.Contains(err.Error(), "refused to leave HTTPS") {
 		t.Error(err)
-	}
-}
-
-func TestFindSum(t *testing.T) {
-	a, b := strings.Repeat("a", 64), strings.Repeat("b", 64)
-	for _, c := range []struct{ text, want string }{
-		{a, a},
-		{a + "\n", a},
-		{strings.ToUpper(a), a},
-		{b + "  other\n" + a + "  kubelet\n", a},
-		{a + " *kubelet\n", a},
-		{a + "  ./bin/kubelet\n", a},
-		{b + "  other\n", ""},
-		{a[1:], ""},
-		{"", ""},
-		{"<html>" + a, ""},
-	} {
-		got, err := findSum("kubelet", c.text)
-		if got != c.want || (err == nil) != (c.want != "") {
-			t.Errorf("findSum(%q) = %q, %v", c.text, got, err)
-		}
 	}
 }
 

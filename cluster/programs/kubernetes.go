@@ -33,11 +33,9 @@ func (p *provider) kubernetes(ctx context.Context) (version, dir string, err err
 		return "", "", err
 	}
 	version = r.kubernetes
-	sum, err := kubeHash(src)
-	if err != nil {
+	if dir, err = p.builtKube(r); err != nil {
 		return "", "", err
 	}
-	dir = filepath.Join(p.cache, fmt.Sprintf("kubernetes-%s-%s-%x", version, runtime.GOARCH, sum[:4]))
 	built := exists(filepath.Join(dir, "kube"))
 	official, why, err := p.officialKube(ctx, r, built)
 	if official != "" || err != nil {
@@ -45,10 +43,19 @@ func (p *provider) kubernetes(ctx context.Context) (version, dir string, err err
 	}
 	if !built {
 		if err := p.buildKube(ctx, src, dir, version, why); err != nil {
-			return "", "", err
+			return "", "", fmt.Errorf("%w; it is built because %s", err, why)
 		}
 	}
 	return version, dir, linkPrograms(dir)
+}
+
+// builtKube is the directory of the built binary in the cache.
+func (p *provider) builtKube(r releases) (dir string, err error) {
+	sum, err := kubeHash(filepath.Join(p.root, "cluster", "kube"))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(p.cache, fmt.Sprintf("kubernetes-%s-%s-%x", r.kubernetes, runtime.GOARCH, sum[:4])), nil
 }
 
 // kubeHash returns a hash of the files in src and of the flags that build them.

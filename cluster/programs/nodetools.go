@@ -156,50 +156,59 @@ func older(v, min string) bool {
 	return false
 }
 
-// officialFile returns the official file that contains a node tool, and its version, or ""
-// for nft, of which there is none.
-func (t nodeTool) officialFile(s source) (f officialFile, version string) {
+// officialFile returns the official file, for a processor architecture, that contains a node
+// tool, and its version, or "" for nft, of which there is none.
+func (t nodeTool) officialFile(s source, arch string) (f officialFile, version string) {
 	const containerd, runc, cni = "https://github.com/containerd/containerd/releases/download/", "https://github.com/opencontainers/runc/releases/download/", "https://github.com/containernetworking/plugins/releases/download/"
 	switch t.deb {
 	case "containerd":
-		u := s.locate(containerd + containerdVersion + "/containerd-static-" + containerdVersion[1:] + "-linux-" + runtime.GOARCH + ".tar.gz")
-		return officialFile{u, u + ".sha256sum", []string{"containerd", "containerd-shim-runc-v2"}}, containerdVersion
+		u := containerd + containerdVersion + "/containerd-static-" + containerdVersion[1:] + "-linux-" + arch + ".tar.gz"
+		return s.file(u, u+".sha256sum", "containerd", "containerd-shim-runc-v2"), containerdVersion
 	case "runc":
-		u := s.locate(runc + runcVersion + "/runc.")
-		return officialFile{u + runtime.GOARCH, u + "sha256sum", []string{"runc"}}, runcVersion
+		u := runc + runcVersion + "/runc."
+		return s.file(u+arch, u+"sha256sum", "runc"), runcVersion
 	case "containernetworking-plugins":
-		u := s.locate(cni + cniVersion + "/cni-plugins-linux-" + runtime.GOARCH + "-" + cniVersion + ".tgz")
-		return officialFile{u, u + ".sha256", []string{"ptp", "loopback", "host-local"}}, cniVersion
+		u := cni + cniVersion + "/cni-plugins-linux-" + arch + "-" + cniVersion + ".tgz"
+		return s.file(u, u+".sha256", "ptp", "loopback", "host-local"), cniVersion
 	}
 	return officialFile{}, ""
 }
 
+// officialDir is the name of the directory in the cache with the programs of an official file.
+func officialDir(f officialFile, version string) string {
+	return fmt.Sprintf("official-%s-%s-%s", runtime.GOARCH, f.programs[0], version)
+}
+
 // fromOfficial downloads the official files of tools. Debian's packages come before it,
 // where apt-get exists: they are smaller, nft is among them, and apt-get verifies them
-// with a key, while a checksum from the same server only proves that a file is complete.
+// with a key.
 func (p *provider) fromOfficial(ctx context.Context, want []nodeTool) (map[string]string, error) {
 	if p.source.build {
 		return nil, fmt.Errorf("downloading official binaries: %s=build forbids it", envSource)
 	}
 	d, got := newDownloader(p.progress), map[string]string{}
-	missing := map[string]officialFile{} // by the directory in the cache
+	lacking := map[string]officialFile{} // by the directory in the cache
 	for _, t := range want {
-		if f, version := t.officialFile(p.source); version != "" {
-			dir := filepath.Join(p.cache, fmt.Sprintf("official-%s-%s-%s", runtime.GOARCH, f.programs[0], version))
+		if f, version := t.officialFile(p.source, runtime.GOARCH); version != "" {
+			dir := filepath.Join(p.cache, officialDir(f, version))
 			got[t.name] = filepath.Join(dir, t.name)
 			if !exists(dir) {
-				missing[dir] = f
+				lacking[dir] = f
 			}
 		}
 	}
-	size, err := d.find(ctx, slices.Collect(maps.Values(missing)), lastAnswerLimit)
+	files := slices.Collect(maps.Values(lacking))
+	if err := p.source.trusts(files); err != nil {
+		return nil, err
+	}
+	size, err := d.find(ctx, files, lastAnswerLimit)
 	if err != nil {
 		return nil, err
 	}
 	d.total.Store(size)
-	for _, dir := range slices.Sorted(maps.Keys(missing)) {
-		p.progress("downloading %s from %s", path.Base(missing[dir].url), p.source.host())
-		if err := d.programs(ctx, dir, []officialFile{missing[dir]}, nil); err != nil {
+	for _, dir := range slices.Sorted(maps.Keys(lacking)) {
+		p.progress("downloading %s from %s", path.Base(lacking[dir].url), p.source.host())
+		if err := d.programs(ctx, dir, []officialFile{lacking[dir]}, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -56,10 +56,11 @@ func TestOfficialNodeTools(t *testing.T) {
 	m := newMirror(t, fakeProgram)
 	s := m.source(t)
 	for _, tool := range nodeTools {
-		if f, version := tool.officialFile(s); version != "" {
-			m.publish(t, strings.TrimPrefix(f.url, m.URL), strings.TrimPrefix(f.sums, m.URL), f.programs, fakeProgram)
+		if f, version := tool.officialFile(s, runtime.GOARCH); version != "" {
+			m.publish(t, strings.TrimPrefix(f.url, m.URL), strings.TrimPrefix(f.sumsURL, m.URL), f.programs, fakeProgram)
 		}
 	}
+	s.sums = m.sums
 	p := &provider{cache: t.TempDir(), source: s, progress: t.Logf}
 	for range 2 { // the second time from the cache
 		got, err := p.fromOfficial(t.Context(), nodeTools)
@@ -88,12 +89,17 @@ func TestMissingNodeTools(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", path)
+	all := sums{}
+	for _, tool := range nodeTools {
+		f, _ := tool.officialFile(source{}, runtime.GOARCH)
+		all[f.url] = strings.Repeat("0", 64)
+	}
 	for _, c := range []struct {
 		source source
 		want   string
 	}{
 		{source{build: true}, "downloading official binaries: K8S_MICRO_SOURCE=build forbids it"},
-		{source{mirror: &url.URL{Scheme: "http", Host: "127.0.0.1:9"}}, "connection refused"},
+		{source{mirror: &url.URL{Scheme: "http", Host: "127.0.0.1:9"}, sums: all}, "connection refused"},
 	} {
 		p := &provider{cache: t.TempDir(), source: c.source, progress: t.Logf}
 		_, err := p.nodeTools(t.Context())

@@ -16,11 +16,12 @@ import (
 // the cache.
 const envSource = "K8S_MICRO_SOURCE"
 
-// source is the value of envSource.
+// source says where programs come from, as the value of envSource selects it.
 type source struct {
 	build    bool     // only build
 	download bool     // only download
 	mirror   *url.URL // download from here, nil for the publishers
+	sums     sums
 }
 
 // parseSource parses the value of envSource.
@@ -47,6 +48,22 @@ func (s source) locate(published string) string {
 		return published
 	}
 	return strings.TrimSuffix(s.mirror.String(), "/") + "/" + strings.TrimPrefix(published, "https://")
+}
+
+// file returns an official file that is published at an address, with its checksum at another.
+func (s source) file(published, sumsPublished string, programs ...string) officialFile {
+	return officialFile{url: s.locate(published), sum: s.sums[published], sumsURL: s.locate(sumsPublished), programs: programs}
+}
+
+// trusts returns an error if files would have to be trusted without a reason. The publishers
+// are trusted for the checksums of their own files, over HTTPS. A mirror is not.
+func (s source) trusts(files []officialFile) error {
+	for _, f := range files {
+		if s.mirror != nil && f.sum == "" {
+			return fmt.Errorf("downloading %q: %s has no SHA-256 of it, so a mirror cannot be used: run `make sums` where dl.k8s.io and github.com can be reached, or unset %s", f.url, sumsFile, envSource)
+		}
+	}
+	return nil
 }
 
 // host describes the place of all files.
@@ -90,17 +107,16 @@ func (r releases) dir(cache string) string {
 	return filepath.Join(cache, fmt.Sprintf("official-%s-kubernetes-%s-etcd-%s-coredns-%s", runtime.GOARCH, r.kubernetes, r.etcd, r.coredns))
 }
 
-// files are the official files of the programs that cluster/kube also contains.
-func (r releases) files(s source) (files []officialFile) {
+// files are the official files, for a processor architecture, of the programs that cluster/kube
+// also contains.
+func (r releases) files(s source, arch string) (files []officialFile) {
 	for _, name := range []string{"kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kubectl", "kube-proxy"} { // the largest first
-		u := s.locate(fmt.Sprintf("https://dl.k8s.io/release/%s/bin/linux/%s/%s", r.kubernetes, runtime.GOARCH, name))
-		files = append(files, officialFile{url: u, sums: u + ".sha256", programs: []string{name}})
+		u := fmt.Sprintf("https://dl.k8s.io/release/%s/bin/linux/%s/%s", r.kubernetes, arch, name)
+		files = append(files, s.file(u, u+".sha256", name))
 	}
-	etcd := s.locate("https://github.com/etcd-io/etcd/releases/download/" + r.etcd + "/")
-	coredns := s.locate(fmt.Sprintf("https://github.com/coredns/coredns/releases/download/%s/coredns_%s_linux_%s.tgz", r.coredns, r.coredns[1:], runtime.GOARCH))
-	return append(files,
-		officialFile{url: etcd + fmt.Sprintf("etcd-%s-linux-%s.tar.gz", r.etcd, runtime.GOARCH), sums: etcd + "SHA256SUMS", programs: []string{"etcd"}},
-		officialFile{url: coredns, sums: coredns + ".sha256", programs: []string{"coredns"}})
+	etcd := "https://github.com/etcd-io/etcd/releases/download/" + r.etcd + "/"
+	coredns := fmt.Sprintf("https://github.com/coredns/coredns/releases/download/%s/coredns_%s_linux_%s.tgz", r.coredns, r.coredns[1:], arch)
+	return append(files, s.file(etcd+fmt.Sprintf("etcd-%s-linux-%s.tar.gz", r.etcd, arch), etcd+"SHA256SUMS", "etcd"), s.file(coredns, coredns+".sha256", "coredns"))
 }
 
 // downloadKube returns the directory of the official programs. It downloads them unless
@@ -116,7 +132,10 @@ func (p *provider) downloadKube(ctx context.Context, r releases) (dir string, er
 	if runtime.GOOS != "linux" {
 		return "", errors.New("official binaries of kube-apiserver exist only for Linux")
 	}
-	d, files, limit := newDownloader(p.progress), r.files(p.source), answerLimit
+	d, files, limit := newDownloader(p.progress), missing(dir, r.files(p.source, runtime.GOARCH)), answerLimit
+	if err := p.source.trusts(files); err != nil {
+		return "", err
+	}
 	if p.source.download {
 		limit = lastAnswerLimit
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -49,7 +50,7 @@ func TestOfficialFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	var provided []string
-	for _, f := range r.files(source{}) {
+	for _, f := range r.files(source{}, runtime.GOARCH) {
 		provided = append(provided, f.programs...)
 	}
 	for _, p := range kubePrograms {
@@ -58,7 +59,7 @@ func TestOfficialFiles(t *testing.T) {
 		}
 	}
 	for _, tool := range nodeTools {
-		f, version := tool.officialFile(source{})
+		f, version := tool.officialFile(source{}, runtime.GOARCH)
 		if (version != "") != (tool.name != "nft") || version != "" && !slices.Contains(f.programs, tool.name) {
 			t.Errorf("%s: %+v of version %q", tool.name, f, version)
 		}
@@ -72,7 +73,7 @@ func TestOfficialFiles(t *testing.T) {
 func TestBuildInsteadOfDownload(t *testing.T) {
 	m := newMirror(t, fakeProgram)
 	m.fault = func(w http.ResponseWriter, r *http.Request, file string) bool {
-		if path.Base(file) == "kubelet.sha256" {
+		if r.Method == http.MethodGet && path.Base(file) == "kubelet" {
 			http.NotFound(w, r)
 			return true
 		}
@@ -93,9 +94,9 @@ func TestBuildInsteadOfDownload(t *testing.T) {
 		build bool
 	}{
 		{"forced", []string{envSource + "=build"}, []string{envSource + "=build"}, true},
-		{"a missing file", []string{envSource + "=" + m.URL}, []string{"kubelet.sha256", "404"}, true},
-		{"programs that do not run here", []string{envSource + "=" + broken.URL}, []string{"running the downloaded kubelet", "exec format error"}, true},
-		{"a mirror that is down", []string{envSource + "=http://127.0.0.1:9"}, []string{"connection refused"}, true},
+		{"a missing file", []string{envSource + "=" + m.URL, envRoot + "=" + m.checkout(t)}, []string{"kubelet", "404"}, true},
+		{"programs that do not run here", []string{envSource + "=" + broken.URL, envRoot + "=" + broken.checkout(t)}, []string{"running the downloaded kubelet", "exec format error"}, true},
+		{"a mirror that is down", []string{envSource + "=http://127.0.0.1:9", envRoot + "=" + m.checkout(t)}, []string{"connection refused"}, true},
 		{"a proxy that refuses", []string{"HTTPS_PROXY=" + refusing}, []string{"asking for", "Forbidden"}, true},
 		{"a proxy that is silent", []string{"HTTPS_PROXY=http://" + silent.Addr().String()}, []string{"no answer within 3s"}, true},
 		{"only the download", []string{envSource + "=download", "HTTPS_PROXY=" + refusing}, []string{"Forbidden", "unset " + envSource}, false},
@@ -179,7 +180,7 @@ func TestInterruptedDownload(t *testing.T) {
 	}
 	fakeGo(t, "exit 1")
 	var out bytes.Buffer
-	cmd := provide(envSource + "=" + m.URL)
+	cmd := provide(envSource+"="+m.URL, envRoot+"="+m.checkout(t))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -205,10 +206,11 @@ func TestTwoDownloads(t *testing.T) {
 		return false
 	}
 	fakeGo(t, "exit 1")
+	root := m.checkout(t)
 	var wait sync.WaitGroup
 	for range 2 {
 		wait.Go(func() {
-			if out, err := provide(envSource + "=" + m.URL).CombinedOutput(); err != nil {
+			if out, err := provide(envSource+"="+m.URL, envRoot+"="+root).CombinedOutput(); err != nil {
 				t.Errorf("%v: %s", err, out)
 			}
 		})

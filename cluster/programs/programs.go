@@ -16,9 +16,11 @@
 // The environment variable K8S_MICRO_SOURCE is build to forbid official binaries, download
 // to forbid builds, or the URL of a mirror.
 //
-// Downloads are compared with the checksums that their publishers name. Every file and
-// directory appears in the cache only when it is complete, so an interrupted Provide leaves
-// nothing that a later one could mistake for a program. Only one process at a time
+// Downloads are compared with the checksums in sums.txt before anything runs. Files that it
+// lacks are downloaded only from their publishers, over HTTPS, and compared with the checksums
+// that these name; a mirror is refused. Every file and directory appears in the cache only when it is complete, so an interrupted Provide leaves
+// nothing that a later one could mistake for a program. It keeps the downloads that it has
+// verified. Only one process at a time
 // downloads or builds; the others wait.
 package programs
 
@@ -30,6 +32,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"time"
@@ -81,11 +84,19 @@ type provider struct {
 // contains their versions and sources. When ctx ends, Provide stops its processes and
 // removes incomplete files.
 func Provide(ctx context.Context, root string, o Options) (t Tools, err error) {
-	p := &provider{root: root, progress: o.Progress}
+	p := &provider{root: root, progress: func(format string, args ...any) { o.Progress("%s", redact(fmt.Sprintf(format, args...))) }}
+	defer func() {
+		if err != nil {
+			err = errors.New(redact(err.Error()))
+		}
+	}()
 	if p.cache, err = cacheDir(); err != nil {
 		return t, err
 	}
 	if p.source, err = parseSource(os.Getenv(envSource)); err != nil {
+		return t, err
+	}
+	if p.source.sums, err = readSums(root); err != nil {
 		return t, err
 	}
 	lock, err := p.lock(ctx)
@@ -127,18 +138,27 @@ func Provide(ctx context.Context, root string, o Options) (t Tools, err error) {
 	return t, err
 }
 
-// pause returns the path of the pause program.
-func (p *provider) pause(ctx context.Context) (string, error) {
-	dir := filepath.Join(p.root, "cluster", "pause")
-	text, err := os.ReadFile(filepath.Join(dir, "main.go"))
+var userInfo = regexp.MustCompile(`://[^/\s"]*@`)
+
+// redact replaces the user names and passwords of the URLs in a text: those of mirrors and of proxies.
+func redact(text string) string { return userInfo.ReplaceAllString(text, "://xxxxx@") }
+
+// pausePath is the path of the pause program in the cache.
+func (p *provider) pausePath() (string, error) {
+	text, err := os.ReadFile(filepath.Join(p.root, "cluster", "pause", "main.go"))
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(p.cache, fmt.Sprintf("pause-%s-%.8x", runtime.GOARCH, sha256.Sum256(text)))
-	if exists(path) {
-		return path, nil
+	return filepath.Join(p.cache, fmt.Sprintf("pause-%s-%.8x", runtime.GOARCH, sha256.Sum256(text))), nil
+}
+
+// pause returns the path of the pause program, which it builds if necessary.
+func (p *provider) pause(ctx context.Context) (string, error) {
+	path, err := p.pausePath()
+	if err != nil || exists(path) {
+		return path, err
 	}
-	if err := goBuild(ctx, dir, path, io.Discard, "."); err != nil {
+	if err := goBuild(ctx, filepath.Join(p.root, "cluster", "pause"), path, io.Discard, "."); err != nil {
 		return "", fmt.Errorf("building the pause program: %w", err)
 	}
 	return path, nil
@@ -164,10 +184,10 @@ func (p *provider) lock(ctx context.Context) (*os.File, error) {
 }
 
 // removeIncomplete removes the incomplete files of processes that were killed while they
-// built or downloaded. The caller holds the lock, so no other process is building or
+// built or downloaded, but not what they had verified. The caller holds the lock, so no other process is building or
 // downloading.
 func (p *provider) removeIncomplete() {
-	for _, pattern := range []string{"*.part-*", "*/*.part-*"} {
+	for _, pattern := range []string{"*.part-*", "*/*.part-*", "*" + verifiedSuffix + "/*" + incompleteSuffix} {
 		files, _ := filepath.Glob(filepath.Join(escapeGlob(p.cache), pattern))
 		for _, f := range files {
 			_ = os.RemoveAll(f)

@@ -63,10 +63,10 @@ esac
 	t.Setenv(envSource, "build")
 }
 
-// incomplete lists the files of unfinished builds in the cache.
+// incomplete lists the files of unfinished builds and downloads in the cache.
 func incomplete(t *testing.T) (files []string) {
 	t.Helper()
-	for _, pattern := range []string{"*.part-*", "*/*.part-*"} {
+	for _, pattern := range []string{"*.part-*", "*/*.part-*", "*/*" + incompleteSuffix} {
 		m, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "k8s-micro", pattern))
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package main
+package forwarder
 
 import (
 	"errors"
@@ -38,8 +38,8 @@ func startForwarder(t *testing.T, limit int, wrap func(net.Listener) net.Listene
 			}()
 		}
 	}()
-	f := newForwarder(listeners[0].Addr().String())
-	f.dial, f.slots = net.Dial, make(chan struct{}, limit)
+	f := newForwarder(listeners[0].Addr().String(), net.Dial, func(string, ...any) {})
+	f.slots = make(chan struct{}, limit)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -1,4 +1,6 @@
-package main
+// Package forwarder forwards connections: those of the host's loopback to the API server and to
+// Services in the node.
+package forwarder
 
 import (
 	"errors"
@@ -10,35 +12,29 @@ import (
 // maxForwarded limits the connections that one forwarder serves at a time.
 const maxForwarded = 1000
 
+// Log writes a line to a log, in the format of fmt.Printf.
+type Log func(format string, args ...any)
+
 // forwarder forwards the connections that a listener accepts to a TCP address.
 type forwarder struct {
 	address string
 	dial    func(network, address string) (net.Conn, error)
+	log     Log
 	slots   chan struct{} // holds one element for each open connection
 }
 
-func newForwarder(address string) *forwarder {
-	return &forwarder{address: address, dial: nodeDialer.Dial, slots: make(chan struct{}, maxForwarded)}
+// Run forwards the connections that a listener accepts to a TCP address until the listener is
+// closed. It serves 1000 at a time and closes others immediately.
+func Run(l net.Listener, address string, dial func(network, address string) (net.Conn, error), log Log) {
+	newForwarder(address, dial, log).run(l)
 }
 
-// run accepts connections until the listener is closed. It retries after every other
-// error, such as too many open files: if it returned, the Service would seem not to
-// answer. It immediately closes connections beyond maxForwarded.
+func newForwarder(address string, dial func(network, address string) (net.Conn, error), log Log) *forwarder {
+	return &forwarder{address: address, dial: dial, log: log, slots: make(chan struct{}, maxForwarded)}
+}
+
 func (f *forwarder) run(l net.Listener) {
-	failures := 0
-	for {
-		client, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			if failures++; failures == 1 {
-				logLine("accepting a connection to %q: %v; retrying", f.address, err)
-			}
-			time.Sleep(min(time.Duration(failures)*5*time.Millisecond, time.Second))
-			continue
-		}
-		failures = 0
+	Accept(l, f.address, f.log, func(client net.Conn) {
 		select {
 		case f.slots <- struct{}{}:
 			go func() {
@@ -48,6 +44,28 @@ func (f *forwarder) run(l net.Listener) {
 		default:
 			client.Close()
 		}
+	})
+}
+
+// Accept calls serve for each connection until the listener is closed. It retries after every
+// other error, such as too many open files: if it returned, nothing would answer any more. The
+// description is for the log.
+func Accept(l net.Listener, description string, log Log, serve func(net.Conn)) {
+	failures := 0
+	for {
+		client, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			if failures++; failures == 1 {
+				log("accepting a connection to %q: %v; retrying", description, err)
+			}
+			time.Sleep(min(time.Duration(failures)*5*time.Millisecond, time.Second))
+			continue
+		}
+		failures = 0
+		serve(client)
 	}
 }
 
@@ -56,7 +74,7 @@ func (f *forwarder) forward(client net.Conn) {
 	defer client.Close()
 	server, err := f.dial("tcp", f.address)
 	if err != nil {
-		logLine("forwarding a connection to %q: %v", f.address, err)
+		f.log("forwarding a connection to %q: %v", f.address, err)
 		return
 	}
 	defer server.Close()

@@ -16,6 +16,7 @@ import (
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/debug/service/handler"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
@@ -56,8 +57,11 @@ func startHello(t *testing.T, hello helloFunc) string {
 	if err := proto.RegisterGreeterHandler(s, hello); err != nil {
 		t.Fatal(err)
 	}
-	o := micro.Options{Server: s}
+	o := micro.Options{Server: s, Client: grpcc.NewClient()}
 	Lifecycle(NewRegistry(nil))(&o)
+	if err := s.Handle(s.NewHandler(handler.NewHandler(o.Client))); err != nil { // as Run does
+		t.Fatal(err)
+	}
 	if err := o.BeforeStart[0](); err != nil {
 		t.Fatal(err)
 	}
@@ -227,8 +231,11 @@ func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()),
 				grpcs.Options(append(test.options, grpc.MaxConcurrentStreams(7))...))
-			o := micro.Options{Server: s}
+			o := micro.Options{Server: s, Client: grpcc.NewClient()}
 			Lifecycle(newGreeterRegistry(t))(&o)
+			if err := s.Handle(s.NewHandler(handler.NewHandler(o.Client))); err != nil { // as Run does
+				t.Fatal(err)
+			}
 			for _, prepare := range o.BeforeStart {
 				if err := prepare(); err != nil {
 					t.Fatal(err)

@@ -24,7 +24,9 @@
 // as another container with the same service name, the registry logs this once and
 // sends at most 10 PATCH requests in the first minute and then 2 a minute.
 //
-// The registered address is the pod's IP. A loopback address is refused.
+// The registered address is the pod's IP. A loopback address is refused. A service is ready when its
+// own registration is confirmed; other registrations of the process, such as the topics of
+// go-micro's HTTP broker, do not matter.
 //
 // # Discovery
 //
@@ -41,48 +43,70 @@
 //     the ready pods, which happens after a long outage of the API server.
 //   - A change is seen within milliseconds of its write, in whatever order the
 //     label, the annotation and the readiness arrive.
-//   - A lost watch is retried at most one second apart; only a header Retry-After from
-//     the API server makes the pause longer.
+//   - A lost watch is retried at most one second apart, and continues from its last version: a
+//     restart of the API server costs one LIST only if the API server no longer has that version. A header
+//     Retry-After makes the pause longer, and so does a refusal that somebody must repair, such as a
+//     missing right: it is retried after up to 30 s.
+//   - After etcd was restored from a backup, clients read all pods again and lost registrations are
+//     written again: at once if the watch has broken off, otherwise within 2 minutes.
 //
 // # Choice
 //
 // A Client calls the better of two random instances (the power of two choices, Mitzenmacher 2001,
-// with peak EWMA, from Finagle). A choice reads a snapshot in memory: it takes the same time and
-// allocates nothing at any number of instances, and it takes no lock.
+// with a moving average, from Finagle). A choice reads a snapshot in memory: it takes the same time
+// and allocates nothing at any number of instances, and it takes no lock.
 //
-// The load of an instance is the number of its calls and streams in flight times the square of its
-// latency. The latency is an estimate that jumps up with the first slow call, while that call is
-// still in flight, and comes down with a time constant of 10 s. Latencies that differ by less than a
-// factor of 2 are equal, after adding 1 ms to both. A new instance counts as fast as the others. Each
-// server error in a row doubles the load, so that an instance that fails at once does not attract
-// calls by looking idle. An instance that got no calls for 10 s because of its load gets one: if it is
-// fast again, it gets its share. A stalled instance, which leaves its calls without an answer, is
-// passed over before they time out.
+// The load of an instance is the number of its calls in flight times the square of its slowness. Only
+// calls of methods that usually take about as long count: methods of less than 10 ms, 100 ms and 1 s
+// count for each other if they are neighbours, longer ones only among themselves. Streams are
+// balanced by streams. The client learns how long each method of a service usually takes, for up to
+// 256 methods. Slowness is the duration of a call divided by the usual one of its method: an estimate
+// that each answer raises by a quarter at most, and that comes down with a time constant of 10 s, so
+// that rare long calls change nothing. Estimates that differ by less than a factor of 2 are equal. A
+// new instance counts as fast as the others. Each server error in a row doubles the load, so that an
+// instance that fails at once does not attract calls by looking idle. An instance that got no calls
+// for 10 s because of its load gets one: if it is fast again, it gets its share. A stalled instance,
+// which answers none of its calls for 8 times as long as usual, is passed over before they time out.
 //
-// An instance is ejected for 5 s when the connection to it fails, or when a call times out although
-// the instance had time to answer: it answered no call for twice its usual interval between answers.
-// If the instance fails again, the ejection is longer: 20 s, then 80 s, at most 10 s after a failed
-// connection. An instance is also ejected when it answers more calls with server errors than the
-// others do: after 5 in a row (Envoy's consecutive_5xx), or when they are a fifth of its last 63
-// answers, each only if chance is no explanation (gRFC A50's success_rate_stdev_factor). Server errors are the
-// statuses UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL, UNKNOWN and DATA_LOSS and go-micro errors with a
-// code from 500 on. If all instances fail alike, as with the service's database, none is ejected. Other
-// errors of handlers do not count, nor does a call that its caller cancels or that began too late to be
-// answered, nor the deadline of a stream.
+// An instance that gave no answer gets no calls as long as others are left: the connection to it
+// failed, or a call timed out although the instance answered no call for twice its usual interval
+// between answers. While the service is called, the client probes such an instance, at most once a
+// second: over a new HTTP/2 connection it asks for the health of the server, and takes any answer,
+// since a frozen process accepts connections but does not answer. The answer brings the instance
+// back, as does the answer to a call that began later. No call is sent to try it. After a lost
+// connection the instance is ejected for 5 s, and after a timeout if the first probe fails, too; if it
+// still does not answer then, it is ejected again, for 20 s, and then for 80 s each time. A method
+// that always takes longer than its deadline, a pause of the client's own process, wrong TLS settings
+// of one client and a GOAWAY that announces the end of a connection eject nothing.
 //
-// After the ejection one call tries the instance. If it is answered, or the pod has a new process, the
-// ejection ends. At most half of a service's instances are ejected, so that the others are not
-// overloaded: Envoy's panic threshold is 50 % too, and gRFC A50 has max_ejection_percent. The log has
+// An instance is also ejected, for 5 s, 20 s and 80 s, when it answers more calls with server errors
+// than the others do: after 5 in a row (Envoy's consecutive_5xx), or when they are a fifth of its last
+// 63 answers, each only if chance is no explanation (gRFC A50's success_rate_stdev_factor). Server
+// errors are the statuses UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL, UNKNOWN and DATA_LOSS, go-micro
+// errors with a code from 500 on, and, of an instance that answers its probe, timeouts of methods that
+// usually take less than half as long. If all instances fail alike, as with the service's database,
+// none is ejected. Other errors of handlers do not count, nor does a call that its caller cancels or
+// that began too late to be answered, nor the deadline of a stream. After the ejection one call at a
+// time tries the instance: one with retries left, and with time for a retry by the usual latency. If
+// there is none for 5 s, any call does. A good answer, or the first message of a stream, ends the
+// ejection, as does a new process in the pod.
+//
+// At most half of a service's instances are ejected, so that the others are not
+// overloaded: Envoy's panic threshold is 50 % too, and gRFC A50 has max_ejection_percent. Beyond half,
+// an instance that gave no answer still gets no calls, which would fail, but is not ejected. The log has
 // one line for each ejection and one for its end. Client.Instances lists the ejections, and WithEvents
-// reports picks and ejections to a metrics library.
+// reports calls, picks and ejections to a metrics library, such as package pod/metrics.
+//
+// With the option Subset, a client calls a part of a service's instances.
 //
 // Filters and strategies given by selector.SelectOption or selector.SetStrategy are honoured; a filter
 // sees copies, as with go-micro's own selector.
 //
 // # Calls
 //
-// A Client calls like go-micro's gRPC client, over one connection per instance. Each call and stream
-// reports how it ended to the choice that was made for it.
+// A Client calls like go-micro's gRPC client, over one connection per instance. With the option Hedge,
+// a call that takes unusually long gets a second attempt. Each call and stream reports how it ended to
+// the choice that was made for it.
 //
 // NewRegistry gives go-micro a tracer that records the same spans and allocates less memory, unless
 // the program has set one. Importing the package changes nothing.
@@ -114,11 +138,14 @@
 //
 //	POD_NAME                  name of the process's own pod; set it from metadata.name (downward API)
 //	POD_IP                    address to register; set it from status.podIP (downward API)
+//	POD_DEBUG_TRACE           on: the server answers Debug.Trace; see Lifecycle
+//	POD_METRICS_ADDRESS       address of /metrics, such as :9464; see package pod/metrics
 //	HOSTNAME                  used when POD_NAME is not set; not the pod's name under hostNetwork
 //	KUBERNETES_SERVICE_HOST   with KUBERNETES_SERVICE_PORT, address of the API server; every pod has them
 //	KUBECONFIG                outside a pod: the kubeconfig of the cluster
 //
-// Outside a pod the registry can be read through a kubeconfig. It cannot be
+// Outside a pod the registry can be read through a kubeconfig, also one with a credential
+// plugin, as those of EKS, GKE and AKS, or with proxy-url. It cannot be
 // written, since there is no pod to write to. It returns the addresses of the pods,
 // which a laptop reaches with kubectl port-forward.
 //
@@ -131,7 +158,7 @@
 //	registrar.reconcile      (internal/registration) patches the process's own pod with it
 //	Connection.ListWatchPods (internal/apiserver) in the client: receives the pod from the watch
 //	Informer.Update          (internal/discovery) passes the pod to the table and publishes
-//	oneService.update        (internal/discovery) decodes the annotation into instances
+//	table.update             (internal/discovery) decodes the annotation into instances
 //	Informer.publish         (internal/discovery) stores the routable instances as a snapshot
 //	serviceChooser.pickBetter (internal/balancer) takes the better of two of the instances for a call
 //
@@ -144,10 +171,11 @@
 //	call.run                  (internal/rpc/call.go)           the attempts: retries and their backoff
 //	Selector.Chooser          (internal/balancer/selector.go)  filters, strategies, or the service's chooser
 //	call.try                  (internal/rpc/attempt.go)        one attempt, with the call wrappers
+//	call.mayRetry             (internal/rpc/retry.go)          whether an attempt that has failed is repeated
 //	serviceChooser.pickBetter (internal/balancer/choice.go)    two instances at random
-//	Stats.Load                (internal/callstats/load.go)     which of the two is better
+//	Stats.IsBetter            (internal/callstats/load.go)     which of the two is better
 //	connections.acquire       (internal/rpc/connections.go)    the instance's connection
-//	settings.outgoing         (internal/rpc/settings.go)       the headers; then grpc-go sends the call
+//	call.outgoing             (internal/rpc/settings.go)       the headers; then grpc-go sends the call
 //
 //	result                    (internal/rpc/errors.go)         grpc-go's status becomes an error of go-micro
 //	OfStatus                  (internal/outcome/outcome.go)    what the status says about the instance
@@ -155,6 +183,7 @@
 //	Choice.Done               (internal/balancer/choice.go)    the end of the choice
 //	Stats.End                 (internal/callstats/stats.go)    latency, errors in a row, calls in flight
 //	serviceChooser.eject      (internal/balancer/ejection.go)  only if the instance has failed
+//	probes.start              (internal/rpc/probe.go)          the next call probes an instance that gave no answer
 //
 // # From a ConfigMap to a printed map
 //
@@ -167,6 +196,16 @@
 //	ConfigMap.Follow              (configwatch/configmap.go)  yields the configuration
 //	printChanges                  (go-micro-config/follow.go) prints its map
 //
+// # Outside of the cluster
+//
+// With a kubeconfig (KUBECONFIG or ~/.kube/config, its current context and
+// namespace) a program outside of a pod finds services as in the cluster, and
+// its Client calls them through the API server, by port-forwards to their pods.
+// The registry registers nothing, because there is no pod to register on, and
+// logs this once; services of the program are ready, and other services cannot
+// find them. The user of the kubeconfig needs the verbs list and watch on pods,
+// and get and create on pods/portforward.
+//
 // # Limits
 //
 // An informer runs until Close: look up only service names that you know, not names
@@ -174,9 +213,16 @@
 // the plugin. A call to a pod that vanishes without notice can fail; the retry,
 // which go-micro makes by default, goes to another instance.
 //
+// Kubernetes allows 256 KiB for all annotations of a pod. A method with messages of 12 fields takes
+// 3.3 kB of them, so that a pod can register about 77 such methods. Register refuses more, and names
+// the way out: handlers that are registered with server.InternalHandler(true) serve calls as before
+// and are not listed as endpoints.
+//
 // A registry does not trust what other pods register. It skips, with one line in
 // the log, a registration whose annotation has the key of another service, an
-// address that is not an IP of its pod (see AnyAddress), more than 16 nodes, 32 KiB
-// or 1024 JSON objects. Of one pod it reads at most 32 registrations with 64 KiB
-// together, and skips the others.
+// address that is not an IP of its pod (see AnyAddress), more than 16 nodes, or, beside its
+// endpoints, more than 32 KiB or 1024 JSON objects. Of one pod it reads at most 32
+// registrations with 64 KiB together beside their endpoints, and skips the others. The endpoints
+// of all instances of a version are kept once, as text, up to 16 MiB for each service that is read;
+// GetService, Watch and Observe decode them.
 package pod

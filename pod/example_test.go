@@ -1,9 +1,11 @@
 package pod_test
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
@@ -21,4 +23,20 @@ func Example() {
 	)
 	fmt.Println(service.Options().Registry, service.Client().Options().Selector)
 	// Output: kubernetes pod
+}
+
+// Hello may be executed twice: a call that takes longer than 98 % of the calls gets a second attempt.
+func ExampleHedge() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry)
+	greeter := proto.NewGreeterService("greeter", pod.NewClient(registry, grpcc.NewClient()))
+	response, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: "XXX"}, pod.Hedge())
+	fmt.Println(response, err)
+}
+
+// A client of services with hundreds of instances calls 20 instances of each.
+func ExampleSubset() {
+	registry := pod.NewRegistry(kubernetes.NewRegistry, pod.Subset(20))
+	greeter := proto.NewGreeterService("greeter", pod.NewClient(registry, grpcc.NewClient()))
+	_, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: "XXX"})
+	fmt.Println(err)
 }

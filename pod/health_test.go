@@ -29,7 +29,7 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	svc := startGreeter(t, n.Environment("a"), 0)
 	c := svc.dial()
 	kubetest.Eventually(t, 10*time.Second, "the refusal is the reason", func() error {
-		if err := svc.registry.registration.LastError(); err == nil || !strings.Contains(err.Error(), `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
+		if err := svc.registry.registration.LastError("greeter"); err == nil || !strings.Contains(err.Error(), `verb "patch" on pods (k8s/pod-rbac.yaml grants it)`) {
 			return fmt.Errorf("%v", err)
 		}
 		return nil

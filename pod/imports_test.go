@@ -10,26 +10,35 @@ import (
 // it, so that it can be read, tested and replaced without the others. Only kubetest, which tests import, starts clusters.
 var walls = map[string]string{
 	// What knows nothing of the others
-	"internal/apiserver": "",
-	"internal/broadcast": "",
-	"internal/codec":     "",
-	"internal/gomicro":   "",
-	"internal/podmeta":   "",
-	"internal/weblimit":  "",
+	"internal/apiserver":    "",
+	"internal/broadcast":    "",
+	"internal/codec":        "",
+	"internal/debughandler": "",
+	"internal/events":       "",
+	"internal/gomicro":      "",
+	"internal/netanswer":    "",
+	"internal/podmeta":      "",
+	"internal/subset":       "",
+	"internal/weblimit":     "",
 	// The pods
 	"internal/podwatch":     "internal/apiserver",
-	"internal/registration": "internal/apiserver internal/broadcast internal/podmeta internal/podwatch",
+	"internal/registration": "internal/apiserver internal/broadcast internal/events internal/podmeta internal/podwatch",
 	// Calls
 	"internal/outcome":   "",
 	"internal/callstats": "internal/outcome",
-	"internal/discovery": "internal/apiserver internal/broadcast internal/callstats internal/podmeta internal/podwatch",
-	"internal/balancer":  "internal/callstats internal/discovery internal/outcome",
-	"internal/rpc":       "internal/balancer internal/callstats internal/codec internal/discovery internal/gomicro internal/outcome",
+	"internal/discovery": "internal/apiserver internal/broadcast internal/callstats internal/events internal/podmeta internal/podwatch",
+	"internal/hedge":     "internal/outcome",
+	"internal/retry":     "internal/gomicro",
+	"internal/balancer":  "internal/callstats internal/discovery internal/events internal/outcome internal/subset",
+	"internal/rpc":       "internal/balancer internal/codec internal/discovery internal/events internal/gomicro internal/hedge internal/netanswer internal/outcome internal/retry",
+	// From outside of the cluster
+	"internal/portforward": "internal/apiserver internal/outcome",
 	// The end of a service
-	"internal/shutdown": "internal/broadcast internal/gomicro internal/weblimit",
+	"internal/shutdown": "internal/broadcast internal/debughandler internal/events internal/gomicro internal/weblimit",
 	// What services import
 	"configwatch": "internal/apiserver",
-	"":            "internal/apiserver internal/balancer internal/discovery internal/gomicro internal/registration internal/rpc internal/shutdown",
+	"":            "internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
+	"metrics":     " configwatch internal/weblimit", // and pod itself, whose name is empty here
 	// What tests import
 	"internal/kubetest": "internal/apiserver internal/podmeta test/launch test/process",
 }

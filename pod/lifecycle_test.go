@@ -333,8 +333,11 @@ func TestDrain(t *testing.T) {
 			svc.stop()
 			kubetest.Eventually(t, 10*time.Second, "not ready", equals(c.status, "NOT_SERVING"))
 			begin := time.Now()
-			if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
-				t.Fatal(err)
+			for range 2 { // the end of the context has begun the stop
+				if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				<-received
 			}
 			if err := <-answer; err == nil || time.Since(begin) > 10*time.Second {
 				t.Errorf("the caller: %v after %s", err, time.Since(begin))
@@ -425,6 +428,17 @@ func TestTooLargeMessageFailsOnlyItsCall(t *testing.T) {
 	}
 	if got, err := sayHello(contextWithTimeout(t, 20*time.Second), c, "you"); got != "Hello you!" {
 		t.Errorf("afterwards: %q, %v", got, err)
+	}
+}
+
+func TestOptionsOfLimits(t *testing.T) {
+	r := newGreeterRegistry(t)
+	before, after := r.lifecycle(nil), r.lifecycle([]LifecycleOption{BodyLimit(1, 2), ConnectionLimit(3, 4)})
+	if l := before.Limits; l.Body != 1<<20 || l.BodyTimeout != 30*time.Second || l.Connections != 1200 || l.ClientConnections != 600 {
+		t.Errorf("the limits are %+v", l)
+	}
+	if l := after.Limits; l.Body != 1 || l.BodyTimeout != 2 || l.Connections != 3 || l.ClientConnections != 4 {
+		t.Errorf("the limits are %+v", l)
 	}
 }
 

@@ -12,8 +12,11 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/portforward"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/registration"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/shutdown"
 	"github.com/micro/go-micro/v2/registry"
 )
 
@@ -33,9 +36,13 @@ type Registry struct {
 	mu         sync.Mutex
 	options    registry.Options
 	closed     bool
-	conn       *apiserver.Connection // nil before the first use
-	clients    []*Client             // that Close closes
-	lifecycles int                   // number of lifecycles that have started and not ended
+	conn       *apiserver.Connection           // nil before the first use
+	path       *portforward.Path               // leads calls through the API server; nil if they are direct
+	clients    []*Client                       // that Close closes
+	lifecycles int                             // number of lifecycles that have started and not ended
+	running    []func() shutdown.ServiceStatus // of the lifecycles that have started
+
+	events events.Hub
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -54,37 +61,34 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
 	gomicro.UseTracer() // before any service or client that uses the registry is made
 	r := &Registry{env: env}
-	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError})
+	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError, Events: &r.events})
 	r.setServices(discovery.New(r.readable, r.readSettings))
 	for _, o := range opts {
 		o(&r.options)
 	}
+	r.events.Set(observersOf(r.options).callbacks())
 	return r
 }
 
 func (r *Registry) setServices(s *discovery.Services) {
 	r.services = s
-	r.choosers = balancer.NewChoosers(s, func() []balancer.Events { return observersOf(r.Options()).ofBalancer() })
+	r.choosers = balancer.NewChoosers(s, func() balancer.Options {
+		o := r.Options()
+		subset, _ := optionOf[int](o, subsetKey)
+		return balancer.Options{Events: observersOf(o).ofBalancer(), Subset: subset}
+	})
 }
-
-type anyAddressKey struct{}
 
 // AnyAddress returns an option that makes a registry accept addresses that are not
 // IPs of the pod that registers them. By default it skips such registrations,
 // because a compromised pod could use them to redirect calls. Services need the
 // option if the services that they call run with --server_advertise, or in a pod with
 // hostNetwork on a Kubernetes node with several addresses.
-func AnyAddress() registry.Option {
-	return func(o *registry.Options) {
-		if o.Context == nil {
-			o.Context = context.Background()
-		}
-		o.Context = context.WithValue(o.Context, anyAddressKey{}, true)
-	}
-}
+func AnyAddress() registry.Option { return setOption(anyAddressKey, true) }
 
 func anyAddress(o registry.Options) bool {
-	return o.Context != nil && o.Context.Value(anyAddressKey{}) != nil
+	_, ok := optionOf[bool](o, anyAddressKey)
+	return ok
 }
 
 // Init applies options: Timeout, and Addrs, whose first address replaces the API
@@ -96,6 +100,7 @@ func (r *Registry) Init(opts ...registry.Option) error {
 	for _, o := range opts {
 		o(&r.options)
 	}
+	r.events.Set(observersOf(r.options).callbacks())
 	disconnect := func() {}
 	if !slices.Equal(r.options.Addrs, before) {
 		disconnect = r.detach()
@@ -134,11 +139,14 @@ func (r *Registry) Close() error {
 // detach removes the connection and everything that uses it from the registry, and
 // returns a function that stops their goroutines. The caller holds r.mu.
 func (r *Registry) detach() (disconnect func()) {
-	conn, stopRegistrar := r.conn, r.registration.Detach()
-	r.conn = nil
+	conn, path, stopRegistrar := r.conn, r.path, r.registration.Detach()
+	r.conn, r.path = nil, nil
 	return func() {
 		stopRegistrar()
 		r.services.Stop()
+		if path != nil {
+			path.Close()
+		}
 		if conn != nil {
 			conn.Close()
 		}
@@ -158,6 +166,10 @@ func (r *Registry) connect() (*apiserver.Connection, error) {
 		conn, err := apiserver.Connect(r.env, o)
 		if err != nil {
 			return nil, fmt.Errorf("%w; or choose another registry with --registry=mdns", err)
+		}
+		if r.path, err = newPath(conn, r.options); err != nil {
+			conn.Close()
+			return nil, err
 		}
 		r.conn = conn
 	}
@@ -187,10 +199,12 @@ func (r *Registry) timeout() time.Duration {
 // Register replaces an address of the pod's network interfaces by the pod's IP, which
 // POD_IP contains. Without POD_IP it refuses an address that no other pod can reach, such
 // as a loopback address. It refuses a service whose label key equals that of another
-// registered service, as with the names a/b and a:b.
+// registered service, as with the names a/b and a:b. Services with the same name and version but
+// different nodes, such as the topics of go-micro's HTTP broker, become one service with all nodes.
 //
 // It needs the verb patch on pods, and the verbs list and watch to notice that
-// something else removed the registration.
+// something else removed the registration. Outside of the cluster, with a kubeconfig, it
+// registers nothing and returns nil.
 func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
 	return r.registration.Register(s, opts...)
 }
@@ -213,7 +227,7 @@ func (r *Registry) ownPod() (registration.Pod, error) {
 	if err != nil {
 		return registration.Pod{}, err
 	}
-	return registration.Pod{API: conn, Host: conn.Host, Namespace: conn.Namespace, Name: conn.PodName}, nil
+	return registration.Pod{API: conn, Host: conn.Host, Namespace: conn.Namespace, Name: conn.PodName, OutsideCluster: conn.OutsideCluster}, nil
 }
 
 // reportAPIError calls the callbacks of WithEvents.
@@ -226,6 +240,13 @@ func (r *Registry) retain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lifecycles++
+}
+
+// started records the status of a lifecycle's service.
+func (r *Registry) started(status func() shutdown.ServiceStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = append(slices.Clip(r.running), status)
 }
 
 // release closes the registry if no other lifecycle uses it.
@@ -247,7 +268,8 @@ func (r *Registry) release() error {
 // first call for a name waits for the API server, for at most registry.Timeout, 5 s by
 // default. The caller may modify the result.
 //
-// GetService returns registry.ErrNotFound when no such pod has registered the service. It
+// GetService returns registry.ErrNotFound when no such pod has registered the service, and refuses
+// an empty name. It
 // needs the verbs list and watch on pods.
 func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
 	all, err := r.services.Get(name)
@@ -305,7 +327,7 @@ func (r *Registry) readable() (discovery.API, error) {
 // readSettings returns what the options say about reading.
 func (r *Registry) readSettings() discovery.Settings {
 	o := r.Options()
-	return discovery.Settings{Timeout: r.timeout(), AnyAddress: anyAddress(o), APIError: observersOf(o).apiError}
+	return discovery.Settings{Timeout: r.timeout(), AnyAddress: anyAddress(o), APIError: observersOf(o).apiError, Events: &r.events}
 }
 
 // ---- Observing ----
@@ -347,7 +369,7 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 			}
 			instances := make([]Instance, len(observed))
 			for i, o := range observed {
-				instances[i] = Instance{Service: o.Service.Name, Version: o.Service.Version, Endpoints: o.Service.Endpoints,
+				instances[i] = Instance{Service: o.Service.Name, Version: o.Service.Version, Endpoints: o.Endpoints(),
 					Address: o.Address, Pod: o.Pod, Created: o.Created, State: State(o.State), Reason: o.Reason}
 			}
 			if !yield(instances, err) {

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -129,7 +130,7 @@ func TestCallsContinueWhileAPIServerIsFrozen(t *testing.T) {
 		choose, err := ours.Chooser(t.Context(), "greeter", nil)
 		if err == nil {
 			var c balancer.Choice
-			if c, err = choose(nil); err == nil {
+			if c, err = choose(balancer.Attempt{}); err == nil {
 				c.Done(outcome.Answered, nil)
 				err = has(r, "greeter", "10.0.0.1:1")()
 			}
@@ -360,7 +361,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		want       string
 	}{
 		{"outside a pod, no kubeconfig", without("KUBERNETES_SERVICE_HOST"), filepath.Join(t.TempDir(), "none"), "not in a pod"},
-		{"outside a pod, with a kubeconfig", without("KUBERNETES_SERVICE_HOST"), ns.Kubeconfig, "can be read, not written"},
+		{"outside a pod, with a kubeconfig", without("KUBERNETES_SERVICE_HOST"), ns.Kubeconfig, ""},
 		{"no service account", empty, "", "serviceAccountName"},
 		{"no pod name", without("POD_NAME"), "", "set POD_NAME"},
 		{"the name of the Kubernetes node, as under hostNetwork", elsewhere, "", "set POD_NAME"},
@@ -370,10 +371,14 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 			t.Setenv("HOME", t.TempDir())
 			r := newRegistry(c.env, kubernetes.NewRegistry)
 			defer r.Close()
-			if err := r.Register(greeter); err == nil || !strings.Contains(err.Error(), c.want) {
+			err := r.Register(greeter)
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("Register: %v, want %q", err, c.want)
 			}
-			if strings.Contains(c.name, "with a kubeconfig") {
+			if err == nil { // it has registered nothing
+				if r.Registered() || ns.Registered("a", "greeter") {
+					t.Error("the pod has a registration")
+				}
 				if _, err := r.ListServices(); err != nil {
 					t.Errorf("ListServices: %v", err)
 				}
@@ -654,4 +659,44 @@ func TestIPv6(t *testing.T) {
 		return nil
 	})
 	kubetest.Eventually(t, 10*time.Second, "the client forgets the server", has(r, "greeter"))
+}
+
+// A service with 40 methods of realistic messages has an annotation of 130 kB. It registers and is found,
+// with what the plugin writes and what a registry of the plugin alone returns.
+func TestServiceWithManyMethods(t *testing.T) {
+	ns := newNamespace(t)
+	ns.CreateReadyPod("a")
+	w, r := ns.openRegistry("a"), ns.openRegistry("reader")
+	want := service("greeter", "v1", "a-1", "10.244.0.9:1")
+	fields := func(name string, nested ...*registry.Value) *registry.Value {
+		v := &registry.Value{Name: name, Type: name, Values: nested}
+		for i := range 12 {
+			v.Values = append(v.Values, &registry.Value{Name: fmt.Sprint("some_realistic_field_", i), Type: "string"})
+		}
+		return v
+	}
+	for i := range 40 {
+		want.Endpoints = append(want.Endpoints, &registry.Endpoint{Name: fmt.Sprint("Greeter.Method", i), Request: fields("Request", fields("Money")), Response: fields("Response", fields("Money")), Metadata: map[string]string{}})
+	}
+	if err := w.Register(want); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(ns.GetPod("a").Annotations["micro.mu/service-greeter"]); n < 100<<10 || n > 200<<10 {
+		t.Errorf("the annotation has %d bytes", n)
+	}
+	var all []*registry.Service
+	kubetest.Eventually(t, 10*time.Second, "the service is found", func() (err error) {
+		all, err = r.GetService("greeter")
+		return err
+	})
+	got, _ := json.Marshal(all)
+	if text, _ := json.Marshal([]*registry.Service{want}); string(got) != string(text) {
+		t.Errorf("GetService returns %.300s, want %.300s", got, text)
+	}
+	for i := range 100 { // 1000 methods are too many
+		want.Endpoints = append(want.Endpoints, want.Endpoints[i:i+10]...)
+	}
+	if err := w.Register(want); err == nil || !strings.Contains(err.Error(), "server.InternalHandler(true)") {
+		t.Errorf("Register of 1000 methods: %v", err)
+	}
 }

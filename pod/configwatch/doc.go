@@ -19,9 +19,14 @@
 // Each key holds its value as a string: cfg.Get("DB_HOST").String(""). If the key ends in
 // .json, .yaml or .yml, the value is parsed and the key holds the tree:
 // cfg.Get("app.yaml", "db", "host"). If a value holds several YAML documents, only the
-// first one is read. A value that cannot be parsed stays a string, and the log has one
-// line about it. go-micro replaces ${NAME} in a value by the environment variable NAME, as
-// it does for every source. binaryData is ignored.
+// first one is read. A byte order mark before JSON or YAML is ignored. A value that cannot be parsed stays a
+// string, and the log has one line about it. go-micro replaces ${NAME} in a value by the environment variable
+// NAME, as it does for every source. binaryData is ignored.
+//
+// Follow keeps all digits of an integer in JSON, and of 64 bits in YAML; a longer one in YAML counts as a
+// value that cannot be parsed. config.NewConfig merges sources as float64, so there an integer beyond 2^53 is a
+// string, which Get(...).Int reads. Follow also lets a tree replace the text that an earlier source has under
+// the same key, and null replace any value; config.NewConfig keeps the earlier value in both cases.
 //
 // The configmap plugin of go-plugins differs: it splits each value into key=value pairs,
 // so that "localhost" becomes the map {"localhost": ""}. Its watcher does not notice when
@@ -32,8 +37,10 @@
 // In a pod the package finds the API server through the environment that Kubernetes gives
 // every pod, elsewhere through a kubeconfig. Each Read, Watch and Follow opens one
 // connection and closes it at its end. Every call has a time limit of 5 s, except the
-// watch itself. A lost watch is retried at most one second apart. A watch whose connection
-// has become silent is given up, and retried, after 15 s.
+// watch itself. While the API server cannot be reached at the start, Follow waits for it: the sidecar of a
+// service mesh may start after the process. A lost watch is retried at most one second apart, and
+// one that is refused up to 30 s apart. A watch whose connection has become silent is given up, and
+// retried, after 15 s.
 //
 // The service account needs these verbs on the ConfigMap, which k8s/configmap-rbac.yaml
 // grants:

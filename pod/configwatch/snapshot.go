@@ -1,6 +1,7 @@
 package configwatch
 
 import (
+	"encoding/json"
 	"errors"
 
 	"github.com/micro/go-micro/v2/config"
@@ -19,14 +20,25 @@ var _ config.Config = snapshot{}
 
 var errSnapshot = errors.New("using a snapshot of the configuration: it cannot load or watch sources; give all sources to Follow")
 
-// newSnapshot merges change sets as go-micro does.
+// newSnapshot merges change sets: of two values with the same key the later one wins. go-micro's own merge
+// rounds integers beyond 2^53, and keeps an earlier text where a later source has a tree.
 func newSnapshot(sets ...*source.ChangeSet) (config.Config, error) {
-	r := jsonreader.NewReader()
-	merged, err := r.Merge(sets...)
+	merged := map[string]any{}
+	for _, set := range sets {
+		if set == nil {
+			continue
+		}
+		tree, err := parseSource(set)
+		if err != nil {
+			return nil, err
+		}
+		merge(merged, tree)
+	}
+	text, err := json.Marshal(merged)
 	if err != nil {
 		return nil, err
 	}
-	values, err := r.Values(merged)
+	values, err := jsonreader.NewReader().Values(&source.ChangeSet{Data: text, Format: "json"})
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ type watcher struct {
 	configMap  *ConfigMap
 	connection *apiserver.Connection
 	fullName   string // namespace/name
+	exact      bool   // integers keep all digits; see ConfigMap.changeSet
 	ctx        context.Context
 	cancel     context.CancelFunc
 	running    sync.WaitGroup
@@ -34,29 +35,19 @@ var (
 	_ apiserver.Handler[*corev1.ConfigMap] = (*watcher)(nil)
 )
 
-// watch returns a watcher whose Next first returns content that differs from last. If last
-// is nil, watch reads the current content and uses that.
-func (c *ConfigMap) watch(ctx context.Context, last *source.ChangeSet) (*watcher, error) {
-	a, err := c.connect()
-	if err != nil {
-		return nil, err
-	}
-	if last == nil {
-		if last, err = c.get(ctx, a); err != nil {
-			a.Close()
-			return nil, err
-		}
-	}
-	w := &watcher{configMap: c, connection: a, fullName: path.Join(a.Namespace, c.name), changed: make(chan struct{}, 1), last: last}
+// watch returns a watcher whose Next first returns content that differs from last. Its Stop
+// closes the connection.
+func (c *ConfigMap) watch(ctx context.Context, a *apiserver.Connection, last *source.ChangeSet, exact bool) *watcher {
+	w := &watcher{configMap: c, connection: a, fullName: path.Join(a.Namespace, c.name), exact: exact, changed: make(chan struct{}, 1), last: last}
 	w.ctx, w.cancel = context.WithCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.ctx.Err() != nil {
 		w.cancel() // Next returns ErrWatcherStopped
 	}
 	c.watchers[w] = struct{}{}
 	w.running.Go(func() { a.ListWatchConfigMap(w.ctx, c.name, w) })
-	return w, nil
+	return w
 }
 
 // Next waits until the content differs from the content that it returned last, and
@@ -72,10 +63,11 @@ func (w *watcher) Next() (*source.ChangeSet, error) {
 			return nil, source.ErrWatcherStopped
 		}
 		w.mu.Lock()
-		set := w.configMap.changeSet(w.data)
+		set := w.configMap.changeSet(w.data, w.exact)
 		if !bytes.Equal(set.Data, w.last.Data) {
 			w.last = set
 			w.mu.Unlock()
+			w.configMap.reloaded()
 			return set, nil
 		}
 		w.mu.Unlock()

@@ -8,6 +8,8 @@
 //   - The token and the certificate authority are read again for each use, so
 //     their rotation needs no restart. The token is sent only to the API server's
 //     own address, and only over TLS that is verified for that address.
+//   - A kubeconfig may use what kubectl reads: proxy-url, tls-server-name, and credential plugins (exec), for which
+//     this version of client-go is too old. A field that is neither used nor without effect is refused by its name.
 //   - ListWatchPods and ListWatchConfigMap keep a Handler up to date. They list
 //     once, then watch, and retry a watch that ends for any reason.
 //   - Errors name the verb, the object, the cause and the remedy.
@@ -35,7 +37,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/flowcontrol"
 )
 
@@ -66,9 +67,12 @@ type Connection struct {
 	PodName        string // name of the process's own pod; empty when unknown
 	OutsideCluster bool   // connected through a kubeconfig
 
-	client  rest.Interface
-	dialer  dialer
-	retryAt atomic.Int64 // the API server asks for no request before this Unix time, in nanoseconds
+	client    rest.Interface
+	transport *serverTransport
+	headers   rest.Config // User-Agent and impersonation, which all requests carry
+	dialer    dialer
+	plugin    *plugin      // of the kubeconfig; nil without one
+	retryAt   atomic.Int64 // the API server asks for no request before this Unix time, in nanoseconds
 }
 
 var (
@@ -92,7 +96,7 @@ func Connect(env Environment, options Options) (*Connection, error) {
 	if options.Namespace != "" {
 		c.Namespace = options.Namespace
 	}
-	config.WrapTransport = func(base http.RoundTripper) http.RoundTripper { return &retryAfterTransport{base, &c.retryAt} }
+	config.WrapTransport = func(base http.RoundTripper) http.RoundTripper { return &clientGoTransport{base, &c.retryAt} }
 	config.APIPath = "/api"
 	config.ContentConfig = rest.ContentConfig{
 		GroupVersion: &corev1.SchemeGroupVersion, NegotiatedSerializer: codecs.WithoutConversion(),
@@ -106,7 +110,22 @@ func Connect(env Environment, options Options) (*Connection, error) {
 		return nil, fmt.Errorf("connecting to Kubernetes: %w", err)
 	}
 	c.Host = config.Host
+	c.transport, _ = config.Transport.(*serverTransport)
+	c.headers = rest.Config{UserAgent: config.UserAgent, Impersonate: config.Impersonate}
 	return c, nil
+}
+
+// Upgrading returns a transport for requests that turn their connection into one of another protocol, which HTTP/2 cannot. It
+// has the credentials, the proxy and the trust of the connection, and network connections of its own, which closeAll closes.
+// They are no sign of life for LastContact, and survive a new certificate of the user.
+func (c *Connection) Upgrading() (upgrading http.RoundTripper, closeAll func(), err error) {
+	d := &dialer{}
+	t := &serverTransport{c.transport.server, c.transport.credentials, c.transport.base.Clone()}
+	t.base.DialContext, t.base.ForceAttemptHTTP2, t.base.Protocols = d.DialContext, false, new(http.Protocols)
+	t.base.Protocols.SetHTTP1(true)
+	t.base.TLSClientConfig.NextProtos = nil
+	upgrading, err = rest.HTTPWrappersForConfig(&c.headers, t)
+	return upgrading, d.close, err
 }
 
 // config reads the environment, or outside a pod a kubeconfig, and sets the
@@ -118,23 +137,7 @@ func (c *Connection) config(env Environment, address string) (*rest.Config, erro
 	}
 	host, port := env.Getenv("KUBERNETES_SERVICE_HOST"), env.Getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
-		loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), &clientcmd.ConfigOverrides{})
-		config, err := loader.ClientConfig()
-		if err == nil {
-			c.Namespace, _, err = loader.Namespace()
-		}
-		if err != nil {
-			return nil, fmt.Errorf("connecting to Kubernetes: not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig (%w): run it in a cluster or set KUBECONFIG", err)
-		}
-		c.OutsideCluster = true
-		if address != "" {
-			if !strings.HasPrefix(address, "https://") {
-				config = rest.AnonymousClientConfig(config)
-			}
-			config.Host = address
-		}
-		config.Dial = c.dialer.DialContext
-		return config, nil
+		return c.kubeconfig(address)
 	}
 	for _, f := range []string{"token", "ca.crt", "namespace"} {
 		if _, err := os.Stat(filepath.Join(env.ServiceAccountDir, f)); err != nil {
@@ -156,11 +159,17 @@ func (c *Connection) config(env Environment, address string) (*rest.Config, erro
 	if err != nil {
 		return nil, fmt.Errorf("connecting to Kubernetes: parsing the address of the API server: %w", err)
 	}
-	return &rest.Config{Host: address, Transport: newServiceAccountTransport(env.ServiceAccountDir, server, &c.dialer)}, nil
+	account := serviceAccount{env.ServiceAccountDir}
+	return &rest.Config{Host: address, Transport: newServerTransport(server, serverTLS{name: server.Hostname(), roots: account.roots}, account, &c.dialer)}, nil
 }
 
 // Close closes all network connections, including those in use. Calls in flight fail.
-func (c *Connection) Close() { c.dialer.close() }
+func (c *Connection) Close() {
+	c.dialer.close()
+	if c.plugin != nil {
+		c.plugin.close()
+	}
+}
 
 // LastContact returns when the API server last sent anything, such as an event or
 // the response to the ping that an idle connection sends every 10 s. It is zero
@@ -185,7 +194,7 @@ func (c *Connection) PatchPod(ctx context.Context, patch []byte) (*corev1.Pod, e
 	defer cancel()
 	var p corev1.Pod
 	err := c.client.Patch(types.StrategicMergePatchType).Namespace(c.Namespace).Resource("pods").Name(c.PodName).Body(patch).Context(ctx).Do().Into(&p)
-	return &p, c.explain(err, "patch", "pods", fmt.Sprintf("pod %q", c.PodName))
+	return &p, c.Explain(err, "patch", "pods", fmt.Sprintf("pod %q", c.PodName))
 }
 
 // GetConfigMap gets one ConfigMap. It needs the verb get on configmaps.
@@ -194,29 +203,34 @@ func (c *Connection) GetConfigMap(ctx context.Context, name string) (*corev1.Con
 	defer cancel()
 	var m corev1.ConfigMap
 	err := c.client.Get().Namespace(c.Namespace).Resource("configmaps").Name(name).Context(ctx).Do().Into(&m)
-	return &m, c.explain(err, "get", "configmaps", "configmaps")
+	return &m, c.Explain(err, "get", "configmaps", "configmaps")
 }
 
 // list gets one page of a resource's objects.
 func (c *Connection) list(ctx context.Context, resource string, options metav1.ListOptions, into runtime.Object) error {
-	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, requestFailure{}, new(error)), CallTimeout)
 	defer cancel()
 	err := c.client.Get().Namespace(c.Namespace).Resource(resource).VersionedParams(&options, parameterCodec).Context(ctx).Do().Into(into)
-	return c.explain(err, "list", resource, resource)
+	return c.Explain(err, "list", resource, resource)
 }
 
 // watch starts a watch, which ends with ctx. CallTimeout bounds its start.
 func (c *Connection) watch(ctx context.Context, resource string, options metav1.ListOptions) (watch.Interface, error) {
 	options.Watch = true
-	ctx, cancel := context.WithCancel(ctx)
+	var failure error
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, requestFailure{}, &failure))
 	late := time.AfterFunc(CallTimeout, cancel)
 	w, err := c.client.Get().Namespace(c.Namespace).Resource(resource).VersionedParams(&options, parameterCodec).Context(ctx).Watch()
 	if onTime := late.Stop(); !onTime {
 		err = context.DeadlineExceeded
+	} else if err == nil {
+		err = failure
 	}
 	if err != nil {
-		cancel()
-		return nil, c.explain(err, "watch", resource, resource)
+		if cancel(); w != nil {
+			drainingWatch{w, cancel}.Stop()
+		}
+		return nil, c.Explain(err, "watch", resource, resource)
 	}
 	return drainingWatch{w, cancel}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // grants names this project's manifest that grants the verbs on each resource, and the
@@ -17,9 +18,22 @@ var grants = map[string]struct{ manifest, serviceAccount string }{
 	"configmaps": {"k8s/configmap-rbac.yaml", "micro-config"},
 }
 
-// explain adds to an error the verb, the object and the remedy. errors.Unwrap of the
+// laptopManifest grants a group of people what their programs need outside of the cluster.
+const laptopManifest = "k8s/components/laptop/laptop-rbac.yaml"
+
+// NoKubeconfig reports whether an error of Connect means that this process is not in a pod and has no kubeconfig.
+func NoKubeconfig(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if clientcmd.IsEmptyConfig(err) {
+			return true
+		}
+	}
+	return false
+}
+
+// Explain adds to an error the verb, the object and the remedy. errors.Unwrap of the
 // result returns the API server's error.
-func (c *Connection) explain(err error, verb, resource, object string) error {
+func (c *Connection) Explain(err error, verb, resource, object string) error {
 	if err == nil {
 		return nil
 	}
@@ -31,14 +45,19 @@ func (c *Connection) explain(err error, verb, resource, object string) error {
 		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
 	case apierrors.IsForbidden(err) && !c.OutsideCluster && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
 		remedy = fmt.Sprintf(": the pod runs as the service account \"default\": set serviceAccountName: %s in its manifest, to which %s grants the verb %q on %s", grants[resource].serviceAccount, grants[resource].manifest, verb, resource)
+	case apierrors.IsForbidden(err) && c.OutsideCluster && resource != "configmaps":
+		remedy = fmt.Sprintf(": the user of the kubeconfig lacks the verb %q on %s (%s grants it)", verb, resource, laptopManifest)
 	case apierrors.IsForbidden(err):
 		remedy = fmt.Sprintf(": its service account lacks the verb %q on %s (%s grants it)", verb, resource, grants[resource].manifest)
+	case apierrors.IsUnauthorized(err) && c.OutsideCluster:
+		remedy = ": the API server does not accept the credentials of the kubeconfig; log in again"
 	case apierrors.IsUnauthorized(err):
 		remedy = ": the API server does not accept the token of the service account; each attempt reads the token again"
 	case apierrors.IsNotFound(err) && verb == "patch":
 		remedy = ": this is not the pod's name; set POD_NAME from metadata.name in the pod's manifest"
 	case apierrors.IsNotFound(err) && verb == "get":
 		remedy = ": create it, or check the name and the namespace"
+	case errors.As(err, new(pluginPending)): // it says enough
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():
 		remedy = fmt.Sprintf(": the API server at %s does not answer", c.Host)
 	case errors.As(err, &dial) && dial.Op == "dial":

@@ -32,7 +32,7 @@ func TestExplainNamesVerbObjectCauseAndRemedy(t *testing.T) {
 		{context.DeadlineExceeded, "list", "pods", "pods", []string{"the API server at https://10.96.0.1:443 does not answer"}},
 		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, "list", "pods", "pods", []string{"connection refused", "is the API server at https://10.96.0.1:443 up?"}},
 	} {
-		got := c.explain(tt.err, tt.verb, tt.resource, tt.object)
+		got := c.Explain(tt.err, tt.verb, tt.resource, tt.object)
 		for _, want := range tt.want {
 			if !strings.Contains(got.Error(), want) {
 				t.Errorf("%v does not say %q", got, want)
@@ -43,10 +43,10 @@ func TestExplainNamesVerbObjectCauseAndRemedy(t *testing.T) {
 		}
 	}
 	c.Host = "http://consul:8500"
-	if err := c.explain(apierrors.NewUnauthorized("no credentials"), "list", "pods", "pods"); !strings.Contains(err.Error(), "over https only, and the address is http://consul:8500") {
+	if err := c.Explain(apierrors.NewUnauthorized("no credentials"), "list", "pods", "pods"); !strings.Contains(err.Error(), "over https only, and the address is http://consul:8500") {
 		t.Errorf("without TLS: %v", err)
 	}
-	if err := c.explain(nil, "list", "pods", "pods"); err != nil {
+	if err := c.Explain(nil, "list", "pods", "pods"); err != nil {
 		t.Errorf("without an error: %v", err)
 	}
 }

@@ -2,10 +2,18 @@ package apiserver_test
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,6 +103,27 @@ func TestRetryAfterDoesNotHoldUpCalls(t *testing.T) {
 	}
 }
 
+// A sidecar that starts resets connections. client-go repeats a GET ten times within the call then, and logs nothing.
+func TestResetConnectionFailsAtOnce(t *testing.T) {
+	address := kubetest.Accept(t, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 1))    // the client has begun its TLS handshake
+		_ = c.(*net.TCPConn).SetLinger(0) // so that Close resets the connection
+		c.Close()
+	})
+	_, env := kubetest.StartFake(t, http.NotFoundHandler()) // for the account's files
+	host, port, _ := net.SplitHostPort(address)
+	env = kubetest.With(kubetest.With(env, "KUBERNETES_SERVICE_HOST", host), "KUBERNETES_SERVICE_PORT", port)
+	c, err := apiserver.Connect(env, apiserver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	begin := time.Now()
+	if _, err := c.GetConfigMap(t.Context(), "config"); !errors.Is(err, syscall.ECONNRESET) || !apiserver.Unreachable(err) || time.Since(begin) > time.Second {
+		t.Errorf("GetConfigMap: %v after %s, want the reset at once", err, time.Since(begin))
+	}
+}
+
 // log is a handler that records what it is told, in one line each.
 type log[T metav1.Object] struct{ lines chan string }
 
@@ -125,7 +154,7 @@ func (l log[T]) expect(t *testing.T, want ...string) {
 }
 
 // The handler hears of an error once, however many attempts fail with it, and of the end of the errors when a watch has
-// begun. The events of the watch follow the list.
+// lasted for a second. The events of the watch follow the list.
 func TestListWatchReportsChangesOnly(t *testing.T) {
 	var phase, attempts atomic.Int64 // phases: 0 fails, 1 fails with another error, 2 works but the watch is refused, 3 works
 	_, env := kubetest.StartFake(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -135,12 +164,12 @@ func TestListWatchReportsChangesOnly(t *testing.T) {
 		switch p := phase.Load(); {
 		case p < 2 || p == 2 && watching:
 			w.WriteHeader(http.StatusInternalServerError)
-			fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":"broken %d","code":500}`, p)
+			fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":%q,"code":500}`, []string{"broken", "broken in another way", "no watch"}[p])
 		case !watching:
 			fmt.Fprint(w, `{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[{"metadata":{"name":"x","resourceVersion":"1"}}]}`)
 		default:
 			for _, event := range []string{"MODIFIED", "DELETED"} {
-				fmt.Fprintf(w, `{"type":%q,"object":{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x","resourceVersion":"2"}}}`+"\n", event)
+				fmt.Fprintf(w, `{"type":%q,"object":{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"x","resourceVersion":"1"}}}`+"\n", event)
 			}
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
@@ -177,17 +206,150 @@ func TestListWatchReportsChangesOnly(t *testing.T) {
 	phase.Store(2)
 	h.expect(t, "replace 1", "error watch configmaps")
 	phase.Store(3)
-	for got := ""; got != "no error"; { // the lists until then
-		if got = <-h.lines; got != "no error" && got != "replace 1" {
+	for got := ""; got != "update x"; { // the lists until then
+		if got = <-h.lines; got != "update x" && got != "replace 1" {
 			t.Fatalf("the handler received %q", got)
 		}
 	}
-	h.expect(t, "update x", "delete x")
+	h.expect(t, "delete x", "no error")
 	cancel()
 	<-ended
 	select {
 	case got := <-h.lines:
 		t.Errorf("after its end the handler received %q", got)
 	default:
+	}
+}
+
+// states is a handler that counts the states it is told.
+type states struct {
+	ignoreAll
+	mu   sync.Mutex
+	told []string
+}
+
+func (s *states) StateChanged(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = append(s.told, fmt.Sprint(err))
+}
+
+func (s *states) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.told)
+}
+
+// captureStderr redirects what the process writes to stderr during f, as client-go's log does.
+func captureStderr(t *testing.T, f func()) string {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := os.Stderr
+	os.Stderr = file
+	defer func() { os.Stderr = before; file.Close() }()
+	f()
+	text, err := os.ReadFile(file.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Whatever breaks an attempt, the handler hears of it once and not again for each attempt, although the errors
+// hold the ports of the attempts' connections. client-go writes nothing to its own log.
+func TestFailureIsReportedOnce(t *testing.T) {
+	expired := `{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Expired","message":"too old resource version","code":410}}` + "\n"
+	internal := strings.ReplaceAll(strings.Replace(expired, "Expired", "InternalError", 1), "410", "500")
+	tests := map[string]struct {
+		list, watch string // the answers; "reset" resets the connection, and "break" breaks off the answer
+		want        string
+	}{
+		"LIST resets":                       {"reset", "", "connection reset by peer"},
+		"LIST breaks off":                   {"break", "", "unexpected EOF"},
+		"WATCH resets":                      {emptyList, "reset", "connection reset by peer"},
+		"WATCH is closed at once":           {emptyList, "", "ends the watch at once"},
+		"WATCH has expired after each LIST": {emptyList, expired, "too old resource version"},
+		"WATCH has another error":           {emptyList, internal, "too old resource version"},
+		"WATCH sends nonsense":              {emptyList, "nonsense\n", "unable to decode"},
+		"WATCH sends another object":        {emptyList, `{"type":"ADDED","object":{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"}}}` + "\n", "ConfigMap"},
+	}
+	test := func(t *testing.T, list, watch, want string) {
+		var attempts atomic.Int64
+		var healthy atomic.Bool
+		answer := func(w http.ResponseWriter, text string) {
+			switch text {
+			case "reset", "break":
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if text == "break" {
+					fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+				} else {
+					_ = conn.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0)
+					conn = conn.(*tls.Conn).NetConn()
+				}
+				conn.Close()
+			default:
+				fmt.Fprint(w, text)
+			}
+		}
+		_, env := kubetest.StartFakeHTTP1(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			watching := r.URL.Query().Get("watch") != ""
+			attempts.Add(1)
+			switch {
+			case healthy.Load() && watching:
+				_ = http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			case healthy.Load():
+				fmt.Fprint(w, emptyList)
+			case watching:
+				answer(w, watch)
+			default:
+				answer(w, list)
+			}
+		}))
+		h := &states{}
+		stop := listWatch(t, env, h)
+		defer stop()
+		kubetest.Eventually(t, 20*time.Second, "eight requests", func() error {
+			if n := attempts.Load(); n < 8 {
+				return fmt.Errorf("%d requests", n)
+			}
+			return nil
+		})
+		if told := h.all(); len(told) != 1 || !strings.Contains(told[0], want) {
+			t.Errorf("the handler was told %q, want one error with %q", told, want)
+		}
+		healthy.Store(true)
+		kubetest.Eventually(t, 20*time.Second, "a watch that works", func() error {
+			if told := h.all(); len(told) < 2 || told[len(told)-1] != "<nil>" {
+				return fmt.Errorf("the handler was told %q", told)
+			}
+			return nil
+		})
+		if told := h.all(); len(told) != 2 {
+			t.Errorf("the handler was told %q", told)
+		}
+	}
+	stderr := captureStderr(t, func() {
+		t.Run("when", func(t *testing.T) { // ends when its parallel tests have ended
+			for name, tt := range tests {
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					test(t, tt.list, tt.watch, tt.want)
+				})
+			}
+		})
+	})
+	for line := range strings.Lines(stderr) {
+		if !strings.Contains(line, "TLS handshake error") { // of the fake API server
+			t.Errorf("on stderr is %q", line)
+		}
 	}
 }

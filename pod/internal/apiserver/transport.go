@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -14,6 +16,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -23,18 +26,30 @@ import (
 // two.
 const idleTimeout, pingTimeout = 10 * time.Second, 5 * time.Second
 
-// serviceAccountTransport adds the service account's token to each request and
-// trusts the certificate authority that the volume holds at the time of the TLS
-// handshake. The kubelet replaces both files while the pod runs (projected service
-// account tokens, KEP-1205). This version of client-go rereads the token only.
-type serviceAccountTransport struct {
-	dir    string
-	server *url.URL // the only server that receives the token
-	base   *http.Transport
+// credentials prove to the API server who the process is.
+type credentials interface {
+	token(ctx context.Context) (string, error) // empty if there is none
+	certificate(ctx context.Context) (*tls.Certificate, error)
+	answered(token string, refused bool) // the API server has answered a request, or refused it with 401
 }
 
-func newServiceAccountTransport(dir string, server *url.URL, d *dialer) *serviceAccountTransport {
-	t := &serviceAccountTransport{dir: dir, server: server, base: &http.Transport{
+// serverTransport adds credentials to the requests to one server, and to no others. It trusts
+// the certificate authority that roots returns at the time of the TLS handshake.
+type serverTransport struct {
+	server      *url.URL    // the only server that receives the credentials
+	credentials credentials // nil: none
+	base        *http.Transport
+}
+
+// serverTLS says how the server proves who it is.
+type serverTLS struct {
+	name     string                 // in its certificate
+	roots    func() ([]byte, error) // PEM; nil: the roots of the system
+	insecure bool                   // accepts every certificate
+}
+
+func newServerTransport(server *url.URL, proof serverTLS, c credentials, d *dialer) *serverTransport {
+	t := &serverTransport{server: server, credentials: c, base: &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           d.DialContext,
 		TLSHandshakeTimeout:   CallTimeout,
@@ -44,55 +59,112 @@ func newServiceAccountTransport(dir string, server *url.URL, d *dialer) *service
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: idleTimeout, PingTimeout: pingTimeout},
 		TLSClientConfig: &tls.Config{
 			MinVersion:         tls.VersionTLS12,
+			ServerName:         proof.name,
 			InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies with the current authority
 		},
 	}}
-	t.base.TLSClientConfig.VerifyConnection = func(s tls.ConnectionState) error {
-		file := filepath.Join(dir, "ca.crt")
-		pem, err := os.ReadFile(file) //nolint:gosec // the service account's directory
-		if err != nil {
-			return err
+	if !proof.insecure {
+		t.base.TLSClientConfig.VerifyConnection = proof.verify
+	}
+	if c != nil {
+		t.base.TLSClientConfig.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return c.certificate(r.Context())
 		}
-		roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("reading %q: no certificate in it", file)
-		}
-		for _, c := range s.PeerCertificates[1:] {
-			intermediates.AddCert(c)
-		}
-		_, err = s.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: server.Hostname(), Roots: roots, Intermediates: intermediates})
-		return err
 	}
 	return t
 }
 
-func (t *serviceAccountTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" || r.URL.Host != t.server.Host { // not encrypted, or the target of a redirect
+func (p serverTLS) verify(s tls.ConnectionState) error {
+	options := x509.VerifyOptions{DNSName: p.name, Intermediates: x509.NewCertPool()}
+	if p.roots != nil {
+		pem, err := p.roots()
+		if err != nil {
+			return err
+		}
+		options.Roots = x509.NewCertPool()
+		if !options.Roots.AppendCertsFromPEM(pem) {
+			return errors.New("reading the certificate authority of the API server: no certificate in it")
+		}
+	}
+	for _, c := range s.PeerCertificates[1:] {
+		options.Intermediates.AddCert(c)
+	}
+	_, err := s.PeerCertificates[0].Verify(options)
+	return err
+}
+
+func (t *serverTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.credentials == nil || r.URL.Scheme != "https" || r.URL.Host != t.server.Host { // not encrypted, or the target of a redirect
 		return t.base.RoundTrip(r)
 	}
-	token, err := os.ReadFile(filepath.Join(t.dir, "token")) // requests are rare, so there is no cache
+	token, err := t.credentials.token(r.Context())
 	if err != nil {
-		return nil, fmt.Errorf("reading the service account's token: %w", err)
+		return nil, err
 	}
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
-	return t.base.RoundTrip(r)
+	if token != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	rsp, err := t.base.RoundTrip(r)
+	if err == nil {
+		t.credentials.answered(token, rsp.StatusCode == http.StatusUnauthorized)
+	}
+	return rsp, err
 }
+
+// serviceAccount is the volume that Kubernetes mounts into a pod. The kubelet replaces its files while
+// the pod runs (projected service account tokens, KEP-1205), so they are read for each use.
+// This version of client-go rereads the token only.
+type serviceAccount struct{ dir string }
+
+func (a serviceAccount) roots() ([]byte, error) { return os.ReadFile(filepath.Join(a.dir, "ca.crt")) }
+
+func (a serviceAccount) token(context.Context) (string, error) {
+	token, err := os.ReadFile(filepath.Join(a.dir, "token")) // requests are rare, so there is no cache
+	if err != nil {
+		return "", fmt.Errorf("reading the service account's token: %w", err)
+	}
+	return string(bytes.TrimSpace(token)), nil
+}
+
+func (serviceAccount) certificate(context.Context) (*tls.Certificate, error) {
+	return &tls.Certificate{}, nil // none
+}
+
+func (serviceAccount) answered(string, bool) {}
 
 // maxRetryAfter is the longest time for which the transport respects a header
 // Retry-After. API Priority and Fairness sends up to 32 s.
 const maxRetryAfter = 32 * time.Second
 
-// retryAfterTransport records the header Retry-After and removes it from the response.
-// Otherwise this version of client-go sleeps for that time within the call, up to ten
-// times, and looks neither at the call's context nor at its time limit.
-type retryAfterTransport struct {
+// clientGoTransport stands between client-go and the network, because of three things that this version
+// of client-go does:
+//
+//   - For a header Retry-After it sleeps within the call, up to ten times, and looks neither at the call's
+//     context nor at its time limit. The transport records the header and removes it.
+//   - It writes an answer that breaks off to a log of its own. The transport reads the whole answer of a call
+//     first, so that such an answer is an error of the call.
+//   - If the connection of a GET or LIST is reset, or that of a new watch breaks, it repeats the request every
+//     second, up to ten times, and logs nothing, or it returns a watch that is closed and no error. The callers
+//     repeat their requests themselves: the transport hides the kind of the error from client-go, and passes it
+//     on to listWatch through requestFailure.
+type clientGoTransport struct {
 	base    http.RoundTripper
 	retryAt *atomic.Int64
 }
 
-func (t *retryAfterTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+// requestFailure is the key in a request's context for a *error, which is the error of the request.
+type requestFailure struct{}
+
+func (t *clientGoTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	rsp, err := t.base.RoundTrip(r)
+	failure, _ := r.Context().Value(requestFailure{}).(*error)
+	if failure != nil {
+		*failure = err
+	}
+	if failure != nil && err != nil || errors.Is(err, syscall.ECONNRESET) {
+		return nil, fmt.Errorf("%w", err) // client-go does not recognise a wrapped error, and does not repeat the request
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +173,15 @@ func (t *retryAfterTransport) RoundTrip(r *http.Request) (*http.Response, error)
 		t.retryAt.Store(time.Now().Add(wait).UnixNano())
 	}
 	rsp.Header.Del("Retry-After")
+	if r.URL.Query().Get("watch") != "" && rsp.StatusCode == http.StatusOK {
+		return rsp, nil
+	}
+	body, err := io.ReadAll(rsp.Body)
+	rsp.Body.Close()
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	rsp.Body = io.NopCloser(bytes.NewReader(body))
 	return rsp, nil
 }
 
@@ -134,8 +215,15 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 
 func (d *dialer) close() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.closed = true
+	d.mu.Unlock()
+	d.closeOpen()
+}
+
+// closeOpen closes the open connections. New ones may be opened.
+func (d *dialer) closeOpen() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for c := range d.open {
 		c.Close()
 	}

@@ -10,7 +10,9 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/subset"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -20,21 +22,29 @@ type Events struct {
 	Picked     func(service, pod, address string)
 	Ejected    func(service, pod, address string, duration time.Duration, cause error)
 	Readmitted func(service, pod, address string, after time.Duration)
+
+	AttemptEnded    func(events.Attempt)
+	EjectionDecided func(events.Ejection)
+}
+
+// Options are what the options of a registry say about choosing.
+type Options struct {
+	Events []Events
+	Subset int // how many instances of a service to choose among; 0 for all
 }
 
 // Choosers choose the instances of the services of one registry. All clients of the registry
 // share them.
 type Choosers struct {
 	services *discovery.Services
-	events   func() []Events
+	options  func() Options
 	mu       sync.Mutex
 	running  atomic.Pointer[map[string]*serviceChooser] // by service; immutable, so that a choice takes no lock
 }
 
-// NewChoosers returns the choosers of services. events returns the callbacks; it is called at the
-// first choice of each service.
-func NewChoosers(s *discovery.Services, events func() []Events) *Choosers {
-	return &Choosers{services: s, events: events}
+// NewChoosers returns the choosers of services. options is called at the first choice of each service.
+func NewChoosers(s *discovery.Services, options func() Options) *Choosers {
+	return &Choosers{services: s, options: options}
 }
 
 // find returns the chooser of a service, nil before its first use and after its informer has
@@ -55,6 +65,9 @@ func (c *Choosers) get(ctx context.Context, service string) (*serviceChooser, er
 	if err != nil {
 		return nil, err
 	}
+	if s := c.find(service); s != nil && s.informer == i {
+		return s, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	services := map[string]*serviceChooser{}
@@ -63,7 +76,7 @@ func (c *Choosers) get(ctx context.Context, service string) (*serviceChooser, er
 	}
 	s := services[service]
 	if s == nil || s.informer != i {
-		s = newServiceChooser(i, c.events())
+		s = newServiceChooser(i, c.options())
 		services[service] = s
 		c.running.Store(&services)
 	}
@@ -74,30 +87,52 @@ func (c *Choosers) get(ctx context.Context, service string) (*serviceChooser, er
 type serviceChooser struct {
 	informer  *discovery.Informer
 	instances func() []*discovery.Instance // of the informer, except in simulations
+	members   members                      // among which it chooses
+	methods   callstats.Methods
 	events    []Events
 	random    *rand.Rand // nil except in simulations
 
 	// made once, so that Chooser and Select allocate nothing
-	choose func(previous *discovery.Instance) (Choice, error)
+	choose chooseFunc
 	next   selector.Next
 
+	forFilters atomic.Pointer[filterable] // of the last snapshot that was filtered
+	filtering  sync.Mutex                 // serializes making it
+
 	ejecting sync.Mutex // serializes ejections, so that two of them together do not exceed the cap
+	probes   probes
 }
 
-func newServiceChooser(i *discovery.Informer, e []Events) *serviceChooser {
-	c := &serviceChooser{informer: i, instances: func() []*discovery.Instance { return i.Snapshot().Instances }, events: e}
-	c.choose = c.chooseRoutable
+// chooseFunc chooses the instance for an attempt of a call.
+type chooseFunc = func(Attempt) (Choice, error)
+
+// Attempt is what a choice has to know of an attempt of a call or stream.
+type Attempt struct {
+	Method   Method
+	Previous *discovery.Instance // called by the attempt before; nil for the first one
+	Spare    time.Duration       // time for this attempt and a retry; 0 if there is no retry left
+}
+
+func newServiceChooser(i *discovery.Informer, o Options) *serviceChooser {
+	c := &serviceChooser{informer: i, instances: func() []*discovery.Instance { return i.Snapshot().Instances }, events: o.Events}
+	c.members.subset = subset.New(o.Subset)
+	c.choose = func(a Attempt) (Choice, error) {
+		instances := i.Snapshot().Instances
+		if len(instances) == 0 {
+			return Choice{}, selector.ErrNotFound
+		}
+		now := callstats.Clock()
+		return c.pickBetter(c.members.of(instances, now), a, now), nil
+	}
 	c.next = nextOf(c.choose)
 	return c
 }
 
-// chooseRoutable chooses a routable instance and avoids previous, which may be nil.
-func (s *serviceChooser) chooseRoutable(previous *discovery.Instance) (Choice, error) {
-	instances := s.instances()
-	if len(instances) == 0 {
-		return Choice{}, selector.ErrNotFound
-	}
-	return s.pickBetter(instances, previous, callstats.Clock())
+// Method is the method of a call or stream for which an instance is chosen. Its name is "" if nobody
+// knows it.
+type Method struct {
+	Name     string
+	IsStream bool
 }
 
 func (s *serviceChooser) selectNext() (selector.Next, error) {
@@ -105,26 +140,6 @@ func (s *serviceChooser) selectNext() (selector.Next, error) {
 		return nil, selector.ErrNotFound
 	}
 	return s.next, nil
-}
-
-// instancesOf returns the instances that filters have left. A node that a filter has added
-// becomes an instance of which nothing is known.
-func (s *serviceChooser) instancesOf(services []*registry.Service) (all []*discovery.Instance) {
-	type key struct{ id, address string } // the id alone is not unique: with a fixed server.Id all instances have the same
-	known := map[key]*discovery.Instance{}
-	for _, i := range s.instances() {
-		known[key{i.Id, i.Address}] = i
-	}
-	for _, v := range services {
-		for _, n := range v.Nodes {
-			i := known[key{n.Id, n.Address}]
-			if i == nil {
-				i, _ = discovery.NewInstance(*n, v, "") // nothing releases it
-			}
-			all = append(all, i)
-		}
-	}
-	return all
 }
 
 // Choice is an instance that was chosen for one call or stream. It counts as in flight
@@ -146,79 +161,91 @@ func (c Choice) AsStream() Choice {
 	return c
 }
 
-// IsTrial reports whether the call tries the instance after its ejection.
-func (c Choice) IsTrial() bool { return c.call.IsTrial }
+// Answered records that the stream has received its first header or message.
+func (c Choice) Answered() {
+	if i := c.Instance; i != nil {
+		now := callstats.Clock()
+		c.chooser.apply(i, i.Calls.StreamAnswered(c.call), now, nil)
+	}
+}
 
 // Done ends the call or stream, once. The error is only for the log and for Events.
-func (c Choice) Done(o outcome.Outcome, err error) { c.doneAt(callstats.Clock(), o, err) }
+func (c Choice) Done(o outcome.Outcome, err error) {
+	now := callstats.Clock()
+	c.doneAt(now, o, err)
+	if c.chooser == nil {
+		return
+	}
+	for _, e := range c.chooser.events {
+		if e.AttemptEnded != nil {
+			i := c.Instance
+			e.AttemptEnded(events.Attempt{Service: i.Service.Name, Pod: i.Pod, Address: i.Address, Outcome: o.String(), Duration: time.Duration(now - c.call.Started), Err: err})
+		}
+	}
+}
 
 func (c Choice) doneAt(now int64, o outcome.Outcome, err error) {
 	i := c.Instance
 	if i == nil {
 		return
 	}
-	v := i.Calls.End(now, c.call, o)
-	if v == callstats.Suspected || v == callstats.TrialFailed {
-		v = i.Calls.Resolve(v, now, c.chooser.others(i, now))
-	}
-	switch v {
-	case callstats.ShouldEject:
-		c.chooser.eject(i, now, o, err)
-	case callstats.Recovered:
-		c.chooser.readmit(i, now)
+	c.chooser.apply(i, i.Calls.End(now, c.call, o), now, err)
+	if (o == outcome.LostConnection || o == outcome.TimedOut) && i.Calls.Unresponsive() {
+		c.chooser.addProbe(i, now)
 	}
 }
 
-// pickBetter chooses the better of two instances taken at random. It passes over ejected and
-// stalled instances while there are others. An instance whose ejection is over gets the
-// one call that tries it at once. It chooses the instance previous, which may be nil, only
-// if there is no other.
-func (s *serviceChooser) pickBetter(instances []*discovery.Instance, previous *discovery.Instance, now int64) (Choice, error) {
-	if len(instances) == 0 {
-		return Choice{}, selector.ErrNoneAvailable
+// pickBetter chooses the better of two instances taken at random. It passes over ejected,
+// unresponsive and stalled instances while there are others. If a trial of an instance is
+// due, and the time suffices for a retry by the usual latency, the attempt becomes the trial. It
+// chooses the instance of the attempt before only if no other is available.
+func (s *serviceChooser) pickBetter(instances []*discovery.Instance, attempt Attempt, now int64) Choice {
+	random, canRetry := s.uint64(), attempt.Spare > 0
+	a := s.draw(instances, uint32(random), nil, attempt.Previous, canRetry, now) //nolint:gosec // the lower half
+	b := s.draw(instances, uint32(random>>32), a, attempt.Previous, canRetry, now)
+	method := s.methods.Find(attempt.Method.Name)
+	kind := callstats.StreamKind
+	if !attempt.Method.IsStream {
+		kind = method.Kind()
 	}
-	a := s.draw(instances, nil, previous, now)
-	b := s.draw(instances, a, previous, now)
-	isTrial := a.Calls.BeginTrial(now)
+	isTrial := a.Calls.BeginTrial(now, attempt.Spare, method)
 	switch {
 	case isTrial:
-	case b.Calls.BeginTrial(now):
+	case b.Calls.BeginTrial(now, attempt.Spare, method):
 		a, isTrial = b, true
-	case a.Calls.Ejected(now), !b.Calls.Ejected(now) && b.Calls.Load(now).Less(a.Calls.Load(now)): // a is ejected if another goroutine has just begun its trial
+	case !b.Calls.Available(now, false):
+	case !a.Calls.Available(now, false), b.Calls.IsBetter(&a.Calls, kind, now):
 		a = b
 	}
-	call := a.Calls.Begin(now, isTrial)
-	for _, e := range s.events {
+	for _, e := range s.events { // before the call counts: a callback may panic
 		if e.Picked != nil {
 			e.Picked(a.Service.Name, a.Pod, a.Address)
 		}
 	}
-	if a.Pod == "" { // a filter has added it
-		return Choice{Node: &a.Node}, nil
-	}
-	return Choice{Node: &a.Node, Instance: a, chooser: s, call: call}, nil
+	return Choice{Node: &a.Node, Instance: a, chooser: s, call: a.Calls.Begin(now, method, isTrial)}
 }
 
-// draw takes an instance at random. It avoids, as long as other instances are left, first the
-// instance previous, then ejected instances, then stalled instances, and then the instance
-// drawn. Both instances may be nil.
-func (s *serviceChooser) draw(instances []*discovery.Instance, drawn, previous *discovery.Instance, now int64) *discovery.Instance {
+// draw takes an instance at random. It avoids, as long as other instances are left, first
+// ejected and unresponsive instances, then the instance of the attempt before, then stalled
+// instances, and then the instance drawn. random decides about the first try.
+func (s *serviceChooser) draw(instances []*discovery.Instance, random uint32, drawn, previous *discovery.Instance, canRetry bool, now int64) *discovery.Instance {
 	for range 4 { // the first try usually succeeds
-		if n := instances[s.intN(len(instances))]; n != drawn && n != previous && !n.Calls.Ejected(now) && !n.Calls.Stalled(now) {
+		if n := instances[below(random, len(instances))]; n != drawn && n != previous && n.Calls.Available(now, canRetry) && !n.Calls.Stalled(now) {
 			return n
 		}
+		random = uint32(s.uint64()) //nolint:gosec // the lower half
 	}
 	// Most instances are ejected or stalled: take the best of at most 32 instances,
 	// because the time of a choice must not grow with their number.
-	first := s.intN(len(instances))
+	first := below(random, len(instances))
 	best, bestScore := instances[first], -1
 	for i := range min(len(instances), 32) {
 		n := instances[(first+i)%len(instances)]
 		score := 0
-		if n != previous {
+		if n.Calls.Available(now, canRetry) {
 			score += 8
 		}
-		if !n.Calls.Ejected(now) {
+		if n != previous {
 			score += 4
 		}
 		if !n.Calls.Stalled(now) {
@@ -237,9 +264,12 @@ func (s *serviceChooser) draw(instances []*discovery.Instance, drawn, previous *
 	return best
 }
 
-func (s *serviceChooser) intN(n int) int {
+// below makes a random number one below n, which is less than 2^32, with a bias of at most n/2^32.
+func below(random uint32, n int) int { return int(uint64(random) * uint64(n) >> 32) } //nolint:gosec // n is positive
+
+func (s *serviceChooser) uint64() uint64 {
 	if s.random != nil {
-		return s.random.IntN(n)
+		return s.random.Uint64()
 	}
-	return rand.IntN(n)
+	return rand.Uint64()
 }

@@ -8,9 +8,14 @@
 // with the outcome of the call, as grpc-go's PickResult.Done.
 //
 //	Selector.Chooser           (selector.go) filters, strategies, registries of other packages
+//	filterable                 (filter.go)   what filters get, and the instances that they leave
+//	members.of                 (members.go)  the subset of the instances, if the client calls only some
 //	serviceChooser.pickBetter  (choice.go)   takes the better of two instances
 //	Choice.AsStream            (choice.go)   the call has opened a stream
+//	Choice.Answered            (choice.go)   the stream has received its first message
 //	Choice.Done                (choice.go)   the call has ended
+//	Choice.Probe               (probe.go)    an instance that gave no answer, which the client should probe
+//	Probe.Done                 (probe.go)    whether the instance has answered
 //	serviceChooser.eject       (ejection.go) unless half of the instances are ejected
 //	serviceChooser.readmit     (ejection.go) the instance has answered
 //
@@ -25,7 +30,6 @@ import (
 	"sync/atomic"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
@@ -83,11 +87,11 @@ func (s *Selector) Options() selector.Options { return s.state.Load().options }
 // Chooser returns the function that chooses the instance for each attempt of a call. Only the first
 // call for a service waits, until its instances are known or the context ends.
 //
-// The function avoids previous, which may be nil, as long as there is another instance. The caller
-// must end the choice with Done. It returns selector.ErrNotFound if no routable pod carries the
-// service now, selector.ErrNoneAvailable if the filters leave no instance, and the errors of a
-// strategy.
-func (s *Selector) Chooser(ctx context.Context, service string, opts []selector.SelectOption) (func(previous *discovery.Instance) (Choice, error), error) {
+// The function avoids the instance of the attempt before as long as another one is available. The
+// caller must end the choice with Done, and carry out its Probe. It returns selector.ErrNotFound if
+// no routable pod carries the service now, selector.ErrNoneAvailable if the filters leave no
+// instance, and the errors of a strategy.
+func (s *Selector) Chooser(ctx context.Context, service string, opts []selector.SelectOption) (chooseFunc, error) {
 	state := s.state.Load()
 	if c := state.fastChooser(service, opts); c != nil {
 		return c.choose, nil
@@ -97,12 +101,12 @@ func (s *Selector) Chooser(ctx context.Context, service string, opts []selector.
 			return nil, err
 		}
 	}
-	return func(previous *discovery.Instance) (Choice, error) {
+	return func(a Attempt) (Choice, error) {
 		choose, err := s.prepare(state, service, opts)
 		if err != nil {
 			return Choice{}, err
 		}
-		return choose(previous)
+		return choose(a)
 	}, nil
 }
 
@@ -117,7 +121,7 @@ func (state *selectorState) fastChooser(service string, opts []selector.SelectOp
 
 // prepare returns the function that chooses instances of a service: for the first use of the
 // service, with filters, with a strategy of the caller, and with a registry of another package.
-func (s *Selector) prepare(state *selectorState, service string, opts []selector.SelectOption) (func(previous *discovery.Instance) (Choice, error), error) {
+func (s *Selector) prepare(state *selectorState, service string, opts []selector.SelectOption) (chooseFunc, error) {
 	o := selector.SelectOptions{Strategy: state.options.Strategy}
 	for _, opt := range opts {
 		opt(&o)
@@ -134,11 +138,20 @@ func (s *Selector) prepare(state *selectorState, service string, opts []selector
 	} else if o.Strategy == nil {
 		o.Strategy = selector.Random
 	}
-	services, err := state.options.Registry.GetService(service)
-	if stderrors.Is(err, registry.ErrNotFound) {
-		return nil, selector.ErrNotFound
+	var forFilters *filterable
+	var services []*registry.Service
+	var nodes []registry.Node
+	var err error
+	if chooser != nil {
+		forFilters = chooser.filterable()
+		services, nodes = forFilters.copies()
+	} else {
+		services, err = state.options.Registry.GetService(service)
 	}
-	if err != nil {
+	switch {
+	case stderrors.Is(err, registry.ErrNotFound), err == nil && len(services) == 0:
+		return nil, selector.ErrNotFound
+	case err != nil:
 		return nil, err
 	}
 	for _, filter := range o.Filters {
@@ -149,14 +162,22 @@ func (s *Selector) prepare(state *selectorState, service string, opts []selector
 	}
 	if o.Strategy != nil {
 		next := o.Strategy(services)
-		return func(*discovery.Instance) (Choice, error) {
+		return func(Attempt) (Choice, error) {
 			node, err := next()
 			return Choice{Node: node}, err
 		}, nil
 	}
-	instances := chooser.instancesOf(services)
-	return func(previous *discovery.Instance) (Choice, error) {
-		return chooser.pickBetter(instances, previous, callstats.Clock())
+	instances := forFilters.instancesOf(services, nodes)
+	if len(instances) == 0 {
+		return nil, selector.ErrNoneAvailable
+	}
+	return func(a Attempt) (Choice, error) {
+		now := callstats.Clock()
+		c := chooser.pickBetter(chooser.members.ofFiltered(instances, now), a, now)
+		if c.Instance.Pod == "" { // a filter has added it
+			return Choice{Node: c.Node}, nil
+		}
+		return c, nil
 	}, nil
 }
 
@@ -177,10 +198,10 @@ func (s *Selector) Select(service string, opts ...selector.SelectOption) (select
 }
 
 // nextOf returns a function that picks instances for calls whose end nobody reports.
-func nextOf(choose func(previous *discovery.Instance) (Choice, error)) selector.Next {
+func nextOf(choose chooseFunc) selector.Next {
 	return func() (*registry.Node, error) {
-		c, err := choose(nil)
-		c.Done(outcome.Inconclusive, nil)
+		c, err := choose(Attempt{})
+		c.doneAt(callstats.Clock(), outcome.Inconclusive, nil) // not an attempt that Events report
 		return c.Node, err
 	}
 }
@@ -204,20 +225,25 @@ type InstanceCalls struct {
 	callstats.Report
 }
 
+// Instances returns what is known about the routable instances of a service, or about those of its
+// subset; nil if none was ever chosen.
+func (s *Selector) Instances(service string) []InstanceCalls {
+	if state := s.state.Load(); state.choosers != nil {
+		return state.choosers.Instances(service)
+	}
+	return nil
+}
+
 // Instances returns what is known about the routable instances of a service, nil if none
 // was ever chosen.
-func (s *Selector) Instances(service string) []InstanceCalls {
-	state := s.state.Load()
-	if state.choosers == nil {
-		return nil
-	}
-	c := state.choosers.find(service)
-	if c == nil {
+func (c *Choosers) Instances(service string) []InstanceCalls {
+	chooser := c.find(service)
+	if chooser == nil {
 		return nil
 	}
 	now := callstats.Clock()
 	var all []InstanceCalls
-	for _, i := range c.instances() {
+	for _, i := range chooser.members.present(chooser.instances()) {
 		all = append(all, InstanceCalls{Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(now)})
 	}
 	return all

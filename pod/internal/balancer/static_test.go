@@ -19,6 +19,7 @@ type staticRegistry struct {
 	services *discovery.Services
 	choosers *Choosers
 	events   []Events
+	subset   int
 	isClosed bool
 }
 
@@ -34,7 +35,7 @@ func newStaticRegistry(t testing.TB, n int) (*staticRegistry, *discovery.Informe
 		return discovery.API{API: &kubetest.Pods{}}, nil
 	}, func() discovery.Settings { return discovery.Settings{Timeout: time.Minute} })
 	t.Cleanup(r.services.Stop)
-	r.choosers = NewChoosers(r.services, func() []Events { return r.events })
+	r.choosers = NewChoosers(r.services, func() Options { return Options{Events: r.events, Subset: r.subset} })
 	i, err := r.services.Synced(context.Background(), "greeter")
 	if err != nil {
 		t.Fatal(err)

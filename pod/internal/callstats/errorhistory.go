@@ -38,6 +38,13 @@ func (h *errorHistory) last(n int) (answers, errors int) {
 	return answers, bits.OnesCount64(word & (1<<answers - 1))
 }
 
+// lastIsError reports whether the last answer was a server error. The lowest bit of an empty history
+// is 0, and that of one with a single bit marks the length.
+func (h *errorHistory) lastIsError() bool {
+	word := h.word.Load()
+	return word&1 != 0 && word != 1
+}
+
 // inARow returns the number of server errors since the last good answer, at most 63.
 func (h *errorHistory) inARow() int {
 	word := h.word.Load()

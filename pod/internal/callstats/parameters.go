@@ -5,35 +5,47 @@ import "time"
 // The parameters of the choice and of the ejection of instances. Where a sentence is
 // quoted, the parameter departs from it.
 const (
-	// decayTime is the time constant of the average latency: after a peak, the peak counts
+	// decayTime is the time constant of the average slowness: after a peak, the peak counts
 	// half after 7 s. It is also how long a choice remembers the latencies and the server
 	// errors of an instance that gets no calls; then one call tries the instance. Finagle
 	// (PeakEwma.scala), linkerd2-proxy and go-zero have 10 s, too, and their estimates also
 	// decay without calls; kratos has 0.6 s.
 	decayTime = 10 * time.Second
 
-	// Latencies that differ by less than latencyTolerance are equal to a choice, after
-	// adding latencyFloor to both. Peaks of equal instances differ as much, and a
+	// Estimates of the slowness that differ by less than latencyTolerance are equal to a choice.
+	// Peaks of equal instances differ as much. latencyFloor is added to each duration, because a
 	// scheduler's hiccup of a millisecond says nothing. kratos adds 5 ms.
 	latencyTolerance = 2
 	latencyFloor     = time.Millisecond
 
+	// maxRise is by how much one answer may raise the slowness of an instance. Only the fourth long
+	// call in a row makes it clearly slower than the others.
+	maxRise = 1.25
+
 	// An instance is ejected for baseEjectionTime, and four times as long for each further
-	// ejection in a row, up to maxEjectionTime; then one call tries it. Calls that fail
-	// together, within baseEjectionTime, are one failure.
+	// ejection in a row, up to maxEjectionTime. Calls that fail together, within
+	// baseEjectionTime, are one failure.
 	//
 	// gRFC A50, base_ejection_time: "The real time is equal to the base time multiplied by the
 	// number of times the host has been ejected [...]. Defaults to 30s." A shorter first
-	// ejection is enough for a container that restarts, and one call, not the whole share,
-	// then tries the instance; so the time may grow faster. max_ejection_time there is 300 s.
+	// ejection is enough for a container that restarts. After server errors one call, not the
+	// whole share, then tries the instance; so the time may grow faster. max_ejection_time
+	// there is 300 s. After no answer the first answer ends the ejection; the time only
+	// spaces the reports of a lasting failure.
 	baseEjectionTime = 5 * time.Second
 	ejectionGrowth   = 4
 	maxEjectionTime  = 80 * time.Second
 
-	// MaxLostConnectionEjection is the longest ejection after a call whose connection
-	// failed. Such a call costs a retry, not a timeout, and the error may come from an
-	// old connection to an instance that is back.
-	MaxLostConnectionEjection = 10 * time.Second
+	// For trialGrace after the end of an ejection for server errors only a call that can be
+	// retried in time becomes the trial. Then any call does, because callers without retries
+	// have to notice, too, that the instance has recovered.
+	trialGrace   = 5 * time.Second
+	maxTrialTime = 10 * time.Second
+
+	// ProbeInterval is the time from one probe of an unresponsive instance to the next. It
+	// equals gRPC's shortest delay between two attempts to connect (connection-backoff.md,
+	// INITIAL_BACKOFF).
+	ProbeInterval = time.Second
 
 	// MinInstancesPerEjection is how many instances a service needs for each that is
 	// ejected, so that at most half of them are.
@@ -45,11 +57,11 @@ const (
 	// work: Envoy's panic threshold is 50 %, too.
 	MinInstancesPerEjection = 2
 
-	// An instance with calls in flight is stalled when its last answer is older than
-	// stallTime and older than stallFactor times its usual interval between answers. A
-	// stalled instance gets no more calls while there are others, so that only one or
-	// two calls of this process, not one of each goroutine, wait for a frozen pod until
-	// they time out.
+	// An instance is stalled when a call that began after its last answer has waited for
+	// stallTime and for stallFactor times the usual interval between answers, which is the
+	// usual duration divided by the calls in flight. A stalled instance gets no more calls
+	// while there are others, so that only one or two calls of this process, not one of each
+	// goroutine, wait for a frozen pod until they time out.
 	stallTime   = 10 * time.Millisecond
 	stallFactor = 8
 

@@ -1,26 +1,33 @@
 // Package callstats is what is known of the calls to one instance: how many are in flight,
 // how long they take, and how they ended. From this it derives the load of the instance,
-// and whether the instance should be ejected.
+// and whether the instance should be ejected. Methods has what is known of each method of a
+// service, whatever the instance, so that slow methods do not make an instance look slow.
 //
 // The package knows no instances and no services. The balancer tells each Stats when a call
 // begins (Begin) and how it ended (End), and carries out what End returns: it ejects the
 // instance (Eject), or readmits it (Readmit). Only the comparison with other instances
 // takes more than one Stats (Resolve).
 //
-//	Begin          a call begins; it counts as in flight
-//	BecomeStream   the call has opened a stream, whose length is no latency
-//	End            the call or stream has ended; returns a Verdict
-//	Resolve        decides whether a suspect gives more server errors than others
-//	Eject          begins an ejection, longer each time
-//	BeginTrial     whether a call is the one that tries the instance after its ejection
-//	Readmit        ends the ejections
-//	Load, Stalled  compare instances for a choice
+//	Available        whether calls should go to the instance
+//	IsBetter         compares two instances for a choice
+//	Stalled          whether the calls in flight have no answer for long
+//	Begin            a call begins; it counts as in flight
+//	BecomeStream     the call has opened a stream, whose length is no latency
+//	StreamAnswered   the first message of the stream has arrived
+//	End              the call or stream has ended; returns a Verdict
+//	ProbeAnswered    an unresponsive instance has answered a probe
+//	ProbeFailed      it has not
+//	Resolve          decides whether a suspect gives more server errors than others
+//	Eject            begins an ejection, longer each time
+//	BeginTrial       whether a call is the one that tries the instance after its ejection
+//	Readmit          ends the ejections
 //
 // All methods are lock-free, allocate nothing and are safe for concurrent use. Times are
 // results of Clock. parameters.go has all constants with their sources.
 package callstats
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -33,40 +40,78 @@ func Clock() int64 { return int64(time.Since(epoch)) + 1<<62 }
 
 var epoch = time.Now()
 
-// Stats is what is known of the calls to one instance. Its zero value knows nothing.
+// Stats is what is known of the calls to one instance. Its zero value knows nothing. What each
+// choice needs comes first: it fits in a cache line, because among many instances each line is a miss.
 type Stats struct {
 	inFlight       callsInFlight // without streams
-	streams        atomic.Int64  // open streams
-	latency        peakEWMA
+	due            atomic.Int64  // when the instance is stalled unless it answers; 0 if no call was made since its last answer
+	slowness       slowness
 	errors         errorHistory
-	lastAnswer     atomic.Int64 // when the instance last answered, or became busy
-	answerInterval atomic.Int64 // time between two answers while busy, a moving average
-	failures       atomic.Int64 // times in a row that the instance should have been ejected
-	lastFailure    atomic.Int64
+	noAnswer       noAnswer
 	ejection       ejection
+	failures       atomic.Int64 // times in a row that the instance should have been ejected
+	lastAnswer     atomic.Int64
+	answerInterval atomic.Int64 // time between two answers while busy, a moving average
+	streams        atomic.Int64 // open streams
+	lastFailure    atomic.Int64
 }
 
-// Call is one call or stream to an instance.
+// Call is one call or stream to an instance. It is small, so that functions return it in registers.
 type Call struct {
-	Started  int64 // result of Clock
-	IsStream bool
-	IsTrial  bool // the call tries the instance after its ejection
+	Started int64 // result of Clock
+	method  *Method
+	flags   uint8 // its class, and the flags below
 }
 
-// Begin records that a call begins. isTrial is the result of BeginTrial.
-func (s *Stats) Begin(now int64, isTrial bool) Call {
-	if s.inFlight.start(now) == 1 {
-		s.lastAnswer.Store(now)
+const (
+	classMask = uint8(classes) - 1
+	isStream  = 1 << 6
+	isTrial   = 1 << 7 // the call tries the instance after its ejection for server errors
+)
+
+func (c Call) class() class   { return class(c.flags & classMask) }
+func (c Call) isStream() bool { return c.flags&isStream != 0 }
+func (c Call) isTrial() bool  { return c.flags&isTrial != 0 }
+
+// Begin records that a call of a method begins. tries is the result of BeginTrial.
+func (s *Stats) Begin(now int64, m *Method, tries bool) Call {
+	usual := m.usual()
+	c := Call{Started: now, method: m, flags: uint8(classOf(usual))}
+	if tries {
+		c.flags |= isTrial
 	}
-	return Call{Started: now, IsTrial: isTrial}
+	due := s.due.Load()
+	if s.inFlight.start(c.class()) { // it is the only one
+		due = 0
+	}
+	if next := s.answerDue(now, usual); due == 0 || next < due {
+		s.due.Store(next)
+	}
+	return c
+}
+
+// answerDue returns when the instance is stalled without an answer to a call that begins. Calls are
+// answered at an interval of their usual duration divided by their number (Little's law).
+func (s *Stats) answerDue(now, usual int64) int64 {
+	if usual == 0 {
+		return math.MaxInt64
+	}
+	interval := float64(usual)
+	if slowness := s.slowness.value(); slowness > 1 {
+		interval *= float64(slowness)
+	}
+	if interval *= stallFactor; interval > float64(stallTime) {
+		interval /= float64(s.inFlight.count(compared[classOf(usual)]))
+	}
+	return now + max(int64(stallTime), int64(interval))
 }
 
 // BecomeStream returns the call as a stream: it counts as in flight until its end, but its
 // duration is not a latency, and its silence is not a stall.
 func (s *Stats) BecomeStream(now int64, c Call) Call {
 	s.streams.Add(1)
-	s.inFlight.end(now, c.Started)
-	c.IsStream = true
+	s.inFlight.end(c.class())
+	c.flags |= isStream
 	return c
 }
 
@@ -77,23 +122,46 @@ type Verdict int
 const (
 	Unchanged   Verdict = iota
 	Suspected           // the instance may give more server errors than the others
-	TrialFailed         // the trial has ended with a server error
+	TrialFailed         // the trial has ended with a server error or timed out
 	ShouldEject         // the instance gave no answer, or more server errors than the others
 	Recovered           // the instance has answered after failures
 )
 
+// StreamAnswered records the first header or message that a stream receives. It is the answer
+// to the trial, because the stream itself may last for days.
+func (s *Stats) StreamAnswered(c Call) Verdict {
+	if s.ejection.endTrial(c) || s.isReadmittedBy(c) {
+		return Recovered
+	}
+	return Unchanged
+}
+
+// isReadmittedBy reports whether the answer to a call ends the ejection.
+func (s *Stats) isReadmittedBy(c Call) bool {
+	e := &s.ejection
+	if s.Unresponsive() {
+		return s.noAnswer.isEndedBy(c) && (!e.forErrors.Load() || c.Started > e.began.Load())
+	}
+	return e.until.Load() != 0 && c.Started > e.began.Load()
+}
+
 // End records how a call or stream has ended, once.
 func (s *Stats) End(now int64, c Call, o outcome.Outcome) Verdict {
-	isBlamed := o != outcome.TimedOut || !c.IsStream && s.hadTimeToAnswer(now)
+	isBlamed := o != outcome.TimedOut || !c.isStream() && s.hadTimeToAnswer(now, c)
 	var latency int64
-	if c.IsStream {
+	if c.isStream() {
 		s.streams.Add(-1)
 	} else {
-		latency = s.inFlight.end(now, c.Started)
+		latency = max(0, now-c.Started)
+		s.inFlight.end(c.class())
+		isAnswer := o == outcome.Answered || o == outcome.ServerError
+		if s.inFlight.any() && (isAnswer || s.noneWaits(now, c)) { // otherwise the next call sets it anew
+			s.due.Store(0)
+		}
 	}
-	wasTrial := s.ejection.trial.end(c)
-	if o == outcome.TimedOut && !c.IsStream {
-		s.latency.atLeast(now, latency)
+	wasTrial := s.ejection.endTrial(c)
+	if o == outcome.TimedOut && !c.isStream() {
+		s.slowness.atLeast(now, ratio(latency, c.method.usual()))
 	}
 	switch {
 	case o == outcome.Inconclusive, !isBlamed:
@@ -103,42 +171,61 @@ func (s *Stats) End(now int64, c Call, o outcome.Outcome) Verdict {
 		return Unchanged
 	case o == outcome.ServerError:
 		s.answered(now, c)
-		s.latency.atLeast(now, latency)
-		s.errors.add(true)
-		switch {
-		case wasTrial:
+		s.slowness.atLeast(now, ratio(latency, c.method.usual()))
+		if wasTrial {
+			s.errors.add(true)
 			return TrialFailed
-		case s.errors.suspicious() && !s.Ejected(now):
-			return Suspected
 		}
-		return Unchanged
+		if s.noAnswer.isEndedBy(c) {
+			if !s.ejection.forErrors.Load() {
+				return Recovered
+			}
+			s.noAnswer.since.Store(0)
+		}
+		return s.addServerError()
 	case o == outcome.Answered:
 		s.answered(now, c)
 		s.errors.add(false)
+		isReadmitted := wasTrial || s.isReadmittedBy(c)
 		switch {
-		case c.IsStream:
-		case wasTrial:
-			s.latency.reset(now, latency)
+		case c.isStream():
+		case isReadmitted:
+			s.slowness.reset(now, ratio(latency, c.method.usual()))
 		default:
-			s.latency.observe(now, latency)
+			s.slowness.observe(now, ratio(latency, c.method.usual()))
+			c.method.observe(latency)
 		}
-		if s.failures.Load() == 0 || s.ejection.trial.required.Load() && !wasTrial {
-			return Unchanged
+		if isReadmitted || s.failures.Load() != 0 && !s.Unresponsive() && !s.Ejected() {
+			return Recovered
 		}
-		return Recovered
-	case s.countFailure(now):
-		return ShouldEject
-	default:
 		return Unchanged
+	default:
+		return s.endWithoutAnswer(now, c, o == outcome.LostConnection, wasTrial)
 	}
+}
+
+// noneWaits reports whether the end of a call without an answer leaves no call that shows a stall: the
+// call has ended before an answer was due, as one that its caller has cancelled, or it was the last one
+// of its class and the next ones. A long call, such as an export, would otherwise keep the instance stalled.
+func (s *Stats) noneWaits(now int64, c Call) bool {
+	return now <= s.due.Load() || s.inFlight.count(compared[c.class()]) == 0
+}
+
+// addServerError adds a server error to the history.
+func (s *Stats) addServerError() Verdict {
+	s.errors.add(true)
+	if s.errors.suspicious() && !s.Ejected() {
+		return Suspected
+	}
+	return Unchanged
 }
 
 // answered records that the instance has sent an answer, good or bad.
 func (s *Stats) answered(now int64, c Call) {
-	if c.IsStream {
+	if c.isStream() {
 		return
 	}
-	interval := min(now-s.lastAnswer.Swap(now), int64(maxAnswerInterval))
+	interval := min(now-max(s.lastAnswer.Swap(now), c.Started), int64(maxAnswerInterval))
 	if usual := s.answerInterval.Load(); usual != 0 {
 		interval = usual + (interval-usual)/8
 	}
@@ -157,24 +244,21 @@ func (s *Stats) countFailure(now int64) bool {
 }
 
 // hadTimeToAnswer reports whether the instance had time to answer one of the calls in
-// flight. Its caller has not yet subtracted the call that timed out from inFlight.
-func (s *Stats) hadTimeToAnswer(now int64) bool {
+// flight, while a call that timed out was one of them.
+func (s *Stats) hadTimeToAnswer(now int64, c Call) bool {
 	needed := int64(firstAnswerTime)
 	if usual := s.answerInterval.Load(); usual != 0 {
 		needed = max(int64(stallTime), answerFactor*usual)
 	}
-	return now-s.lastAnswer.Load() >= needed
+	return now-max(s.lastAnswer.Load(), c.Started) >= needed
 }
 
 // Stalled reports whether the calls to the instance have waited much longer than usual.
 // After maxEjectionTime the instance counts as stalled no more, because its calls are
 // probably long on purpose.
 func (s *Stats) Stalled(now int64) bool {
-	if s.inFlight.Load() == 0 {
-		return false
-	}
-	quiet := now - s.lastAnswer.Load()
-	return quiet > max(int64(stallTime), stallFactor*s.answerInterval.Load()) && quiet < int64(maxEjectionTime)
+	due := s.due.Load()
+	return now > due && due != 0 && now-due < int64(maxEjectionTime) && s.inFlight.any()
 }
 
 // Report is what a display shows of a Stats.
@@ -186,6 +270,6 @@ type Report struct {
 
 // Report returns the current numbers.
 func (s *Stats) Report(now int64) Report {
-	return Report{InFlight: int(s.inFlight.Load() + s.streams.Load()), Failures: int(s.failures.Load()),
+	return Report{InFlight: int(s.inFlight.count(allClasses) + s.streams.Load()), Failures: int(s.failures.Load()),
 		EjectedFor: max(0, time.Duration(s.ejection.until.Load()-now))}
 }

@@ -5,6 +5,8 @@
 // buffers of grpc-go's pool instead of a new slice. The bytes on the wire and the texts of the
 // errors are those of go-micro's codecs (client/grpc/codec.go), so that callers and servers see no
 // difference. A *bytes.Frame is a message that is encoded already, as go-micro's proxies send it.
+//
+// ForStream gives an open stream the codec and the response of a stream of go-micro.
 package codec
 
 import (

@@ -48,9 +48,11 @@ type Informer struct {
 	err    error // of the last attempt to list and watch; nil if it succeeded
 }
 
-// podTable is the pods that an informer holds: oneService or allServices. The informer's lock
-// guards it.
+// podTable is the pods that an informer holds: a table of one service, or allServices. The
+// informer's lock guards it.
 type podTable interface {
+	trim(p *corev1.Pod) *corev1.Pod
+	dropUnused()                         // after remove, and after the updates with the pods that trim has returned
 	update(p *corev1.Pod) (changed bool) // stores the current state of a pod
 	holds(p *corev1.Pod) bool
 	remove(name string) // of a pod that the table holds
@@ -69,7 +71,14 @@ func newInformer(pods podTable) *Informer {
 // start begins to watch the pods that have the label. The log calls them by the given name.
 func (i *Informer) start(api API, label, name string) {
 	i.api = api
-	i.Watch.Start(api, apiserver.Selector{Labels: label}, name, trimmed, i)
+	i.Watch.Start(api, apiserver.Selector{Labels: label}, name, i.trim, i)
+}
+
+// trim returns a pod with only what the informer reads.
+func (i *Informer) trim(p *corev1.Pod) *corev1.Pod {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.pods.trim(p)
 }
 
 // stop ends the goroutine and waits for it. All instances leave; the last snapshot stays readable.
@@ -80,6 +89,7 @@ func (i *Informer) stop() {
 	for name := range i.pods.entries() {
 		i.pods.remove(name)
 	}
+	i.pods.dropUnused()
 	i.changed.Notify()
 }
 
@@ -142,6 +152,7 @@ func (i *Informer) Update(p *corev1.Pod) {
 	if i.pods.update(p) {
 		i.publish()
 	}
+	i.pods.dropUnused()
 }
 
 // Delete receives a pod that is gone.
@@ -150,6 +161,7 @@ func (i *Informer) Delete(p *corev1.Pod) {
 	defer i.mu.Unlock()
 	if i.pods.holds(p) {
 		i.pods.remove(p.Name)
+		i.pods.dropUnused()
 		i.publish()
 	}
 }
@@ -170,6 +182,7 @@ func (i *Informer) Replace(pods []*corev1.Pod) {
 	for _, p := range pods {
 		i.pods.update(p)
 	}
+	i.pods.dropUnused()
 	i.publish()
 	if !i.isSynced() {
 		close(i.synced)

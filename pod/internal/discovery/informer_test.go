@@ -14,7 +14,7 @@ import (
 // newServiceInformer returns an informer of one service that is not started. It takes what its
 // methods Replace, Update and Delete are given.
 func newServiceInformer(service string) *Informer {
-	return newInformer(&oneService{newTable(&index{}, podmeta.Limits{}), service})
+	return newInformer(tableOfService(service, &index{}))
 }
 
 // greeterPod returns a ready pod with the number i and one greeter.

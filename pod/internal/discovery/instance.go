@@ -12,19 +12,29 @@ import (
 // Instance is one instance of a service, on one pod. The instance and the statistics of
 // its calls exist as long as the pod's annotation stays the same.
 type Instance struct {
+	Calls         callstats.Stats   // first, so that it begins a cache line
 	registry.Node                   // what callers receive; nothing writes to it
-	Service       *registry.Service // without its nodes; shared by all instances of one version
+	Service       *registry.Service // without its nodes and endpoints; shared by all instances of one version
 	Pod           string
-	Calls         callstats.Stats
 
 	version    *sharedVersion // the table's entry for Service, which counts its uses
 	annotation string         // key of the annotation that describes the instance
 	registered context.Context
 	leave      context.CancelFunc // ends registered
+
+	_ [8]byte // makes the size 256, so that all instances begin at a cache line
+}
+
+// endpointText returns the endpoints of the instance, nil if they are not kept.
+func (i *Instance) endpointText() *endpointText {
+	if i.version == nil {
+		return nil
+	}
+	return i.version.endpoints
 }
 
 // NewInstance returns an instance of a service, which leaves when leave is called. The
-// service of the instance is s without its nodes.
+// service of the instance is s without its nodes and endpoints.
 func NewInstance(n registry.Node, s *registry.Service, pod string) (i *Instance, leave func()) {
 	i = &Instance{Node: n, Service: s, Pod: pod}
 	i.registered, i.leave = context.WithCancel(context.Background())
@@ -35,35 +45,52 @@ func NewInstance(n registry.Node, s *registry.Service, pod string) (i *Instance,
 // once if it has left already, unless stop is called before.
 func (i *Instance) AfterLeave(f func()) (stop func() bool) { return context.AfterFunc(i.registered, f) }
 
+// HasLeft reports whether the instance has left for good. One that is only not ready has not.
+func (i *Instance) HasLeft() bool { return i.registered.Err() != nil }
+
 // Snapshot is the routable instances of an informer at one moment. It is immutable. The
 // contract is at Informer.
 type Snapshot struct{ Instances []*Instance }
 
 // Services returns the snapshot in go-micro's form, with one service for each version,
-// as the plugin does. Callers may write to the result, which is a copy.
+// as the plugin does: metadata and endpoints are those of the first pod by name. Callers may write
+// to the result, which is a copy.
 func (s *Snapshot) Services() []*registry.Service {
-	byVersion := map[string]*registry.Service{}
-	var all []*registry.Service
+	type version struct {
+		first *Instance
+		nodes []*registry.Node
+	}
+	byVersion := map[string]*version{}
+	var keys []string
 	for _, i := range s.Instances {
 		key := i.Service.Name + "\x00" + i.Service.Version
-		merged := byVersion[key]
-		if merged == nil {
-			merged = copyService(i.Service)
-			byVersion[key] = merged
-			all = append(all, merged)
+		v := byVersion[key]
+		if v == nil {
+			v = &version{first: i}
+			byVersion[key] = v
+			keys = append(keys, key)
 		}
-		merged.Nodes = append(merged.Nodes, &registry.Node{Id: i.Id, Address: i.Address, Metadata: copyMetadata(i.Metadata)})
+		if i.Pod < v.first.Pod {
+			v.first = i
+		}
+		v.nodes = append(v.nodes, &registry.Node{Id: i.Id, Address: i.Address, Metadata: copyMetadata(i.Metadata)})
+	}
+	all := make([]*registry.Service, len(keys))
+	for n, key := range keys {
+		v := byVersion[key]
+		c := *v.first.Service
+		c.Metadata, c.Nodes, c.Endpoints = copyMetadata(c.Metadata), v.nodes, copyEndpoints(v.first.endpointText().endpoints())
+		all[n] = &c
 	}
 	return all
 }
 
-func copyService(s *registry.Service) *registry.Service {
-	c := *s
-	c.Metadata, c.Nodes, c.Endpoints = copyMetadata(s.Metadata), nil, make([]*registry.Endpoint, len(s.Endpoints))
-	for i, e := range s.Endpoints {
-		c.Endpoints[i] = &registry.Endpoint{Name: e.Name, Request: copyValue(e.Request), Response: copyValue(e.Response), Metadata: copyMetadata(e.Metadata)}
+func copyEndpoints(all []*registry.Endpoint) []*registry.Endpoint {
+	c := make([]*registry.Endpoint, len(all))
+	for i, e := range all {
+		c[i] = &registry.Endpoint{Name: e.Name, Request: copyValue(e.Request), Response: copyValue(e.Response), Metadata: copyMetadata(e.Metadata)}
 	}
-	return &c
+	return c
 }
 
 // copyMetadata returns a copy that is never nil, since callers may write to it.

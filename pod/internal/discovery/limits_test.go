@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// What podmeta.Limits accepts of one pod.
+// What podmeta.Limits accepts of one pod, beside endpoints.
 const maxNodesPerAnnotation, maxAnnotationBytes, maxAnnotationsPerPod = 16, 32 << 10, 32
 
 // podRegistering returns a running, ready pod with two IPs and the given annotations, by
@@ -80,10 +80,10 @@ func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
 		{"as many nodes as allowed", map[string]string{"a": registrationOf("a", repeat(maxNodesPerAnnotation, own)...)}, maxNodesPerAnnotation, ""},
 		{"one node too many", map[string]string{"a": registrationOf("a", repeat(maxNodesPerAnnotation+1, own)...), "b": registrationOf("b", own)}, 1, "17 nodes"},
 		{"as many bytes as allowed", map[string]string{"a": large("a", maxAnnotationBytes)}, 1, ""},
-		{"one byte too many", map[string]string{"a": large("a", maxAnnotationBytes+1), "b": registrationOf("b", own)}, 1, "32769 bytes"},
+		{"one byte too many", map[string]string{"a": large("a", maxAnnotationBytes+1), "b": registrationOf("b", own)}, 1, "32769 bytes beside its endpoints"},
 		{"one annotation too many", many, maxAnnotationsPerPod, "32 registrations"},
 		{"too many bytes together", map[string]string{"a": large("a", maxAnnotationBytes), "b": large("b", maxAnnotationBytes), "c": registrationOf("c", own)}, 2, "65536 bytes"},
-		{"too many JSON objects", map[string]string{"a": `{"name":"a","endpoints":[` + strings.Repeat("{},", 1100) + `{}],"nodes":[{"id":"x","address":"10.0.0.1:1"}]}`}, 0, "1024"},
+		{"too many JSON objects", map[string]string{"a": `{"name":"a","other":[` + strings.Repeat("{},", 1100) + `{}],"nodes":[{"id":"x","address":"10.0.0.1:1"}]}`}, 0, "1024"},
 		{"a service that does not match the annotation's key", map[string]string{"a": registrationOf("other", own)}, 0, `"other"`},
 		{"name that the plugin rewrites", map[string]string{"a b/c": registrationOf("a b/c", own)}, 1, ""},
 		{"second IP of the pod", map[string]string{"a": registrationOf("a", "[fd00:0::1]:1")}, 1, ""},
@@ -111,7 +111,7 @@ func TestRegistrationsOverALimitAreSkipped(t *testing.T) {
 }
 
 func TestAnyAddress(t *testing.T) {
-	table := &oneService{newTable(&index{}, podmeta.Limits{}), "a"}
+	table := tableOfService("a", &index{})
 	table.limits.AnyAddress = true
 	table.update(podRegistering("p", map[string]string{"a": registrationOf("a", "gateway.example:443")}))
 	if got := len(table.pods["p"].instances); got != 1 {
@@ -121,7 +121,7 @@ func TestAnyAddress(t *testing.T) {
 
 // TestAddressesFollowPodIP changes the IP of a pod, as a new sandbox does.
 func TestAddressesFollowPodIP(t *testing.T) {
-	table := &oneService{newTable(&index{}, podmeta.Limits{}), "a"}
+	table := tableOfService("a", &index{})
 	p := podRegistering("p", map[string]string{"a": registrationOf("a", "10.0.0.2:1")})
 	table.update(p)
 	before := len(table.pods["p"].instances)

@@ -23,13 +23,19 @@ const (
 
 // Observed is one instance of a service in whatever state.
 type Observed struct {
-	Service *registry.Service // without its nodes; shared by all instances of one version
+	Service *registry.Service // without its nodes and endpoints; shared by all instances of one version
 	Address string
 	Pod     string
 	Created time.Time // creation of the pod
 	State   State
 	Reason  string // why the instance cannot receive calls; "" if it is Ready
+
+	endpoints *endpointText
 }
+
+// Endpoints returns the endpoints of the instance, which all instances of the version share: do not
+// modify them.
+func (o Observed) Endpoints() []*registry.Endpoint { return o.endpoints.endpoints() }
 
 // Deregistered instances that Observe shows until their pod is gone: of one pod, and of all
 // pods. The limits bound what a compromised pod can make a display hold.
@@ -47,7 +53,7 @@ type allServices struct {
 }
 
 func newAllServices(x *index, l podmeta.Limits) *allServices {
-	return &allServices{table: newTable(x, l), reasons: map[string]string{}, deregistered: map[string][]*Instance{}}
+	return &allServices{table: newTable("", x, l), reasons: map[string]string{}, deregistered: map[string][]*Instance{}}
 }
 
 // update also keeps the instances that the pod has deregistered, until the pod registers
@@ -57,8 +63,7 @@ func (t *allServices) update(p *corev1.Pod) (changed bool) {
 	if t.holds(p) {
 		before = slices.Concat(t.deregistered[p.Name], t.pods[p.Name].instances)
 	}
-	always := func(string) bool { return true }
-	changed = t.store(p, always, always)
+	changed = t.table.update(p)
 	registered := t.pods[p.Name].annotations
 	t.setDeregistered(p.Name, slices.DeleteFunc(before, func(i *Instance) bool {
 		_, ok := registered[i.annotation]
@@ -95,7 +100,7 @@ func (t *allServices) remove(name string) {
 func (t *allServices) observed() (all []Observed) {
 	for name, e := range t.pods {
 		add := func(i *Instance, s State, reason string) {
-			all = append(all, Observed{Service: i.Service, Address: i.Address, Pod: name, Created: e.created, State: s, Reason: reason})
+			all = append(all, Observed{Service: i.Service, Address: i.Address, Pod: name, Created: e.created, State: s, Reason: reason, endpoints: i.endpointText()})
 		}
 		for _, i := range e.instances {
 			add(i, e.state(), t.reasons[name])

@@ -4,7 +4,8 @@
 //	Services    all that a registry reads: Get, List, Watch, Observe
 //	Informer    the snapshots of one service, or of all services, and what they promise
 //	Instance    one instance, with the statistics of its calls
-//	table       pods -> instances; oneService and allServices are its two kinds
+//	table       pods -> instances; allServices adds what displays show
+//	endpoints   what the registrations describe beside the instances, for GetService
 //	overview    the instances in every state, for displays
 //	watcher     the difference between two snapshots, as go-micro's registry.Watcher
 //
@@ -28,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	"github.com/micro/go-micro/v2/registry"
@@ -44,6 +46,7 @@ type Settings struct {
 	Timeout    time.Duration // how long a first read waits for the API server
 	AnyAddress bool          // accept addresses that are not IPs of their pod
 	APIError   func(operation string, err error)
+	Events     *events.Hub // may be nil
 }
 
 // Services finds the services of the pods in one namespace. It is safe for concurrent use.
@@ -94,7 +97,9 @@ func (s *Services) Informer(service string) (*Informer, error) {
 		return nil, err
 	}
 	o := s.settings()
-	i := newInformer(&oneService{newTable(&s.index, podmeta.Limits{AnyAddress: o.AnyAddress}), service})
+	pods := newTable(service, &s.index, podmeta.Limits{AnyAddress: o.AnyAddress})
+	pods.events = o.Events
+	i := newInformer(&pods)
 	i.APIError = o.APIError
 	i.start(api, podmeta.SelectorPrefix+podmeta.LabelName(service)+"="+podmeta.TypeValue, fmt.Sprintf("service %q", service))
 	s.informers[service] = i
@@ -111,14 +116,33 @@ func (s *Services) Synced(ctx context.Context, service string) (*Informer, error
 	return i, err
 }
 
+// Counts returns how many instances the services that were looked up have in each state.
+func (s *Services) Counts() map[string]map[State]int {
+	s.mu.Lock()
+	informers := maps.Clone(s.informers)
+	s.mu.Unlock()
+	all := map[string]map[State]int{}
+	for service, i := range informers {
+		counts := map[State]int{Ready: 0, NotReady: 0, Terminating: 0, NodeUnreachable: 0}
+		i.mu.Lock()
+		for _, e := range i.pods.entries() {
+			counts[e.state()] += len(e.instances)
+		}
+		i.mu.Unlock()
+		all[service] = counts
+	}
+	return all
+}
+
 // InstanceOf returns the instance to which a node that a caller received belongs, nil if no
 // informer knows the node or none does any longer.
 func (s *Services) InstanceOf(n *registry.Node) *Instance { return s.index.find(n) }
 
 // Get returns the versions of a service with their routable instances, none if there are no
-// such instances. It returns all services if the name is empty.
+// such instances. It refuses an empty name: a caller that has lost the name of its service must
+// not call any other.
 func (s *Services) Get(service string) ([]*registry.Service, error) {
-	i, err := s.synced(service)
+	i, err := s.Synced(context.Background(), service)
 	if err != nil {
 		return nil, err
 	}
@@ -224,6 +248,7 @@ func (s *Services) join() (*overview, error) {
 		}
 		settings := s.settings()
 		all := newAllServices(&index{}, podmeta.Limits{AnyAddress: settings.AnyAddress})
+		all.events = settings.Events
 		o := &overview{Informer: newInformer(all), all: all}
 		o.APIError, o.unread = settings.APIError, true
 		o.start(api, podmeta.TypeLabel+"="+podmeta.TypeValue, "all services")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -80,7 +81,10 @@ func TestStopReleasesInstancesAndForgetsInformers(t *testing.T) {
 
 // TestSettingsReachBothKindsOfInformers reads one service and all services.
 func TestSettingsReachBothKindsOfInformers(t *testing.T) {
-	for _, service := range []string{"greeter", ""} {
+	for name, read := range map[string]func(s *Services) ([]*registry.Service, error){
+		"one service":  func(s *Services) ([]*registry.Service, error) { return s.Get("greeter") },
+		"all services": func(s *Services) ([]*registry.Service, error) { return s.List() },
+	} {
 		bubble(t, func(t *testing.T, _ *Services, pods *kubetest.Pods) {
 			reported := 0
 			s := New(func() (API, error) { return API{API: pods}, nil }, func() Settings {
@@ -88,12 +92,12 @@ func TestSettingsReachBothKindsOfInformers(t *testing.T) {
 			})
 			defer s.Stop()
 			pods.Put(podRegistering("p", map[string]string{"greeter": registrationOf("greeter", "gateway.example:443")}))
-			if all, err := s.Get(service); err != nil || addressesOf(all) != "gateway.example:443" {
-				t.Errorf("Get(%q) returned %q, %v", service, addressesOf(all), err)
+			if all, err := read(s); err != nil || len(all) != 1 {
+				t.Errorf("reading %s returned %v, %v", name, all, err)
 			}
 			pods.Fail(errors.New("down"))
 			if reported != 1 {
-				t.Errorf("the error of %q is reported %d times", service, reported)
+				t.Errorf("the error of %s is reported %d times", name, reported)
 			}
 		})
 	}

@@ -6,9 +6,11 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
@@ -20,12 +22,16 @@ import (
 const maxWarningsPerPod = 10
 
 // table holds the instances that pods have in their annotations, and whether the pods can
-// receive calls. It is the part that oneService and allServices share; its owner locks it.
+// receive calls. An informer of one service has a table, the overview has allServices, which
+// knows more. Its owner locks it.
 type table struct {
-	limits   podmeta.Limits
-	index    *index
-	pods     map[string]*podEntry // by name
-	versions map[uint64]*sharedVersion
+	service   string // whose instances the table holds; "" for all services
+	limits    podmeta.Limits
+	events    *events.Hub
+	index     *index
+	pods      map[string]*podEntry // by name
+	versions  map[uint64]*sharedVersion
+	endpoints endpointTexts
 }
 
 // podEntry is what a table holds of one pod.
@@ -45,13 +51,41 @@ type podEntry struct {
 // sharedVersion is the part of the annotations that all instances of one version have in
 // common. All of them share one copy.
 type sharedVersion struct {
-	service *registry.Service
-	key     uint64
-	uses    int
+	service   *registry.Service // without nodes and endpoints
+	endpoints *endpointText     // nil if they are not kept
+	number    uint64            // of the endpoints
+	key       uint64
+	uses      int
 }
 
-func newTable(x *index, l podmeta.Limits) table {
-	return table{limits: l, index: x, pods: map[string]*podEntry{}, versions: map[uint64]*sharedVersion{}}
+func newTable(service string, x *index, l podmeta.Limits) table {
+	return table{service: service, limits: l, index: x, pods: map[string]*podEntry{}, versions: map[uint64]*sharedVersion{},
+		endpoints: endpointTexts{byNumber: map[uint64]*endpointText{}}}
+}
+
+// trim returns a pod with only what the table reads. A registration has a number in the place of
+// its endpoints, so that thousands of pods of a LIST take little memory together. The result of
+// trim may be trimmed again.
+func (t *table) trim(p *corev1.Pod) *corev1.Pod {
+	p = trimmed(p)
+	for k, v := range p.Annotations {
+		if name := strings.TrimPrefix(k, podmeta.AnnotationPrefix); t.wants(p, name) {
+			p.Annotations[k] = t.endpoints.reduce(v)
+		} else {
+			delete(p.Annotations, k)
+		}
+	}
+	return p
+}
+
+// dropUnused drops the endpoints that no version uses: those of removed pods, and those that trim has
+// kept of a registration that is skipped.
+func (t *table) dropUnused() { t.endpoints.dropUnused() }
+
+// wants reports whether the table holds instances of the registration of a pod under a label name.
+// Without the label GetService of the plugin does not find the pod either.
+func (t *table) wants(p *corev1.Pod, labelName string) bool {
+	return (t.service == "" || labelName == podmeta.LabelName(t.service)) && p.Labels[podmeta.SelectorPrefix+labelName] == podmeta.TypeValue
 }
 
 // entries returns the pods by name.
@@ -69,10 +103,9 @@ func (t *table) remove(name string) {
 	delete(t.pods, name)
 }
 
-// store stores the current state of a pod, with the instances of those of its registrations
-// that wanted names by the service's label name, as far as accepts agrees with the decoded
-// service. It reports whether the table has changed.
-func (t *table) store(p *corev1.Pod, wanted func(labelName string) bool, accepts func(service string) bool) (changed bool) {
+// update stores the current state of a pod, and reports whether the table has changed.
+func (t *table) update(p *corev1.Pod) (changed bool) {
+	p = t.trim(p)
 	e := t.pods[p.Name]
 	if e != nil && e.uid != p.UID { // another pod has this name now
 		t.remove(p.Name)
@@ -84,15 +117,12 @@ func (t *table) store(p *corev1.Pod, wanted func(labelName string) bool, accepts
 	}
 	annotations := map[string]uint64{}
 	for k, v := range p.Annotations {
-		name, ok := strings.CutPrefix(k, podmeta.AnnotationPrefix)
-		if ok && wanted(name) && p.Labels[podmeta.SelectorPrefix+name] == podmeta.TypeValue { // without the label GetService does not find the pod either
-			annotations[k] = maphash.String(seed, v)
-		}
+		annotations[k] = maphash.String(seed, v)
 	}
 	if ips := podmeta.PodIPs(p); !maps.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
 		before := e.instances
 		e.instances, e.annotations, e.ips = nil, annotations, ips
-		t.decode(e, p, accepts)
+		t.decode(e, p)
 		t.release(before)
 		changed = true
 	}
@@ -104,39 +134,42 @@ func (t *table) store(p *corev1.Pod, wanted func(labelName string) bool, accepts
 }
 
 // decode makes the instances of an entry from the annotations of its pod.
-func (t *table) decode(e *podEntry, p *corev1.Pod, accepts func(service string) bool) {
+func (t *table) decode(e *podEntry, p *corev1.Pod) {
 	var used podmeta.Usage
 	for _, k := range slices.Sorted(maps.Keys(e.annotations)) {
-		s, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], e.ips, &used)
+		s, endpoints, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], e.ips, &used)
 		if err != nil {
-			e.reportSkipped(p.Name, k, err)
+			e.reportSkipped(t.events, p.Name, k, err)
 			continue
 		}
 		delete(e.reported, k)
-		if accepts(s.Name) {
-			e.instances = append(e.instances, t.add(p.Name, k, s)...)
+		if t.service == "" || s.Name == t.service {
+			e.instances = append(e.instances, t.add(p.Name, k, s, endpoints)...)
 		}
 	}
 }
 
-// reportSkipped logs once that a registration is skipped.
-func (e *podEntry) reportSkipped(pod, annotation string, err error) {
+// reportSkipped logs and reports once that a registration is skipped.
+func (e *podEntry) reportSkipped(hub *events.Hub, pod, annotation string, err error) {
 	if e.reported[annotation] || len(e.reported) == maxWarningsPerPod {
 		return
 	}
 	e.reported[annotation] = true
+	if skipped := hub.Get().SkippedRegistration; skipped != nil {
+		skipped(events.Annotation{Pod: pod, Name: annotation}, err)
+	}
 	logger.Warnf("Registry [kubernetes] Skipping the registration in annotation %q of pod %q: %v", annotation, pod, err)
 }
 
 // add makes the instances of one annotation.
-func (t *table) add(pod, annotation string, s *registry.Service) (all []*Instance) {
+func (t *table) add(pod, annotation string, s *registry.Service, endpoints uint64) (all []*Instance) {
 	nodes := s.Nodes
 	s.Nodes = nil
 	b, _ := json.Marshal(s)
-	key := maphash.Bytes(seed, b)
+	key := maphash.Bytes(seed, strconv.AppendUint(b, endpoints, 10))
 	version := t.versions[key]
 	if version == nil && len(nodes) > 0 {
-		version = &sharedVersion{service: s, key: key}
+		version = &sharedVersion{service: s, endpoints: t.endpoints.use(endpoints), number: endpoints, key: key}
 		t.versions[key] = version
 	}
 	for _, n := range nodes {
@@ -155,6 +188,9 @@ func (t *table) release(instances []*Instance) {
 		i.leave()
 		if i.version.uses--; i.version.uses == 0 {
 			delete(t.versions, i.version.key)
+			if i.version.endpoints != nil {
+				t.endpoints.release(i.version.number)
+			}
 		}
 	}
 }
@@ -192,15 +228,4 @@ func (t *table) routable() []*Instance {
 		}
 	}
 	return all
-}
-
-// oneService is the table of one service.
-type oneService struct {
-	table
-	service string
-}
-
-func (t *oneService) update(p *corev1.Pod) (changed bool) {
-	return t.store(p, func(labelName string) bool { return labelName == podmeta.LabelName(t.service) },
-		func(service string) bool { return service == t.service })
 }

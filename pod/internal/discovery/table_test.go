@@ -51,6 +51,12 @@ func readValue(v *registry.Value) {
 	}
 }
 
+// tableOfService returns the table of an informer of one service.
+func tableOfService(service string, x *index) *table {
+	t := newTable(service, x, podmeta.Limits{})
+	return &t
+}
+
 // tableOf returns a table with one ready pod that carries an annotation.
 func tableOf(annotation string, x *index) *allServices {
 	table := newAllServices(x, podmeta.Limits{})

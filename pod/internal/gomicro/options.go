@@ -7,9 +7,16 @@
 // another way than today's, Check returns an error and the functions return what they return
 // for options that are not set.
 //
+// Server: GRPCServer, TakeWaitGroup and HandlerNames read private fields of go-micro's gRPC server.
+//
 // Headers: gRPC transmits the keys of metadata in lower case and go-micro's functions expect
 // them with capitals. LowerCase and CapitalizeHeaders convert them without making strings for
 // the usual keys.
+//
+// Requests: NewRequest returns a request as go-micro's client makes it, and MethodPath gRPC's path of its
+// method.
+//
+// Addresses: Target returns gRPC's target and the credentials for an address as go-micro's client does.
 //
 // Tracer: UseTracer replaces go-micro's default tracer by one that costs less.
 //
@@ -166,5 +173,5 @@ func keyOf(ctx context.Context) (any, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("reading the options of go-micro's client: this version of Go stores the values of a context in another way (%T): use go-micro's client without pod.NewClient", ctx)
+	return nil, fmt.Errorf("reading go-micro's options: this version of Go stores the values of a context in another way (%T): build with an older version of Go, or leave out pod.NewClient and pod.Lifecycle", ctx)
 }

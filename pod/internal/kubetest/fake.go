@@ -15,8 +15,19 @@ import (
 // Kubernetes.
 func StartFake(t testing.TB, h http.Handler) (*httptest.Server, apiserver.Environment) {
 	t.Helper()
+	return startFake(t, h, true)
+}
+
+// StartFakeHTTP1 is StartFake without HTTP/2, so that h may break its connections.
+func StartFakeHTTP1(t testing.TB, h http.Handler) (*httptest.Server, apiserver.Environment) {
+	t.Helper()
+	return startFake(t, h, false)
+}
+
+func startFake(t testing.TB, h http.Handler, http2 bool) (*httptest.Server, apiserver.Environment) {
+	t.Helper()
 	server := httptest.NewUnstartedServer(h)
-	server.EnableHTTP2 = true
+	server.EnableHTTP2 = http2
 	server.StartTLS()
 	t.Cleanup(func() {
 		server.CloseClientConnections()

@@ -53,6 +53,7 @@ func NewNamespace(t *testing.T, verbs ...string) *Namespace {
 	t.Helper()
 	server := Start(t)
 	CheckNoLeak(t,
+		"github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune",
 		"github.com/micro/go-micro/v2/util/auth.Generate.func1",   // of a web service that ran
 		"github.com/micro/go-micro/v2/web.(*service).start.func2", // of a web service whose stop returned an error
 	)

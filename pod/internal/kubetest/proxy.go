@@ -24,8 +24,9 @@ import (
 type Proxy struct {
 	*httptest.Server
 	t           testing.TB
-	counts      sync.Map    // kind of request -> *atomic.Int64
-	expireWatch atomic.Bool // the proxy makes the next watch ask for a compacted version
+	counts      sync.Map     // kind of request -> *atomic.Int64
+	expireWatch atomic.Bool  // the proxy makes the next watch ask for a compacted version
+	refused     atomic.Value // the protocol that no connection is upgraded to, a string
 }
 
 // StartProxy starts a proxy without TLS that adds the administrator's credentials to
@@ -82,6 +83,12 @@ func (n *Namespace) newProxy(config *tls.Config) *Proxy {
 				kind = "EXPIRED"
 			}
 		}
+		if protocol := r.Header.Get("Upgrade"); protocol != "" {
+			if kind = protocol; kind == p.refused.Load() {
+				http.Error(w, kind+" is refused here", http.StatusForbidden)
+				return
+			}
+		}
 		count, _ := p.counts.LoadOrStore(kind, new(atomic.Int64))
 		count.(*atomic.Int64).Add(1)
 		reverse.ServeHTTP(w, r)
@@ -116,7 +123,10 @@ func (p *Proxy) Through(env apiserver.Environment) apiserver.Environment {
 // counts that watch under EXPIRED, not under WATCH.
 func (p *Proxy) ExpireNextWatch() { p.expireWatch.Store(true) }
 
-// Count returns the number of requests of a kind: GET, PATCH, WATCH, EXPIRED.
+// RefuseUpgrade makes the proxy refuse to upgrade connections to a protocol, such as "websocket". They are not counted.
+func (p *Proxy) RefuseUpgrade(protocol string) { p.refused.Store(protocol) }
+
+// Count returns the number of requests of a kind: GET, PATCH, WATCH, EXPIRED, or the protocol of an upgrade.
 func (p *Proxy) Count(kind string) int64 {
 	if n, ok := p.counts.Load(kind); ok {
 		return n.(*atomic.Int64).Load()

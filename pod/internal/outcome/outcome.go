@@ -6,13 +6,15 @@
 // handler answered with an error of its own, such as NOT_FOUND, which is an answer like any
 // other.
 //
-// OfStatus classifies the gRPC status of a call. The client corrects the result with what
+// OfStatus classifies the gRPC status of a call. OfCall corrects the result with what
 // only the client knows, such as whether the deadline had passed.
 package outcome
 
 import (
+	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/micro/go-micro/v2/errors"
 	"google.golang.org/grpc/codes"
@@ -28,8 +30,18 @@ const (
 	TimedOut                      // no answer came in time
 	LostConnection                // there is no connection to the instance, or it broke
 	ServerError                   // the instance answered with an error of the server, such as UNAVAILABLE
-	Inconclusive                  // the caller cancelled the call, or the client itself failed
+	Inconclusive                  // the caller cancelled the call, or the client itself failed, or the server has announced the end of the connection
+
+	// FailedHandshake is a connection whose TLS or HTTP/2 handshake failed, by the fault of the
+	// instance or of the client's settings. The client decides which, and reports LostConnection
+	// or ServerError instead.
+	FailedHandshake
 )
+
+var names = [...]string{"answered", "timed_out", "lost_connection", "server_error", "inconclusive", "failed_handshake"}
+
+// String returns the name of the outcome in metrics.
+func (o Outcome) String() string { return names[o] }
 
 // OfStatus classifies the gRPC status with which a call has ended, nil for OK, and the
 // go-micro error that the server put into the status, nil if there is none.
@@ -50,13 +62,16 @@ func OfStatus(s *status.Status, e *errors.Error) Outcome {
 	case codes.Canceled:
 		return Inconclusive
 	case codes.DeadlineExceeded:
+		if cause, ok := strings.CutPrefix(text, waitingPrefix); ok && ofUnavailable(cause) == FailedHandshake {
+			return FailedHandshake
+		}
 		return TimedOut
 	case codes.Unavailable, codes.ResourceExhausted, codes.Internal, codes.Unknown, codes.DataLoss:
 		switch {
 		case strings.HasPrefix(text, clientErrorPrefix):
 			return Inconclusive
-		case s.Code() == codes.Unavailable && isLostConnection(text):
-			return LostConnection
+		case s.Code() == codes.Unavailable:
+			return ofUnavailable(text)
 		}
 		return ServerError
 	default:
@@ -64,24 +79,96 @@ func OfStatus(s *status.Status, e *errors.Error) Outcome {
 	}
 }
 
+// OfCall is OfStatus with what the client knows besides: whether the caller cancelled, and whether the
+// deadline had passed or the server sent the status DEADLINE_EXCEEDED because of a deadline of its own.
+func OfCall(ctx context.Context, s *status.Status, e *errors.Error) Outcome {
+	switch {
+	case ctx.Err() == context.Canceled:
+		return Inconclusive
+	case s.Code() == codes.DeadlineExceeded && e == nil && !HasEnded(ctx):
+		return ServerError
+	}
+	return OfStatus(s, e)
+}
+
+// HasEnded reports whether a context has ended. Its timer may fire a little after its deadline.
+func HasEnded(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	deadline, ok := ctx.Deadline()
+	return ok && !time.Now().Before(deadline)
+}
+
+// MicroError returns the error that a go-micro server put into a status, nil if there is none.
+func MicroError(s *status.Status) *errors.Error {
+	for _, detail := range s.Details() {
+		if e, ok := detail.(*errors.Error); ok {
+			return e
+		}
+	}
+	if e := errors.Parse(s.Message()); e.Code > 0 {
+		return e
+	}
+	return nil
+}
+
 // clientErrorPrefix begins the errors that grpc-go itself makes in the client, such as that
 // of a message that is too large or of a connection that was closed by the client.
 const clientErrorPrefix = "grpc: "
 
-func isLostConnection(text string) bool {
-	return slices.ContainsFunc(lostConnectionTexts, func(prefix string) bool { return strings.HasPrefix(text, prefix) })
+// waitingPrefix begins the error of a call that has waited for a connection until its deadline. The
+// error of the last attempt to connect follows.
+const waitingPrefix = "latest balancer error: "
+
+// ofUnavailable classifies the text of the status UNAVAILABLE, which grpc-go's transport and
+// picker send and servers send, too.
+func ofUnavailable(text string) Outcome {
+	startsWith := func(prefix string) bool { return strings.HasPrefix(text, prefix) }
+	contains := func(part string) bool { return strings.Contains(text, part) }
+	switch {
+	case slices.ContainsFunc(goAwayTexts, startsWith), startsWith(closingText) && contains(goAwayNoError):
+		return Inconclusive
+	case slices.ContainsFunc(handshakeTexts, startsWith) && !slices.ContainsFunc(timeoutTexts, contains):
+		return FailedHandshake
+	case slices.ContainsFunc(handshakeTexts, startsWith), slices.ContainsFunc(lostConnectionTexts, startsWith):
+		return LostConnection
+	}
+	return ServerError
 }
 
-// lostConnectionTexts are the beginnings of the messages that grpc-go's transport and
-// picker send with the status UNAVAILABLE.
-var lostConnectionTexts = []string{
-	`connection error: desc = "transport: `,
-	`connection error: desc = "error reading`,
-	`connection error: desc = "keepalive ping failed`,
-	"error reading from server: ",
-	"closing transport due to: ",
-	"transport is closing",
-	"the connection is draining",
-	"the stream is rejected because server is draining the connection",
-	"unexpected HTTP status code received from server: ",
+// NeverConnected reports whether the text of LostConnection says that there was no connection to
+// carry the call.
+func NeverConnected(text string) bool {
+	return strings.Contains(text, `connection error: desc = "transport: `) || strings.Contains(text, `connection error: desc = "error reading server preface: `)
 }
+
+const (
+	closingText   = "closing transport due to: "
+	goAwayNoError = "received prior goaway: code: NO_ERROR" // a planned end, such as that of keepalive.ServerParameters.MaxConnectionAge
+)
+
+var (
+	goAwayTexts = []string{
+		"the connection is draining",
+		"the stream is rejected because server is draining the connection",
+	}
+	handshakeTexts = []string{
+		`connection error: desc = "transport: authentication handshake failed: `,
+		`connection error: desc = "error reading server preface: `,
+		"write tcp ",
+	}
+	timeoutTexts = []string{ // in handshakeTexts, of a process that is frozen
+		"context deadline exceeded",
+		"use of closed network connection",
+	}
+	lostConnectionTexts = []string{
+		`connection error: desc = "transport: `,
+		`connection error: desc = "error reading`,
+		`connection error: desc = "keepalive ping failed`,
+		"error reading from server: ",
+		closingText,
+		"transport is closing",
+		"unexpected HTTP status code received from server: ",
+	}
+)

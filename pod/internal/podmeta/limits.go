@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/micro/go-micro/v2/registry"
@@ -15,19 +16,18 @@ import (
 
 // A compromised pod can write any value into its own registrations. These limits bound
 // what every other process keeps in memory of one pod, so that such a pod cannot exhaust
-// their memory. A registration that exceeds a limit is skipped as a whole.
+// their memory. A registration that exceeds a limit is skipped as a whole. The limits do
+// not concern the endpoints, which a reader cuts out first (CutEndpoints).
 const (
-	// k8s/pod-admission.yaml refuses larger annotations. The annotation of the Greeter has
-	// 600 bytes.
-	maxAnnotationBytes = 32 << 10
+	// The registration of the Greeter has 300 bytes without its endpoints.
+	maxRegistrationBytes = 32 << 10
 	// go-micro registers one node for each process.
-	maxNodesPerAnnotation = 16
+	maxNodesPerRegistration = 16
 	// JSON objects and arrays. Each needs up to 50 times its text's size in memory.
-	// A registration of maxAnnotationBytes with the values of real messages has about 700.
 	maxObjects = 1024
 	// The services of one pod, and the bytes of all their registrations.
-	maxAnnotationsPerPod = 32
-	maxBytesPerPod       = 64 << 10
+	maxRegistrationsPerPod = 32
+	maxBytesPerPod         = 64 << 10
 )
 
 // Limits decides which registrations of a pod a reader accepts.
@@ -39,67 +39,59 @@ type Limits struct {
 // stands for a pod without registrations.
 type Usage struct{ registrations, bytes int }
 
-// Decode decodes the registration of the service with the given label name. The error
-// says why the registration is skipped, such as a limit that it exceeds.
-func (l Limits) Decode(name, annotation string, ips []netip.Addr, used *Usage) (*registry.Service, error) {
+// Decode decodes what routing needs of the registration of the service with the given label
+// name: everything but the endpoints, in whose place the annotation has the number that
+// CutEndpoints has put there. The error says why the registration is skipped, such as a limit
+// that it exceeds.
+func (l Limits) Decode(name, annotation string, ips []netip.Addr, used *Usage) (s *registry.Service, endpoints uint64, err error) {
 	switch {
-	case len(annotation) > maxAnnotationBytes:
-		return nil, fmt.Errorf("it has %d bytes, more than %d", len(annotation), maxAnnotationBytes)
-	case used.registrations == maxAnnotationsPerPod:
-		return nil, fmt.Errorf("the pod has more than %d registrations", maxAnnotationsPerPod)
+	case len(annotation) > maxRegistrationBytes:
+		return nil, 0, fmt.Errorf("it has %d bytes beside its endpoints, more than %d", len(annotation), maxRegistrationBytes)
+	case used.registrations == maxRegistrationsPerPod:
+		return nil, 0, fmt.Errorf("the pod has more than %d registrations", maxRegistrationsPerPod)
 	case used.bytes+len(annotation) > maxBytesPerPod:
-		return nil, fmt.Errorf("the pod's registrations have more than %d bytes together", maxBytesPerPod)
+		return nil, 0, fmt.Errorf("the pod's registrations have more than %d bytes together beside their endpoints", maxBytesPerPod)
 	case strings.Count(annotation, "{")+strings.Count(annotation, "[") > maxObjects:
-		return nil, fmt.Errorf("it has more than %d JSON objects and arrays", maxObjects)
+		return nil, 0, fmt.Errorf("it has more than %d JSON objects and arrays", maxObjects)
 	}
 	used.registrations++
 	used.bytes += len(annotation)
-	s, err := decode([]byte(annotation))
-	if err != nil {
-		return nil, err
+	if s, endpoints, err = decode([]byte(annotation)); err != nil {
+		return nil, 0, err
 	}
 	if LabelName(s.Name) != name {
-		return nil, fmt.Errorf("it describes the service %.64q", s.Name)
+		return nil, 0, fmt.Errorf("it describes the service %.64q", s.Name)
 	}
-	if len(s.Nodes) > maxNodesPerAnnotation {
-		return nil, fmt.Errorf("it has %d nodes, more than %d", len(s.Nodes), maxNodesPerAnnotation)
+	if len(s.Nodes) > maxNodesPerRegistration {
+		return nil, 0, fmt.Errorf("it has %d nodes, more than %d", len(s.Nodes), maxNodesPerRegistration)
 	}
 	for _, n := range s.Nodes {
 		if !l.AnyAddress && len(ips) > 0 && !slices.Contains(ips, hostOf(n.Address)) {
-			return nil, fmt.Errorf("its address %.64q is not an IP of the pod, which has %v; the registry option pod.AnyAddress accepts it", n.Address, ips)
+			return nil, 0, fmt.Errorf("its address %.64q is not an IP of the pod, which has %v; the registry option pod.AnyAddress accepts it", n.Address, ips)
 		}
 	}
-	return s, nil
+	return s, endpoints, nil
 }
 
 // decode reads a service in the form in which the plugin writes it. No input makes it
-// panic. It removes each null among the nodes, the endpoints and the values, so that
-// go-micro does not panic when it reads the result.
-func decode(b []byte) (*registry.Service, error) {
-	var s registry.Service
-	if err := json.Unmarshal(b, &s); err != nil {
-		return nil, err
+// panic. It removes each null among the nodes, so that go-micro does not panic when it
+// reads the result.
+func decode(b []byte) (s *registry.Service, endpoints uint64, err error) {
+	var r struct {
+		Name, Version string
+		Metadata      map[string]string
+		Nodes         []*registry.Node
+		Endpoints     json.RawMessage
 	}
-	if s.Name == "" {
-		return nil, errors.New("it names no service")
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, 0, err
 	}
-	s.Nodes = slices.DeleteFunc(s.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
-	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e *registry.Endpoint) bool { return e == nil })
-	for _, e := range s.Endpoints {
-		dropNulls(e.Request)
-		dropNulls(e.Response)
+	if r.Name == "" {
+		return nil, 0, errors.New("it names no service")
 	}
-	return &s, nil
-}
-
-func dropNulls(v *registry.Value) {
-	if v == nil {
-		return
-	}
-	v.Values = slices.DeleteFunc(v.Values, func(w *registry.Value) bool { return w == nil })
-	for _, w := range v.Values {
-		dropNulls(w)
-	}
+	r.Nodes = slices.DeleteFunc(r.Nodes, func(n *registry.Node) bool { return n == nil || n.Address == "" })
+	endpoints, _ = strconv.ParseUint(string(r.Endpoints), 10, 64) // not a number: there are none
+	return &registry.Service{Name: r.Name, Version: r.Version, Metadata: r.Metadata, Nodes: r.Nodes}, endpoints, nil
 }
 
 // PodIPs returns the IPs of a pod. A pod has none before its sandbox starts.

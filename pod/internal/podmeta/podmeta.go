@@ -12,9 +12,10 @@
 // LabelName makes the last part of the keys. The annotation is a registry.Service as JSON.
 //
 // The writer of the own pod compares the Metadata that it desires with the Metadata that it
-// observes (Of, Diff) and sends the difference as a Patch. The readers of other pods decode
-// annotations with Limits.Decode, which never panics and bounds what one pod can make them
-// hold. The package reads and writes values only; it knows no API server and no log.
+// observes (Of, Diff) and sends the difference as a Patch. The readers of other pods cut the
+// endpoints out of an annotation (CutEndpoints), because these are nearly all of its bytes and calls
+// do not need them, and decode the rest with Limits.Decode, which never panics and bounds what one
+// pod can make them hold. DecodeEndpoints decodes the endpoints when somebody asks for them. The package reads and writes values only; it knows no API server and no log.
 package podmeta
 
 import (
@@ -87,6 +88,17 @@ func diffValues(observed, desired map[string]*string) (diff map[string]*string) 
 		}
 	}
 	return diff
+}
+
+// AnnotationBytes returns how many bytes the annotations have, as Kubernetes counts them against
+// MaxPodBytes.
+func (m Metadata) AnnotationBytes() (n int) {
+	for k, v := range m.Annotations {
+		if v != nil {
+			n += len(k) + len(*v)
+		}
+	}
+	return n
 }
 
 // Empty reports whether m has no key.

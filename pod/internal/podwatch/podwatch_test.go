@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -54,7 +55,8 @@ func TestWatch(t *testing.T) {
 		if w.Started() || !w.Running() {
 			t.Errorf("before Start: started %v, running %v", w.Started(), w.Running())
 		}
-		w.Start(api, apiserver.Selector{Labels: "a=b"}, "all pods", func(*corev1.Pod) *corev1.Pod {
+		name := fmt.Sprintf("pods %x", rand.Uint64()) // go test -count: the log has the lines of earlier runs, all of the same time
+		w.Start(api, apiserver.Selector{Labels: "a=b"}, name, func(*corev1.Pod) *corev1.Pod {
 			trimmed := &corev1.Pod{}
 			trimmed.Name = "trimmed"
 			return trimmed
@@ -79,14 +81,14 @@ func TestWatch(t *testing.T) {
 		if !slices.Equal(handler.states, []error{refused, nil}) {
 			t.Errorf("the handler received the states %v", handler.states)
 		}
-		if want := []string{"watching all pods: refused", "watching all pods: <nil>"}; !slices.Equal(reported, want) {
+		if want := []string{"watching " + name + ": refused", "watching " + name + ": <nil>"}; !slices.Equal(reported, want) {
 			t.Errorf("APIError received %q, want %q", reported, want)
 		}
 		log, err := dlog.DefaultLog.Read()
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"Watching all pods: refused; retrying", "Watching all pods again"} {
+		for _, want := range []string{"Watching " + name + ": refused; retrying", "Watching " + name + " again"} {
 			if n := len(slices.DeleteFunc(slices.Clone(log), func(r dlog.Record) bool { return !strings.HasSuffix(fmt.Sprint(r.Message), want) })); n != 1 {
 				t.Errorf("%d lines of the log with %q, want 1", n, want)
 			}

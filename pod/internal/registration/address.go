@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -16,7 +17,10 @@ import (
 // address of this pod's interfaces by podIP, the pod's IP as Kubernetes knows it, unless
 // podIP is empty. Any other address was chosen by the user, with server.Advertise, and
 // stays.
-func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) (*registry.Service, error) {
+//
+// go-micro's HTTP broker does listen on the loopback interface only, unless it has an address. So
+// advertised refuses the node of a topic if this process does not listen on its new address.
+func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool, listening func(address string) bool) (*registry.Service, error) {
 	if podIP != "" {
 		if ip, err := netip.ParseAddr(podIP); err != nil || !reachable(ip) {
 			return nil, fmt.Errorf("POD_IP is %q, not the address of a pod: set POD_IP from status.podIP in the pod's manifest", podIP)
@@ -37,12 +41,24 @@ func advertised(s *registry.Service, podIP string, local func(netip.Addr) bool) 
 			if port != "" {
 				node.Address = net.JoinHostPort(podIP, port)
 			}
+			if n.Metadata["topic"] != "" && err == nil && ip.IsLoopback() && !listening(node.Address) {
+				return nil, fmt.Errorf("go-micro's HTTP broker listens on the loopback interface only, and not on %s: give it a port, as with MICRO_BROKER_ADDRESS=:9300 or broker.Addrs(\":9300\")", node.Address)
+			}
 		} else if err == nil && !reachable(ip) || host == "localhost" || host == "" {
 			return nil, fmt.Errorf("no other pod can reach the service's address %q: set POD_IP from status.podIP in the pod's manifest, or advertise another address", n.Address)
 		}
 		c.Nodes[i] = &node
 	}
 	return &c, nil
+}
+
+// isListening reports whether a process of this pod listens on an address of the pod.
+func isListening(address string) bool {
+	c, err := net.DialTimeout("tcp", address, time.Second)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
 }
 
 // reachable reports whether other pods may be able to reach an address.

@@ -1,6 +1,7 @@
 package registration
 
 import (
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -42,7 +43,7 @@ func TestAdvertisedAddress(t *testing.T) {
 		{"POD_IP is a loopback", "10.244.0.7:9100", "127.0.0.1", refused},
 	} {
 		original := service("greeter", "a", c.address)
-		got, err := advertised(original, c.podIP, local)
+		got, err := advertised(original, c.podIP, local, nil)
 		switch {
 		case c.want == refused:
 			if err == nil || !strings.Contains(err.Error(), "POD_IP") || !strings.Contains(err.Error(), "status.podIP") {
@@ -56,6 +57,48 @@ func TestAdvertisedAddress(t *testing.T) {
 		if original.Nodes[0].Address != c.address {
 			t.Errorf("%s: the caller's own service was changed", c.what)
 		}
+	}
+}
+
+// A topic of go-micro's HTTP broker is refused if the broker listens on the loopback interface only.
+func TestAdvertisedTopic(t *testing.T) {
+	local := func(a netip.Addr) bool { return a.IsLoopback() || a == netip.MustParseAddr("10.244.0.7") }
+	for _, c := range []struct {
+		address, podIP string
+		listening      bool
+		want           string
+	}{
+		{"127.0.0.1:40000", "10.244.0.7", false, "refused"},
+		{"[::1]:40000", "2001:db8::7", false, "refused"},
+		{"127.0.0.1:40000", "203.0.113.7", true, "203.0.113.7:40000"}, // it listens on all interfaces, and go-micro took the loopback
+		{"10.244.0.7:40000", "10.244.0.7", false, "10.244.0.7:40000"},
+	} {
+		s := service("micro.http.broker", "orders-1", c.address)
+		s.Nodes[0].Metadata["topic"] = "orders"
+		asked := ""
+		got, err := advertised(s, c.podIP, local, func(address string) bool { asked = address; return c.listening })
+		if c.want == "refused" {
+			if want := net.JoinHostPort(c.podIP, "40000"); err == nil || !strings.Contains(err.Error(), "not on "+want) || !strings.Contains(err.Error(), "MICRO_BROKER_ADDRESS=:9300") || asked != want {
+				t.Errorf("%s: %v, %v, want it refused with the remedy", c.address, got, err)
+			}
+		} else if err != nil || got.Nodes[0].Address != c.want {
+			t.Errorf("%s: %v, %v, want %s", c.address, got, err, c.want)
+		}
+	}
+}
+
+func TestIsListening(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	if !isListening(address) {
+		t.Errorf("nobody listens on %s", address)
+	}
+	l.Close()
+	if isListening(address) {
+		t.Errorf("somebody listens on %s", address)
 	}
 }
 

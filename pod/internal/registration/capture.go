@@ -29,7 +29,7 @@ func capture(plugin Plugin, writes ...func(registry.Registry) error) ([]podmeta.
 	}
 	secret, written := rand.Text(), make(chan []byte, 1)
 	server := &http.Server{ReadHeaderTimeout: apiserver.CallTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+		body, err := io.ReadAll(io.LimitReader(r.Body, 16<<20)) // the caller refuses more than Kubernetes allows
 		if err != nil || r.Method != http.MethodPatch || !strings.HasPrefix(r.URL.Path, "/"+secret+"/") {
 			http.NotFound(w, r)
 			return

@@ -77,7 +77,7 @@ func TestCapture(t *testing.T) {
 			return patch("/api/v1/pods/a", labels)("http://" + u.Host)
 		}, "has written nothing"},
 		{"no JSON", patch("/api/v1/pods/a", "{"), "reading what the registry plugin writes"},
-		{"a MiB and more", patch("/api/v1/pods/a", `{"metadata":{"labels":{"a":"`+strings.Repeat("x", 1<<20)+`"}}}`), "reading what the registry plugin writes"},
+		{"16 MiB and more", patch("/api/v1/pods/a", `{"metadata":{"labels":{"a":"`+strings.Repeat("x", 16<<20)+`"}}}`), "reading what the registry plugin writes"},
 		{"an error", func(string) error { return failure }, failure.Error()},
 	} {
 		plugin := func(opts ...registry.Option) registry.Registry {

@@ -163,6 +163,15 @@ func desire(service string) *registration {
 	return &registration{service: &registry.Service{Name: service}, metadata: metadataOf(service, service), removal: removalOf(service)}
 }
 
+// want makes d desired and waits as register does.
+func (r *registrar) want(service string, d *registration, limit time.Duration) error {
+	attempted, err := r.setDesired(service, d, limit)
+	if err != nil || attempted == nil {
+		return err
+	}
+	return r.await(service, d, attempted, limit)
+}
+
 // newTestRegistrar returns a registrar of the fake's pod, which is stopped when the test ends.
 func newTestRegistrar(t *testing.T, api *fakeAPI) *registrar {
 	r := newRegistrar(nil, func() {}, nil)
@@ -213,3 +222,5 @@ func logLines(t *testing.T, text string) (lines []string) {
 }
 
 var errForbidden = errors.New("pods is forbidden")
+
+func anyService(string) bool { return true }

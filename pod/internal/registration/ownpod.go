@@ -24,15 +24,17 @@ type Pod struct {
 	API             API    // of the API server that stores the pod
 	Host            string // URL of the API server
 	Namespace, Name string // Name is empty if it is unknown
+	OutsideCluster  bool   // this process is not in a pod: it can register nothing
 }
 
 // observe records the state of the process's own pod. The watch may deliver a version
 // that is older than the response to the last patch, which observe ignores; resource
-// versions of one object are growing numbers (KEP-5504).
-func (r *registrar) observe(p *corev1.Pod) {
-	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
+// versions of one object are growing numbers (KEP-5504). A LIST contains the current version, even if
+// it is older, as after etcd was restored from a backup.
+func (r *registrar) observe(p *corev1.Pod, current bool) {
+	version := versionOf(p)
 	r.mu.Lock()
-	if r.uid != "" && p.UID != r.uid || version < r.version {
+	if r.uid != "" && p.UID != r.uid || version < r.version && !current {
 		r.mu.Unlock()
 		return
 	}
@@ -52,17 +54,22 @@ func (r *registrar) observe(p *corev1.Pod) {
 	}
 }
 
+func versionOf(p *corev1.Pod) uint64 {
+	version, _ := strconv.ParseUint(p.ResourceVersion, 10, 64)
+	return version
+}
+
 // wholePod keeps all fields of the pod: there is only one.
 func wholePod(p *corev1.Pod) *corev1.Pod { return p }
 
 // ownPod passes the events of the process's own pod to the registrar.
 type ownPod struct{ r *registrar }
 
-func (o ownPod) Update(p *corev1.Pod) { o.r.observe(p) }
+func (o ownPod) Update(p *corev1.Pod) { o.r.observe(p, false) }
 
 func (o ownPod) Replace(pods []*corev1.Pod) {
 	for _, p := range pods {
-		o.r.observe(p)
+		o.r.observe(p, true)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	"github.com/micro/go-micro/v2/logger"
@@ -34,12 +35,16 @@ const defaultGracePeriod = 30 * time.Second
 // patch.
 type registrar struct {
 	plugin        Plugin
+	events        *events.Hub     // may be nil
 	statusChanged func()          // called when the result of registered, pending or lastError may have changed
 	wake          chan struct{}   // asks for a reconcile
 	watch         podwatch.Watch  // watches the process's own pod
 	ctx           context.Context // ends with stop
 	cancel        context.CancelFunc
 	reconciling   sync.WaitGroup
+
+	changing sync.Mutex       // held while a change is prepared and becomes desired; never while waiting
+	parts    map[string]parts // by service; guarded by changing
 
 	mu          sync.Mutex
 	pod         Pod  // set before the first desired registration, and never changed then
@@ -55,7 +60,7 @@ type registrar struct {
 func newRegistrar(plugin Plugin, statusChanged func(), apiError func(operation string, err error)) *registrar {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &registrar{plugin: plugin, statusChanged: statusChanged, wake: make(chan struct{}, 1), ctx: ctx, cancel: cancel,
-		watch: podwatch.Watch{APIError: apiError}, state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod}
+		watch: podwatch.Watch{APIError: apiError}, parts: map[string]parts{}, state: registrations{desired: map[string]*registration{}}, gracePeriod: defaultGracePeriod}
 }
 
 // connected gives the registrar its pod. Only the first call has an effect.
@@ -72,43 +77,37 @@ func (r *registrar) connected(pod Pod) {
 // an error the registration stays desired and reconcile retries it, unless the API
 // server calls it invalid.
 func (r *registrar) register(s *registry.Service, limit time.Duration) error {
-	text, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	d := r.desiredRegistration(s.Name)
-	if d == nil || d.json != string(text) {
-		d = &registration{json: string(text)}
-		if err = json.Unmarshal(text, &d.service); err != nil {
-			return err
-		}
-		// Deregister must work even if the process has no file descriptor left then, so
-		// register also captures what the plugin's Deregister writes.
-		captured, err := capture(r.plugin,
-			func(plugin registry.Registry) error { return plugin.Register(s) },
-			func(plugin registry.Registry) error { return plugin.Deregister(s) })
-		if err != nil {
-			return err
-		}
-		d.metadata, d.removal = captured[0], captured[1]
-	}
-	return r.setDesired(s.Name, d, limit)
+	return r.change(s, limit, func(p parts) (parts, error) { return p.with(s) })
 }
 
-// deregister makes the service's absence desired and waits as register does.
+// deregister makes the absence of the service's nodes desired and waits as register does.
 func (r *registrar) deregister(s *registry.Service, limit time.Duration) error {
-	var removal podmeta.Metadata
-	if d := r.desiredRegistration(s.Name); d != nil {
-		removal = d.removal
-	}
-	if removal.Empty() { // this process has not registered the service
-		captured, err := capture(r.plugin, func(plugin registry.Registry) error { return plugin.Deregister(s) })
+	return r.change(s, limit, func(p parts) (parts, error) { return p.without(s), nil })
+}
+
+// change changes the parts of a service's registration.
+func (r *registrar) change(s *registry.Service, limit time.Duration, change func(parts) (parts, error)) error {
+	attempted, d, err := func() (<-chan struct{}, *registration, error) {
+		r.changing.Lock() // so that the last change is desired in the end
+		defer r.changing.Unlock()
+		changed, err := change(r.parts[s.Name])
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		removal = captured[0]
+		d, err := r.prepare(s, changed)
+		if err != nil {
+			return nil, nil, err
+		}
+		attempted, err := r.setDesired(s.Name, d, limit)
+		if err == nil {
+			r.parts[s.Name] = changed
+		}
+		return attempted, d, err
+	}()
+	if err != nil || attempted == nil {
+		return err
 	}
-	return r.setDesired(s.Name, &registration{metadata: removal, removal: removal}, limit)
+	return r.await(s.Name, d, attempted, limit)
 }
 
 func (r *registrar) desiredRegistration(service string) *registration {
@@ -117,13 +116,14 @@ func (r *registrar) desiredRegistration(service string) *registration {
 	return r.state.desired[service]
 }
 
-// setDesired replaces the service's desired state and waits for the API server's
-// confirmation. The new state may equal the old one.
-func (r *registrar) setDesired(service string, d *registration, limit time.Duration) error {
+// setDesired replaces the service's desired state. The new state may equal the old one. If the caller
+// should await the API server's confirmation, it returns a channel that is closed at the end of the
+// next attempt.
+func (r *registrar) setDesired(service string, d *registration, limit time.Duration) (attempted <-chan struct{}, err error) {
 	r.mu.Lock()
 	if r.ctx.Err() != nil {
 		r.mu.Unlock()
-		return errStopped
+		return nil, errStopped
 	}
 	if !r.running {
 		r.running = true
@@ -132,12 +132,13 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 	before := r.state.desired[service]
 	if err := r.state.set(service, d); err != nil {
 		r.mu.Unlock()
-		return err
+		return nil, err
 	}
 	if before != nil {
 		d.reported = before.reported
 	}
-	satisfied, contested, attempted := r.state.satisfied(d), d.contested(), r.attempted.Wait()
+	satisfied, contested := r.state.satisfied(d), d.contested()
+	attempted = r.attempted.Wait()
 	switch {
 	case satisfied || contested: // a contested registration keeps its delay between patches
 	case limit > 0:
@@ -148,16 +149,21 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 	r.mu.Unlock()
 	r.statusChanged()
 	if satisfied {
-		return nil
+		return nil, nil
 	}
 	r.reconcileSoon()
-	if limit == 0 {
-		return nil
+	switch {
+	case limit == 0:
+		return nil, nil
+	case contested:
+		return nil, contestedError(r.pod.Name)
 	}
-	if contested {
-		return contestedError(r.pod.Name)
-	}
+	return attempted, nil
+}
 
+// await waits until the API server has confirmed the service's desired state d, for at most limit.
+// attempted is closed at the end of the next attempt.
+func (r *registrar) await(service string, d *registration, attempted <-chan struct{}, limit time.Duration) error {
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	for {
@@ -222,6 +228,9 @@ func (r *registrar) reconcile() (next time.Time) {
 	errs := map[string]error{}
 	for service, changes := range due {
 		errs[service] = r.patch(changes)
+		if patched := r.events.Get().Patched; patched != nil {
+			patched(service, errs[service])
+		}
 	}
 	if r.ctx.Err() != nil {
 		return time.Time{}
@@ -238,7 +247,7 @@ func (r *registrar) reconcile() (next time.Time) {
 	for service, err := range errs {
 		written = written || err == nil
 		d := tried[service]
-		if r.ended(service, d, due[service], err); fmt.Sprint(d.err) != fmt.Sprint(d.reported) {
+		if r.ended(service, d, due[service], err); apiserver.Reason(d.err) != apiserver.Reason(d.reported) {
 			changed[service], d.reported = d.err, d.err
 		}
 	}
@@ -256,7 +265,7 @@ func (r *registrar) reconcile() (next time.Time) {
 func (r *registrar) ended(service string, d *registration, changes podmeta.Metadata, err error) {
 	wasContested := d.contested()
 	if err != nil {
-		if d.failed(err, r.pod.API.RetryAfter()); d.reported == nil || d.reported.Error() != err.Error() {
+		if d.failed(err, r.pod.API.RetryAfter()); apiserver.Reason(d.reported) != apiserver.Reason(err) {
 			logger.Errorf("Registry [kubernetes] Writing service %q to the pod: %v; retrying", service, err)
 		}
 		return
@@ -279,6 +288,7 @@ func (r *registrar) patch(changes podmeta.Metadata) error {
 	var p podmeta.Patch
 	r.mu.Lock()
 	p.Metadata.UID, p.Metadata.Metadata = r.uid, changes
+	before := r.version
 	r.mu.Unlock()
 	body, err := json.Marshal(p)
 	if err != nil {
@@ -286,11 +296,14 @@ func (r *registrar) patch(changes podmeta.Metadata) error {
 	}
 	pod, err := r.pod.API.PatchPod(r.ctx, body)
 	if err == nil {
-		r.observe(pod)
+		r.observe(pod, versionOf(pod) < before) // older than before the patch: etcd was restored
 		return nil
 	}
-	if cause := errors.Unwrap(err); apierrors.IsConflict(cause) || apierrors.IsInvalid(cause) && strings.Contains(cause.Error(), "metadata.uid") {
+	switch cause := errors.Unwrap(err); {
+	case apierrors.IsConflict(cause) || apierrors.IsInvalid(cause) && strings.Contains(cause.Error(), "metadata.uid"):
 		return fmt.Errorf("%w: another pod has this name now", err)
+	case apierrors.IsInvalid(cause) && strings.Contains(cause.Error(), "metadata.annotations: Too long"):
+		return fmt.Errorf("%w: the annotations of the pod are too long together; %s", err, fewerEndpoints)
 	}
 	return err
 }
@@ -302,19 +315,36 @@ func (r *registrar) registered() bool {
 	return len(r.state.desired) > 0 && r.state.complete()
 }
 
-// pending reports whether something is desired that the API server has not yet confirmed.
-func (r *registrar) pending() bool {
+// registeredAs reports whether the API server has confirmed the registration of one service.
+func (r *registrar) registeredAs(service string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.state.pendingChanges()) > 0
+	d := r.state.desired[service]
+	return d != nil && d.service != nil && r.state.satisfied(d)
 }
 
-// lastError returns why the observed metadata are not the desired ones, nil if they are or while
-// the reason is not known.
-func (r *registrar) lastError() error {
+// pending reports whether something is desired for one of these services that the API server has
+// not yet confirmed.
+func (r *registrar) pending(these func(service string) bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.state.firstError()
+	for service := range r.state.pendingChanges() {
+		if these(service) {
+			return true
+		}
+	}
+	return false
+}
+
+// lastError returns why the registration of a service is not observed, nil if it is or while the
+// reason is not known.
+func (r *registrar) lastError(service string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d := r.state.desired[service]; d != nil && !r.state.satisfied(d) {
+		return d.err
+	}
+	return nil
 }
 
 // services returns the services whose registration is desired.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +38,7 @@ func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
 					case <-ctx.Done():
 						return
 					case <-time.After(time.Second):
-						r.observe(api.edit(dropLabel))
+						r.observe(api.edit(dropLabel), false)
 					}
 				}
 			}()
@@ -49,7 +50,7 @@ func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
 				api := newFakeAPI()
 				r := newTestRegistrar(t, api)
 				start(t, api, r)
-				_ = r.setDesired("greeter", desire("greeter"), 0)
+				_ = r.want("greeter", desire("greeter"), 0)
 				time.Sleep(time.Minute)
 				first := api.count()
 				if first < 3 || first > 10 {
@@ -65,8 +66,8 @@ func TestPatchesOfContestedRegistrationAreLimited(t *testing.T) {
 				if strings.Contains(name, "later") { // the registration may be there at this moment
 					return
 				}
-				if err := r.lastError(); err == nil || !strings.Contains(err.Error(), "something else") || r.registered() || !r.pending() {
-					t.Errorf("registered %v, pending %v, the error %v", r.registered(), r.pending(), err)
+				if err := r.lastError("greeter"); err == nil || !strings.Contains(err.Error(), "something else") || r.registered() || !r.pending(anyService) {
+					t.Errorf("registered %v, pending %v, the error %v", r.registered(), r.pending(anyService), err)
 				}
 			})
 		})
@@ -82,7 +83,7 @@ type overwritten struct {
 
 func (o overwritten) PatchPod(ctx context.Context, body []byte) (*corev1.Pod, error) {
 	written, err := o.fakeAPI.PatchPod(ctx, body)
-	o.r.observe(o.edit(func(p *corev1.Pod) { p.Annotations[podmeta.AnnotationPrefix+"greeter"] = "other" }))
+	o.r.observe(o.edit(func(p *corev1.Pod) { p.Annotations[podmeta.AnnotationPrefix+"greeter"] = "other" }), false)
 	return written, err
 }
 
@@ -100,7 +101,7 @@ func TestDelayAfterFailedPatchesGrows(t *testing.T) {
 		api, begin, name := newFakeAPI(), time.Now(), uniqueName()
 		r := newTestRegistrar(t, api)
 		api.refuse = func(podmeta.Patch) error { return errForbidden }
-		if err := r.setDesired(name, desire(name), time.Second); !errors.Is(err, errForbidden) {
+		if err := r.want(name, desire(name), time.Second); !errors.Is(err, errForbidden) {
 			t.Fatalf("the error is %v", err)
 		}
 		if took := time.Since(begin); took > 0 {
@@ -119,16 +120,16 @@ func TestDelayAfterFailedPatchesGrows(t *testing.T) {
 		if n := api.count(); n < 30 || n > 70 || len(random) < 10 {
 			t.Errorf("%d PATCH in a minute, %d different delays", n, len(random))
 		}
-		if r.registered() || !r.pending() || !errors.Is(r.lastError(), errForbidden) {
-			t.Errorf("registered %v, pending %v, the error %v", r.registered(), r.pending(), r.lastError())
+		if r.registered() || !r.pending(anyService) || !errors.Is(r.lastError(name), errForbidden) {
+			t.Errorf("registered %v, pending %v, the error %v", r.registered(), r.pending(anyService), r.lastError(name))
 		}
 		if lines := logLines(t, strconv.Quote(name)); len(lines) != 1 || !strings.Contains(lines[0], "forbidden") {
 			t.Errorf("the log is %q, want one line", lines)
 		}
 		api.set(func() { api.refuse = nil })
 		time.Sleep(2 * time.Second)
-		if !r.registered() || r.pending() || r.lastError() != nil || !api.has(name) {
-			t.Errorf("after the error: registered %v, pending %v, the error %v", r.registered(), r.pending(), r.lastError())
+		if !r.registered() || r.pending(anyService) || r.lastError(name) != nil || !api.has(name) {
+			t.Errorf("after the error: registered %v, pending %v, the error %v", r.registered(), r.pending(anyService), r.lastError(name))
 		}
 		if lines := logLines(t, fmt.Sprintf("Registered %q on pod %q", name, "a")); len(lines) != 1 {
 			t.Errorf("the log is %q, want one line", lines)
@@ -148,7 +149,7 @@ func TestPatchWaitsAsLongAsTheAPIServerAsks(t *testing.T) {
 		api := newFakeAPI()
 		r := newTestRegistrar(t, api)
 		api.refuse, api.retryAfter = func(podmeta.Patch) error { return errors.New("too many requests") }, 7*time.Second
-		_ = r.setDesired("greeter", desire("greeter"), 0)
+		_ = r.want("greeter", desire("greeter"), 0)
 		time.Sleep(time.Minute)
 		if all := gaps(api); len(all) != 8 || slices.Max(all) != 7*time.Second || slices.Min(all) != 7*time.Second {
 			t.Errorf("the delays are %s, want 7 s each", all)
@@ -161,12 +162,12 @@ func TestSilentAPIServerEndsTheWait(t *testing.T) {
 		api, begin := newFakeAPI(), time.Now()
 		r := newTestRegistrar(t, api)
 		api.frozen = true
-		err := r.setDesired("greeter", desire("greeter"), 4*time.Second)
+		err := r.want("greeter", desire("greeter"), 4*time.Second)
 		if want := `patch pod "a" in namespace "test": the API server at https://10.96.0.1 has not answered for 4s`; err == nil || err.Error() != want || time.Since(begin) != 4*time.Second {
 			t.Errorf("after %s the error is %v, want %s", time.Since(begin), err, want)
 		}
 		begin = time.Now()
-		if err := r.setDesired("other", desire("other"), 0); err != nil || time.Since(begin) > 0 {
+		if err := r.want("other", desire("other"), 0); err != nil || time.Since(begin) > 0 {
 			t.Errorf("a call that does not wait returns %v after %s", err, time.Since(begin))
 		}
 	})
@@ -179,13 +180,13 @@ func TestStopInterruptsRegister(t *testing.T) {
 		r.connected(pod(api))
 		api.frozen = true
 		result := make(chan error)
-		go func() { result <- r.setDesired("greeter", desire("greeter"), 4*time.Second) }()
+		go func() { result <- r.want("greeter", desire("greeter"), 4*time.Second) }()
 		synctest.Wait()
 		r.stop()
 		if err := <-result; !errors.Is(err, errStopped) || time.Since(begin) > 0 {
 			t.Errorf("after %s Register returns %v", time.Since(begin), err)
 		}
-		if err := r.setDesired("other", desire("other"), 4*time.Second); !errors.Is(err, errStopped) {
+		if err := r.want("other", desire("other"), 4*time.Second); !errors.Is(err, errStopped) {
 			t.Errorf("after the stop Register returns %v", err)
 		}
 		time.Sleep(time.Minute)
@@ -200,7 +201,7 @@ func TestRemovedMetadataIsRestored(t *testing.T) {
 		api := newFakeAPI()
 		r := newTestRegistrar(t, api)
 		greeter := desire("greeter")
-		if err := r.setDesired("greeter", greeter, time.Second); err != nil || !r.registered() {
+		if err := r.want("greeter", greeter, time.Second); err != nil || !r.registered() {
 			t.Fatalf("registered %v, the error %v", r.registered(), err)
 		}
 		synctest.Wait()
@@ -209,7 +210,7 @@ func TestRemovedMetadataIsRestored(t *testing.T) {
 		}
 		for range 20 { // go-micro registers again every 30 s
 			time.Sleep(30 * time.Second)
-			if err := r.setDesired("greeter", greeter, time.Second); err != nil {
+			if err := r.want("greeter", greeter, time.Second); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -243,8 +244,8 @@ func TestRemovedMetadataIsRestored(t *testing.T) {
 			if took := lose(); took < want.atLeast || took > want.atMost {
 				t.Errorf("loss %d is restored after %s, want between %s and %s", i, took, want.atLeast, want.atMost)
 			}
-			if r.lastError() != nil || !r.registered() {
-				t.Errorf("loss %d: registered %v, the error %v", i, r.registered(), r.lastError())
+			if r.lastError("greeter") != nil || !r.registered() {
+				t.Errorf("loss %d: registered %v, the error %v", i, r.registered(), r.lastError("greeter"))
 			}
 		}
 		if n := len(api.watched); n != 1 {
@@ -258,7 +259,7 @@ func TestDeregisteredServiceIsLeftAlone(t *testing.T) {
 		api, one := newFakeAPI(), uniqueName()
 		r := newTestRegistrar(t, api)
 		for _, name := range []string{one, "two"} {
-			if err := r.setDesired(name, desire(name), time.Second); err != nil {
+			if err := r.want(name, desire(name), time.Second); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -266,11 +267,11 @@ func TestDeregisteredServiceIsLeftAlone(t *testing.T) {
 			t.Errorf("%d services are desired, want 2", names)
 		}
 		removal := removalOf(one)
-		if err := r.setDesired(one, &registration{metadata: removal, removal: removal}, time.Second); err != nil || api.has(one) || !api.has("two") {
+		if err := r.want(one, &registration{metadata: removal, removal: removal}, time.Second); err != nil || api.has(one) || !api.has("two") {
 			t.Fatalf("the error is %v, the pod has one %v and two %v", err, api.has(one), api.has("two"))
 		}
-		if all := r.services(); len(all) != 1 || all[0].Name != "two" || r.pending() || !r.registered() {
-			t.Errorf("%d services are desired, pending %v, registered %v", len(all), r.pending(), r.registered())
+		if all := r.services(); len(all) != 1 || all[0].Name != "two" || r.pending(anyService) || !r.registered() {
+			t.Errorf("%d services are desired, pending %v, registered %v", len(all), r.pending(anyService), r.registered())
 		}
 		if lines := logLines(t, fmt.Sprintf("Deregistered %q from pod %q", one, "a")); len(lines) != 1 {
 			t.Errorf("the log is %q, want one line", lines)
@@ -292,12 +293,12 @@ func TestDeregistrationAloneStartsNoWatch(t *testing.T) {
 		api := newFakeAPI()
 		r := newTestRegistrar(t, api)
 		removal := removalOf("greeter")
-		if err := r.setDesired("greeter", &registration{metadata: removal, removal: removal}, time.Second); err != nil {
+		if err := r.want("greeter", &registration{metadata: removal, removal: removal}, time.Second); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if api.count() != 1 || len(api.watched) != 0 || r.registered() || r.pending() {
-			t.Errorf("%d PATCH, %d watches, registered %v, pending %v", api.count(), len(api.watched), r.registered(), r.pending())
+		if api.count() != 1 || len(api.watched) != 0 || r.registered() || r.pending(anyService) {
+			t.Errorf("%d PATCH, %d watches, registered %v, pending %v", api.count(), len(api.watched), r.registered(), r.pending(anyService))
 		}
 	})
 }
@@ -318,7 +319,7 @@ func TestErrorOfAnotherPodUnderTheSameName(t *testing.T) {
 					return nil
 				}
 				r := newTestRegistrar(t, api)
-				if err := r.setDesired("greeter", desire("greeter"), time.Second); err != nil {
+				if err := r.want("greeter", desire("greeter"), time.Second); err != nil {
 					t.Fatal(err)
 				}
 				api.edit(func(p *corev1.Pod) {
@@ -329,7 +330,7 @@ func TestErrorOfAnotherPodUnderTheSameName(t *testing.T) {
 					t.Error("the other pod was observed")
 				}
 				removal := removalOf("greeter")
-				err := r.setDesired("greeter", &registration{metadata: removal, removal: removal}, time.Second)
+				err := r.want("greeter", &registration{metadata: removal, removal: removal}, time.Second)
 				if err == nil || !strings.Contains(err.Error(), "another pod has this name now") {
 					t.Errorf("the error is %v", err)
 				}
@@ -348,17 +349,17 @@ func TestInvalidRegistrationIsForgotten(t *testing.T) {
 			return nil
 		}
 		r := newTestRegistrar(t, api)
-		if err := r.setDesired("greeter", desire("greeter"), time.Second); err != nil {
+		if err := r.want("greeter", desire("greeter"), time.Second); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
-			if err := r.setDesired("long", desire("long"), time.Second); err == nil || !strings.Contains(err.Error(), "63 bytes") || strings.Contains(err.Error(), "another pod") {
+			if err := r.want("long", desire("long"), time.Second); err == nil || !strings.Contains(err.Error(), "63 bytes") || strings.Contains(err.Error(), "another pod") {
 				t.Errorf("the error is %v", err)
 			}
 		}
 		time.Sleep(time.Minute)
-		if n := api.count(); n != 4 || !r.registered() || r.lastError() != nil {
-			t.Errorf("%d PATCH, want 4; registered %v, the error %v", n, r.registered(), r.lastError())
+		if n := api.count(); n != 4 || !r.registered() || r.lastError("greeter") != nil {
+			t.Errorf("%d PATCH, want 4; registered %v, the error %v", n, r.registered(), r.lastError("greeter"))
 		}
 	})
 }
@@ -373,7 +374,7 @@ func TestObserve(t *testing.T) {
 		if r.podGracePeriod() != 30*time.Second || !r.podTerminatingSince().IsZero() {
 			t.Errorf("before the pod is known: grace period %s, terminating since %s", r.podGracePeriod(), r.podTerminatingSince())
 		}
-		if err := r.setDesired("greeter", desire("greeter"), time.Second); err != nil {
+		if err := r.want("greeter", desire("greeter"), time.Second); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -419,7 +420,7 @@ func TestStatusChangesAreReported(t *testing.T) {
 		r = newRegistrar(nil, func() {
 			mu.Lock()
 			defer mu.Unlock()
-			states[fmt.Sprintf("registered %v, pending %v", r.registered(), r.pending())] = true
+			states[fmt.Sprintf("registered %v, pending %v", r.registered(), r.pending(anyService))] = true
 		}, func(operation string, err error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -428,19 +429,22 @@ func TestStatusChangesAreReported(t *testing.T) {
 		r.connected(pod(api))
 		defer r.stop()
 		api.refuse = func(podmeta.Patch) error { return errForbidden }
-		_ = r.setDesired("greeter", desire("greeter"), 0)
+		_ = r.want("greeter", desire("greeter"), 0)
 		time.Sleep(10 * time.Second)
-		_ = r.setDesired("greeter", desire("greeter"), 0) // the service has changed, the error has not
+		_ = r.want("greeter", desire("greeter"), 0) // the service has changed, the error has not
 		time.Sleep(10 * time.Second)
-		api.set(func() { api.refuse = func(podmeta.Patch) error { return errors.New("etcd is down") } })
+		port := 40000
+		api.set(func() {
+			api.refuse = func(podmeta.Patch) error { port++; return fmt.Errorf("read from port %d: reset", port) }
+		})
 		time.Sleep(10 * time.Second)
 		api.set(func() { api.refuse = nil })
 		time.Sleep(10 * time.Second)
 		mu.Lock()
 		defer mu.Unlock()
-		want := []string{`writing service "greeter" to the pod: patch pod "a": pods is forbidden`, `writing service "greeter" to the pod: patch pod "a": etcd is down`, `writing service "greeter" to the pod: <nil>`}
-		if !slices.Equal(reported, want) {
-			t.Errorf("reported is %q, want %q", reported, want)
+		want := []string{`writing service "greeter" to the pod: patch pod "a": pods is forbidden`, `writing service "greeter" to the pod: patch pod "a": read from port 40001: reset`, `writing service "greeter" to the pod: <nil>`}
+		if !slices.Equal(reported, want) || port < 40005 {
+			t.Errorf("after %d resets reported is %q, want %q", port-40000, reported, want)
 		}
 		if len(states) != 2 || !states["registered false, pending true"] || !states["registered true, pending false"] {
 			t.Errorf("the states are %v", states)
@@ -456,20 +460,20 @@ func TestNewCallOfRegister(t *testing.T) {
 		r := newTestRegistrar(t, api)
 		api.refuse, api.retryAfter = func(podmeta.Patch) error { return errForbidden }, time.Hour
 		d := desire("greeter")
-		if err := r.setDesired("greeter", d, time.Second); !errors.Is(err, errForbidden) {
+		if err := r.want("greeter", d, time.Second); !errors.Is(err, errForbidden) {
 			t.Fatal(err)
 		}
 		again := desire("greeter") // go-micro's periodic call after a change of the service
-		if err := r.setDesired("greeter", again, 0); err != nil || !errors.Is(r.lastError(), errForbidden) {
-			t.Errorf("a call that does not wait returns %v, and the error is then %v", err, r.lastError())
+		if err := r.want("greeter", again, 0); err != nil || !errors.Is(r.lastError("greeter"), errForbidden) {
+			t.Errorf("a call that does not wait returns %v, and the error is then %v", err, r.lastError("greeter"))
 		}
 		before, begin := api.count(), time.Now()
-		if err := r.setDesired("greeter", again, time.Second); !errors.Is(err, errForbidden) || time.Since(begin) > 0 || api.count() != before+1 {
+		if err := r.want("greeter", again, time.Second); !errors.Is(err, errForbidden) || time.Since(begin) > 0 || api.count() != before+1 {
 			t.Errorf("a call that waits returns %v after %s and %d PATCH", err, time.Since(begin), api.count()-before)
 		}
 		before = api.count()
 		api.set(func() { api.refuse = nil })
-		if err := r.setDesired("greeter", again, time.Second); err != nil || time.Since(begin) > 0 || api.count() != before+1 {
+		if err := r.want("greeter", again, time.Second); err != nil || time.Since(begin) > 0 || api.count() != before+1 {
 			t.Errorf("a call that waits returns %v after %s and %d PATCH", err, time.Since(begin), api.count()-before)
 		}
 
@@ -477,7 +481,7 @@ func TestNewCallOfRegister(t *testing.T) {
 		api.edit(dropLabel)
 		time.Sleep(5 * time.Second)
 		before, begin = api.count(), time.Now()
-		if err := r.setDesired("greeter", again, time.Second); err == nil || !strings.Contains(err.Error(), "something else") || api.count() != before || time.Since(begin) > 0 {
+		if err := r.want("greeter", again, time.Second); err == nil || !strings.Contains(err.Error(), "something else") || api.count() != before || time.Since(begin) > 0 {
 			t.Errorf("a call for a contested registration returns %v after %s and %d PATCH", err, time.Since(begin), api.count()-before)
 		}
 	})
@@ -489,7 +493,7 @@ func TestWriteThatIsUndone(t *testing.T) {
 		api.admit = func(p *corev1.Pod) { delete(p.Labels, podmeta.SelectorPrefix+name) }
 		r := newTestRegistrar(t, api)
 		begin := time.Now()
-		err := r.setDesired(name, desire(name), 500*time.Millisecond)
+		err := r.want(name, desire(name), 500*time.Millisecond)
 		if err == nil || !strings.Contains(err.Error(), `on pod "a"`) || !strings.Contains(err.Error(), "at most every 30s") || time.Since(begin) != 500*time.Millisecond {
 			t.Errorf("after %s the error is %v", time.Since(begin), err)
 		}
@@ -507,10 +511,10 @@ func TestServicesWithTheSameLabel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := newFakeAPI()
 		r := newTestRegistrar(t, api)
-		if err := r.setDesired("a/b", desire("a/b"), time.Second); err != nil {
+		if err := r.want("a/b", desire("a/b"), time.Second); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.setDesired("a:b", desire("a:b"), time.Second); err == nil || !strings.Contains(err.Error(), `"a/b"`) || !strings.Contains(err.Error(), `"micro.mu/selector-a_b"`) {
+		if err := r.want("a:b", desire("a:b"), time.Second); err == nil || !strings.Contains(err.Error(), `"a/b"`) || !strings.Contains(err.Error(), `"micro.mu/selector-a_b"`) {
 			t.Errorf("the error is %v", err)
 		}
 		if all := r.services(); len(all) != 1 || all[0].Name != "a/b" || !r.registered() {
@@ -519,9 +523,9 @@ func TestServicesWithTheSameLabel(t *testing.T) {
 		// A deregistration that is not confirmed yet gives way to the other service.
 		api.set(func() { api.refuse, api.retryAfter = func(podmeta.Patch) error { return errForbidden }, time.Minute })
 		removal := removalOf("a/b")
-		_ = r.setDesired("a/b", &registration{metadata: removal, removal: removal}, time.Second)
+		_ = r.want("a/b", &registration{metadata: removal, removal: removal}, time.Second)
 		api.set(func() { api.refuse, api.retryAfter = nil, 0 })
-		if err := r.setDesired("a:b", desire("a:b"), time.Second); err != nil {
+		if err := r.want("a:b", desire("a:b"), time.Second); err != nil {
 			t.Fatal(err)
 		}
 		before := api.count()
@@ -531,6 +535,65 @@ func TestServicesWithTheSameLabel(t *testing.T) {
 		}
 		if all := r.services(); !r.registered() || len(all) != 1 || !api.has("a_b") {
 			t.Errorf("%d services, registered %v, the pod has the registration %v", len(all), r.registered(), api.has("a_b"))
+		}
+	})
+}
+
+// Somebody must change a right or the service before these refusals end: the delay grows to 30 s, so that
+// thousands of pods do not send thousands of requests a second for ever.
+func TestPermanentRefusalsAreRetriedSlowly(t *testing.T) {
+	for code, most := range map[int32]int{http.StatusForbidden: 50, http.StatusUnprocessableEntity: 50, http.StatusNotFound: 50,
+		http.StatusConflict: 1000, http.StatusTooManyRequests: 1000, http.StatusServiceUnavailable: 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			api := newFakeAPI()
+			r := newTestRegistrar(t, api)
+			api.refuse = func(podmeta.Patch) error { return &apierrors.StatusError{ErrStatus: metav1.Status{Code: code}} }
+			_ = r.want("greeter", desire("greeter"), 0)
+			time.Sleep(10 * time.Minute)
+			if n := api.count(); n > most || most > 50 && n < 300 || n < 15 {
+				t.Errorf("%d: %d PATCH in 10 minutes, want at most %d", code, n, most)
+			}
+			if all := gaps(api); slices.Max(all) > 30*time.Second {
+				t.Errorf("%d: the longest delay is %s", code, slices.Max(all))
+			}
+			api.set(func() { api.refuse = nil })
+			time.Sleep(30 * time.Second)
+			if !r.registered() {
+				t.Errorf("%d: not registered 30 s after the cause has gone", code)
+			}
+		})
+	}
+}
+
+// After etcd was restored from a backup the pod has an older version, without the registration.
+func TestRegistrationIsRestoredAfterEtcd(t *testing.T) {
+	backup := func(p *corev1.Pod) {
+		p.ResourceVersion = "0"
+		clear(p.Labels)
+		clear(p.Annotations)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI()
+		api.pod.ResourceVersion = "100"
+		r := newTestRegistrar(t, api)
+		if err := r.want("greeter", desire("greeter"), time.Second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		api.set(func() { backup(&api.pod) })
+		ownPod{r}.Replace([]*corev1.Pod{api.pod.DeepCopy()}) // a LIST
+		time.Sleep(time.Second)
+		if !api.has("greeter") || !r.registered() || api.count() != 2 {
+			t.Errorf("after %d PATCH: on the pod %v, registered %v", api.count(), api.has("greeter"), r.registered())
+		}
+		time.Sleep(time.Hour)
+		api.set(func() { backup(&api.pod) }) // nothing says so before the next patch
+		if err := r.want("other", desire("other"), time.Second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if !api.has("greeter") || !api.has("other") || !r.registered() || api.count() > 5 {
+			t.Errorf("after %d PATCH: on the pod %v and %v, registered %v", api.count(), api.has("greeter"), api.has("other"), r.registered())
 		}
 	})
 }

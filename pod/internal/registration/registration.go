@@ -4,16 +4,16 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"slices"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
 
 // The delay after a failed patch grows from minPatchDelay to maxPatchDelay, less a
-// random part.
+// random part, and to apiserver.MaxPermanentDelay if somebody must change something first.
 const minPatchDelay, maxPatchDelay = 200 * time.Millisecond, 2 * time.Second
 
 // The registrar restores a lost registration at once. While something else keeps
@@ -46,7 +46,11 @@ func contestedError(pod string) error {
 
 // failed records a failed patch. The next patch waits for retryAfter at least.
 func (d *registration) failed(err error, retryAfter time.Duration) {
-	delay := min(minPatchDelay<<min(d.failures, 10), maxPatchDelay)
+	limit := maxPatchDelay
+	if apiserver.Permanent(err) {
+		limit = apiserver.MaxPermanentDelay
+	}
+	delay := min(minPatchDelay<<min(d.failures, 10), limit)
 	d.err, d.failures = err, d.failures+1
 	d.notBefore = time.Now().Add(max(delay/2+rand.N(delay/2), retryAfter))
 }
@@ -151,15 +155,4 @@ func (s *registrations) nextDue(now time.Time) (next time.Time) {
 		}
 	}
 	return next
-}
-
-// firstError returns why a desired registration is not observed. If the reason is
-// known for several services, it returns that of the first service by name.
-func (s *registrations) firstError() error {
-	for _, service := range slices.Sorted(maps.Keys(s.desired)) {
-		if d := s.desired[service]; d.err != nil && !s.satisfied(d) {
-			return d.err
-		}
-	}
-	return nil
 }

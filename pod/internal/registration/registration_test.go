@@ -1,7 +1,6 @@
 package registration
 
 import (
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,26 +40,6 @@ func TestDueChanges(t *testing.T) {
 			t.Errorf("after one is observed: %v due, next %s, complete %v", due, s.nextDue(now), s.complete())
 		}
 	})
-}
-
-func TestFirstErrorIsOfTheFirstServiceByName(t *testing.T) {
-	s := registrations{desired: map[string]*registration{}}
-	errs := map[string]error{"a": nil, "b": errors.New("b"), "c": errors.New("c")}
-	for name, err := range errs {
-		d := desire(name)
-		if d.err = err; s.set(name, d) != nil {
-			t.Fatal("refused")
-		}
-	}
-	if err := s.firstError(); !errors.Is(err, errs["b"]) {
-		t.Errorf("the first error is %v", err)
-	}
-	s.observe(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Labels:      map[string]string{podmeta.SelectorPrefix + "b": podmeta.TypeValue},
-		Annotations: map[string]string{podmeta.AnnotationPrefix + "b": "b"}}})
-	if err := s.firstError(); !errors.Is(err, errs["c"]) {
-		t.Errorf("the first error is %v after the other service was observed", err)
-	}
 }
 
 func TestDeregistrationIsForgottenWhenItIsObserved(t *testing.T) {

@@ -12,8 +12,10 @@
 // beginning and does nothing before the first Register:
 //
 //	Register, Deregister            what go-micro calls
-//	Registered, LastError, Changed  readiness: has the API server confirmed everything, why not, since when
-//	DeregisterAll, DeregistrationPending, GracePeriod, TerminatingSince  the stop of a process
+//	Registered                      has the API server confirmed everything
+//	RegisteredAs, LastError, Changed  readiness: has it confirmed one service, why not, since when
+//	InBackground                    the start of a lifecycle, one for each service of the process
+//	Leave, DeregistrationPending, GracePeriod, TerminatingSince  the stop of a lifecycle
 //	Detach                          the connection to the API server has ended
 //
 // What crosses the wall: services and registries of go-micro; the Pod, which is the process's own
@@ -23,12 +25,15 @@ package registration
 import (
 	"errors"
 	"fmt"
-	"strings"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -43,6 +48,7 @@ type Options struct {
 	Connect  func() (Pod, error)               // the first call connects; called again for each Register and Deregister
 	Timeout  func() time.Duration              // how long Register and Deregister wait for the API server
 	APIError func(operation string, err error) // called when requests to the API server begin to fail, and with nil when they work again
+	Events   *events.Hub                       // may be nil
 }
 
 // Service registers the services of this process on its own pod. Make it with New. It is safe for
@@ -51,25 +57,36 @@ type Service struct {
 	options   Options
 	registrar atomic.Pointer[registrar] // Detach replaces it
 	changed   broadcast.Broadcast
+	outside   atomic.Bool // this process is not in the cluster, and registers nothing
 
-	registering sync.RWMutex // Register holds it for reading, so that DeregisterAll waits for calls that began before it
+	registering sync.RWMutex // Register holds it for reading, so that Leave waits for calls that began before it
 
 	mu         sync.Mutex
-	served     map[string]bool   // names of services and handlers that were ever registered
+	results    map[string]result // of the last calls of Register, by service
 	background bool              // Register and Deregister do not wait for the API server
-	stopping   bool              // Register does nothing
+	running    map[string]int    // number of lifecycles that have not left, by service
+	left       map[string]string // the lifecycle that has left, by service; Register ignores the service
+	stopping   bool              // the last lifecycle has left: Register ignores every service
 	other      registry.Registry // receives the calls of Register and Deregister instead; may be nil
+}
+
+// result is the result of a call of Register.
+type result struct {
+	err   error
+	topic bool // it was called by a broker
 }
 
 // New returns a Service. It makes no call and starts no goroutine before Register or Deregister.
 func New(o Options) *Service {
-	s := &Service{options: o, served: map[string]bool{}}
+	s := &Service{options: o, results: map[string]result{}, running: map[string]int{}, left: map[string]string{}}
 	s.registrar.Store(s.newRegistrar())
 	return s
 }
 
 func (s *Service) newRegistrar() *registrar {
-	return newRegistrar(s.options.Plugin, s.changed.Notify, s.options.APIError)
+	r := newRegistrar(s.options.Plugin, s.changed.Notify, s.options.APIError)
+	r.events = s.options.Events
+	return r
 }
 
 // Register makes the service's registration desired and waits until the API server has
@@ -84,27 +101,30 @@ func (s *Service) Register(service *registry.Service, opts ...registry.RegisterO
 	s.registering.RLock()
 	defer s.registering.RUnlock()
 	s.mu.Lock()
-	stopping := s.stopping // go-micro may register once more after it has deregistered
-	s.served[service.Name] = true
-	for _, e := range service.Endpoints {
-		handler, _, _ := strings.Cut(e.Name, ".")
-		s.served[handler] = true
-	}
+	stopping := s.stopping || s.left[service.Name] != "" // go-micro may register once more after it has deregistered
 	s.mu.Unlock()
 	if stopping {
 		return nil
 	}
-	r, err := s.writableRegistrar()
-	if err == nil {
-		var reachable *registry.Service
-		if reachable, err = advertised(service, s.options.Getenv("POD_IP"), isInterfaceAddress); err == nil {
-			err = r.register(reachable, s.confirmationWait())
-		}
-	}
-	if err != nil {
+	err := s.register(service)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.results[service.Name] = (result{err, service.Nodes[0].Metadata["topic"] != ""}); err != nil {
 		return fmt.Errorf("registering service %q: %w", service.Name, err)
 	}
 	return nil
+}
+
+func (s *Service) register(service *registry.Service) error {
+	r, err := s.writableRegistrar()
+	if err != nil || r == nil {
+		return err
+	}
+	reachable, err := advertised(service, s.options.Getenv("POD_IP"), isInterfaceAddress, isListening)
+	if err != nil {
+		return err
+	}
+	return r.register(reachable, s.confirmationWait())
 }
 
 // Deregister makes the service's absence desired and waits as Register does.
@@ -116,7 +136,7 @@ func (s *Service) Deregister(service *registry.Service, opts ...registry.Deregis
 		return errors.New("deregistering a service: the service has no node")
 	}
 	r, err := s.writableRegistrar()
-	if err == nil {
+	if err == nil && r != nil {
 		err = r.deregister(service, s.confirmationWait())
 	}
 	if err != nil {
@@ -126,15 +146,21 @@ func (s *Service) Deregister(service *registry.Service, opts ...registry.Deregis
 }
 
 // writableRegistrar returns the registrar, with a connection to the API server, or why this
-// process cannot register services.
+// process cannot register services. Outside of the cluster, where there is no pod to register on, it
+// returns nil and no error.
 func (s *Service) writableRegistrar() (*registrar, error) {
-	if s.options.Getenv("KUBERNETES_SERVICE_HOST") == "" { // setting KUBECONFIG would not help
-		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
-	}
 	r := s.registrar.Load() // before Connect: a registrar that Detach replaces in between stays without the new connection
 	pod, err := s.options.Connect()
-	if err != nil {
+	switch {
+	case s.options.Getenv("KUBERNETES_SERVICE_HOST") == "" && apiserver.NoKubeconfig(err):
+		return nil, errors.New("not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it; through a kubeconfig the registry can be read, not written: run the service in a cluster, or choose another registry with --registry=mdns")
+	case err != nil:
 		return nil, err
+	case pod.OutsideCluster:
+		if !s.outside.Swap(true) {
+			logger.Infof("Registry [kubernetes] Reading the services of namespace %q through %s. This process registers nothing, because outside of the cluster there is no pod to register on: other services cannot find it", pod.Namespace, pod.Host)
+		}
+		return nil, nil
 	}
 	if pod.Name == "" {
 		return nil, errors.New("the pod's name is unknown: neither POD_NAME nor HOSTNAME is set; set POD_NAME from metadata.name in the pod's manifest")
@@ -155,15 +181,17 @@ func (s *Service) confirmationWait() time.Duration {
 	return s.options.Timeout()
 }
 
-// InBackground makes Register and Deregister return without waiting. Its error says that this
-// process can never register the service.
+// InBackground begins the lifecycle of a service: Register and Deregister return without waiting.
+// Its error says that this process can never register the service.
 func (s *Service) InBackground(service string) error {
 	if _, err := s.writableRegistrar(); err != nil {
 		return fmt.Errorf("registering service %q: %w", service, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.background = true
+	s.background, s.stopping = true, false
+	s.running[service]++
+	maps.DeleteFunc(s.left, func(_, lifecycle string) bool { return lifecycle == service })
 	return nil
 }
 
@@ -180,19 +208,67 @@ func (s *Service) otherRegistry() registry.Registry {
 	return s.other
 }
 
-// Serves reports whether a service or a handler of that name was ever registered.
-func (s *Service) Serves(name string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.served[name]
-}
-
 // Registered reports whether the API server has confirmed everything that was
 // registered, and nothing has removed it since.
 func (s *Service) Registered() bool { return s.registrar.Load().registered() }
 
-// LastError returns why the last attempt to register failed, nil if it did not.
-func (s *Service) LastError() error { return s.registrar.Load().lastError() }
+// RegisteredAs reports whether the API server has confirmed the registration of a lifecycle's
+// service, and nothing has removed it since. Other services of the process, such as the topics of a
+// broker, do not matter. Outside of the cluster it is always true.
+func (s *Service) RegisteredAs(service string) bool {
+	if s.outside.Load() {
+		return true
+	}
+	r := s.registrar.Load()
+	for _, name := range s.registeredNames(service) {
+		if !r.registeredAs(name) {
+			return false
+		}
+	}
+	return true
+}
+
+// LastError returns why the last attempt to register a lifecycle's service failed, nil if it did not.
+func (s *Service) LastError(service string) error {
+	r := s.registrar.Load()
+	for _, name := range s.registeredNames(service) {
+		if r.desiredRegistration(name) != nil {
+			if err := r.lastError(name); err != nil {
+				return err
+			}
+			continue
+		}
+		s.mu.Lock()
+		err := s.results[name].err
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// registeredNames returns the names under which a lifecycle's service was registered: its name, as far
+// as the lifecycle knows it. go-micro does not tell the lifecycle of a web service when Init changes the
+// name, as with MICRO_SERVER_NAME. Then it returns all names but those of other lifecycles and of a broker.
+func (s *Service) registeredNames(service string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var others []string
+	for name, result := range s.results {
+		if name == service {
+			return []string{service}
+		}
+		if s.running[name] == 0 && !result.topic {
+			others = append(others, name)
+		}
+	}
+	if len(others) == 0 {
+		return []string{service} // which is not registered yet
+	}
+	slices.Sort(others)
+	return others
+}
 
 // Changed returns a channel that is closed when the results of Registered, LastError and
 // DeregistrationPending may have changed.
@@ -205,28 +281,46 @@ func (s *Service) GracePeriod() time.Duration { return s.registrar.Load().podGra
 // deleted, and the zero time if it is not.
 func (s *Service) TerminatingSince() time.Time { return s.registrar.Load().podTerminatingSince() }
 
-// DeregisterAll deregisters every service, and makes Register do nothing from now on. go-micro's
-// periodic call of Register may be running at the same time.
-func (s *Service) DeregisterAll() {
+// Leave ends the lifecycle of a service: it deregisters the service and makes Register ignore it.
+// The last lifecycle that leaves deregisters every service of the process, such as the topics of
+// a broker, which several services may share. go-micro's periodic call of Register may be running
+// at the same time.
+func (s *Service) Leave(service string) {
 	s.registering.Lock()
+	names := s.registeredNames(service)
 	s.mu.Lock()
-	s.stopping = true
+	if s.running[service]--; s.running[service] <= 0 {
+		delete(s.running, service)
+		for _, name := range names {
+			if s.left[name] == "" {
+				s.left[name] = service
+			}
+		}
+	}
+	s.stopping = len(s.running) == 0
+	leaves := func(name string) bool { return s.stopping || s.left[name] != "" }
+	var leaving []*registry.Service
+	for _, registered := range s.registrar.Load().services() {
+		if leaves(registered.Name) {
+			leaving = append(leaving, registered)
+		}
+	}
 	s.mu.Unlock()
 	s.registering.Unlock()
-	for _, service := range s.registrar.Load().services() {
-		if err := s.Deregister(service); err != nil {
+	for _, registered := range leaving {
+		if err := s.Deregister(registered); err != nil {
 			logger.Errorf("Registry [kubernetes] %v", err)
 		}
 	}
 }
 
-// DeregistrationPending reports whether DeregisterAll was called and the API server
-// has not yet confirmed every deregistration.
-func (s *Service) DeregistrationPending() bool {
+// DeregistrationPending reports whether the API server has not yet confirmed what Leave of a
+// service has deregistered.
+func (s *Service) DeregistrationPending(service string) bool {
 	s.mu.Lock()
-	stopping := s.stopping
+	stopping, left := s.stopping, maps.Clone(s.left)
 	s.mu.Unlock()
-	return stopping && s.registrar.Load().pending()
+	return s.registrar.Load().pending(func(name string) bool { return stopping || left[name] == service })
 }
 
 // Detach forgets what is desired and observed, because the connection to the API server has

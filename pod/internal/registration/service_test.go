@@ -1,6 +1,7 @@
 package registration
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
@@ -32,8 +34,8 @@ func TestPatchesAreLimitedWhileRegistrationIsDropped(t *testing.T) {
 		if n := api.count(); n > 6 {
 			t.Errorf("%d PATCH, want at most 6", n)
 		}
-		if s.Registered() || s.LastError() == nil {
-			t.Errorf("Registered is %v, the error %v", s.Registered(), s.LastError())
+		if s.Registered() || s.LastError("greeter") == nil {
+			t.Errorf("Registered is %v, the error %v", s.Registered(), s.LastError("greeter"))
 		}
 	})
 }
@@ -54,7 +56,7 @@ func TestPatchesAreLimitedWhileTwoProcessesShareAServiceName(t *testing.T) {
 		if n := api.count(); n > 12 {
 			t.Errorf("%d PATCH in 5 s by two processes, want at most 12", n)
 		}
-		if err := both[0].LastError(); err == nil || !strings.Contains(err.Error(), "something else") {
+		if err := both[0].LastError("greeter"); err == nil || !strings.Contains(err.Error(), "something else") {
 			t.Errorf("the error is %v", err)
 		}
 	})
@@ -106,6 +108,39 @@ func TestInvalidRegistrationIsRefusedEachTime(t *testing.T) {
 	})
 }
 
+// Kubernetes allows 256 KiB for all annotations of a pod.
+func TestTooLargeRegistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI()
+		api.refuse = func(p podmeta.Patch) error {
+			if p.Metadata.Annotations[podmeta.AnnotationPrefix+"second"] != nil {
+				return &apierrors.StatusError{ErrStatus: metav1.Status{Reason: metav1.StatusReasonInvalid, Message: `Pod "a" is invalid: metadata.annotations: Too long: may not be more than 262144 bytes`}}
+			}
+			return nil
+		}
+		o, _ := testOptions(api)
+		s := newTestService(t, o)
+		large := func(name string, bytes int) *registry.Service {
+			all := service(name, "a", "10.0.0.1:1")
+			text, _ := json.Marshal(all)
+			all.Endpoints[0].Name += strings.Repeat("x", bytes-len(text)-len(podmeta.AnnotationPrefix+name))
+			return all
+		}
+		if err := s.Register(large("first", podmeta.MaxPodBytes)); err != nil {
+			t.Errorf("as much as Kubernetes allows: %v", err)
+		}
+		if err := s.Register(large("orders", podmeta.MaxPodBytes+1)); err == nil || !strings.Contains(err.Error(), `registering service "orders": the registration has 262145 bytes, and Kubernetes allows 262144 for all annotations of a pod`) || !strings.Contains(err.Error(), "server.InternalHandler(true)") {
+			t.Errorf("one byte more: %v", err)
+		}
+		if err := s.Register(large("second", 1000)); err == nil || !strings.Contains(err.Error(), "Too long") || !strings.Contains(err.Error(), "server.InternalHandler(true)") {
+			t.Errorf("too much together: %v", err)
+		}
+		if n := api.count(); n != 2 {
+			t.Errorf("%d PATCH, want 2", n)
+		}
+	})
+}
+
 // go-micro calls Register periodically, also while a service begins to stop. A call that began before
 // must not write the registration again that the stop removes. The test runs in real time, because
 // for synctest a goroutine that waits for a mutex is not blocked.
@@ -134,7 +169,7 @@ func TestRegisterDuringStopLeavesNoRegistration(t *testing.T) {
 	waitFor(t, s, s.Registered)
 	stopped := make(chan struct{})
 	stop := func() {
-		go func() { s.DeregisterAll(); close(stopped) }()
+		go func() { s.Leave("greeter"); close(stopped) }()
 		select {
 		case <-stopped:
 			t.Error("the stop does not wait for Register")
@@ -145,10 +180,10 @@ func TestRegisterDuringStopLeavesNoRegistration(t *testing.T) {
 	register()
 	inRegister.Store(nil)
 	<-stopped
-	waitFor(t, s, func() bool { return !s.DeregistrationPending() })
+	waitFor(t, s, func() bool { return !s.DeregistrationPending("greeter") })
 	register() // go-micro registers once more
-	if s.DeregistrationPending() || s.Registered() || api.has("greeter") {
-		t.Errorf("pending %v, registered %v; the pod has the registration %v", s.DeregistrationPending(), s.Registered(), api.has("greeter"))
+	if s.DeregistrationPending("greeter") || s.Registered() || api.has("greeter") {
+		t.Errorf("pending %v, registered %v; the pod has the registration %v", s.DeregistrationPending("greeter"), s.Registered(), api.has("greeter"))
 	}
 }
 
@@ -180,20 +215,20 @@ func TestDeregistrationIsPendingUntilItIsConfirmed(t *testing.T) {
 		time.Sleep(time.Second)
 		api.set(func() { api.refuse = func(podmeta.Patch) error { return errForbidden } })
 		changed := s.Changed()
-		s.DeregisterAll()
+		s.Leave("greeter")
 		select {
 		case <-changed:
 		default:
 			t.Error("the stop was not reported")
 		}
 		time.Sleep(time.Second)
-		if !s.DeregistrationPending() {
+		if !s.DeregistrationPending("greeter") {
 			t.Error("nothing is pending although the API server refuses it")
 		}
 		api.set(func() { api.refuse = nil })
 		time.Sleep(3 * time.Second)
-		if s.DeregistrationPending() || api.has("greeter") || api.has("other") {
-			t.Errorf("pending %v; the pod still has %v", s.DeregistrationPending(), api.pod.Annotations)
+		if s.DeregistrationPending("greeter") || api.has("greeter") || api.has("other") {
+			t.Errorf("pending %v; the pod still has %v", s.DeregistrationPending("greeter"), api.pod.Annotations)
 		}
 	})
 }
@@ -270,14 +305,6 @@ func TestChangedServiceIsWrittenOnce(t *testing.T) {
 		if n := api.count(); n != 2 || !strings.Contains(api.pod.Annotations[podmeta.AnnotationPrefix+"greeter"], `"id":"b"`) {
 			t.Errorf("%d PATCH, want 2; the pod has %v", n, api.pod.Annotations)
 		}
-		for _, name := range []string{"greeter", "Greeter"} {
-			if !s.Serves(name) {
-				t.Errorf("Serves(%q) is false", name)
-			}
-		}
-		if s.Serves("Hello") || s.Serves("") {
-			t.Error("it serves what was not registered")
-		}
 	})
 }
 
@@ -287,7 +314,15 @@ func TestProcessThatCannotRegister(t *testing.T) {
 		what, want string
 		change     func(o *Options, environment map[string]string)
 	}{
-		{"outside a pod", "not in a pod (KUBERNETES_SERVICE_HOST is not set)", func(_ *Options, environment map[string]string) { delete(environment, "KUBERNETES_SERVICE_HOST") }},
+		{"outside a pod, no kubeconfig", "not in a pod (KUBERNETES_SERVICE_HOST is not set)", func(o *Options, environment map[string]string) {
+			delete(environment, "KUBERNETES_SERVICE_HOST")
+			o.Connect = func() (Pod, error) {
+				t.Setenv("KUBECONFIG", "/nonexistent")
+				t.Setenv("HOME", t.TempDir())
+				_, err := apiserver.Connect(apiserver.Environment{Getenv: func(string) string { return "" }}, apiserver.Options{})
+				return Pod{}, fmt.Errorf("%w; or choose another registry", err)
+			}
+		}},
 		{"no connection", "no service account", func(o *Options, _ map[string]string) {
 			o.Connect = func() (Pod, error) { return Pod{}, errors.New("no service account") }
 		}},
@@ -306,11 +341,11 @@ func TestProcessThatCannotRegister(t *testing.T) {
 		if err := s.InBackground("greeter"); err == nil || !strings.HasPrefix(err.Error(), `registering service "greeter": `) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: InBackground: %v, want %q", c.what, err, c.want)
 		}
-		if s.Registered() || s.LastError() != nil || s.DeregistrationPending() || s.GracePeriod() != 30*time.Second || !s.TerminatingSince().IsZero() {
-			t.Errorf("%s: registered %v, error %v, pending %v, grace period %s, terminating since %s", c.what, s.Registered(), s.LastError(), s.DeregistrationPending(), s.GracePeriod(), s.TerminatingSince())
+		if s.Registered() || s.LastError("greeter") == nil || s.DeregistrationPending("greeter") || s.GracePeriod() != 30*time.Second || !s.TerminatingSince().IsZero() {
+			t.Errorf("%s: registered %v, error %v, pending %v, grace period %s, terminating since %s", c.what, s.Registered(), s.LastError("greeter"), s.DeregistrationPending("greeter"), s.GracePeriod(), s.TerminatingSince())
 		}
-		s.DeregisterAll() // there is nothing to do
-		if s.DeregistrationPending() {
+		s.Leave("greeter") // there is nothing to do
+		if s.DeregistrationPending("greeter") {
 			t.Errorf("%s: a deregistration is pending", c.what)
 		}
 		s.Detach()()
@@ -330,9 +365,6 @@ func TestServiceWithoutNodes(t *testing.T) {
 		if err := s.Deregister(service); err == nil || !strings.Contains(err.Error(), "no node") {
 			t.Errorf("Deregister: %v", err)
 		}
-	}
-	if s.Serves("greeter") {
-		t.Error("it serves what was refused")
 	}
 }
 
@@ -395,8 +427,8 @@ func TestDetach(t *testing.T) {
 		default:
 			t.Error("the end of the registration was not reported")
 		}
-		if s.Registered() || s.LastError() != nil || !first.has("greeter") {
-			t.Errorf("registered %v, error %v, the first pod has the registration %v", s.Registered(), s.LastError(), first.has("greeter"))
+		if s.Registered() || s.LastError("greeter") != nil || !first.has("greeter") {
+			t.Errorf("registered %v, error %v, the first pod has the registration %v", s.Registered(), s.LastError("greeter"), first.has("greeter"))
 		}
 		second.refuse = func(podmeta.Patch) error { return errForbidden }
 		if err := s.Register(greeter); !errors.Is(err, errForbidden) {
@@ -414,5 +446,68 @@ func TestDetach(t *testing.T) {
 		if want := []string{`writing service "greeter" to the pod patch pod "a": pods is forbidden`, `writing service "greeter" to the pod <nil>`}; !slices.Equal(reported, want) {
 			t.Errorf("reported is %q, want %q", reported, want)
 		}
+	})
+}
+
+// Two services of one process share a registry and a broker. Each has its own life.
+func TestLifecyclesOfOneRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI()
+		o, _ := testOptions(api)
+		s := newTestService(t, o)
+		orders, stock, topics := service("orders", "a", "10.0.0.1:1"), service("stock", "a", "10.0.0.1:2"), service("topics", "a", "10.0.0.1:3")
+		register := func() {
+			t.Helper()
+			if err := errors.Join(s.Register(orders), s.Register(stock), s.Register(topics)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		check := func(when string, want ...string) {
+			t.Helper()
+			for _, name := range []string{"orders", "stock", "topics"} {
+				wanted := slices.Contains(want, name)
+				if api.has(name) != wanted || s.RegisteredAs(name) != wanted {
+					t.Errorf("%s: %q is on the pod: %v, registered: %v, want %v", when, name, api.has(name), s.RegisteredAs(name), wanted)
+				}
+			}
+		}
+		if err := errors.Join(s.InBackground("orders"), s.InBackground("stock")); err != nil {
+			t.Fatal(err)
+		}
+		register()
+		check("both run", "orders", "stock", "topics")
+		api.set(func() { api.refuse = func(podmeta.Patch) error { return errForbidden } })
+		s.Leave("orders")
+		time.Sleep(time.Second)
+		if !s.DeregistrationPending("orders") || s.DeregistrationPending("stock") || !s.RegisteredAs("stock") {
+			t.Errorf("while the API server refuses: pending %v and %v, stock is registered: %v", s.DeregistrationPending("orders"), s.DeregistrationPending("stock"), s.RegisteredAs("stock"))
+		}
+		api.set(func() { api.refuse = nil })
+		time.Sleep(10 * time.Second)
+		check("one has left", "stock", "topics")
+		register() // go-micro calls Register every 30 s, and once more for a service that stops
+		check("after go-micro's calls", "stock", "topics")
+		if s.DeregistrationPending("orders") {
+			t.Error("the first deregistration is still pending")
+		}
+		if err := s.InBackground("orders"); err != nil {
+			t.Fatal(err)
+		}
+		register()
+		check("one has started again", "orders", "stock", "topics")
+		s.Leave("orders")
+		s.Leave("stock")
+		time.Sleep(time.Second)
+		register()
+		check("both have left")
+		if s.DeregistrationPending("stock") {
+			t.Error("the last deregistration is still pending")
+		}
+		if err := s.InBackground("stock"); err != nil {
+			t.Fatal(err)
+		}
+		register()
+		check("one has started again after all have left", "stock", "topics")
 	})
 }

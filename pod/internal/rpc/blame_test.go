@@ -1,28 +1,39 @@
 package rpc
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
+	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/codec/bytes"
 	"github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 )
 
@@ -62,21 +73,7 @@ func startServer(t *testing.T, hello helloFunc, opts ...server.Option) (address 
 // answers.
 func startFrozen(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			t.Cleanup(func() { c.Close() })
-		}
-	}()
-	return l.Addr().String()
+	return kubetest.Accept(t, func(net.Conn) {})
 }
 
 // refusingAddress returns an address that refuses connections.
@@ -139,16 +136,15 @@ func (c *greeterClient) expectSlowAnswers(addresses ...string) {
 	for _, i := range c.informer.Snapshot().Instances {
 		if slices.Contains(addresses, i.Address) {
 			now := callstats.Clock()
-			i.Calls.End(now, i.Calls.Begin(now-int64(time.Second), false), outcome.Answered)
+			i.Calls.End(now, i.Calls.Begin(now-int64(time.Second), new(callstats.Method), false), outcome.Answered)
 		}
 	}
 }
 
 // ejected returns the addresses of the ejected instances.
 func (c *greeterClient) ejected() (addresses []string) {
-	now := callstats.Clock()
 	for _, i := range c.informer.Snapshot().Instances {
-		if i.Calls.Ejected(now) {
+		if i.Calls.Ejected() {
 			addresses = append(addresses, i.Address)
 		}
 	}
@@ -307,5 +303,193 @@ func TestClientEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 	}
 	if got := c.ejected(); len(got) != 1 || got[0] != l.Addr().String() {
 		t.Errorf("ejected: %q, want the instance whose connection broke, %s", got, l.Addr())
+	}
+}
+
+// One method always takes longer than its deadline; another one answers at once.
+func TestClientDoesNotBlameForMethodThatIsAlwaysTooSlow(t *testing.T) {
+	for _, callers := range []int{1, 4} {
+		t.Run(fmt.Sprint(callers, " callers"), func(t *testing.T) {
+			t.Parallel()
+			var addresses []string
+			for range 2 {
+				address, _ := startGRPC(t, func(ctx context.Context, method string, _ []byte) ([]byte, error) {
+					if strings.HasSuffix(method, "/Report") {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					return nil, nil
+				})
+				addresses = append(addresses, address)
+			}
+			c, ejections := newCountingClient(t, addresses, client.Retries(0))
+			call := func(method string, timeout time.Duration) error {
+				ctx, cancel := context.WithTimeout(t.Context(), timeout)
+				defer cancel()
+				return c.Call(ctx, c.NewRequest("greeter", method, &bytes.Frame{}, client.WithContentType("application/grpc+bytes")), &bytes.Frame{})
+			}
+			end := time.Now().Add(5 * time.Second)
+			var running sync.WaitGroup
+			for range callers {
+				running.Go(func() {
+					for time.Now().Before(end) {
+						if err := call("Orders.Report", 150*time.Millisecond); codeOf(err) != 408 {
+							t.Error(err)
+						}
+					}
+				})
+				running.Go(func() {
+					for ; time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+						if err := call("Orders.Get", 10*time.Second); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			running.Wait()
+			if n := ejections.Load(); n != 0 {
+				t.Errorf("%d ejections of healthy instances", n)
+			}
+		})
+	}
+}
+
+// Two clients of one registry share what they know. The TLS settings of one of them are wrong.
+func TestClientDoesNotBlameForWrongSettingsOfAnotherClient(t *testing.T) {
+	t.Parallel()
+	serverTLS, clientTLS := testCertificate(t)
+	var addresses []string
+	for range 4 {
+		addresses = append(addresses, startCounted(t, nil, grpc.Creds(credentials.NewTLS(serverTLS))).address())
+	}
+	right, ejections := newCountingClient(t, addresses, client.Retries(0), grpcc.AuthTLS(clientTLS))
+	for name, opts := range map[string][]client.Option{
+		"no TLS":         nil,
+		"no certificate": {grpcc.AuthTLS(&tls.Config{MinVersion: tls.VersionTLS12})},
+	} {
+		wrong := New(grpcc.NewClient(append(opts, client.Retries(0), client.Selector(right.Options().Selector))...), right.instanceOf, noPath, nil)
+		for range 50 {
+			if err := callGreeter(t.Context(), wrong); err == nil {
+				t.Fatal("a call with wrong settings succeeds")
+			}
+			if err := callGreeter(t.Context(), right); err != nil {
+				t.Fatalf("%s: a call with the right settings: %v", name, err)
+			}
+		}
+		if err := wrong.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := ejections.Load(); n != 0 {
+		t.Errorf("%d ejections of healthy instances", n)
+	}
+}
+
+// The process of the client is stopped for longer than the deadlines of its calls in flight.
+func TestClientDoesNotBlameForItsOwnPause(t *testing.T) {
+	if addresses := os.Getenv("TEST_PAUSED_CLIENT"); addresses != "" {
+		runPausedClient(t, strings.Fields(addresses))
+		return
+	}
+	t.Parallel()
+	var addresses []string
+	for range 4 {
+		address, _ := startGRPC(t, func(context.Context, string, []byte) ([]byte, error) {
+			time.Sleep(100 * time.Millisecond)
+			return nil, nil
+		})
+		addresses = append(addresses, address)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=60s")
+	cmd.Env = append(os.Environ(), "TEST_PAUSED_CLIENT="+strings.Join(addresses, " "))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	waitFor := func(prefix string) string {
+		for lines.Scan() {
+			if text, ok := strings.CutPrefix(lines.Text(), prefix); ok {
+				return text
+			}
+		}
+		t.Fatalf("the client has not written %q", prefix)
+		return ""
+	}
+	waitFor("running")
+	for range 3 {
+		_ = cmd.Process.Signal(syscall.SIGSTOP)
+		time.Sleep(1500 * time.Millisecond)
+		_ = cmd.Process.Signal(syscall.SIGCONT)
+		time.Sleep(300 * time.Millisecond)
+	}
+	if got := waitFor("ejections: "); got != "0" {
+		t.Errorf("%s ejections of healthy instances", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// runPausedClient makes calls for 8 s, and writes how many instances were ejected.
+func runPausedClient(t *testing.T, addresses []string) {
+	c, ejections := newCountingClient(t, addresses, client.Retries(0))
+	end := time.Now().Add(8 * time.Second)
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for time.Now().Before(end) {
+				_ = export(c, time.Second)
+			}
+		})
+	}
+	time.Sleep(time.Second)
+	fmt.Println("running")
+	callers.Wait()
+	fmt.Printf("ejections: %d\n", ejections.Load())
+}
+
+// newCountingClient returns a client, and the number of its ejections.
+func newCountingClient(t *testing.T, addresses []string, opts ...client.Option) (*Client, *atomic.Int64) {
+	t.Helper()
+	ejections := new(atomic.Int64)
+	c, _ := newObservedClient(t, addresses, balancer.Events{Ejected: func(_, _, address string, _ time.Duration, cause error) {
+		ejections.Add(1)
+		t.Logf("%s is ejected: %v", address, cause)
+	}}, opts...)
+	return c, ejections
+}
+
+// A client whose TLS settings are wrong probes an instance because a call of another client timed out.
+func TestProbeDoesNotBlameForWrongSettings(t *testing.T) {
+	t.Parallel()
+	serverTLS, clientTLS := testCertificate(t)
+	secure := startCounted(t, nil, grpc.Creds(credentials.NewTLS(serverTLS))).address()
+	i, leave := newInstance(secure)
+	t.Cleanup(leave)
+	for name, opts := range map[string][]client.Option{
+		"no TLS":         nil,
+		"no certificate": {grpcc.AuthTLS(&tls.Config{MinVersion: tls.VersionTLS12})},
+		"right":          {grpcc.AuthTLS(clientTLS)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := New(grpcc.NewClient(opts...), nil, noPath, nil)
+			t.Cleanup(func() { _ = c.Close() })
+			conn, err := c.connections.acquire(i, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.release()
+			ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
+			defer cancel()
+			o, err := conn.checkHealth(ctx, conn.channel)
+			if want := name == "right"; (err == nil) != want || !want && o != outcome.Inconclusive {
+				t.Errorf("outcome %v: %v", o, err)
+			}
+		})
 	}
 }

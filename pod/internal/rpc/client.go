@@ -6,9 +6,12 @@
 //	Client.Call           client.go       through the wrappers of client.Wrap, with a deadline
 //	call.run              call.go         attempts until one succeeds or the retries are used up
 //	call.try              attempt.go      chooses an instance, and at the end reports how it did
+//	call.race             hedge.go        a second attempt beside the first, with the option Hedge
 //	connections.acquire   connections.go  the instance's connection, which the first call opens
-//	settings.outgoing     settings.go     go-micro's headers; then grpc-go sends the call
+//	call.outgoing         settings.go     go-micro's headers; then grpc-go sends the call
+//	call.mayRetry         retry.go        whether the attempt may be repeated
 //	result                errors.go       what grpc-go returned: an error of go-micro, and an outcome
+//	probes.start          probe.go        asks an instance that gave no answer whether it is back
 //
 // A stream takes the same steps until it is open (stream.go). It then counts as in flight until
 // it ends.
@@ -27,6 +30,10 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/hedge"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/retry"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -38,6 +45,10 @@ type Client struct {
 	outermost     client.Client // applies client.Wrap; nil if there is no such wrapper
 	settings      atomic.Pointer[settings]
 	connections   connections
+	probes        probes
+	retries       retry.Budgets
+	hedges        hedge.Methods
+	events        *events.Hub
 
 	initializing sync.Mutex // serializes Init
 }
@@ -46,8 +57,10 @@ var _ client.Client = (*Client)(nil)
 
 // New returns a client with the options of a client of go-micro. instanceOf returns the instance
 // whose node a selector of another package or a wrapper has given to the client, nil if there is none.
-func New(c client.Client, instanceOf func(*registry.Node) *discovery.Instance) *Client {
-	p := &Client{Client: c, instanceOf: instanceOf, connections: connections{open: map[*connection]bool{}}}
+// path returns the path to instances, nil if they are dialed directly. The hub may be nil.
+func New(c client.Client, instanceOf func(*registry.Node) *discovery.Instance, path func() Path, hub *events.Hub) *Client {
+	p := &Client{Client: c, instanceOf: instanceOf, events: hub, connections: connections{open: map[*connection]bool{}, path: path, events: hub}}
+	p.probes.context, p.probes.cancel = context.WithCancel(context.Background())
 	p.configure()
 	if wrappers := c.Options().Wrappers; len(wrappers) > 0 {
 		p.outermost = &unwrapped{p}
@@ -88,9 +101,19 @@ func (c *Client) configure() {
 // Options returns the options of the client that New was given, and of Init.
 func (c *Client) Options() client.Options { return c.settings.Load().options }
 
+// NewRequest returns a request for a method such as Greeter.Hello, or with gRPC's path of a
+// method. Its content type is client.ContentType unless an option sets another one.
+func (c *Client) NewRequest(service, method string, body any, opts ...client.RequestOption) client.Request {
+	return gomicro.NewRequest(service, method, c.settings.Load().options.ContentType, body, opts...)
+}
+
+// Retries returns how many retries of the calls to a service were made and refused.
+func (c *Client) Retries(service string) retry.Counts { return c.retries.Counts(service) }
+
 // Close closes all connections and waits for their goroutines. Calls in flight fail, and
 // so do later calls. Closing twice is no error.
 func (c *Client) Close() error {
+	c.probes.stop()
 	c.connections.closeAll()
 	return nil
 }
@@ -117,7 +140,10 @@ func (c *Client) call(ctx context.Context, req client.Request, rsp any, opts []c
 	} else {
 		k.timeout = time.Until(deadline)
 	}
-	return k.run(ctx, rsp)
+	measured := c.events.Called()
+	err := k.run(ctx, rsp)
+	k.ended(ctx, measured, err)
+	return err
 }
 
 // Stream opens a stream to an instance of a service.
@@ -133,10 +159,24 @@ func (c *Client) stream(ctx context.Context, req client.Request, opts []client.C
 		return nil, clientError("req is nil")
 	}
 	k := newCall(c, req, opts)
-	k.timeout = max(0, k.options.StreamTimeout)
+	k.timeout, k.method.IsStream = max(0, k.options.StreamTimeout), true
 	s := &stream{}
+	measured := c.events.Called()
 	if err := k.run(ctx, s); err != nil {
+		k.ended(ctx, measured, err)
 		return nil, err
 	}
+	if measured.Active() {
+		s.end.observe(func(err error) { k.ended(ctx, measured, err) })
+	}
 	return s, nil
+}
+
+// ended reports the end of a call or stream.
+func (k *call) ended(ctx context.Context, m events.Measurement, err error) {
+	attempts := k.called
+	if k.node != nil || k.address != "" {
+		attempts++
+	}
+	m.Called(ctx, events.Call{Service: k.service, Method: k.method.Name, IsStream: k.method.IsStream, Attempts: attempts}, k.hint.code, err)
 }

@@ -16,11 +16,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -30,8 +29,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // countingListener counts the open connections of a server.
@@ -141,11 +142,8 @@ func TestClientUsesOneConnectionPerInstance(t *testing.T) {
 	b := newBarrier()
 	a := startCounted(t, b.hold)
 	c, _ := newTestClient(t, []string{a.address()})
-	if err := c.Init(client.PoolTTL(time.Millisecond)); err != nil { // after which go-micro's client dials again
-		t.Fatal(err)
-	}
 	var calls sync.WaitGroup
-	for range 50 {
+	for range 50 { // go-micro's client dials again after 20
 		calls.Go(func() {
 			if err := callGreeter(t.Context(), c); err != nil {
 				t.Error(err)
@@ -237,9 +235,7 @@ func TestClientClosesConnectionAfterInstanceHasLeftAndItsCallsHaveEnded(t *testi
 	if n := stays.open.Load(); n != 1 {
 		t.Errorf("%d connections to the instance that stays, want 1", n)
 	}
-	if n := c.connections.count(); n != 1 {
-		t.Errorf("the client keeps %d connections, want 1", n)
-	}
+	eventually(t, "the client keeps one connection", func() bool { return c.connections.count() == 1 })
 	inf.Delete(greeterPod(t, 1, stays.address())) // no call is in flight
 	eventually(t, "the other connection is closed", func() bool { return stays.open.Load() == 0 })
 }
@@ -261,8 +257,8 @@ func TestClientCallsNewInstanceAtTheAddressOfAnOldOne(t *testing.T) {
 
 func TestClientKeepsNoConnectionToAddressesThatAreNotUsed(t *testing.T) {
 	checkNoLeak(t)
-	a, b := startCounted(t, nil), startCounted(t, nil)
-	c, _ := newTestClient(t, nil, client.PoolTTL(2*time.Second))
+	a := startCounted(t, nil)
+	c, _ := newTestClient(t, nil, client.PoolTTL(500*time.Millisecond))
 	for range 3 {
 		if err := callGreeter(t.Context(), c, client.WithAddress(a.address())); err != nil {
 			t.Fatal(err)
@@ -271,14 +267,7 @@ func TestClientKeepsNoConnectionToAddressesThatAreNotUsed(t *testing.T) {
 	if n := a.accepted.Load(); n != 1 {
 		t.Errorf("%d connections, want 1", n)
 	}
-	time.Sleep(2100 * time.Millisecond)
-	if err := callGreeter(t.Context(), c, client.WithAddress(b.address())); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the unused connection is closed", func() bool { return a.open.Load() == 0 })
-	if n := c.connections.count(); n != 1 {
-		t.Errorf("the client keeps %d connections, want 1", n)
-	}
+	eventually(t, "the unused connection is closed", func() bool { return a.open.Load() == 0 && c.connections.count() == 0 })
 }
 
 func TestClientRetriesOnAnotherInstance(t *testing.T) {
@@ -355,27 +344,6 @@ func TestClientWritesNoLateResponse(t *testing.T) {
 	}
 }
 
-// A call that tries a dead instance after its ejection is retried in time on another one.
-func TestClientHidesFailedTrials(t *testing.T) {
-	checkNoLeak(t)
-	dead := startFrozen(t)
-	c, inf := newTestClient(t, []string{dead, startCounted(t, nil).address()})
-	for _, i := range inf.Snapshot().Instances {
-		if i.Address != dead {
-			continue
-		}
-		for range 3 {
-			i.Calls.Eject(callstats.Clock()-int64(3*time.Minute), outcome.TimedOut) // so that the next call is the trial
-			if err := callGreeter(t.Context(), c, client.WithRequestTimeout(2*time.Second)); err != nil {
-				t.Errorf("the call that tries the dead instance: %v", err)
-			}
-			if !i.Calls.Ejected(callstats.Clock()) {
-				t.Error("no call has tried the dead instance")
-			}
-		}
-	}
-}
-
 func TestClientReturns408WhenTheContextEnds(t *testing.T) {
 	checkNoLeak(t)
 	b := newBarrier()
@@ -445,41 +413,54 @@ func TestClientWaitsNoLongerThanTheContext(t *testing.T) {
 	}
 }
 
-// The relay accepts data and passes none on, as a network does that has lost a route: only
+// The connection accepts data and passes none on, as a network does that has lost a route: only
 // a ping finds out.
 func TestClientNoticesThatAnInstanceIsSilentlyDead(t *testing.T) {
-	t.Parallel()
-	b := newBarrier()
-	defer b.release()
-	a := startCounted(t, b.hold)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var l *bufconn.Listener
 	var swallow atomic.Bool
-	kubetest.StartRelay(t, l, func() (net.Conn, error) {
-		conn, err := net.Dial("tcp", a.address())
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		conn, err := l.DialContext(ctx)
 		return &swallowingConn{conn, &swallow}, err
-	})
-	c, _ := newTestClient(t, []string{l.Addr().String()}, client.Retries(0), client.RequestTimeout(time.Minute))
-	c.settings.Load().keepalive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second} // the shortest that grpc-go permits
-	result := make(chan error)
-	go func() { result <- callGreeter(t.Context(), c) }()
-	eventually(t, "the call is in flight", func() bool { return b.waiting.Load() == 1 })
-	swallow.Store(true)
-	begin := time.Now()
-	select {
-	case err := <-result:
-		if !strings.Contains(fmt.Sprint(err), "keepalive ping failed") {
+	}
+	grpcClient := grpcc.NewClient(client.Retries(0), client.RequestTimeout(time.Hour), // outside of the bubble, because a goroutine of it never ends
+		dialOptions(grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(dial)))
+	synctest.Test(t, func(t *testing.T) {
+		l = bufconn.Listen(1 << 20)
+		handled := false
+		s := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+			handled = true
+			<-stream.Context().Done()
+			return nil
+		}))
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = s.Serve(l) })
+		defer serving.Wait()
+		defer s.Stop()
+		services := newServices(t, &kubetest.Pods{})
+		inf, err := services.Synced(t.Context(), "greeter")
+		if err != nil {
+			t.Fatal(err)
+		}
+		inf.Replace([]*corev1.Pod{greeterPod(t, 0, "127.0.0.1:1")})
+		c := newClientFrom(t, services, grpcClient)
+		result := make(chan error)
+		go func() { result <- callGreeter(t.Context(), c) }()
+		synctest.Wait()
+		if n := inFlightCalls(c); n != 1 || !handled {
+			t.Fatalf("%d calls in flight, at the handler: %v", n, handled)
+		}
+		swallow.Store(true)
+		begin := time.Now()
+		if err := <-result; !strings.Contains(fmt.Sprint(err), "keepalive ping failed") {
 			t.Errorf("%v", err)
 		}
-		t.Logf("noticed after %s", time.Since(begin).Round(time.Millisecond))
-	case <-time.After(40 * time.Second):
-		t.Fatal("not noticed within 40 s")
-	}
-	if n := inFlightCalls(c); n != 0 {
-		t.Errorf("%d calls in flight", n)
-	}
+		if took := time.Since(begin); took > 5*time.Minute+21*time.Second {
+			t.Errorf("noticed after %s, want a ping after 5 minutes and its timeout of 20 s", took)
+		}
+		if n := inFlightCalls(c); n != 0 {
+			t.Errorf("%d calls in flight", n)
+		}
+	})
 }
 
 // swallowingConn drops, while the flag is set, what is written to it.
@@ -656,6 +637,45 @@ func TestClientCallsDoNotShareOptions(t *testing.T) {
 	calls.Wait()
 }
 
+// A call wrapper with a time limit of its own returns before its call, which is still in flight and
+// whose end says something about its instance.
+func TestClientAndWrapperThatReturnsBeforeItsCall(t *testing.T) {
+	checkNoLeak(t)
+	b := newBarrier()
+	c, _ := newTestClient(t, []string{startCounted(t, b.hold).address(), startCounted(t, b.hold).address()}, client.Backoff(noBackoff), client.Retries(1))
+	var late sync.WaitGroup
+	var started atomic.Int64
+	doNotWait := func(call client.CallFunc) client.CallFunc {
+		return func(ctx context.Context, n *registry.Node, req client.Request, _ any, o client.CallOptions) error {
+			late.Go(func() {
+				if err := call(t.Context(), n, req, new(proto.HelloResponse), o); err != nil {
+					t.Error(err)
+				}
+			})
+			if n := started.Add(1); n <= 2 {
+				eventually(t, "the call has reached its server", func() bool { return b.waiting.Load() == n })
+			}
+			return errors.Timeout("test", "the wrapper does not wait")
+		}
+	}
+	if err := callGreeter(t.Context(), c, client.WithCallWrapper(doNotWait)); codeOf(err) != 408 {
+		t.Errorf("the call returns %v, want the error of its wrapper", err)
+	}
+	if n := inFlightCalls(c); n != 2 {
+		t.Errorf("%d calls are in flight after the call and its retry, want 2", n)
+	}
+	b.release()
+	for range 50 { // the calls end while others are retried
+		_ = callGreeter(t.Context(), c, client.WithCallWrapper(doNotWait))
+	}
+	late.Wait()
+	for _, i := range instancesOf(c) {
+		if i.InFlight != 0 || i.Failures != 0 {
+			t.Errorf("%+v, want no call in flight and no failure", i)
+		}
+	}
+}
+
 // A call starts no goroutine but the handler's, which grpc-go's server starts.
 func TestClientStartsNoGoroutinePerCall(t *testing.T) {
 	a := startCounted(t, nil)
@@ -713,4 +733,49 @@ func testCertificate(t testing.TB) (server, client *tls.Config) {
 	pool := x509.NewCertPool()
 	pool.AddCert(c)
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, &tls.Config{RootCAs: pool}
+}
+
+// A call wrapper recovers the panic of an interceptor or a codec.
+func TestClientAndWrapperThatRecovers(t *testing.T) {
+	recovers := func(call client.CallFunc) client.CallFunc {
+		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = errors.InternalServerError("test", "%v", r)
+				}
+			}()
+			return call(ctx, n, req, rsp, o)
+		}
+	}
+	c, _ := newTestClient(t, []string{startCounted(t, nil).address()}, client.Retries(0), client.WrapCall(recovers),
+		dialOptions(grpc.WithUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
+			panic("expected")
+		})))
+	if err := callGreeter(t.Context(), c); err == nil || !strings.Contains(err.Error(), "expected") {
+		t.Errorf("the call returns %v", err)
+	}
+	if n := inFlightCalls(c); n != 0 {
+		t.Errorf("%d calls in flight", n)
+	}
+}
+
+// The time that one attempt has waited for the connection shortens one backoff, not all of them.
+func TestClientRetriesKeepTheirBackoff(t *testing.T) {
+	t.Parallel()
+	const backoff, retries = 500 * time.Millisecond, 4
+	c, _ := newTestClient(t, nil, client.Retries(retries), client.Backoff(func(_ context.Context, _ client.Request, i int) (time.Duration, error) {
+		if i == 0 {
+			return 0, nil
+		}
+		return backoff, nil
+	}))
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := callGreeter(ctx, c, client.WithAddress(refusingAddress(t))); err == nil {
+		t.Error("a call to an address that refuses connections succeeds")
+	}
+	if took := time.Since(begin); took < retries*backoff {
+		t.Errorf("%d retries took %s", retries, took)
+	}
 }

@@ -1,14 +1,13 @@
 package rpc
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
-	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"google.golang.org/grpc/connectivity"
@@ -17,7 +16,7 @@ import (
 // newConnections returns the connections of a client with options. They are closed at the end of the test.
 func newConnections(t *testing.T, opts ...client.Option) *connections {
 	t.Helper()
-	c := &connections{open: map[*connection]bool{}}
+	c := &connections{path: noPath, open: map[*connection]bool{}}
 	c.replace(newSettings(grpcc.NewClient(opts...).Options()))
 	t.Cleanup(c.closeAll)
 	return c
@@ -163,49 +162,90 @@ func TestConnectionsClose(t *testing.T) {
 	}
 }
 
-// The registry does not say when an address is not called any more.
-func TestConnectionsToUnusedAddresses(t *testing.T) {
-	checkNoLeak(t)
-	c := newConnections(t, client.PoolTTL(50*time.Millisecond))
-	i, _ := newInstance("127.0.0.1:1")
-	instance := c.mustAcquire(t, i)
-	instance.release()
-	unused, inUse := c.mustAcquire(t, "127.0.0.1:1"), c.mustAcquire(t, "127.0.0.1:2")
-	unused.release()
-	inUse.release()
-	inUse = c.mustAcquire(t, "127.0.0.1:2")
-	recent := c.mustAcquire(t, "127.0.0.1:3")
-	time.Sleep(60 * time.Millisecond)
-	recent.release()
-	c.mustAcquire(t, "127.0.0.1:4").release() // looks for unused ones
-	eventually(t, "the unused connection is closed", func() bool { return isClosed(unused) })
-	if isClosed(inUse) || isClosed(instance) || isClosed(recent) || c.count() != 4 {
-		t.Errorf("closed: in use %v, of an instance %v, used just now %v; %d are open, want 4", isClosed(inUse), isClosed(instance), isClosed(recent), c.count())
-	}
-	inUse.release()
+// A connection closes between once and twice client.PoolTTL after its last call, whatever its target.
+func TestConnectionsIdle(t *testing.T) {
+	const ttl = time.Minute
+	s := newSettings(grpcc.NewClient(client.PoolTTL(ttl)).Options())
+	synctest.Test(t, func(t *testing.T) {
+		c := &connections{path: noPath, open: map[*connection]bool{}, settings: s}
+		i, _ := newInstance("127.0.0.1:1")
+		unusedInstance, unusedAddress := c.mustAcquire(t, i), c.mustAcquire(t, "127.0.0.1:1")
+		unusedInstance.release()
+		unusedAddress.release()
+		inUse, called := c.mustAcquire(t, "127.0.0.1:2"), c.mustAcquire(t, "127.0.0.1:3")
+		called.release()
+		for range 19 {
+			time.Sleep(ttl / 10)
+			c.mustAcquire(t, "127.0.0.1:3").release()
+		}
+		if isClosed(unusedInstance) || isClosed(unusedAddress) {
+			t.Error("an unused connection is closed too early")
+		}
+		time.Sleep(ttl/10 + 1)
+		synctest.Wait()
+		if !isClosed(unusedInstance) || !isClosed(unusedAddress) || isClosed(inUse) || isClosed(called) || c.count() != 2 {
+			t.Errorf("closed: unused %v, %v, with a call in flight %v, called often %v; %d are open", isClosed(unusedInstance), isClosed(unusedAddress), isClosed(inUse), isClosed(called), c.count())
+		}
+		again := c.mustAcquire(t, i)
+		if again == unusedInstance || isClosed(again) {
+			t.Error("a later call does not open another connection")
+		}
+		again.release()
+		time.Sleep(10 * ttl)
+		synctest.Wait()
+		if isClosed(inUse) || !isClosed(called) || !isClosed(again) {
+			t.Errorf("closed: with a call in flight %v, not called any more %v, %v", isClosed(inUse), isClosed(called), isClosed(again))
+		}
+		inUse.release()
+		time.Sleep(3 * ttl)
+		synctest.Wait()
+		if !isClosed(inUse) || c.count() != 0 || c.waiting {
+			t.Errorf("closed after the end of its call: %v; %d are open; the timer runs without connections: %v", isClosed(inUse), c.count(), c.waiting)
+		}
+	})
 }
 
-// PoolTTL closes the TCP connection to an address, and not that to an instance.
-func TestConnectionsIdle(t *testing.T) {
-	t.Parallel()
-	a := startCounted(t, nil)
-	c := newConnections(t, client.PoolTTL(time.Second))
-	i, _ := newInstance(a.address())
-	for _, target := range []any{i, a.address()} {
-		conn := c.mustAcquire(t, target)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		if o, err := result(ctx, conn.channel.Invoke(ctx, "/greeter.Greeter/Hello", &proto.HelloRequest{}, &proto.HelloResponse{})); err != nil {
-			t.Fatal(o, err)
+// Init changes client.PoolTTL; with 0 nothing closes.
+func TestConnectionsIdleAfterInit(t *testing.T) {
+	settings := map[time.Duration]*settings{}
+	for _, ttl := range []time.Duration{-1, 0, time.Minute, time.Hour} {
+		settings[ttl] = newSettings(grpcc.NewClient(client.PoolTTL(ttl)).Options())
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := &connections{path: noPath, open: map[*connection]bool{}}
+		defer c.closeAll()
+		for ttl, s := range settings {
+			c.replace(s)
+			conn := c.mustAcquire(t, "127.0.0.1:1")
+			conn.release()
+			time.Sleep(2*time.Minute + 1)
+			synctest.Wait()
+			if isClosed(conn) != (ttl == time.Minute) {
+				t.Errorf("after 2 minutes with client.PoolTTL(%s) an unused connection is closed: %v", ttl, isClosed(conn))
+			}
 		}
-		cancel()
-		conn.release()
+	})
+}
+
+// A client has connections to the instances that it calls, not to all that it has ever called.
+func TestClientKeepsConnectionsOnlyToInstancesThatItCalls(t *testing.T) {
+	checkNoLeak(t)
+	a := startCounted(t, nil)
+	addresses := make([]string, 200)
+	for i := range addresses {
+		addresses[i] = a.address()
 	}
-	if n := a.open.Load(); n != 2 {
-		t.Fatalf("%d connections, want 2", n)
+	c, _ := newTestClient(t, addresses, client.PoolTTL(300*time.Millisecond))
+	for range 600 {
+		if err := callGreeter(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
 	}
-	eventually(t, "the connection to the address is closed", func() bool { return a.open.Load() == 1 })
-	time.Sleep(1500 * time.Millisecond)
-	if n := a.open.Load(); n != 1 {
-		t.Errorf("%d connections, want that to the instance", n)
+	opened := a.accepted.Load()
+	eventually(t, "all connections but that to the address are closed", func() bool {
+		return callGreeter(t.Context(), c, client.WithAddress(a.address())) == nil && a.open.Load() == 1
+	})
+	if opened < 150 {
+		t.Errorf("600 calls to 200 instances opened %d connections, want most of 200", opened)
 	}
 }

@@ -1,20 +1,16 @@
 package rpc
 
 import (
-	"crypto/tls"
-	"net"
-	"net/url"
-	"strings"
+	"slices"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/netanswer"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/resolver"
 )
 
 var (
@@ -24,26 +20,48 @@ var (
 	// for data that is not acknowledged, of gRFC A18.
 	keepaliveParams = keepalive.ClientParameters{Time: 5 * time.Minute, Timeout: 20 * time.Second}
 
-	// reconnectBackoff is gRPC's (connection-backoff.md) except for its longest delay, which is
-	// not longer than the ejection after a lost connection, so that the first call after an
-	// ejection finds a connection.
-	reconnectBackoff = backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: callstats.MaxLostConnectionEjection}
+	// reconnectBackoff is shorter than gRPC's (connection-backoff.md), whose delay grows to 120 s:
+	// an instance or an address that is back is connected within a second. Without jitter
+	// the delay is never shorter than a second.
+	reconnectBackoff = backoff.Config{BaseDelay: reconnectDelay, Multiplier: 1, Jitter: 0, MaxDelay: reconnectDelay}
 )
 
-// dial returns a connection to an address, which connects with the first call. The connection to an
-// instance stays open as long as the registry lists the instance; other connections close when they
-// have not been used for client.PoolTTL.
-func (s *settings) dial(address string, isInstance bool) (*grpc.ClientConn, error) {
-	target, creds := s.target(address)
-	idleTimeout := s.options.PoolTTL
-	if isInstance {
-		idleTimeout = 0
+const (
+	// reconnectDelay is gRPC's INITIAL_BACKOFF.
+	reconnectDelay = time.Second
+
+	// maxWaited is how long a call waits for the next attempt to connect, which is reconnectDelay
+	// after the last one and then has to be answered.
+	maxWaited = reconnectDelay + 50*time.Millisecond
+)
+
+// Path leads to instances that this process cannot reach over the network.
+type Path interface {
+	DialOption(pod string) grpc.DialOption                 // connects to a pod
+	Judge(outcome.Outcome, error) (outcome.Outcome, error) // what the end of a call says about the instance, and its error
+	Trouble() error                                        // why the path is broken now; nil if it is not
+}
+
+// channelTo returns a channel to an instance or an address. The caller holds the lock.
+func (c *connections) channelTo(target any) (*grpc.ClientConn, error) {
+	i, ok := target.(*discovery.Instance)
+	if !ok {
+		return c.settings.dial(target.(string))
 	}
+	if path := c.path(); path != nil {
+		return c.settings.dial(i.Address, path.DialOption(i.Pod))
+	}
+	return c.settings.dial(i.Address)
+}
+
+// dial returns a connection to an address, which connects with the first call.
+func (s *settings) dial(address string, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
+	target, creds := gomicro.Target(address, s.tls)
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
-		grpc.WithKeepaliveParams(s.keepalive),
-		grpc.WithIdleTimeout(idleTimeout),
+		grpc.WithKeepaliveParams(keepaliveParams),
+		grpc.WithIdleTimeout(0), // connections.closeIdle also frees the 17 kB of an idle ClientConn
 		grpc.WithStaticStreamWindowSize(gomicro.FlowControlWindow),
 		grpc.WithStaticConnWindowSize(gomicro.FlowControlWindow),
 	}
@@ -52,30 +70,8 @@ func (s *settings) dial(address string, isInstance bool) (*grpc.ClientConn, erro
 		// would stay with idle connections, 32 KiB each, and crypto/tls has a buffer of its own.
 		options = append(options, grpc.WithReadBufferSize(0))
 	}
-	return grpc.NewClient(target, append(options, s.dialOptions...)...)
-}
-
-// target returns the gRPC target and the credentials for an address. As with go-micro's client
-// an address without a port, with port 443, or with the prefix https:// is reached over TLS; only
-// here has the prefix an effect.
-func (s *settings) target(address string) (target string, creds credentials.TransportCredentials) {
-	host, secure := strings.CutPrefix(address, "https://")
-	_, port, err := net.SplitHostPort(host)
-	withoutPort := err != nil && strings.Contains(err.Error(), "missing port in address")
-	u, err := url.Parse(host)
-	switch {
-	case err == nil && resolver.Get(u.Scheme) != nil || strings.Contains(host, "://"): // such as dns:///greeter:9100
-		target = host
-	case withoutPort:
-		target = "passthrough:///" + host + ":443"
-	default:
-		target = "passthrough:///" + host
+	if gomicro.IsIP(target) {
+		options = append(options, grpc.WithNoProxy()) // HTTPS_PROXY is for the internet, and NO_PROXY seldom names the pods' network
 	}
-	switch {
-	case s.tls != nil:
-		return target, credentials.NewTLS(s.tls)
-	case secure || port == "443" || withoutPort:
-		return target, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
-	}
-	return target, insecure.NewCredentials()
+	return grpc.NewClient(target, append(slices.Concat(options, extra, s.dialOptions), grpc.WithChainUnaryInterceptor(netanswer.Interceptor))...)
 }

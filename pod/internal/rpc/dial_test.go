@@ -1,46 +1,31 @@
 package rpc
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 )
-
-func TestTarget(t *testing.T) {
-	for _, test := range []struct{ address, target, security, name string }{
-		{"10.0.0.1:9100", "passthrough:///10.0.0.1:9100", "insecure", ""},
-		{"10.0.0.1:443", "passthrough:///10.0.0.1:443", "tls", ""},
-		{"[fd00::1]:9100", "passthrough:///[fd00::1]:9100", "insecure", ""},
-		{"greeter", "passthrough:///greeter:443", "tls", ""},
-		{"https://greeter", "passthrough:///greeter:443", "tls", ""},
-		{"https://greeter:9100", "passthrough:///greeter:9100", "tls", ""},
-		{"dns:///greeter:9100", "dns:///greeter:9100", "insecure", ""},
-		{"unix:/run/greeter", "unix:/run/greeter", "insecure", ""},
-		{"unknown://greeter", "unknown://greeter", "insecure", ""},
-	} {
-		for _, withTLS := range []bool{false, true} {
-			var opts []client.Option
-			want := test.security
-			if withTLS {
-				opts, want = append(opts, grpcc.AuthTLS(&tls.Config{ServerName: "other", MinVersion: tls.VersionTLS12})), "tls"
-			}
-			target, creds := newSettings(grpcc.NewClient(opts...).Options()).target(test.address)
-			info := creds.Info()
-			if target != test.target || info.SecurityProtocol != want || withTLS != (info.ServerName == "other") { //nolint:staticcheck // as grpc-go reads it
-				t.Errorf("%q with grpcc.AuthTLS %v: %q, %q, name %q, want %q, %q", test.address, withTLS, target, info.SecurityProtocol, info.ServerName, test.target, want) //nolint:staticcheck // as grpc-go reads it
-			}
-		}
-	}
-}
 
 func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -73,5 +58,126 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 				t.Errorf("the client permits %d bytes, want %d", window, test.window)
 			}
 		})
+	}
+}
+
+// With HTTPS_PROXY in the environment, as for calls to the internet, calls to IP addresses, such as those
+// of pods, are direct. Go reads the environment once, so that the calls are made in a process of their own.
+func TestNoProxyForIPAddresses(t *testing.T) {
+	const pod, name = "192.0.2.1:9100", "greeter.example:9100" // RFC 5737: nobody answers
+	if os.Getenv("BEHIND_PROXY") == "" {
+		proxied := proxiedBy(t, "TestNoProxyForIPAddresses")
+		if len(proxied) == 0 || slices.ContainsFunc(proxied, func(target string) bool { return target != name }) {
+			t.Errorf("the proxy was asked for %v, want only %s", proxied, name)
+		}
+		return
+	}
+	instance, _ := newTestClient(t, []string{pod}, client.RequestTimeout(200*time.Millisecond))
+	overTLS, _ := newTestClient(t, []string{pod}, client.RequestTimeout(200*time.Millisecond), grpcc.AuthTLS(&tls.Config{MinVersion: tls.VersionTLS12}))
+	dialed := make(chan string, 10)
+	own, _ := newTestClient(t, []string{pod}, client.RequestTimeout(200*time.Millisecond), dialOptions(grpc.WithContextDialer(func(_ context.Context, address string) (net.Conn, error) {
+		dialed <- address
+		return nil, errors.New("refused")
+	})))
+	hello(t.Context(), instance)
+	hello(t.Context(), overTLS)
+	for _, address := range []string{pod, "[2001:db8::1]:9100", "192.0.2.1", name} {
+		hello(t.Context(), instance, client.WithAddress(address))
+	}
+	hello(t.Context(), own)
+	if address := <-dialed; address != pod {
+		t.Errorf("the user's dialer got %q", address)
+	}
+}
+
+// proxiedBy runs a test in a process whose HTTPS_PROXY is a proxy that refuses, and returns the addresses
+// that the proxy was asked for.
+func proxiedBy(t *testing.T, test string) (targets []string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var proxy sync.WaitGroup
+	proxy.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if r, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				targets = append(targets, r.Host)
+			}
+			_ = conn.Close()
+		}
+	})
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+test+"$")
+	cmd.Env = append(os.Environ(), "HTTPS_PROXY=http://"+l.Addr().String(), "BEHIND_PROXY=1", "NO_PROXY=", "https_proxy=", "no_proxy=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	_ = l.Close()
+	proxy.Wait()
+	return targets
+}
+
+// A call to an empty address, such as that of a setting that is missing, must not go to whatever instance
+// the registry finds.
+func TestEmptyAddressIsRefused(t *testing.T) {
+	address, _ := startGRPC(t, greet)
+	c, _ := newTestClient(t, []string{address})
+	const want = "calling service greeter: the address given to client.WithAddress is empty"
+	if got := hello(t.Context(), c, client.WithAddress("")); !strings.Contains(got, want) {
+		t.Errorf("a call: %s", got)
+	}
+	if got := openHello(t.Context(), c, client.WithAddress("")); !strings.Contains(got, want) {
+		t.Errorf("a stream: %s", got)
+	}
+}
+
+// Each stream may have as many unread bytes as the window permits, whatever the others of its connection have.
+func TestUnreadBytesOfEachStream(t *testing.T) {
+	const streams, size = 4, 64 << 10
+	var sent [streams]atomic.Int64
+	var opened atomic.Int64
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		n := &sent[opened.Add(1)-1]
+		message := &proto.HelloResponse{Greeting: strings.Repeat("x", size)}
+		for stream.SendMsg(message) == nil {
+			n.Add(size)
+		}
+		return nil
+	}))
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(l) })
+	defer serving.Wait()
+	defer s.Stop()
+	c, _ := newTestClient(t, []string{l.Addr().String()})
+	for range streams {
+		stream, err := c.Stream(t.Context(), c.NewRequest("greeter", "Orders.Watch", nil, client.StreamingRequest()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = stream.Close() }()
+		if err := stream.Send(&proto.HelloRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kubetest.Eventually(t, 10*time.Second, "each stream has a full window", func() error {
+		for i := range sent {
+			if n := sent[i].Load(); n < gomicro.FlowControlWindow-2*size {
+				return fmt.Errorf("stream %d: %d bytes were sent", i, n)
+			}
+		}
+		return nil
+	})
+	for i := range sent {
+		if n := sent[i].Load(); n > gomicro.FlowControlWindow+4*size { // the server holds some messages
+			t.Errorf("stream %d: %d bytes were sent", i, n)
+		}
 	}
 }

@@ -24,6 +24,12 @@ import (
 // newTestClient returns a Client that knows greeters at addresses, and their informer.
 func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Client, *discovery.Informer) {
 	t.Helper()
+	return newObservedClient(t, addresses, balancer.Events{}, opts...)
+}
+
+// newObservedClient is newTestClient with callbacks for the events of the balancer.
+func newObservedClient(t testing.TB, addresses []string, events balancer.Events, opts ...client.Option) (*Client, *discovery.Informer) {
+	t.Helper()
 	services := newServices(t, &kubetest.Pods{})
 	inf, err := services.Synced(t.Context(), "greeter")
 	if err != nil {
@@ -34,7 +40,7 @@ func newTestClient(t testing.TB, addresses []string, opts ...client.Option) (*Cl
 		pods = append(pods, greeterPod(t, i, a))
 	}
 	inf.Replace(pods)
-	return newClientOf(t, services, opts...), inf
+	return newClientFrom(t, services, grpcc.NewClient(opts...), events), inf
 }
 
 // newServices returns services that read from an API server.
@@ -44,15 +50,22 @@ func newServices(t testing.TB, api podwatch.API) *discovery.Services {
 	return s
 }
 
+// noPath is the network.
+func noPath() Path { return nil }
+
 // newClientOf returns a Client that calls services.
 func newClientOf(t testing.TB, services *discovery.Services, opts ...client.Option) *Client {
-	grpcClient := grpcc.NewClient(opts...)
+	return newClientFrom(t, services, grpcc.NewClient(opts...))
+}
+
+// newClientFrom returns a Client that calls services with the options of a client of go-micro.
+func newClientFrom(t testing.TB, services *discovery.Services, grpcClient client.Client, events ...balancer.Events) *Client {
 	if grpcClient.Options().Selector == selector.DefaultSelector {
 		r := testRegistry{services: services}
-		choosers := balancer.NewChoosers(services, func() []balancer.Events { return nil })
+		choosers := balancer.NewChoosers(services, func() balancer.Options { return balancer.Options{Events: events} })
 		_ = grpcClient.Init(client.Selector(balancer.NewSelector(r, func(registry.Registry) *balancer.Choosers { return choosers })))
 	}
-	c := New(grpcClient, services.InstanceOf)
+	c := New(grpcClient, services.InstanceOf, noPath, nil)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)

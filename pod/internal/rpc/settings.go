@@ -11,10 +11,10 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/retry"
 	"github.com/micro/go-micro/v2/client"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/keepalive"
 	grpcmetadata "google.golang.org/grpc/metadata"
 )
 
@@ -26,7 +26,6 @@ type settings struct {
 	timeout     string                   // the header of client.RequestTimeout
 	tls         *tls.Config              // nil if not set
 	dialOptions []grpc.DialOption
-	keepalive   keepalive.ClientParameters
 	err         error // why the client cannot be used; nil if it can
 }
 
@@ -41,7 +40,7 @@ func newSettings(o client.Options) *settings {
 	// Calls append to these slices, and must not write to one that they share.
 	o.CallOptions.CallWrappers = slices.Clip(o.CallOptions.CallWrappers)
 	o.CallOptions.SelectOptions = slices.Clip(o.CallOptions.SelectOptions)
-	s := &settings{options: o, codecs: map[string]*contentCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout), keepalive: keepaliveParams}
+	s := &settings{options: o, codecs: map[string]*contentCodec{}, timeout: timeoutHeader(o.CallOptions.RequestTimeout)}
 	s.selector, _ = o.Selector.(*balancer.Selector)
 	if s.err = gomicro.Check(); s.err != nil {
 		return s
@@ -67,11 +66,15 @@ func (s *settings) codec(contentType string) (*contentCodec, error) {
 }
 
 // outgoing returns a context with the headers that go-micro's client sends: go-micro's metadata
-// with lower-case keys, the timeout in nanoseconds unless it is 0, and the content type.
-func (s *settings) outgoing(ctx context.Context, codec *contentCodec, timeout time.Duration) context.Context {
+// with lower-case keys, the timeout in nanoseconds unless it is 0, and the content type. For a retry
+// it adds the number of attempts before.
+func (k *call) outgoing(ctx context.Context, codec *contentCodec, timeout time.Duration) context.Context {
 	md := gomicro.Metadata(ctx)
 	headers := make(grpcmetadata.MD, len(md)+2)
-	values := make([]string, 0, len(md)+1)
+	values := k.values[:0]
+	if k.called > 0 || len(md) >= len(k.values) { // an attempt before may still use k.values
+		values = make([]string, 0, len(md)+1)
+	}
 	add := func(key, value string) {
 		values = append(values, value)
 		headers[key] = values[len(values)-1 : len(values) : len(values)]
@@ -81,10 +84,13 @@ func (s *settings) outgoing(ctx context.Context, codec *contentCodec, timeout ti
 	}
 	switch timeout {
 	case 0:
-	case s.options.CallOptions.RequestTimeout:
-		add("timeout", s.timeout)
+	case k.settings.options.CallOptions.RequestTimeout:
+		add("timeout", k.settings.timeout)
 	default:
 		add("timeout", timeoutHeader(timeout))
+	}
+	if k.called > 0 {
+		headers[retry.AttemptsHeader] = []string{strconv.Itoa(k.called)}
 	}
 	headers["x-content-type"] = codec.contentType
 	return grpcmetadata.NewOutgoingContext(ctx, headers)

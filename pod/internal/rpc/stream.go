@@ -4,17 +4,17 @@ import (
 	"context"
 	"errors"
 	"io"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/codec"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client"
-	"github.com/micro/go-micro/v2/codec"
-	"github.com/micro/go-micro/v2/codec/bytes"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/metadata"
 )
 
 // stream is an open stream.
@@ -23,7 +23,7 @@ type stream struct {
 	cancel   context.CancelFunc
 	grpc     grpc.ClientStream
 	request  client.Request
-	response *response
+	response client.Response
 	end      *streamEnd
 
 	mu  sync.Mutex
@@ -35,9 +35,9 @@ var errOpeningTooLong = errors.New("the connection was not ready in time")
 // open opens the stream with a context of the caller. The stream releases the connection when it
 // ends, also if it does not open. The outcome is that of an attempt that has failed.
 func (s *stream) open(callerCtx context.Context, conn *connection, req client.Request, codecName string, options []grpc.CallOption, limit time.Duration) (outcome.Outcome, error) {
-	end := &streamEnd{connection: conn}
+	end := &streamEnd{connection: conn, ended: func(error) {}}
 	ctx, cancel := context.WithCancelCause(callerCtx)
-	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(streamOutcome(callerCtx, err), err) }))
+	options = append(options[:len(options):len(options)], grpc.OnFinish(func(err error) { end.finish(conn.judge(streamOutcome(callerCtx, err), err)) }))
 	opening := time.AfterFunc(openLimit(limit), func() { cancel(errOpeningTooLong) })
 	opened := false
 	defer func() { // also if an interceptor panics
@@ -47,7 +47,7 @@ func (s *stream) open(callerCtx context.Context, conn *connection, req client.Re
 			end.finish(outcome.Inconclusive, nil) // the attempt reports its outcome itself
 		}
 	}()
-	g, err := conn.channel.NewStream(ctx, streamDesc, methodOf(req), options...)
+	g, err := conn.channel.NewStream(ctx, streamDesc, gomicro.MethodPath(req), options...)
 	if !opening.Stop() && err == nil {
 		err = errOpeningTooLong // the time was up when the stream was open
 	}
@@ -57,34 +57,17 @@ func (s *stream) open(callerCtx context.Context, conn *connection, req client.Re
 		if tooLong {
 			o, err = outcome.TimedOut, errOpeningTooLong
 		}
-		if contextEnded(callerCtx) {
+		if outcome.HasEnded(callerCtx) {
 			return o, contextError(callerCtx)
 		}
 		return o, clientError("Error creating stream: " + err.Error())
 	}
 	opened = true
-	codec := &streamCodec{stream: g, name: codecName}
-	if r, ok := req.(*request); ok {
-		r.codec = codec
-	}
-	if s.cancel != nil { // a call wrapper has opened the stream before
-		s.cancel()
-	}
-	s.ctx, s.cancel, s.grpc, s.request, s.end = callerCtx, func() { cancel(nil) }, g, req, end
-	s.response = &response{stream: g, codec: codec}
+	g = &observedStream{g, end}
+	response, writer := codec.ForStream(g, codecName)
+	gomicro.SetCodec(req, writer)
+	s.ctx, s.cancel, s.grpc, s.request, s.response, s.end = callerCtx, func() { cancel(nil) }, g, req, response, end
 	return outcome.Inconclusive, nil
-}
-
-// check returns the error of opening a stream through call wrappers. A wrapper may return an
-// error although it has opened the stream, and none although it has not.
-func (s *stream) check(err error) error {
-	switch {
-	case err != nil && s.cancel != nil:
-		s.cancel()
-	case err == nil && s.grpc == nil:
-		return clientError("Error creating stream: a call wrapper returned without opening it")
-	}
-	return err
 }
 
 var streamDesc = &grpc.StreamDesc{StreamName: "go-micro", ClientStreams: true, ServerStreams: true}
@@ -113,6 +96,44 @@ type streamEnd struct {
 	outcome  outcome.Outcome
 	err      error
 	choice   *balancer.Choice // nil until report is called
+	answered atomic.Bool
+	ended    func(error) // called at the end; observe sets it
+}
+
+// answer reports the first header or message of the stream.
+func (e *streamEnd) answer() {
+	if e.answered.Load() {
+		return
+	}
+	e.mu.Lock()
+	c := e.choice
+	e.mu.Unlock()
+	if c != nil && e.answered.CompareAndSwap(false, true) {
+		e.connection.answered.Store(true)
+		c.Answered()
+	}
+}
+
+// observedStream reports the first header or message of a stream.
+type observedStream struct {
+	grpc.ClientStream
+	end *streamEnd
+}
+
+func (s *observedStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if err == nil {
+		s.end.answer()
+	}
+	return err
+}
+
+func (s *observedStream) Header() (metadata.MD, error) {
+	md, err := s.ClientStream.Header()
+	if len(md) > 0 { // otherwise the stream has ended with a status
+		s.end.answer()
+	}
+	return md, err
 }
 
 func (e *streamEnd) finish(o outcome.Outcome, err error) {
@@ -122,11 +143,23 @@ func (e *streamEnd) finish(o outcome.Outcome, err error) {
 		return
 	}
 	e.finished, e.outcome, e.err = true, o, err
-	c := e.choice
+	c, ended := e.choice, e.ended
 	e.mu.Unlock()
+	ended(err)
 	e.connection.release()
 	if c != nil {
 		c.Done(o, err)
+	}
+}
+
+// observe makes f learn the error at the end of the stream.
+func (e *streamEnd) observe(f func(error)) {
+	e.mu.Lock()
+	finished := e.finished
+	e.ended = f
+	e.mu.Unlock()
+	if finished {
+		f(e.err)
 	}
 }
 
@@ -183,77 +216,3 @@ func (s *stream) Close() error {
 	s.cancel()
 	return nil
 }
-
-// response is the response of a stream.
-type response struct {
-	stream grpc.ClientStream
-	codec  codec.Reader
-}
-
-func (r *response) Codec() codec.Reader { return r.codec }
-
-// Header waits for the headers of the response and returns them.
-func (r *response) Header() map[string]string {
-	md, err := r.stream.Header()
-	if err != nil {
-		return map[string]string{}
-	}
-	return joined(md)
-}
-
-func joined(md map[string][]string) map[string]string {
-	m := make(map[string]string, len(md))
-	for k, v := range md {
-		m[k] = strings.Join(v, ",")
-	}
-	return m
-}
-
-// Read returns the next message as it was sent.
-func (r *response) Read() ([]byte, error) {
-	var f bytes.Frame
-	if err := r.codec.ReadBody(&f); err != nil {
-		return nil, err
-	}
-	return f.Data, nil
-}
-
-// streamCodec reads and writes the messages of a stream.
-type streamCodec struct {
-	stream grpc.ClientStream
-	name   string
-}
-
-var _ codec.Codec = (*streamCodec)(nil)
-
-func (c *streamCodec) ReadHeader(m *codec.Message, _ codec.MessageType) error {
-	md, err := c.stream.Header()
-	if err != nil {
-		return err
-	}
-	if m == nil {
-		return nil
-	}
-	if m.Header == nil {
-		m.Header = make(map[string]string, len(md))
-	}
-	for k, v := range joined(md) {
-		m.Header[k] = v
-	}
-	m.Id, m.Target, m.Method, m.Endpoint = "", "", "", ""
-	return nil
-}
-
-func (c *streamCodec) ReadBody(v any) error { return c.stream.RecvMsg(v) }
-
-func (c *streamCodec) Write(m *codec.Message, v any) error {
-	if v != nil {
-		return c.stream.SendMsg(v)
-	}
-	return c.stream.SendMsg(&bytes.Frame{Data: m.Body})
-}
-
-func (c *streamCodec) Close() error   { return c.stream.CloseSend() }
-func (c *streamCodec) String() string { return c.name }
-
-var _ encoding.CodecV2 = (*contentCodec)(nil)

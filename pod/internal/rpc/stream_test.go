@@ -7,23 +7,24 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
-	"github.com/micro/go-micro/v2/codec"
-	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	grpcmetadata "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // startStreams starts a go-micro server with the handler TestStreams.
@@ -104,7 +105,7 @@ func TestClientStreamAndFailuresOfInstances(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dead, works := try.address(t), startStreams(t)
-			c, _ := newTestClient(t, []string{dead, works}, append(try.opts, client.Retries(0), client.Backoff(noBackoff))...)
+			c, inf := newTestClient(t, []string{dead, works}, append(try.opts, client.Retries(0), client.Backoff(noBackoff))...)
 			failed := 0
 			for range 20 {
 				begin := time.Now()
@@ -122,9 +123,12 @@ func TestClientStreamAndFailuresOfInstances(t *testing.T) {
 				t.Errorf("%d of 20 streams failed to open, want at most 1", failed)
 			}
 			for _, i := range instancesOf(c) {
-				if i.Address == dead && (i.InFlight != 0 || (i.EjectedFor > 0) != (failed > 0)) || i.Address == works && i.InFlight != 20-failed {
+				if i.Address == dead && i.InFlight != 0 || i.Address == works && i.InFlight != 20-failed {
 					t.Errorf("%+v", i)
 				}
+			}
+			if got := isOut(instanceAt(t, inf, dead)); got != (failed > 0) {
+				t.Errorf("%d streams failed, and the dead instance is out of rotation: %v", failed, got)
 			}
 			for range 20 {
 				s, text := openEcho(t.Context(), c, []string{"a"}, client.WithRetries(1))
@@ -159,42 +163,6 @@ func TestClientStreamEjectsInstanceWhoseConnectionBreaks(t *testing.T) {
 		if i.InFlight != 0 || i.Address == l.Addr().String() && i.Failures != 1 {
 			t.Errorf("%+v", i)
 		}
-	}
-}
-
-func TestClientStreamAndWrappersThatDoNotOpenOneStream(t *testing.T) {
-	for name, wrapper := range map[string]struct {
-		wrap func(open func() error) error
-		want string
-	}{
-		"an error although it is open": {func(open func() error) error { _ = open(); return io.ErrUnexpectedEOF }, "unexpected EOF"},
-		"opened twice":                 {func(open func() error) error { _ = open(); return open() }, ""},
-		"not opened":                   {func(func() error) error { return nil }, "returned without opening"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			checkNoLeak(t)
-			c, _ := newTestClient(t, []string{startStreams(t)}, client.Retries(0))
-			wrap := func(call client.CallFunc) client.CallFunc {
-				return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
-					return wrapper.wrap(func() error { return call(ctx, n, req, rsp, o) })
-				}
-			}
-			s, text := openEcho(t.Context(), c, []string{"a", "end"}, client.WithCallWrapper(wrap))
-			if (s == nil) != (wrapper.want != "") || !strings.Contains(text, wrapper.want) {
-				t.Errorf("%v, %q", s, text)
-			}
-			eventually(t, "no stream is open", func() bool {
-				c.connections.mu.Lock()
-				defer c.connections.mu.Unlock()
-				for conn := range c.connections.open {
-					if !conn.calls.TryLock() {
-						return false
-					}
-					conn.calls.Unlock()
-				}
-				return inFlightCalls(c) == 0
-			})
-		})
 	}
 }
 
@@ -254,45 +222,6 @@ func TestClientStreamOpenedTooLate(t *testing.T) {
 	eventually(t, "none is in flight", func() bool { return inFlightCalls(c) == 0 })
 }
 
-// fakeStream is a stream of grpc-go that was open and has ended.
-type fakeStream struct {
-	grpc.ClientStream
-	header grpcmetadata.MD
-	err    error
-}
-
-func (s *fakeStream) Header() (grpcmetadata.MD, error) { return s.header, s.err }
-func (s *fakeStream) RecvMsg(any) error                { return s.err }
-
-func TestStreamHeaders(t *testing.T) {
-	ok := &fakeStream{header: grpcmetadata.MD{"a": {"1", "2"}, "b": {"3"}}}
-	broken := &fakeStream{err: io.ErrUnexpectedEOF}
-	if got := (&response{stream: ok}).Header(); len(got) != 2 || got["a"] != "1,2" || got["b"] != "3" {
-		t.Errorf("%v", got)
-	}
-	if got := (&response{stream: broken}).Header(); got == nil || len(got) != 0 {
-		t.Errorf("without headers: %v, want an empty map", got)
-	}
-	for _, header := range []map[string]string{nil, {"c": "4"}} {
-		m := &codec.Message{Id: "1", Target: "x", Method: "x", Endpoint: "x", Header: header}
-		if err := (&streamCodec{stream: ok}).ReadHeader(m, codec.Response); err != nil || m.Header["a"] != "1,2" || header != nil && m.Header["c"] != "4" || m.Id+m.Target+m.Method+m.Endpoint != "" {
-			t.Errorf("%+v, %v", m, err)
-		}
-	}
-	if err := (&streamCodec{stream: ok}).ReadHeader(nil, codec.Response); err != nil {
-		t.Error(err)
-	}
-	if err := (&streamCodec{stream: broken}).ReadHeader(nil, codec.Response); err != io.ErrUnexpectedEOF {
-		t.Errorf("the error of the stream: %v", err)
-	}
-	if _, err := (&response{stream: broken, codec: &streamCodec{stream: broken}}).Read(); err != io.ErrUnexpectedEOF {
-		t.Errorf("the error of the stream: %v", err)
-	}
-	if got := (&streamCodec{name: "proto"}).String(); got != "proto" {
-		t.Errorf("%q", got)
-	}
-}
-
 // grpc-go may end a stream before the attempt that has opened it reports its choice, or after.
 func TestStreamEndIsReportedOnce(t *testing.T) {
 	for _, first := range []string{"finish", "report"} {
@@ -303,11 +232,11 @@ func TestStreamEndIsReportedOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		choice, err := choose(nil)
+		choice, err := choose(balancer.Attempt{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		end := &streamEnd{connection: conn}
+		end := &streamEnd{connection: conn, ended: func(error) {}}
 		if first == "finish" {
 			end.finish(outcome.LostConnection, io.ErrUnexpectedEOF)
 		}
@@ -341,4 +270,77 @@ func TestStreamWithoutRequest(t *testing.T) {
 	if _, err := c.Stream(t.Context(), nil); codeOf(err) != 500 || !strings.Contains(err.Error(), "req is nil") {
 		t.Errorf("%v", err)
 	}
+}
+
+// A server has refused an open stream with GOAWAY, grpc-go sends it again, and the next connection
+// breaks in its handshake. The instance comes back.
+func TestClientStreamSentAgainWhoseHandshakeFails(t *testing.T) {
+	t.Parallel()
+	works := startStreams(t)
+	refusing, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refusing.Close()
+	go func() { // ends with the test
+		conn, err := refusing.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
+		framer := http2.NewFramer(conn, conn)
+		_ = framer.WriteSettings()
+		for {
+			switch frame, err := framer.ReadFrame(); {
+			case err != nil:
+				return
+			case frame.Header().Type == http2.FrameSettings && !frame.Header().Flags.Has(http2.FlagSettingsAck):
+				_ = framer.WriteSettingsAck()
+			case frame.Header().Type == http2.FrameHeaders:
+				_ = framer.WriteGoAway(0, http2.ErrCodeNo, nil) // and reads on: closing would be a write error of the client
+			}
+		}
+	}()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var connections atomic.Int64
+	var isBack atomic.Bool
+	kubetest.StartRelay(t, l, func() (net.Conn, error) {
+		switch {
+		case isBack.Load():
+			return net.Dial("tcp", works)
+		case connections.Add(1) == 1:
+			return net.Dial("tcp", refusing.Addr().String())
+		}
+		client, server := net.Pipe() // closes after the client's settings, so that the client reads and does not write then
+		go func() {
+			_, _ = io.ReadFull(server, make([]byte, len(http2.ClientPreface)))
+			_, _ = http2.NewFramer(server, server).ReadFrame()
+			server.Close()
+		}()
+		return client, nil
+	})
+	c, inf := newTestClient(t, []string{l.Addr().String()}, client.Retries(0))
+	s, text := openEcho(t.Context(), c, nil)
+	if s == nil {
+		t.Fatal(text)
+	}
+	if err := s.Recv(new(proto.HelloResponse)); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "server preface") {
+		t.Fatalf("the stream ends with %v", err)
+	}
+	isBack.Store(true)
+	bad := instanceAt(t, inf, l.Addr().String())
+	inf.Replace([]*corev1.Pod{greeterPod(t, 0, l.Addr().String()), greeterPod(t, 1, startStreams(t))})
+	if instanceAt(t, inf, l.Addr().String()) != bad {
+		t.Fatal("another instance")
+	}
+	eventually(t, "the instance is back", func() bool {
+		if s, _ := openEcho(t.Context(), c, []string{"a"}); s != nil {
+			_ = s.Close()
+		}
+		return !isOut(bad)
+	})
 }

@@ -3,6 +3,7 @@ package shutdown
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,42 +17,42 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 )
-
-func newGRPCService(c Config) *grpcService {
-	return &grpcService{lifecycle: newLifecycle(c), drained: make(chan struct{})}
-}
-
-// request is a request of which only the method is used.
-type request struct {
-	server.Request
-	method string
-}
-
-func (r request) Method() string { return r.method }
 
 func TestHandlersCountAsInFlight(t *testing.T) {
 	c, _, _, _ := newConfig()
 	s := newGRPCService(c)
-	for method, want := range map[string]int{"Greeter.Hello": 1, "Health.Check": 0, "ServerReflection.ServerReflectionInfo": 0, "Debug.Stats": 0} {
-		handled := false
-		err := s.wrapHandler(func(ctx context.Context, _ server.Request, _ any) error {
-			handled = true
+	for method, want := range map[string]int{"/shop.Orders/Place": 1, "/Health/Check": 1, "/shop.NoDebug/Stats": 1,
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": 0, "/Debug/Health": 0, "/shop.Debug/Health": 0} {
+		handled := errors.New("handled")
+		err := s.intercept(nil, nil, &grpc.StreamServerInfo{FullMethod: method}, func(any, grpc.ServerStream) error {
 			if n := s.calls.count(); n != want {
 				t.Errorf("during %s %d calls are in flight, want %d", method, n, want)
 			}
-			if draining := Draining(ctx); (draining != nil) != (want == 1) {
-				t.Errorf("during %s the channel of Draining is %v", method, draining)
-			}
-			return nil
-		})(t.Context(), request{method: method}, nil)
-		if err != nil || !handled {
-			t.Errorf("%s: handled %v, error %v", method, handled, err)
+			return handled
+		})
+		if !errors.Is(err, handled) {
+			t.Errorf("%s returns the error %v", method, err)
 		}
 		if n := s.calls.count(); n != 0 {
 			t.Errorf("after %s %d calls are in flight", method, n)
 		}
+	}
+}
+
+func TestHandlersGetTheChannelOfDraining(t *testing.T) {
+	c, _, _, _ := newConfig()
+	s := newGRPCService(c)
+	handled := errors.New("handled")
+	if err := s.wrapHandler(func(ctx context.Context, _ server.Request, _ any) error {
+		if Draining(ctx) == nil {
+			t.Error("the handler's context has no channel of Draining")
+		}
+		return handled
+	})(t.Context(), nil, nil); !errors.Is(err, handled) {
+		t.Errorf("the wrapper returns %v", err)
 	}
 }
 
@@ -128,7 +129,7 @@ func TestRecoverPanics(t *testing.T) {
 		"plain error": {func(context.Context, server.Request, any) error { return errors.New("plain") }, "plain"},
 		"no error":    {func(context.Context, server.Request, any) error { return nil }, ""},
 	} {
-		err := recoverPanics(test.handler)(t.Context(), request{method: "Greeter.Hello"}, nil)
+		err := recoverPanics(test.handler)(t.Context(), nil, nil)
 		detail := ""
 		if err != nil {
 			detail = microerrors.Parse(err.Error()).Detail
@@ -143,17 +144,17 @@ func TestHealthStatus(t *testing.T) {
 	c, f, _, _ := newConfig()
 	s := newGRPCService(c)
 	s.name = "greeter"
-	h := &health{s}
+	s.names.names.Store(&map[string]bool{"Greeter": true})
+	h := &health{service: s}
 	const serving, notServing, unknown = healthv1.HealthCheckResponse_SERVING, healthv1.HealthCheckResponse_NOT_SERVING, healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 	check := func(name string, want healthv1.HealthCheckResponse_ServingStatus) {
 		t.Helper()
-		var rsp healthv1.HealthCheckResponse
-		err := h.Check(t.Context(), &healthv1.HealthCheckRequest{Service: name}, &rsp)
-		if rsp.Status != want || (err != nil) != (want == unknown) {
-			t.Errorf("the status of %q is %s with error %v, want %s", name, rsp.Status, err, want)
+		if got := h.status(name); got != want {
+			t.Errorf("the status of %q is %s, want %s", name, got, want)
 		}
-		if err != nil && microerrors.Parse(err.Error()).Code != 404 {
-			t.Errorf("the error of %q is %v, want code 404", name, err)
+		rsp, err := h.Check(t.Context(), &healthv1.HealthCheckRequest{Service: name})
+		if want == unknown && status.Code(err) != codes.NotFound || want != unknown && (err != nil || rsp.Status != want) {
+			t.Errorf("Check of %q returns %s and error %v, want %s", name, rsp.GetStatus(), err, want)
 		}
 	}
 	for _, name := range []string{"", "greeter", "Greeter", "liveness"} {
@@ -172,14 +173,18 @@ func TestHealthStatus(t *testing.T) {
 // the function that stops the service and returns the error of Run.
 func startServer(t *testing.T, c Config, opts ...micro.Option) (*grpc.ClientConn, func() error) {
 	t.Helper()
+	return startService(t, append([]micro.Option{
+		micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"))),
+		micro.Registry(c.Registry), GRPC(c), Reflection()}, opts...)...)
+}
+
+// startService does what startServer does for a service with other options.
+func startService(t *testing.T, opts ...micro.Option) (*grpc.ClientConn, func() error) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	started, ended := make(chan struct{}), make(chan error, 1)
-	service := micro.NewService(append([]micro.Option{
-		micro.Name("greeter"), micro.HandleSignal(false), micro.Context(ctx),
-		micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"))),
-		micro.Registry(c.Registry), GRPC(c), Reflection(c.Registration.Serves),
-		micro.AfterStart(func() error { close(started); return nil }),
-	}, opts...)...)
+	service := micro.NewService(append([]micro.Option{micro.HandleSignal(false), micro.Context(ctx),
+		micro.AfterStart(func() error { close(started); return nil })}, opts...)...)
 	go func() { ended <- service.Run() }()
 	select {
 	case <-started:
@@ -250,17 +255,20 @@ func TestServerDrainsCallsAndLateMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _, _, released := newConfig()
 		s := newGRPCService(c)
+		s.connections = grpc.NewServer()
 		s.calls.begin()
 		time.AfterFunc(5*time.Second, s.calls.end)
 		begin := time.Now()
 		if err := s.beforeStop(); err != nil || time.Since(begin) != 5*time.Second {
 			t.Errorf("beforeStop returned %v after %s, the call ended after 5s", err, time.Since(begin))
 		}
-		<-s.drained
+		<-s.closing
 		s.lateMessages.begin()
-		err := s.afterStop()
-		if err == nil || !strings.Contains(err.Error(), "waiting for messages in flight: 1 cut off") || !errors.Is(err, errRelease) || *released != 1 {
-			t.Errorf("afterStop returned %v, the registry is released %d times", err, *released)
+		if err := s.drainLateMessages(); err == nil || !strings.Contains(err.Error(), "waiting for messages in flight: 1 cut off") {
+			t.Errorf("drainLateMessages returned %v", err)
+		}
+		if err := s.end(); !errors.Is(err, errRelease) || *released != 1 {
+			t.Errorf("end returned %v, the registry is released %d times", err, *released)
 		}
 		if d := time.Since(begin); d != c.Registration.GracePeriod()-stopMargin {
 			t.Errorf("the stop took %s", d)
@@ -268,16 +276,53 @@ func TestServerDrainsCallsAndLateMessages(t *testing.T) {
 	})
 }
 
-func TestReflectionNamesServedServices(t *testing.T) {
-	c, f, _, _ := newConfig()
-	f.serves = "Health" // any service whose proto file is linked into the test
-	infos := registeredServices{c.Registration.Serves}.GetServiceInfo()
-	for _, name := range []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"} {
-		if _, ok := infos[name]; !ok {
-			t.Errorf("%s is missing in %v", name, infos)
+// Store is a handler whose proto file is linked into the test, because go-micro has a client of it.
+type Store struct{ Orders }
+
+// The names come from the server, whatever its registry is.
+func TestNamesOfHandlersInOtherRegistry(t *testing.T) {
+	c, _, _, _ := newConfig()
+	c.DrainWait = 0
+	conn, stop := startService(t, micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("orders"), server.Registry(otherRegistry))),
+		GRPC(c), Reflection(), withOrders(new(Orders)), func(o *micro.Options) {
+			o.BeforeStart = append(o.BeforeStart, func() error { return o.Server.Handle(o.Server.NewHandler(new(Store))) })
+		})
+	for name, want := range map[string]codes.Code{"": codes.OK, "orders": codes.OK, "Orders": codes.OK, "Debug": codes.NotFound, "other": codes.NotFound} {
+		if _, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{Service: name}); status.Code(err) != want {
+			t.Errorf("Check of %q returns %v, want %s", name, err, want)
 		}
 	}
-	if len(infos) != 2 {
-		t.Errorf("the services are %v, want 2", infos)
+	ctx, cancel := context.WithCancel(t.Context())
+	info, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	if err != nil {
+		t.Fatal(err)
 	}
+	_ = info.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}})
+	rsp, err := info.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, s := range rsp.GetListServicesResponse().GetService() {
+		names = append(names, s.GetName())
+	}
+	if want := []string{"go.micro.store.Store", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"}; !slices.Equal(names, want) {
+		t.Errorf("reflection lists %q, want %q", names, want)
+	}
+	cancel()
+	_ = stop()
+}
+
+// micro.Registry gives the registry to the server that micro.Server replaces afterwards.
+func TestServerGetsTheRegistryWhateverTheOrderOfOptions(t *testing.T) {
+	c, f, _, _ := newConfig()
+	c.DrainWait = 0
+	_, stop := startService(t, GRPC(c), micro.Registry(c.Registry), micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("orders"))))
+	if f.background != "orders" {
+		t.Errorf("service %q registers in the background", f.background)
+	}
+	if all, err := c.Registry.GetService("orders"); err != nil || len(all) != 1 {
+		t.Errorf("the registry has %v, %v", all, err)
+	}
+	_ = stop()
 }

@@ -50,3 +50,12 @@ func (f *inFlight) wait(ctx context.Context) (left int) {
 		}
 	}
 }
+
+// count returns how many calls or messages of all kinds are in flight.
+func count(kinds []*inFlight) int {
+	n := 0
+	for _, k := range kinds {
+		n += k.count()
+	}
+	return n
+}

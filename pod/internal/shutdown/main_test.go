@@ -21,7 +21,8 @@ func TestMain(m *testing.M) {
 	signal.Stop(signals)
 	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), // and the goroutines of go-micro that never end
 		goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/registry/memory.(*Registry).ttlPrune"),
-		goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/util/auth.Generate.func1"))
+		goleak.IgnoreAnyFunction("github.com/micro/go-micro/v2/util/auth.Generate.func1"),
+		goleak.IgnoreAnyFunction("github.com/patrickmn/go-cache.(*janitor).Run"))
 }
 
 // go-micro's registry in memory starts a goroutine, so these are not made in a bubble of synctest.
@@ -35,7 +36,6 @@ type fakeRegistration struct {
 	background       string // service of InBackground
 	backgroundErr    error
 	other            registry.Registry
-	serves           string // the only name that is served
 	registered       bool
 	lastErr          error
 	deregistered     bool
@@ -65,25 +65,19 @@ func (f *fakeRegistration) UseOther(other registry.Registry) {
 	f.other = other
 }
 
-func (f *fakeRegistration) Serves(name string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return name == f.serves
-}
-
-func (f *fakeRegistration) Registered() bool {
+func (f *fakeRegistration) RegisteredAs(string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.registered
 }
 
-func (f *fakeRegistration) LastError() error {
+func (f *fakeRegistration) LastError(string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.lastErr
 }
 
-func (f *fakeRegistration) DeregisterAll() {
+func (f *fakeRegistration) Leave(string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.deregistered = true
@@ -92,7 +86,7 @@ func (f *fakeRegistration) DeregisterAll() {
 	}
 }
 
-func (f *fakeRegistration) DeregistrationPending() bool {
+func (f *fakeRegistration) DeregistrationPending(string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.deregistered && !f.confirmed
@@ -117,8 +111,8 @@ var errRelease = errors.New("closing the registry")
 // newConfig returns the configuration of a registered service, and the counts of Retain
 // and Release. Release returns errRelease.
 func newConfig() (c Config, f *fakeRegistration, retained, released *int) {
-	f = &fakeRegistration{registered: true, confirmed: true, gracePeriod: 30 * time.Second, serves: "Greeter"}
+	f = &fakeRegistration{registered: true, confirmed: true, gracePeriod: 30 * time.Second}
 	retained, released = new(int), new(int)
-	return Config{Registry: ownRegistry, Registration: f, DrainWait: DefaultDrainWait,
+	return Config{Registry: ownRegistry, Registration: f, DrainWait: DefaultDrainWait, Getenv: func(string) string { return "" }, Limits: DefaultLimits,
 		Retain: func() { *retained++ }, Release: func() error { *released++; return errRelease }}, f, retained, released
 }

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/micro/go-micro/v2/logger"
 )
 
@@ -22,29 +25,68 @@ const (
 	// confirmationTimeout is how long a stop waits for the API server to confirm the
 	// deregistration if DrainWait is shorter than that.
 	confirmationTimeout = time.Second
+
+	// closeTimeout is how long the drain waits for connections on which no call is in
+	// flight: for clients that do not answer GOAWAY, for which grpc-go waits 5 s, and for
+	// streams of reflection.
+	closeTimeout = time.Second
 )
 
-// ending is the state of a stop. Only the functions of the stop use it, one after the other.
+// ending is the state of a stop.
 type ending struct {
-	deadline     time.Time      // end of the drain
-	signals      chan os.Signal // signals that arrive during the stop
-	secondSignal os.Signal      // nil until one has arrived
+	context     context.Context           // of the service: its end begins the stop; nil if there is none
+	began       time.Time                 // when the stop began
+	cutOffs     int                       // calls, messages or requests that were cut off
+	deadline    time.Time                 // end of the drain
+	drainEnds   atomic.Pointer[time.Time] // the same for other goroutines; nil before the stop
+	signals     chan os.Signal            // signals that arrive during the stop
+	interrupted context.Context           // ends with a second signal
+	interrupt   context.CancelCauseFunc
+	watching    sync.WaitGroup // the goroutine that receives signals
+}
+
+func newEnding() ending {
+	interrupted, interrupt := context.WithCancelCause(context.Background())
+	return ending{signals: make(chan os.Signal, 2), interrupted: interrupted, interrupt: interrupt}
+}
+
+// begunBySignal reports whether the first signal has begun the stop: go-micro has received it
+// then, or signal.NotifyContext. If the service's context has ended for another reason, the
+// first signal is that of a kubelet which deletes the pod.
+func (l *lifecycle) begunBySignal() bool {
+	return l.context == nil || l.context.Err() == nil || strings.HasSuffix(context.Cause(l.context).Error(), " signal received")
 }
 
 // leave makes the service not ready, removes its registration from the pod, and waits
 // until the clients have noticed.
 func (l *lifecycle) leave() {
 	begin := time.Now()
-	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT) // go-micro has received the first signal: this is the second
+	signal.Notify(l.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	first := !l.begunBySignal()
+	l.watching.Go(func() {
+		for {
+			select {
+			case sig := <-l.signals:
+				if !first {
+					l.interrupt(fmt.Errorf("a second signal: %s", sig))
+					return
+				}
+				first = false
+			case <-l.interrupted.Done(): // end
+				return
+			}
+		}
+	})
+	l.began = begin
+	l.setDeadline(begin)
 	close(l.stopping)
 
-	l.setDeadline(begin)
 	noticed := begin.Add(l.DrainWait)
 	if l.deadline.Before(noticed) {
 		noticed = l.deadline
 	}
 	logger.Infof("Shutting down: deregistering, and accepting calls for %s more while clients notice", max(0, time.Until(noticed)).Round(100*time.Millisecond))
-	l.Registration.DeregisterAll()
+	l.Registration.Leave(l.name)
 	confirmed := time.NewTimer(max(time.Until(noticed), confirmationTimeout))
 	defer confirmed.Stop()
 	l.waitUntil(noticed)
@@ -59,7 +101,9 @@ func (l *lifecycle) setDeadline(begin time.Time) {
 	if deletion := l.Registration.TerminatingSince(); !deletion.IsZero() && deletion.Before(begin) {
 		begin = deletion
 	}
-	l.deadline = begin.Add(max(0, l.Registration.GracePeriod()-stopMargin))
+	deadline := begin.Add(max(0, l.Registration.GracePeriod()-stopMargin))
+	l.deadline = deadline
+	l.drainEnds.Store(&deadline)
 }
 
 // waitUntil waits until a time, or for a second signal.
@@ -68,74 +112,79 @@ func (l *lifecycle) waitUntil(end time.Time) {
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case l.secondSignal = <-l.signals:
+	case <-l.interrupted.Done():
 	}
 }
 
 // awaitConfirmation waits until the API server has confirmed the deregistration, and logs a
 // warning if it has not done so at the timeout or at a second signal.
 func (l *lifecycle) awaitConfirmation(timeout <-chan time.Time) {
-	for l.secondSignal == nil {
+	for l.interrupted.Err() == nil {
 		changed := l.Registration.Changed()
-		if !l.Registration.DeregistrationPending() {
+		if !l.Registration.DeregistrationPending(l.name) {
 			return
 		}
 		select {
 		case <-changed:
 			continue
 		case <-timeout:
-		case l.secondSignal = <-l.signals:
+		case <-l.interrupted.Done():
 		}
 		logger.Warnf("Deregistering: the API server has not confirmed it")
 		return
 	}
 }
 
-// drain waits until nothing of the given kinds is in flight. The log and the error call
-// them by the given name.
-func (l *lifecycle) drain(what string, kinds ...*inFlight) error {
-	busy := false
-	for _, k := range kinds {
-		busy = busy || k.count() > 0
-	}
-	if !busy {
-		return nil
-	}
-	ctx, cancel := l.drainContext(what)
+// drain waits until nothing of the given kinds is in flight, and then until the connections
+// are closed, if a channel says when they are: meanwhile new calls may arrive. The log and the
+// error call the kinds by the given name.
+func (l *lifecycle) drain(what string, connectionsClosed <-chan struct{}, kinds ...*inFlight) error {
+	ctx, cancel := l.drainContext()
 	defer cancel()
-	cutOff := 0
-	for _, k := range kinds {
-		cutOff += k.wait(ctx)
+	if count(kinds) > 0 {
+		l.logWaiting(what)
 	}
-	if cutOff == 0 {
-		return nil
+	for {
+		cutOff := 0
+		for _, k := range kinds {
+			cutOff += k.wait(ctx)
+		}
+		if l.cutOffs += cutOff; cutOff > 0 {
+			return fmt.Errorf("waiting for %s in flight: %d cut off: %w", what, cutOff, context.Cause(ctx))
+		}
+		if connectionsClosed == nil {
+			return nil
+		}
+		select {
+		case <-connectionsClosed:
+			return nil
+		case <-ctx.Done():
+		case <-time.After(closeTimeout):
+		}
+		if count(kinds) == 0 {
+			return nil
+		}
 	}
-	return fmt.Errorf("waiting for %s in flight: %d cut off: %w", what, cutOff, context.Cause(ctx))
+}
+
+func (l *lifecycle) logWaiting(what string) {
+	logger.Infof("Waiting for %s in flight, for %s at most", what, max(0, time.Until(l.deadline)).Round(100*time.Millisecond))
 }
 
 // drainContext returns a context that ends, with its cause, at the deadline or with
 // a second signal.
-func (l *lifecycle) drainContext(what string) (context.Context, context.CancelFunc) {
-	left := max(0, time.Until(l.deadline))
-	logger.Infof("Waiting for %s in flight, for %s at most", what, left.Round(100*time.Millisecond))
-	timed, stop := context.WithTimeoutCause(context.Background(), left, errors.New("the pod's grace period ends"))
-	ctx, cancel := context.WithCancelCause(timed)
-	if l.secondSignal != nil {
-		cancel(fmt.Errorf("a second signal: %s", l.secondSignal))
-	}
-	var watcher sync.WaitGroup
-	watcher.Go(func() {
-		select {
-		case l.secondSignal = <-l.signals:
-			cancel(fmt.Errorf("a second signal: %s", l.secondSignal))
-		case <-ctx.Done():
-		}
-	})
-	return ctx, func() { stop(); watcher.Wait() }
+func (l *lifecycle) drainContext() (context.Context, context.CancelFunc) {
+	return context.WithDeadlineCause(l.interrupted, l.deadline, errors.New("the pod's grace period ends"))
 }
 
 // end is the last phase of the stop.
 func (l *lifecycle) end() error {
 	defer signal.Stop(l.signals) // after Release: a signal must not end the process before
-	return l.Release()
+	if drained := l.Events.Get().Drained; drained != nil && !l.began.IsZero() {
+		drained(l.name, events.Drain{Duration: time.Since(l.began), CutOff: l.cutOffs})
+	}
+	err := l.Release()
+	l.interrupt(nil)
+	l.watching.Wait()
+	return err
 }

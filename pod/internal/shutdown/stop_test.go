@@ -3,13 +3,19 @@ package shutdown
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	dlog "github.com/micro/go-micro/v2/debug/log"
+	"github.com/micro/go-micro/v2/registry"
+	"github.com/micro/go-micro/v2/registry/memory"
 )
 
 // leaves runs leave in the background and returns how long it takes.
@@ -136,7 +142,7 @@ func TestSecondSignalEndsTheWaits(t *testing.T) {
 			if got := <-took; got != when {
 				t.Errorf("leave took %s, the second signal came after %s", got, when)
 			}
-			ctx, cancel := l.drainContext("calls")
+			ctx, cancel := l.drainContext()
 			defer cancel()
 			if cause := context.Cause(ctx); cause == nil || !strings.Contains(cause.Error(), "a second signal: terminated") {
 				t.Errorf("the drain ends with the cause %v, want the second signal", cause)
@@ -151,7 +157,7 @@ func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
 		l := newLifecycle(Config{})
 		l.deadline = time.Now().Add(10 * time.Second)
 		var messages, calls inFlight
-		if err := l.drain("calls", &messages, &calls); err != nil {
+		if err := l.drain("calls", nil, &messages, &calls); err != nil {
 			t.Errorf("with nothing in flight drain returned %v", err)
 		}
 		calls.begin()
@@ -161,7 +167,7 @@ func TestDrainWaitsForWhatIsInFlight(t *testing.T) {
 		time.AfterFunc(time.Second, messages.end)
 		time.AfterFunc(2*time.Second, calls.end)
 		time.AfterFunc(3*time.Second, calls.end)
-		if err := l.drain("calls", &messages, &calls); err != nil || time.Since(begin) != 3*time.Second {
+		if err := l.drain("calls", nil, &messages, &calls); err != nil || time.Since(begin) != 3*time.Second {
 			t.Errorf("drain returned %v after %s, the last call ended after 3s", err, time.Since(begin))
 		}
 	})
@@ -176,7 +182,7 @@ func TestDrainCutsOffAtTheDeadline(t *testing.T) {
 		calls.begin()
 		messages.begin()
 		begin := time.Now()
-		err := l.drain("calls", &messages, &calls)
+		err := l.drain("calls", nil, &messages, &calls)
 		if want := "waiting for calls in flight: 3 cut off: the pod's grace period ends"; err == nil || err.Error() != want {
 			t.Errorf("drain returned %q, want %q", err, want)
 		}
@@ -195,15 +201,12 @@ func TestSecondSignalEndsTheDrain(t *testing.T) {
 		calls.begin()
 		time.AfterFunc(time.Second, func() { l.signals <- syscall.SIGINT })
 		begin := time.Now()
-		err := l.drain("calls", &calls)
+		err := l.drain("calls", nil, &calls)
 		if want := "waiting for calls in flight: 1 cut off: a second signal: interrupt"; err == nil || err.Error() != want {
 			t.Errorf("drain returned %q, want %q", err, want)
 		}
 		if d := time.Since(begin); d != time.Second {
 			t.Errorf("drain took %s, want 1s", d)
-		}
-		if l.secondSignal != syscall.SIGINT {
-			t.Errorf("the second signal is %v", l.secondSignal)
 		}
 		_ = l.end()
 	})
@@ -236,8 +239,8 @@ func TestSignalDuringTheStopDoesNotEndTheProcess(t *testing.T) {
 			return nil
 		}
 		l.leave()
-		if l.secondSignal != sig {
-			t.Errorf("the second signal is %v, want %s", l.secondSignal, sig)
+		if cause := context.Cause(l.interrupted); cause == nil || cause.Error() != "a second signal: "+sig.String() {
+			t.Errorf("the waits end with the cause %v, want the signal %s", cause, sig)
 		}
 		_ = l.end()
 		send()
@@ -281,5 +284,92 @@ func TestServiceThatCanNeverRegisterDoesNotStart(t *testing.T) {
 	l := newLifecycle(c)
 	if err := l.useRegistry("greeter", otherRegistry); err != nil || !l.usesOtherRegistry {
 		t.Errorf("with another registry useRegistry returned %v", err)
+	}
+}
+
+// The service's context may end before a signal arrives, for example because another part of the
+// process has failed.
+func TestFirstSignalAfterTheEndOfTheContext(t *testing.T) {
+	for name, test := range map[string]struct {
+		context func() context.Context
+		signals int // that end the waits
+	}{
+		"go-micro has received the first signal": {t.Context, 1},
+		"no context":                             {func() context.Context { return nil }, 1},
+		"the context ended before any signal": {func() context.Context {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cancel(errors.New("another part of the process has failed"))
+			return ctx
+		}, 2},
+		"signal.NotifyContext has received the first signal": {func() context.Context {
+			ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGUSR1)
+			defer stop()
+			if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
+				t.Fatal(err)
+			}
+			<-ctx.Done()
+			return ctx
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := test.context()
+			synctest.Test(t, func(t *testing.T) {
+				c, _, _, _ := newConfig()
+				c.DrainWait = 10 * time.Second
+				l := newLifecycle(c)
+				l.context = ctx
+				took := leaves(l)
+				for range test.signals {
+					time.Sleep(time.Second)
+					l.signals <- syscall.SIGTERM
+				}
+				if got, want := <-took, time.Duration(test.signals)*time.Second; got != want {
+					t.Errorf("leave took %s, want %s", got, want)
+				}
+				_ = l.end()
+			})
+		})
+	}
+}
+
+func TestOtherRegistryIsLoggedWithItsCause(t *testing.T) {
+	used := memory.NewRegistry()
+	for name, test := range map[string]struct {
+		used     registry.Registry
+		variable string
+		args     []string
+		want     string
+	}{
+		"variable":       {used, "memory", nil, "The environment variable MICRO_REGISTRY=memory chooses it"},
+		"other variable": {used, "etcd", nil, "An option chooses it, such as micro.Registry or server.Registry"},
+		"flag":           {used, "memory", []string{"--server_name=x", "--registry=memory"}, "The flag --registry chooses it"},
+		"flag and value": {used, "", []string{"-registry", "memory"}, "The flag --registry chooses it"},
+		"another flag":   {used, "", []string{"--registry_address=memory"}, "An option chooses it, such as micro.Registry or server.Registry"},
+		"no option":      {registry.DefaultRegistry, "", nil, "It is go-micro's default: the option micro.Registry, or web.Registry, is missing"},
+	} {
+		if got := causeOfOtherRegistry(test.used, func(string) string { return test.variable }, test.args); got != test.want {
+			t.Errorf("%s: the cause is %q, want %q", name, got, test.want)
+		}
+	}
+	for host, level := range map[string]string{"": "info", "10.0.0.1": "warn"} {
+		c, _, _, _ := newConfig()
+		c.Getenv = func(name string) string {
+			return map[string]string{"KUBERNETES_SERVICE_HOST": host, "MICRO_REGISTRY": used.String()}[name]
+		}
+		begin := time.Now()
+		if err := newLifecycle(c).useRegistry("orders", used); err != nil {
+			t.Fatal(err)
+		}
+		records, err := dlog.DefaultLog.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		logged := slices.ContainsFunc(records, func(r dlog.Record) bool {
+			return !r.Timestamp.Before(begin) && r.Metadata["level"] == level && strings.Contains(fmt.Sprint(r.Message),
+				`Service "orders" registers in registry "memory", not on its pod: callers on Kubernetes do not find it, and it is ready whether or not it is registered. The environment variable MICRO_REGISTRY=memory chooses it`)
+		})
+		if !logged {
+			t.Errorf("in a pod: %v: the level of the log line is not %s: %v", host != "", level, records[len(records)-1])
+		}
 	}
 }

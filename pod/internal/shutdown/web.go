@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/weblimit"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/web"
 )
@@ -18,18 +17,20 @@ import (
 // Web returns the option that adds the lifecycle to a web service.
 func Web(c Config) web.Option {
 	return func(o *web.Options) {
-		s := &webService{lifecycle: newLifecycle(c), server: o.Server, served: make(chan struct{})}
+		s := newWebService(c, o.Server)
 		if s.server == nil {
-			s.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-			weblimit.LimitConnections(s.server, weblimit.MaxConnections, weblimit.MaxClientConnections)
-			s.limitBody = true
+			s.server = &http.Server{ReadHeaderTimeout: 5 * time.Second, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10}
+			c.Limits.LimitConnections(s.server)
+			s.limited = true
 		}
 		// go-micro starts the server in its options, drops the error of Serve, and
 		// closes the listener without waiting for the requests in flight. So the
-		// server in its options only passes its listener to s.server, which serves.
-		listening := &http.Server{} //nolint:gosec // this server only passes its listener to s.server
+		// server in its options only accepts connections, and s.server serves them.
+		listening := &http.Server{} //nolint:gosec // this server serves nothing
 		listening.BaseContext = func(l net.Listener) context.Context {
-			s.serve(l, listening.Handler)
+			accepting := newListener(l)
+			go s.serve(accepting, listening.Handler)
+			accepting.accept()
 			return context.Background()
 		}
 		o.Server = listening
@@ -39,28 +40,51 @@ func Web(c Config) web.Option {
 			if o.Server != listening {
 				return errors.New("starting the web service: pod.WebLifecycle must come after web.Server")
 			}
+			if !s.limited && s.Limits != DefaultLimits {
+				return errors.New("starting the web service: pod.BodyLimit and pod.ConnectionLimit do not apply to the server of web.Server: leave out web.Server or these options")
+			}
 			return s.setUp(o)
 		})
-		o.BeforeStop = append(o.BeforeStop, s.beforeStop)
+		o.AfterStart = append([]func() error{s.awaitServing}, o.AfterStart...)
+		// An error of the user's functions ends go-micro's stop.
+		o.BeforeStop = append([]func() error{s.beforeStop}, o.BeforeStop...)
 		o.AfterStop = append(o.AfterStop, s.afterStop)
 	}
 }
+
+// idleTimeout is how long a connection may be idle. Load balancers keep idle connections for up
+// to 600 s, and their requests fail if the server closes a connection first. Google Cloud
+// recommends 620 s. The number of connections is limited, and the oldest idle ones are closed first.
+// https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries
+const idleTimeout = 620 * time.Second
+
+// startTimeout is how long go-micro may take to start serving.
+const startTimeout = 10 * time.Second
 
 // webService is the life of a web service.
 type webService struct {
 	*lifecycle
 	server      *http.Server
-	limitBody   bool               // bound the size of request bodies and the time to read them
+	limited     bool               // the server is not the user's: it has limits
 	stopService context.CancelFunc // makes Run stop the service
+	serving     chan struct{}      // closed when serving begins
 	served      chan struct{}      // closed when serving has ended
 
-	mu       sync.Mutex
-	serveErr error // why serving ended before the stop began
+	requests inFlight // requests of the user's handlers
+	cutOff   error    // result of the drain
+
+	mu  sync.Mutex
+	err error // why serving ended before the stop began
+}
+
+func newWebService(c Config, server *http.Server) *webService {
+	return &webService{lifecycle: newLifecycle(c), server: server, serving: make(chan struct{}), served: make(chan struct{})}
 }
 
 // setUp determines which registry the service uses, as go-micro does, and returns an
 // error if the service can never register there.
 func (s *webService) setUp(o *web.Options) error {
+	s.context = o.Context
 	used := o.Registry
 	if used == nil {
 		used = o.Service.Client().Options().Registry
@@ -76,11 +100,23 @@ func (s *webService) setUp(o *web.Options) error {
 		return err
 	}
 	s.Retain()
+	s.reportTo(s.requests.count)
 	return nil
 }
 
-// serve accepts connections until go-micro closes the listener.
+// awaitServing returns an error if go-micro does not start the server that it was given.
+func (s *webService) awaitServing() error {
+	select {
+	case <-s.serving:
+		return nil
+	case <-time.After(startTimeout):
+		return errors.New("starting the web service: it runs another server than that of web.NewService: give web.Server to web.NewService, before pod.WebLifecycle, not to service.Init")
+	}
+}
+
+// serve accepts connections until the stop.
 func (s *webService) serve(l net.Listener, h http.Handler) {
+	close(s.serving)
 	defer close(s.served)
 	s.server.Handler = s.handler(h)
 	base := s.server.BaseContext
@@ -95,8 +131,8 @@ func (s *webService) serve(l net.Listener, h http.Handler) {
 	if !s.draining() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.serveErr = fmt.Errorf("serving on %s: %w", l.Addr(), err)
-		s.stopService() // Run returns serveErr
+		s.err = fmt.Errorf("serving on %s: %w", l.Addr(), err)
+		s.stopService()
 	}
 }
 
@@ -114,10 +150,12 @@ func (s *webService) handler(next http.Handler) http.Handler {
 		if s.draining() {
 			w.Header().Set("Connection", "close")
 		}
-		if s.limitBody && !weblimit.LimitBody(w, r, weblimit.BodyTimeout) {
+		if s.limited && !s.Limits.LimitBody(w, r) {
 			return
 		}
-		next.ServeHTTP(w, r)
+		s.requests.begin()
+		defer s.requests.end()
+		s.Events.ServeRequest(s.name, w, r, next)
 	})
 }
 
@@ -131,34 +169,37 @@ func answerProbe(w http.ResponseWriter, reason string) {
 	_, _ = fmt.Fprintln(w, cmp.Or(reason, "ok"))
 }
 
-// beforeStop ends the service while it still accepts connections. If serving has ended
-// already, go-micro does not call afterStop.
+// beforeStop ends the service before go-micro closes the listener. If calls were cut off, afterStop
+// returns the error, because go-micro would skip the user's functions now. If serving has ended
+// before, the listener may be closed already, and go-micro would return only that.
 func (s *webService) beforeStop() error {
 	s.mu.Lock()
-	serveErr := s.serveErr
+	err := s.err
 	s.mu.Unlock()
-	if serveErr != nil {
-		return errors.Join(serveErr, s.Release())
+	if err != nil {
+		return errors.Join(err, s.end())
 	}
 	s.leave()
+	s.cutOff = s.shutDown()
 	return nil
 }
 
-// afterStop runs while go-micro closes the listener.
-func (s *webService) afterStop() error { return errors.Join(s.shutDown(), s.end()) }
+func (s *webService) afterStop() error { return errors.Join(s.cutOff, s.end()) }
 
-// shutDown waits for the requests in flight. go-micro closes the listener, which
-// ends serving; Shutdown does not close it a second time.
+// shutDown ends serving and waits for the requests in flight.
 func (s *webService) shutDown() error {
-	<-s.served
-	ctx, cancel := s.drainContext("requests")
+	s.logWaiting("requests")
+	ctx, cancel := s.drainContext()
 	defer cancel()
-	switch err := s.server.Shutdown(ctx); {
-	case err == nil, errors.Is(err, net.ErrClosed):
-		return nil
+	err := s.server.Shutdown(ctx)
+	switch {
+	case err == nil:
 	case ctx.Err() != nil:
-		return fmt.Errorf("waiting for requests in flight: cut off: %w", errors.Join(context.Cause(ctx), s.server.Close()))
+		s.cutOffs += s.requests.count()
+		err = fmt.Errorf("waiting for requests in flight: cut off: %w", errors.Join(context.Cause(ctx), s.server.Close()))
 	default:
-		return fmt.Errorf("stopping the web server: %w", err)
+		err = fmt.Errorf("stopping the web server: %w", err)
 	}
+	<-s.served
+	return err
 }

@@ -1,6 +1,7 @@
 package shutdown
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -8,10 +9,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/jiangjiancc/go_micro_k8s/pod/internal/weblimit"
 	"github.com/micro/go-micro/v2/web"
 )
 
@@ -51,17 +53,25 @@ func TestProbesAreAnsweredBeforeTheUsersHandlers(t *testing.T) {
 }
 
 func TestBodyThatIsTooLargeIsRefused(t *testing.T) {
-	c, _, _, _ := newConfig()
-	s := &webService{lifecycle: newLifecycle(c), limitBody: true}
+	for _, maxBody := range []int{int(DefaultLimits.Body), 10} {
+		c, _, _, _ := newConfig()
+		c.Limits.Body = int64(maxBody)
+		testLargestBody(t, c, maxBody)
+	}
+}
+
+func testLargestBody(t *testing.T, c Config, maxBody int) {
+	t.Helper()
+	s := &webService{lifecycle: newLifecycle(c), limited: true}
 	server := httptest.NewUnstartedServer(s.handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			w.WriteHeader(http.StatusTeapot)
 		}
 	})))
-	weblimit.LimitConnections(server.Config, 10, 10)
+	c.Limits.LimitConnections(server.Config)
 	server.Start()
 	defer server.Close()
-	for size, want := range map[int]int{0: 200, weblimit.MaxBody: 200, weblimit.MaxBody + 1: 413} {
+	for size, want := range map[int]int{0: 200, maxBody: 200, maxBody + 1: 413} {
 		rsp, err := server.Client().Post(server.URL, "text/plain", strings.NewReader(strings.Repeat("x", size)))
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +81,7 @@ func TestBodyThatIsTooLargeIsRefused(t *testing.T) {
 			t.Errorf("a body of %d bytes is answered with %d, want %d", size, rsp.StatusCode, want)
 		}
 	}
-	rsp, err := server.Client().Post(server.URL, "text/plain", io.MultiReader(strings.NewReader(strings.Repeat("x", weblimit.MaxBody+1)))) // without a declared length
+	rsp, err := server.Client().Post(server.URL, "text/plain", io.MultiReader(strings.NewReader(strings.Repeat("x", maxBody+1)))) // without a declared length
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +104,7 @@ func startWeb(t *testing.T, c Config, opts ...web.Option) (address string, stop 
 			close(running)
 		}
 		<-Draining(r.Context())
+		time.Sleep(200 * time.Millisecond) // until DrainWait is over
 		_, _ = io.WriteString(w, "drained")
 	})
 	ended = make(chan error, 1)
@@ -109,6 +120,17 @@ func startWeb(t *testing.T, c Config, opts ...web.Option) (address string, stop 
 
 // runningKey is the key of a channel that the handler of /slow closes when it runs.
 type runningKey struct{}
+
+// getBody returns the body of a page, or the text of an error.
+func getBody(url string) string {
+	rsp, err := http.Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer rsp.Body.Close()
+	b, _ := io.ReadAll(rsp.Body)
+	return string(b)
+}
 
 func TestWebServiceDrainsRequests(t *testing.T) {
 	for _, own := range []bool{false, true} { // a server of the user with a base context
@@ -126,16 +148,7 @@ func TestWebServiceDrainsRequests(t *testing.T) {
 			t.Errorf("the registry is retained %d times, service %q registers in the background", *retained, f.background)
 		}
 		answer := make(chan string, 1)
-		go func() {
-			rsp, err := http.Get("http://" + address + "/slow")
-			if err != nil {
-				answer <- err.Error()
-				return
-			}
-			defer rsp.Body.Close()
-			b, _ := io.ReadAll(rsp.Body)
-			answer <- string(b)
-		}()
+		go func() { answer <- getBody("http://" + address + "/slow") }()
 		if own {
 			<-running
 		} else {
@@ -157,6 +170,16 @@ func TestServerAfterLifecycleIsRefused(t *testing.T) {
 	_, stop, ended := startWeb(t, c, Web(c), web.Server(&http.Server{ReadHeaderTimeout: time.Second}))
 	defer stop()
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "pod.WebLifecycle must come after web.Server") || *retained != 0 {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+func TestLimitsOfTheUsersServerAreRefused(t *testing.T) {
+	c, _, retained, _ := newConfig()
+	c.Limits.Body++
+	_, stop, ended := startWeb(t, c, web.Server(&http.Server{ReadHeaderTimeout: time.Second}), Web(c))
+	defer stop()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "do not apply to the server of web.Server") || *retained != 0 {
 		t.Errorf("Run returned %v", err)
 	}
 }
@@ -188,7 +211,7 @@ func (failingListener) Accept() (net.Conn, error) { return nil, errors.New("no m
 
 func TestErrorOfServingStopsTheService(t *testing.T) {
 	c, _, _, released := newConfig()
-	s := &webService{lifecycle: newLifecycle(c), server: &http.Server{ReadHeaderTimeout: time.Second}, served: make(chan struct{})}
+	s := newWebService(c, &http.Server{ReadHeaderTimeout: time.Second})
 	stopped := false
 	s.stopService = func() { stopped = true }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -207,7 +230,7 @@ func TestWebServiceIsCutOffAtTheDeadline(t *testing.T) {
 	c, f, _, _ := newConfig()
 	c.DrainWait, f.gracePeriod = 0, stopMargin+200*time.Millisecond
 	hold := make(chan struct{})
-	s := &webService{lifecycle: newLifecycle(c), server: &http.Server{ReadHeaderTimeout: time.Second}, served: make(chan struct{})}
+	s := newWebService(c, &http.Server{ReadHeaderTimeout: time.Second})
 	running := make(chan struct{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -236,3 +259,122 @@ func TestWebServiceIsCutOffAtTheDeadline(t *testing.T) {
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
+
+// A user's function of BeforeStop may close what handlers need, and its error ends go-micro's stop.
+func TestUsersBeforeStopRunsAfterTheRequests(t *testing.T) {
+	for name, before := range map[string]bool{"before WebLifecycle": true, "after WebLifecycle": false} {
+		t.Run(name, func(t *testing.T) {
+			c, _, _, _ := newConfig()
+			c.DrainWait = 50 * time.Millisecond
+			running := make(chan struct{})
+			opts := []web.Option{web.Server(&http.Server{ReadHeaderTimeout: time.Second, BaseContext: func(net.Listener) context.Context {
+				return context.WithValue(context.Background(), runningKey{}, running)
+			}})}
+			answer := make(chan string, 1)
+			called := false
+			user := web.BeforeStop(func() error {
+				called = true
+				select {
+				case got := <-answer:
+					answer <- got
+				case <-time.After(10 * time.Second):
+					t.Error("the user's function is called before the request in flight is answered")
+				}
+				return nil
+			})
+			if before {
+				opts = append(opts, user, Web(c))
+			} else {
+				opts = append(opts, Web(c), user)
+			}
+			address, stop, ended := startWeb(t, c, opts...)
+			go func() { answer <- getBody("http://" + address + "/slow") }()
+			<-running
+			stop()
+			if err := <-ended; !errors.Is(err, errRelease) || !called {
+				t.Errorf("Run returned %v, the user's function was called: %v", err, called)
+			}
+			if got := <-answer; got != "drained" {
+				t.Errorf("the request in flight got %q", got)
+			}
+			http.DefaultClient.CloseIdleConnections()
+		})
+	}
+}
+
+// web.Service.Init(web.Server(…)) replaces the server that WebLifecycle knows.
+func TestServerOfWebServiceInitIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, _, _ := newConfig()
+		err := newWebService(c, nil).awaitServing()
+		if err == nil || !strings.Contains(err.Error(), "give web.Server to web.NewService, before pod.WebLifecycle, not to service.Init") {
+			t.Errorf("the error is %v", err)
+		}
+	})
+}
+
+// Load balancers keep idle connections for up to 600 s and send the next request on them.
+func TestIdleConnectionIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, _, _ := newConfig()
+		o := web.Options{Context: t.Context()}
+		Web(c)(&o)
+		l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+		l.close = sync.OnceFunc(func() { close(l.closed) })
+		o.Server.Handler = http.NotFoundHandler()
+		serving := make(chan error)
+		go func() { serving <- o.Server.Serve(l) }()
+		if err := o.AfterStart[0](); err != nil {
+			t.Fatal(err)
+		}
+		client, conn := net.Pipe()
+		l.conns <- conn
+		answers := bufio.NewReader(client)
+		for _, idle := range []time.Duration{0, 610 * time.Second} {
+			time.Sleep(idle)
+			if _, err := io.WriteString(client, "GET /healthz HTTP/1.1\r\nHost: page\r\n\r\n"); err != nil {
+				t.Fatalf("after %s: %v", idle, err)
+			}
+			rsp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatalf("after %s: %v", idle, err)
+			}
+			if body, err := io.ReadAll(rsp.Body); err != nil || string(body) != "ok\n" {
+				t.Errorf("after %s the answer is %q, %v", idle, body, err)
+			}
+		}
+		time.Sleep(630 * time.Second)
+		if _, err := answers.ReadByte(); err == nil {
+			t.Error("the connection is still open after 630 s")
+		}
+		client.Close()
+		if err := o.BeforeStop[0](); err != nil {
+			t.Error(err)
+		}
+		l.Close() // as go-micro does
+		if err := <-serving; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("serving ended with %v", err)
+		}
+		_ = o.AfterStop[0]()
+	})
+}
+
+// pipeListener accepts the connections that a test makes.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	close  func()
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error { l.close(); return nil }
+
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }

@@ -1,8 +1,8 @@
 // Package weblimit bounds what the clients of an HTTP server can make it hold: connections, and
 // the size and the duration of request bodies.
 //
-// LimitConnections counts the connections of a server that does not run yet. When there are too
-// many, it closes the one whose client has kept the server waiting longest. LimitBody limits the
+// Limits.LimitConnections counts the connections of a server that does not run yet. When there are too
+// many, it closes the one whose client has kept the server waiting longest. Limits.LimitBody limits the
 // body of one request; a handler calls it for each request before it reads the body. The two
 // belong together: a connection waits for its client until LimitBody has seen the end of the body.
 //
@@ -21,31 +21,32 @@ import (
 	"time"
 )
 
-const (
-	// MaxConnections bounds the memory of a web service. A connection takes about
-	// 25 KiB, and the garbage collector lets the heap grow to twice the memory in
-	// use, so that 1,200 connections take up to 60 MiB.
-	MaxConnections = 1200
+// Limits are the limits of a web server. 0 means no limit.
+type Limits struct {
+	Connections       int           // of all clients
+	ClientConnections int           // of one client address
+	Body              int64         // size of the largest body of a request, in bytes
+	BodyTimeout       time.Duration // for reading a request's body
+}
 
-	// MaxClientConnections bounds the connections of one client address, so that a
-	// single client leaves half of MaxConnections to other clients. It is not smaller,
-	// because behind a proxy many clients share an address.
-	MaxClientConnections = 600
+// Default are the limits that bound the memory of a web service in a small pod. A connection
+// takes about 25 KiB, and the garbage collector lets the heap grow to twice the memory in use,
+// so that 1,200 connections take up to 60 MiB. A single client leaves half of the connections to
+// others; not more than half, because behind a proxy many clients share an address.
+var Default = Limits{Connections: 1200, ClientConnections: 600, Body: 1 << 20, BodyTimeout: 30 * time.Second}
 
-	// MaxBody is the size of the largest body of a request, in bytes.
-	MaxBody = 1 << 20
-
-	// BodyTimeout is the time limit for reading a request's body.
-	BodyTimeout = 30 * time.Second
-)
+// reserve is how many connections beyond a limit may wait when all others have a request in
+// progress. Without them a service with many long responses would refuse probes, and the kubelet
+// would restart it.
+const reserve = 8
 
 // connections bounds the connections of a web server. A connection waits for its
 // client until the client has sent the header and the body of a request. When there
 // are too many connections, in total or of one client address, the connection among
 // them that has waited longest is closed. So idle connections of one client make room
 // for connections that other clients use, and probes are answered. A connection whose
-// request is being handled stays open. If every open connection has a request in progress, the new
-// connection is closed.
+// request is in progress stays open. If every other connection has a request in progress, a
+// new connection may wait, but LimitBody refuses its request.
 type connections struct {
 	max, maxClient int
 
@@ -69,12 +70,18 @@ type connection struct {
 
 type connectionKey struct{}
 
+// request is the value of connectionKey: the connection on which a request arrives.
+type request struct {
+	connections *connections
+	conn        net.Conn
+}
+
 // LimitConnections bounds the connections of a server that does not run yet.
-func LimitConnections(s *http.Server, max, maxClient int) {
-	c := &connections{max: max, maxClient: maxClient, open: map[net.Conn]*connection{}, clients: map[string]*connectionClient{}}
+func (l Limits) LimitConnections(s *http.Server) {
+	c := &connections{max: l.Connections, maxClient: l.ClientConnections, open: map[net.Conn]*connection{}, clients: map[string]*connectionClient{}}
 	s.ConnState = c.changed
 	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, connectionKey{}, func() { c.handling(conn) })
+		return context.WithValue(ctx, connectionKey{}, request{c, conn})
 	}
 }
 
@@ -85,9 +92,9 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		client := c.add(conn)
-		if client.open > c.maxClient {
+		if exceeds(client.open, client.waiting.Len(), c.maxClient) {
 			c.close(client.waiting.Front())
-		} else if len(c.open) > c.max {
+		} else if exceeds(len(c.open), c.waiting.Len(), c.max) {
 			c.close(c.waiting.Front())
 		}
 	case http.StateIdle:
@@ -100,12 +107,37 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// handling records that the whole request has been read.
-func (c *connections) handling(conn net.Conn) {
+// exceeds reports whether a waiting connection must be closed.
+func exceeds(open, waiting, max int) bool {
+	if isBusy(open, waiting, max) {
+		max += reserve
+	}
+	return max > 0 && open > max
+}
+
+// isBusy reports whether as many connections as permitted have a request in progress.
+func isBusy(open, waiting, max int) bool { return max > 0 && open-waiting >= max }
+
+// refused reports whether too many requests are in progress for another one.
+func (r request) refused() bool {
+	c := r.connections
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if handled := c.open[conn]; handled != nil {
-		c.stopWaiting(handled)
+	conn := c.open[r.conn]
+	if conn == nil || conn.inAll == nil { // closed, or in progress
+		return false
+	}
+	client := c.clients[conn.client]
+	return isBusy(len(c.open), c.waiting.Len(), c.max) || isBusy(client.open, client.waiting.Len(), c.maxClient)
+}
+
+// inProgress records that the whole request has been read.
+func (r request) inProgress() {
+	c := r.connections
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.open[r.conn]; conn != nil {
+		c.stopWaiting(conn)
 	}
 }
 
@@ -156,22 +188,33 @@ func (c *connections) stopWaiting(conn *connection) {
 }
 
 // LimitBody bounds the size of a request's body and the time to read it. The time for
-// the response has no limit. LimitBody answers a request that declares a larger body itself
-// and returns false: the handler must not see it. The handler of a body without a declared
-// length reads the first MiB and then gets an error.
-func LimitBody(w http.ResponseWriter, r *http.Request, timeout time.Duration) bool {
-	if r.ContentLength > MaxBody {
-		http.Error(w, fmt.Sprintf("the body is larger than %d bytes", MaxBody), http.StatusRequestEntityTooLarge)
+// the response has no limit. LimitBody answers a request that declares a larger body, or that
+// arrives while too many others are in progress, itself and returns false: the handler must not
+// see it. The handler of a body without a declared length reads as much as the limit and then
+// gets an error.
+func (l Limits) LimitBody(w http.ResponseWriter, r *http.Request) bool {
+	if l.Body > 0 && r.ContentLength > l.Body {
+		http.Error(w, fmt.Sprintf("the body is larger than %d bytes", l.Body), http.StatusRequestEntityTooLarge)
 		return false
 	}
-	handling, _ := r.Context().Value(connectionKey{}).(func())
+	on, _ := r.Context().Value(connectionKey{}).(request)
+	if on.refused() {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "too many requests are in progress", http.StatusServiceUnavailable)
+		return false
+	}
 	if r.Body == http.NoBody {
-		handling()
+		on.inProgress()
 		return true
 	}
-	// net/http removes the deadline at the end of the body.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(timeout))
-	r.Body = &limitedBody{http.MaxBytesReader(w, r.Body, MaxBody), handling}
+	if l.BodyTimeout > 0 { // net/http removes the deadline at the end of the body
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(l.BodyTimeout))
+	}
+	body := r.Body
+	if l.Body > 0 {
+		body = http.MaxBytesReader(w, body, l.Body)
+	}
+	r.Body = &limitedBody{body, on.inProgress}
 	return true
 }
 

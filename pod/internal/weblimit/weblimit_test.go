@@ -17,8 +17,17 @@ import (
 // closes the connection; every other request is answered with the length of its body.
 func startLimited(t *testing.T, max int) *httptest.Server {
 	t.Helper()
+	return startLimitedTo(t, Limits{Connections: max, ClientConnections: max})
+}
+
+func startLimitedTo(t *testing.T, limits Limits) *httptest.Server {
+	t.Helper()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !LimitBody(w, r, BodyTimeout) {
+		if r.URL.Path == "/healthz" {
+			fmt.Fprint(w, "ok")
+			return
+		}
+		if !Default.LimitBody(w, r) {
 			return
 		}
 		if r.URL.Path == "/stream" {
@@ -30,7 +39,7 @@ func startLimited(t *testing.T, max int) *httptest.Server {
 		b, err := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%d bytes, %v", len(b), err)
 	}))
-	LimitConnections(srv.Config, max, max)
+	limits.LimitConnections(srv.Config)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
@@ -107,28 +116,79 @@ func TestConnectionThatWaitsLongestIsClosed(t *testing.T) {
 	}
 }
 
-func TestNewConnectionIsClosedIfAllOthersAreHandled(t *testing.T) {
-	srv := startLimited(t, 3)
+// A service all of whose connections have a request in progress must answer probes, which
+// are answered before LimitBody, and must refuse other requests.
+func TestProbesAreAnsweredIfAllConnectionsAreInUse(t *testing.T) {
+	const max = 3
+	srv := startLimited(t, max)
 	var streams []net.Conn
-	for range 3 {
+	for range max {
 		s := dialServer(t, srv, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
 		if _, err := bufio.NewReader(s).ReadString('\n'); err != nil {
 			t.Fatal(err)
 		}
 		streams = append(streams, s)
 	}
-	if !isClosed(dialServer(t, srv, "")) {
-		t.Error("the connection is open")
+	ask := func(request string) string {
+		t.Helper()
+		conn := dialServer(t, srv, "")
+		return answer(t, conn, bufio.NewReader(conn), request)
+	}
+	var idle []net.Conn
+	for range 3 * reserve {
+		idle = append(idle, dialServer(t, srv, ""))
+		if got := ask("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); got != "200 ok" {
+			t.Fatalf("the probe gets %q with %d idle connections", got, len(idle))
+		}
+	}
+	for i, conn := range idle[:reserve] {
+		if !isClosed(conn) {
+			t.Errorf("idle connection %d is open", i)
+		}
+	}
+	for _, request := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nyou"} {
+		conn := dialServer(t, srv, "")
+		r := bufio.NewReader(conn)
+		if got := answer(t, conn, r, request); got != "503 too many requests are in progress\n" {
+			t.Errorf("a request gets %q", got)
+		}
+		_, err := r.ReadByte()
+		if e, ok := err.(net.Error); err == nil || ok && e.Timeout() {
+			t.Errorf("the connection of a refused request is open: %v", err)
+		}
+	}
+	for i, s := range streams {
+		if !staysOpen(s) {
+			t.Errorf("stream %d was closed", i)
+		}
 	}
 	streams[0].Close()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		rsp, err := http.Get(srv.URL)
-		if err == nil {
-			rsp.Body.Close()
+		got := ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		if got == "200 0 bytes, <nil>" {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("after a stream has ended: %v", err)
+			t.Fatalf("after a stream has ended: %s", got)
+		}
+	}
+}
+
+// The limit of one client address refuses no request of another one.
+func TestRequestsOfOneClientAreRefused(t *testing.T) {
+	srv := startLimitedTo(t, Limits{Connections: 20, ClientConnections: 1})
+	stream := dialServer(t, srv, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+	if _, err := bufio.NewReader(stream).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	for local, want := range map[string]string{"127.0.0.1": "503 too many requests are in progress\n", "127.0.0.2": "200 0 bytes, <nil>"} {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}).Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := answer(t, conn, bufio.NewReader(conn), "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); got != want {
+			t.Errorf("a request from %s gets %q, want %q", local, got, want)
 		}
 	}
 }
@@ -169,7 +229,7 @@ func TestLimitsEndWithTheirRequest(t *testing.T) {
 // A client with too many connections loses its own connections, not those of others.
 func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
-	LimitConnections(srv.Config, 20, 5)
+	Limits{Connections: 20, ClientConnections: 5}.LimitConnections(srv.Config)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	dial := func(local string) net.Conn {
@@ -202,11 +262,11 @@ func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 
 func TestSlowBodyIsCutOff(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		LimitBody(w, r, 100*time.Millisecond)
+		Limits{Body: 1 << 20, BodyTimeout: 100 * time.Millisecond}.LimitBody(w, r)
 		_, err := io.ReadAll(r.Body)
 		fmt.Fprint(w, err)
 	}))
-	LimitConnections(srv.Config, 10, 10)
+	Limits{Connections: 10, ClientConnections: 10}.LimitConnections(srv.Config)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -253,20 +313,20 @@ func TestIdleConnectionMakesRoom(t *testing.T) {
 	if got := answer(t, idle, bufio.NewReader(idle), "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); got != "200 0 bytes, <nil>" {
 		t.Fatal(got)
 	}
-	for range 2 {
-		dialServer(t, srv, "")
-	}
-	if !isClosed(idle) {
-		t.Error("the idle connection is open although there are newer ones")
+	for end := time.Now().Add(10 * time.Second); staysOpen(idle); dialServer(t, srv, "") { // it is idle soon after its answer
+		if time.Now().After(end) {
+			t.Fatal("the idle connection is open although there are newer ones")
+		}
 	}
 }
 
 func TestLargestBody(t *testing.T) {
+	maxBody := int(Default.Body)
 	srv := startLimited(t, 2)
-	for n, want := range map[int]string{MaxBody: "200 1048576 bytes, <nil>", MaxBody + 1: "413 the body is larger than 1048576 bytes\n"} {
+	for n, want := range map[int]string{maxBody: "200 1048576 bytes, <nil>", maxBody + 1: "413 the body is larger than 1048576 bytes\n"} {
 		conn := dialServer(t, srv, "")
 		body := strings.Repeat("x", n)
-		if n > MaxBody {
+		if n > maxBody {
 			body = "" // the server does not wait for it
 		}
 		if got := answer(t, conn, bufio.NewReader(conn), fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", n, body)); got != want {
@@ -281,7 +341,7 @@ func TestResponseAfterABodyHasNoLimit(t *testing.T) {
 	const limit = 50 * time.Millisecond
 	body, handle := make(chan struct{}, 1), make(chan struct{})
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		LimitBody(w, r, limit)
+		Limits{BodyTimeout: limit}.LimitBody(w, r)
 		if _, err := io.ReadAll(r.Body); err != nil {
 			t.Error(err)
 		}
@@ -289,7 +349,7 @@ func TestResponseAfterABodyHasNoLimit(t *testing.T) {
 		<-handle
 		fmt.Fprint(w, r.Context().Err())
 	}))
-	LimitConnections(srv.Config, 2, 2)
+	Limits{Connections: 2, ClientConnections: 2}.LimitConnections(srv.Config)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	conn := dialServer(t, srv, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nyou")
@@ -312,13 +372,36 @@ func TestConnectionsThatEndAreForgotten(t *testing.T) {
 		for _, handled := range []bool{false, true} {
 			c.changed(server, http.StateNew)
 			if handled {
-				c.handling(server)
+				request{c, server}.inProgress()
 			}
 			c.changed(server, end)
 			c.changed(server, http.StateIdle) // too late
 			if len(c.open) != 0 || len(c.clients) != 0 || c.waiting.Len() != 0 {
 				t.Errorf("after %s, handled %v: %d connections of %d clients, %d wait", end, handled, len(c.open), len(c.clients), c.waiting.Len())
 			}
+		}
+	}
+}
+
+func TestNoLimits(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !(Limits{}).LimitBody(w, r) {
+			t.Error("a body is refused")
+		}
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprintf(w, "%d bytes, %v", n, err)
+	}))
+	Limits{}.LimitConnections(srv.Config)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	var open []net.Conn
+	for range 10 {
+		open = append(open, dialServer(t, srv, ""))
+	}
+	for i, conn := range open {
+		body := strings.Repeat("x", int(Default.Body)+1)
+		if got := answer(t, conn, bufio.NewReader(conn), fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)); got != "200 1048577 bytes, <nil>" {
+			t.Errorf("connection %d: the answer is %q", i, got)
 		}
 	}
 }

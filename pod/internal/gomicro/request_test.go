@@ -1,9 +1,10 @@
-package rpc
+package gomicro
 
 import (
 	"testing"
 
 	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/codec"
 )
 
 func TestMethodPath(t *testing.T) {
@@ -15,23 +16,17 @@ func TestMethodPath(t *testing.T) {
 		{"greeter", "a.b.c", "a.b.c"},
 		{"greeter", "", ""},
 	} {
-		if got := methodPath(test.service, test.method); got != test.path {
-			t.Errorf("methodPath(%q, %q) = %q, want %q", test.service, test.method, got, test.path)
+		r := NewRequest(test.service, test.method, "application/json", nil)
+		if got := MethodPath(r); got != test.path {
+			t.Errorf("the path of %q of %q is %q, want %q", test.method, test.service, got, test.path)
+		}
+		if got := MethodPath(struct{ client.Request }{r}); got != test.path { // a wrapper may pass on a request of its own
+			t.Errorf("the path of %q of %q in a request of another package is %q, want %q", test.method, test.service, got, test.path)
 		}
 	}
 }
 
-// A wrapper may pass on a request of its own.
-func TestMethodOfRequestsOfOtherPackages(t *testing.T) {
-	c, _ := newTestClient(t, nil)
-	r := c.NewRequest("greeter", "Greeter.Hello", nil)
-	if got := methodOf(struct{ client.Request }{r}); got != "/greeter.Greeter/Hello" {
-		t.Errorf("%q", got)
-	}
-}
-
 func TestNewRequest(t *testing.T) {
-	c, _ := newTestClient(t, nil)
 	for _, test := range []struct {
 		opts        []client.RequestOption
 		contentType string
@@ -40,9 +35,22 @@ func TestNewRequest(t *testing.T) {
 		{nil, "application/grpc+proto", false},
 		{[]client.RequestOption{client.WithContentType("application/json"), client.StreamingRequest()}, "application/json", true},
 	} {
-		r := c.NewRequest("greeter", "Greeter.Hello", 5, test.opts...)
+		r := NewRequest("greeter", "Greeter.Hello", "application/grpc+proto", 5, test.opts...)
 		if r.Service() != "greeter" || r.Method() != "Greeter.Hello" || r.Endpoint() != "Greeter.Hello" || r.Body() != 5 || r.ContentType() != test.contentType || r.Stream() != test.stream || r.Codec() != nil {
 			t.Errorf("%+v", r)
 		}
+	}
+}
+
+type writer struct{ codec.Writer }
+
+func TestSetCodec(t *testing.T) {
+	r, w := NewRequest("greeter", "Greeter.Hello", "", nil), &writer{}
+	SetCodec(struct{ client.Request }{r}, w)
+	if r.Codec() != nil {
+		t.Error("a request of another package has a codec")
+	}
+	if SetCodec(r, w); r.Codec() != w {
+		t.Errorf("%v", r.Codec())
 	}
 }

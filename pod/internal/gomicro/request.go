@@ -1,4 +1,4 @@
-package rpc
+package gomicro
 
 import (
 	"strings"
@@ -18,9 +18,9 @@ type request struct {
 }
 
 // NewRequest returns a request for a method such as Greeter.Hello, or with gRPC's path of a
-// method. Its content type is client.ContentType unless an option sets another one.
-func (c *Client) NewRequest(service, method string, body any, opts ...client.RequestOption) client.Request {
-	r := &request{service: service, method: method, contentType: c.settings.Load().options.ContentType, path: methodPath(service, method), body: body}
+// method. An option may replace the content type.
+func NewRequest(service, method, contentType string, body any, opts ...client.RequestOption) client.Request {
+	r := &request{service: service, method: method, contentType: contentType, path: methodPath(service, method), body: body}
 	for _, o := range opts {
 		o(&r.options)
 	}
@@ -38,17 +38,22 @@ func (r *request) Body() any           { return r.body }
 func (r *request) Codec() codec.Writer { return r.codec }
 func (r *request) Stream() bool        { return r.options.Stream }
 
-// methodOf returns the path of a request's method, as go-micro's client does: a method
-// Greeter.Hello of a service x becomes /x.Greeter/Hello.
-func methodOf(req client.Request) string {
+// SetCodec gives a request of NewRequest the codec of its stream.
+func SetCodec(req client.Request, c codec.Writer) {
+	if r, ok := req.(*request); ok {
+		r.codec = c
+	}
+}
+
+// MethodPath returns gRPC's path of a request's method, as go-micro's client does: the method
+// Greeter.Hello of the service x has the path /x.Greeter/Hello.
+func MethodPath(req client.Request) string {
 	if r, ok := req.(*request); ok {
 		return r.path
 	}
 	return methodPath(req.Service(), req.Endpoint())
 }
 
-// methodPath returns the path of a method as go-micro's client does: the method
-// Greeter.Hello of the service x has the path /x.Greeter/Hello.
 func methodPath(service, method string) string {
 	if method == "" || method[0] == '/' {
 		return method

@@ -5,7 +5,8 @@ REGISTRY ?= 846602483
 TAG      ?= kubernetes
 
 # Shells, YAML files and make itself read the values of these variables. Before make uses
-# a value, it stops with an error if the value does not match the variable's pattern.
+# a value, it stops with an error if the value does not match the variable's pattern. The
+# error does not show a value with an @, which may contain a password.
 component := [a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*
 label     := [A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?
 host      := $(label)(\.$(label))*(:[0-9]+)?
@@ -29,7 +30,7 @@ define newline
 
 endef
 quote   = '$(subst ','\'',$(1))'
-refuse  = $(error reading $(1)="$(value $(1))": it is not valid; write it as $($(1).example))
+refuse  = $(error reading $(1)="$(if $(findstring @,$(value $(1))),···,$(value $(1)))": it is not valid; write it as $($(1).example))
 matches = $(shell printf '%s\n' $(call quote,$($(1))) | LC_ALL=C grep -Exq -e $(call quote,$($(1).pattern)) && echo yes)
 settings := REGISTRY TAG IMAGE CLUSTER COMPONENTS FAULT K8S_MICRO_SOURCE
 # First refuse values with a $ or a newline, because make would expand them; only defaults

@@ -2,8 +2,9 @@
 // "Server Hello XXX!", or the error. It finds the servers through the Kubernetes API server, and
 // registers there as go-micro-client, on port 9300 with its manifest and on a free port without it.
 //
-// It must run in a pod. k8s/pod-rbac.yaml grants its service account the verbs list, watch and patch on
+// It runs in a pod. k8s/pod-rbac.yaml grants its service account the verbs list, watch and patch on
 // pods. The manifest sets POD_NAME; Kubernetes sets KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+// Outside of the cluster it needs a kubeconfig and registers nothing (docs/laptop.md).
 // --help lists go-micro's flags and MICRO_* variables.
 package main
 
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
@@ -33,6 +35,7 @@ func main() {
 		micro.Client(pod.NewClient(registry, grpcc.NewClient())), // chooses the instance that should answer first
 		micro.Registry(registry),                                 // finds go-micro-srv in Kubernetes
 		pod.Lifecycle(registry),                                  // health, readiness, drain
+		metrics.Serve(registry),                                  // if POD_METRICS_ADDRESS is set
 	)
 	service.Init()
 	go registryRPCHandler(service.Client())

@@ -8,8 +8,11 @@ import (
 	"github.com/micro/go-micro/v2/config/source"
 )
 
-// load merges sources into cfg. It adds the time limit that the plugin's requests lack.
+// load merges sources into cfg. It adds the time limit that the plugin's requests lack, and what the plugin lacks outside of a pod.
 func load(cfg config.Config, sources ...source.Source) error {
+	for i, s := range sources {
+		sources[i] = outside{s}
+	}
 	loaded := make(chan error, 1)
 	go func() { loaded <- cfg.Load(sources...) }()
 	select {

@@ -8,9 +8,10 @@
 //
 // The command listens on no port. It runs in a pod whose service account may read and watch the
 // ConfigMap (k8s/configmap-rbac.yaml), and needs the variables KUBERNETES_SERVICE_HOST and
-// KUBERNETES_SERVICE_PORT that every pod has. If it cannot load the configuration, or the API server
-// does not answer for 5 seconds, it prints the reason on stderr and exits with 1. It exits
-// with 0 after a signal and with 2 on unknown arguments.
+// KUBERNETES_SERVICE_PORT that every pod has. Outside of the cluster it needs a kubeconfig
+// (docs/laptop.md). If it cannot load the configuration, or the API server does not answer for
+// 5 seconds, it prints the reason on stderr and exits with 1; with -follow it waits for an API server
+// that cannot be reached. It exits with 0 after a signal and with 2 on unknown arguments.
 package main
 
 import (

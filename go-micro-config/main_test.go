@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,7 +27,10 @@ import (
 func TestMain(m *testing.M) {
 	if path, set := os.LookupEnv("TEST_KUBECONFIG"); set {
 		os.Unsetenv("TEST_KUBECONFIG")
-		configmap.DefaultConfigPath = path
+		if os.Getenv("TEST_OUTSIDE") == "" { // otherwise the plugin expects a pod
+			configmap.DefaultConfigPath = path
+		}
+		os.Unsetenv("TEST_OUTSIDE")
 		clientcmd.RecommendedHomeFile = path // configwatch reads it outside a pod
 		main()
 		return
@@ -147,12 +152,26 @@ func TestPrintsEnvironmentAndConfigMapAsOneMap(t *testing.T) {
 		"home:/root hostname:go-micro-config kubernetes:map[port:map[443:map[tcp:tcp://10.96.0.1:443]] " +
 		"service:map[host:10.96.0.1 port:map[https:443]]] path:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin]\n"
 
-	stdout, stderr, exit := runToExit(t, apiServer(t, http.StatusOK, configMap, 0, nil), nil, env...)
-	if stdout != want {
-		t.Errorf("printed\n%swant\n%s", stdout, want)
+	for _, outside := range []string{"", "1"} { // of a pod, where the program reads the ConfigMap instead of the plugin
+		stdout, stderr, exit := runToExit(t, apiServer(t, http.StatusOK, configMap, 0, nil), nil, append(env, "TEST_OUTSIDE="+outside)...)
+		if stdout != want {
+			t.Errorf("TEST_OUTSIDE=%s: printed\n%swant\n%s", outside, stdout, want)
+		}
+		if stderr != "" || exit != 0 {
+			t.Errorf("TEST_OUTSIDE=%s: stderr is %q, exit code %d", outside, stderr, exit)
+		}
 	}
-	if stderr != "" || exit != 0 {
-		t.Errorf("stderr is %q, exit code %d", stderr, exit)
+}
+
+// TestOutsideAPodValuesAreThoseOfThePlugin compares values of several lines.
+func TestOutsideAPodValuesAreThoseOfThePlugin(t *testing.T) {
+	const lines = `{"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "go-micro-config", "namespace": "go-micro"},
+		"data": {"DB": "host=db-1\nport=5432\n\nurl=x?a=b\nhost=db-2", "EMPTY": ""}}`
+	url := apiServer(t, http.StatusOK, lines, 0, nil)
+	plugin, _, _ := runToExit(t, url, nil, "HOME=/root", "TEST_OUTSIDE=")
+	outside, stderr, exit := runToExit(t, url, nil, "HOME=/root", "TEST_OUTSIDE=1")
+	if outside != plugin || !strings.Contains(plugin, "host:db-2 port:5432 url:x?a=b") || stderr != "" || exit != 0 {
+		t.Errorf("outside of a pod it printed\n%swith the plugin\n%sstderr is %q, exit code %d", outside, plugin, stderr, exit)
 	}
 }
 
@@ -250,18 +269,16 @@ func TestExitsWhenAPIServerIsFrozen(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		answers int32
-		args    []string
 		want    string
 	}{
-		{"at once", -1, nil, "does not answer\n"},
-		{"at once, following", -1, []string{"-follow"}, "does not answer\n"},
-		{"after the first read", 1, nil, "has not answered for 5 seconds\n"},
+		{"at once", -1, "does not answer\n"},
+		{"after the first read", 1, "has not answered for 5 seconds\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			url := apiServer(t, http.StatusOK, configMap, tt.answers, nil)
 			begin := time.Now()
-			stdout, stderr, exit := runToExit(t, url, tt.args)
+			stdout, stderr, exit := runToExit(t, url, nil)
 			if stdout != "" || exit != 1 || !strings.HasSuffix(stderr, tt.want) || !strings.Contains(stderr, `ConfigMap "go-micro/go-micro-config"`) {
 				t.Errorf("stdout is %q, exit code %d, stderr %q, want nothing, 1 and %q", stdout, exit, stderr, tt.want)
 			}
@@ -269,6 +286,29 @@ func TestExitsWhenAPIServerIsFrozen(t *testing.T) {
 				t.Errorf("the program took %s", took)
 			}
 		})
+	}
+}
+
+// A sidecar that starts breaks the first connections.
+func TestFollowingWaitsForAPIServer(t *testing.T) {
+	target, err := url.Parse(apiServer(t, http.StatusOK, configMap, 0, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.FlushInterval = -1
+	var requests atomic.Int32
+	sidecar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if requests.Add(1) <= 3 {
+			panic(http.ErrAbortHandler) // closes the connection
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(sidecar.Close)
+	f := startFollowing(t, sidecar.URL, "HOME=/root")
+	f.expectLine("map[DB_HOST:192.168.0.1 DB_NAME:MICRO home:/root]")
+	if exit := f.waitForExit(syscall.SIGTERM); exit != 0 {
+		t.Errorf("exit code %d, stderr %q", exit, f.stderr.String())
 	}
 }
 
@@ -321,6 +361,9 @@ func TestErrorNamesRemedy(t *testing.T) {
 		},
 	} {
 		for _, args := range [][]string{nil, {"-follow"}} {
+			if args != nil && tt.url == gone.URL { // TestFollowingWaitsForAPIServer
+				continue
+			}
 			t.Run(fmt.Sprint(tt.name, args), func(t *testing.T) {
 				stdout, stderr, exit := runToExit(t, tt.url, args)
 				if want := `reading ConfigMap "go-micro/go-micro-config": ` + tt.want + "\n"; stderr != want {

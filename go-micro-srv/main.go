@@ -1,8 +1,9 @@
 // Command go-micro-srv serves the Greeter over gRPC on port 9100. It registers with the Kubernetes API
 // server by writing labels and an annotation on its own pod; clients find it by its name, go-micro-srv.
 //
-// It must run in a pod. k8s/pod-rbac.yaml grants its service account the verbs list, watch and patch on
+// It runs in a pod. k8s/pod-rbac.yaml grants its service account the verbs list, watch and patch on
 // pods. The manifest sets POD_NAME; Kubernetes sets KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+// Outside of the cluster it needs a kubeconfig and registers nothing (docs/laptop.md).
 // --help lists go-micro's flags and MICRO_* variables.
 package main
 
@@ -12,6 +13,7 @@ import (
 	"os"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -48,6 +50,7 @@ func run() error {
 		micro.Registry(registry), // registers with Kubernetes
 		pod.Lifecycle(registry),  // health, readiness, drain
 		pod.Reflection(registry), // grpcurl can list and call the Greeter
+		metrics.Serve(registry),  // if POD_METRICS_ADDRESS is set
 	)
 	service.Init()
 

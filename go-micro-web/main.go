@@ -3,7 +3,8 @@
 //
 // It listens on port 9200 and runs in a pod. k8s/pod-rbac.yaml allows its service account to list, watch and
 // patch pods. Its manifest sets POD_NAME; Kubernetes sets HOSTNAME, KUBERNETES_SERVICE_HOST and
-// KUBERNETES_SERVICE_PORT. The flags and MICRO_* variables of go-micro apply; --help lists them.
+// KUBERNETES_SERVICE_PORT. Outside of the cluster it needs a kubeconfig and registers nothing
+// (docs/laptop.md). The flags and MICRO_* variables of go-micro apply; --help lists them.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/go-micro-web/dashboard"
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	"github.com/micro/go-micro/v2/web"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
@@ -35,7 +37,8 @@ func run() error {
 		web.Name(DefaultServiceName),
 		web.Registry(registry), // registers with Kubernetes
 		web.Address(DefaultServerPort),
-		pod.WebLifecycle(registry)) // health, readiness, drain
+		pod.WebLifecycle(registry), // health, readiness, drain
+		metrics.ServeWeb(registry)) // if POD_METRICS_ADDRESS is set
 
 	service.HandleFunc("/", podName)
 	service.Handle("/registry/", dashboard.New(registry)) // the live page

@@ -143,6 +143,23 @@ func TestBrowserShowsSilenceOfTheAPIServer(t *testing.T) {
 	b.Wait("the next contact", connectionText+` === "Live"`)
 }
 
+// The page of a viewer who stays shows a date as soon as the change is of another day.
+func TestBrowserDatesOldChanges(t *testing.T) {
+	needsBrowser(t)
+	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	before := now().Add(-49 * time.Hour)
+	d.hub.changes.mu.Lock()
+	d.hub.changes.add(before, left, instanceKey{"go-micro-srv", "old", "10.0.0.1:1"}, "")
+	d.hub.changes.mu.Unlock()
+	b := openPage(t, srv)
+	const changeTime = `document.querySelector("#changes li time").textContent`
+	b.Wait("the event stream", connectionText+` === "Live"`)
+	b.Wait("the date of the change", changeTime+` === "`+before.Format(time.DateTime)+`"`)
+	browser.Evaluate[bool](b, `Boolean(clockOffset -= 49 * 3600 * 1000)`) // the day of the change, until the next heartbeat
+	b.Wait("the time of the change on its day", changeTime+` === "`+before.Format(time.TimeOnly)+`"`)
+	b.Wait("the date of the change after a heartbeat", changeTime+` === "`+before.Format(time.DateTime)+`"`)
+}
+
 func TestBrowserPollsIfTheStreamIsRefused(t *testing.T) {
 	needsBrowser(t)
 	c, d, srv := serve(t, greeterInstance(1, pod.Ready))
@@ -286,7 +303,7 @@ func TestBrowserKeepsCalling(t *testing.T) {
 	d.hub.changes.events().Ejected("go-micro-srv", "go-micro-srv-2", address(2), 20*time.Second, errors.New("context deadline exceeded"))
 	b.Wait("the end of its share", share(2)+` === "0 %"`)
 	row := `[...document.querySelectorAll("#traffic tbody tr")].find(row => row.dataset.key.startsWith("go-micro-srv-2 ")).textContent`
-	b.Wait("its ejection", row+`.includes("ejected until `+until.Format("15:04:05")+` UTC")`)
+	b.Wait("its ejection", row+`.includes("ejected until `+clock(until, now())+` UTC")`)
 	b.Wait("its ejection in the text of the time line", `document.getElementById("timeline").getAttribute("aria-label").includes("go-micro-srv-2 ejected")`)
 	b.Wait("its ejection in the changes", `document.querySelector("#changes li").textContent.includes("ejected go-micro-srv-2 for 20s: a call got no answer in time")`)
 	stalled := greeterInstance(2, pod.NotReady)

@@ -47,7 +47,7 @@
 // # Changes
 //
 // A pod sees changes while it has viewers, and for 10 s after them. The time of a change is
-// when the pod saw it. Ejections are those by this pod; other pods may judge otherwise. At
+// when the pod saw it; the page adds the date if that was not today, in UTC. Ejections are those by this pod; other pods may judge otherwise. At
 // most 10 of the 50 changes are of the same pod. The page names the kind of the error that
 // caused an ejection; only the log has its text.
 //
@@ -55,6 +55,7 @@
 package dashboard
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"html/template"
@@ -99,13 +100,16 @@ type dashboard struct {
 // go-micro-srv too, which runs until the registry is closed. With it a greeting
 // finds the instances that the page shows, even when the API server does not answer.
 func New(registry *pod.Registry) http.Handler {
-	podName := os.Getenv("HOSTNAME")
+	podName := ownPodName()
 	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
 	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
 	_ = registry.Init(pod.WithEvents(d.hub.changes.events())) // Init of a registry returns no error
 	return d.handler()
 }
+
+// ownPodName returns the name of the pod. Under hostNetwork HOSTNAME is the name of the Kubernetes node.
+func ownPodName() string { return cmp.Or(os.Getenv("POD_NAME"), os.Getenv("HOSTNAME")) }
 
 func newDashboard(s source, currentCalls func() map[callTarget]targetCalls, onStart func(), greeter proto.GreeterService, podName, namespace string) *dashboard {
 	d := &dashboard{hub: newHub(s, currentCalls, onStart, podName, namespace), greeter: greeter, podName: podName, namespace: namespace,
@@ -132,9 +136,9 @@ func (d *dashboard) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+root+"{$}", d.servePage)
 	mux.HandleFunc("POST "+root+"{$}", d.serveGreeting)
-	mux.HandleFunc("GET "+root+"services.json", d.serveView(func(v *view) []byte { return v.json }))
-	mux.HandleFunc("GET "+root+"changes.json", d.serveView(func(v *view) []byte { return v.recent.encode(0) }))
-	mux.HandleFunc("GET "+root+"calls.json", d.serveView(func(*view) []byte { return d.statistics() }))
+	mux.HandleFunc("GET "+root+"services.json", d.serveView(func(v *view) [][]byte { return v.encode(d.hub.times()) }))
+	mux.HandleFunc("GET "+root+"changes.json", d.serveView(func(v *view) [][]byte { return [][]byte{v.recent.encode(0)} }))
+	mux.HandleFunc("GET "+root+"calls.json", d.serveView(func(*view) [][]byte { return [][]byte{d.statistics()} }))
 	mux.HandleFunc("GET "+root+"events", d.serveEvents)
 	mux.HandleFunc("POST "+root+"events", d.serveCalling)
 	for _, name := range append([]string{"page.css"}, scripts...) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
@@ -27,6 +28,7 @@ func (d *dashboard) render(w http.ResponseWriter, r *http.Request, code int, p p
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	p.times = d.hub.times()
 	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(code)
@@ -47,7 +49,7 @@ func limitWrite(w http.ResponseWriter, timeout time.Duration) (done func()) {
 }
 
 // serveView answers with JSON that is made of the current view.
-func (d *dashboard) serveView(encode func(*view) []byte) http.HandlerFunc {
+func (d *dashboard) serveView(encode func(*view) [][]byte) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		defer d.hub.join()()
 		v, err := d.hub.wait(r.Context())
@@ -55,15 +57,12 @@ func (d *dashboard) serveView(encode func(*view) []byte) http.HandlerFunc {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		d.writeJSON(w, encode(v))
+		defer limitWrite(w, d.pageTimeout)()
+		w.Header().Set("Content-Type", "application/json")
+		for _, b := range append(encode(v), []byte("\n")) {
+			_, _ = w.Write(b)
+		}
 	}
-}
-
-func (d *dashboard) writeJSON(w http.ResponseWriter, b []byte) {
-	defer limitWrite(w, d.pageTimeout)()
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(b) // a copy for each viewer would cost memory
-	_, _ = w.Write([]byte("\n"))
 }
 
 func (d *dashboard) serveEvents(w http.ResponseWriter, r *http.Request) { d.stream(w, r, 0) }
@@ -108,7 +107,7 @@ func (d *dashboard) stream(w http.ResponseWriter, r *http.Request, rate int) {
 	for ok := send([]byte("retry: 1000\n\n")); ok; {
 		v, changed := d.hub.current()
 		if v != nil && v != sent {
-			if ok = send([]byte("data: "), v.json, []byte("\n\n")); !ok {
+			if ok = send(slices.Concat([][]byte{[]byte("data: ")}, v.encode(d.hub.times()), [][]byte{[]byte("\n\n")})...); !ok {
 				return
 			}
 			sent = v
@@ -122,7 +121,7 @@ func (d *dashboard) stream(w http.ResponseWriter, r *http.Request, rate int) {
 		select {
 		case <-changed:
 		case <-ticker.C:
-			now, _ := json.Marshal(times{now(), milliseconds(d.hub.source.LastContact())}) // the encoding of times cannot fail
+			now, _ := json.Marshal(d.hub.times()) // the encoding of times cannot fail
 			ok = send([]byte("event: heartbeat\ndata: "), now, []byte("\n\n"))
 		case <-stats:
 			ok = send([]byte("event: calls\ndata: "), d.statistics(), []byte("\n\n"))

@@ -108,6 +108,68 @@ func TestServicesJSON(t *testing.T) {
 	}
 }
 
+// Nothing changes between the answers, so they have the same view.
+func TestTimesAreThoseOfTheAnswer(t *testing.T) {
+	c, _, srv := serve(t, greeterInstance(1, pod.Ready))
+	openStream(t, srv).next() // holds the view
+	for i := range 3 {
+		contact := time.Date(2026, 11, 28, 10+i, 0, 0, 0, time.UTC)
+		c.setLastContact(contact)
+		begin := time.Now().Truncate(time.Millisecond)
+		var answer, event times
+		_, body := get(t, srv.URL+root+"services.json")
+		if err := json.Unmarshal([]byte(body), &answer); err != nil {
+			t.Fatal(err)
+		}
+		openStream(t, srv).decode("message", &event)
+		for name, got := range map[string]times{"services.json": answer, "the first event": event} {
+			if got.Time.Before(begin) || got.LastContact == nil || !got.LastContact.Equal(contact) {
+				t.Errorf("%s of a request at %s has the time %s and the last contact %s, want %s", name, begin.UTC(), got.Time, got.LastContact, contact)
+			}
+		}
+		if _, body := get(t, srv.URL+root); !strings.Contains(body, "heard from at 2026-11-28 "+contact.Format(time.TimeOnly)) && !strings.Contains(body, "heard from at "+contact.Format(time.TimeOnly)) {
+			t.Errorf("the page does not show the last contact %s", contact)
+		}
+	}
+}
+
+func TestAgeIsThatOfTheAnswer(t *testing.T) {
+	v := newView("web", "go-micro", []pod.Instance{greeterInstance(1, pod.Ready)}, nil, nil)
+	for minutes, want := range map[time.Duration]string{10: "10m", 20: "20m"} {
+		if got := (page{view: v, times: times{Time: created.Add(minutes * time.Minute)}}).Sorted()[0].Instances[0].Age; got != want {
+			t.Errorf("%d minutes after its creation the age is %s", minutes, got)
+		}
+	}
+}
+
+// A change of another day than today has a date.
+func TestOldChangesHaveADate(t *testing.T) {
+	_, d, srv := serve(t, greeterInstance(1, pod.Ready))
+	before, today := now().Add(-49*time.Hour), now()
+	d.hub.changes.mu.Lock()
+	d.hub.changes.add(before, left, instanceKey{"go-micro-srv", "old", "10.0.0.1:1"}, "")
+	d.hub.changes.add(today, joined, instanceKey{"go-micro-srv", "new", "10.0.0.2:1"}, "")
+	d.hub.changes.mu.Unlock()
+	_, body := get(t, srv.URL+root)
+	if !strings.Contains(body, "<time>"+before.Format(time.DateTime)+"</time>") {
+		t.Errorf("the page does not show %s:\n%s", before, body)
+	}
+	if now().Day() == today.Day() && !strings.Contains(body, "<time>"+today.Format(time.TimeOnly)+"</time>") {
+		t.Errorf("the page does not show %s without its date:\n%s", today, body)
+	}
+}
+
+// Under hostNetwork the host's name is that of the Kubernetes node.
+func TestServedByThePod(t *testing.T) {
+	t.Setenv("HOSTNAME", "node-1")
+	for podName, want := range map[string]string{"go-micro-web-1": "go-micro-web-1", "": "node-1"} {
+		t.Setenv("POD_NAME", podName)
+		if got := ownPodName(); got != want {
+			t.Errorf("POD_NAME=%s: served by %q, want %q", podName, got, want)
+		}
+	}
+}
+
 func TestViewerThatDoesNotReadIsDisconnected(t *testing.T) {
 	var instances []pod.Instance
 	for i := range 2000 { // a few views fill the buffers of a socket

@@ -128,11 +128,14 @@ func (h *hub) watchCalls(ctx context.Context) {
 
 // build builds and publishes a view of the last observation. The caller holds h.building.
 func (h *hub) build(ctx context.Context, byTarget map[callTarget]targetCalls) *view {
-	v := newView(h.podName, h.namespace, h.instances, h.err, h.source.LastContact(), byTarget)
+	v := newView(h.podName, h.namespace, h.instances, h.err, byTarget)
 	v.recent = h.changes.recent()
 	h.publish(ctx, v)
 	return v
 }
+
+// times returns the times of an answer.
+func (h *hub) times() times { return times{now(), milliseconds(h.source.LastContact())} }
 
 // interval returns the time that sending a view to all event streams takes at maxRate.
 func (h *hub) interval(v *view) time.Duration {

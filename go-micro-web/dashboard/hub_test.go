@@ -49,7 +49,7 @@ func TestEventsCarryEjectionsAndCallsInFlight(t *testing.T) {
 		want  string
 	}{
 		{targetCalls{InFlight: 1}, "1 call in flight"},
-		{targetCalls{InFlight: 2, EjectedUntil: until}, "ejected until " + until.Format("15:04:05") + " UTC"},
+		{targetCalls{InFlight: 2, EjectedUntil: until}, "ejected until " + clock(until, now()) + " UTC"},
 		{targetCalls{}, ""},
 	} {
 		c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-2", "10.244.0.2:9100"}: step.calls})

@@ -199,7 +199,7 @@ func TestStatistics(t *testing.T) {
 	}
 	tr.tries = append(tr.tries, sample{at, callTarget{"gone", "10.0.0.2:1"}, time.Second, true})
 	tr.calls = []sample{{end: at.Add(-time.Hour), failed: true}, {end: at.Add(-30 * time.Second), failed: true}, {end: at}}
-	s := tr.statistics(&view{Services: []service{{Name: greeterName, Instances: []instance{{Pod: "a", Address: "10.0.0.1:1", State: pod.Ready}}}}}, nil)
+	s := tr.statistics(&view{registryState: registryState{Services: []service{{Name: greeterName, Instances: []instance{{Pod: "a", Address: "10.0.0.1:1", State: pod.Ready}}}}}}, nil)
 	if len(s.Instances) != 2 {
 		t.Fatalf("%+v", s)
 	}
@@ -236,7 +236,7 @@ func TestStatisticsOfPodWithLongName(t *testing.T) {
 	tr := newTraffic(nil, nil)
 	tr.tries = []sample{{end: time.Now(), target: target}}
 	byTarget := map[callTarget]targetCalls{target: {InFlight: 3}}
-	s := tr.statistics(newView("web", "go-micro", []pod.Instance{long}, nil, time.Now(), byTarget), byTarget)
+	s := tr.statistics(newView("web", "go-micro", []pod.Instance{long}, nil, byTarget), byTarget)
 	if len(s.Instances) != 1 || s.Instances[0].Calls != 1 || s.Instances[0].InFlight != 3 {
 		t.Errorf("%+v", s.Instances)
 	}

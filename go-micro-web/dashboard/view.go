@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -30,7 +31,8 @@ const (
 	maxOpenRows       = 20 // instances on the page up to which all of them are shown at first
 )
 
-// times tell a viewer how old the view is.
+// times are those of an answer, not of the view, which may be hours old if nothing has changed.
+// They tell a viewer how old the view can be.
 type times struct {
 	Time        time.Time  `json:"time"`                  // of the clock of the pod that serves the page
 	LastContact *time.Time `json:"lastContact,omitempty"` // when the API server last sent anything; absent before the first time
@@ -52,14 +54,31 @@ func milliseconds(t time.Time) *time.Time {
 type view struct {
 	Pod       string `json:"pod"`                 // the pod that serves the page
 	Namespace string `json:"namespace,omitempty"` // of all pods; absent if it is not known
-	times
+	registryState
+
+	json   []byte                     // the registryState, encoded once for all viewers
+	calls  map[callTarget]targetCalls // of this pod, as the instances show them
+	recent recentChanges
+}
+
+// registryState is what changes of a view, and most of its size.
+type registryState struct {
 	Problem  string    `json:"problem,omitempty"` // why the view may be out of date
 	Services []service `json:"services"`
 	Omitted  int       `json:"omitted,omitempty"` // instances, in all services
+}
 
-	json   []byte                     // the fields above, encoded once for all viewers
-	calls  map[callTarget]targetCalls // of this pod, as the instances show them
-	recent recentChanges
+// encode returns the view as JSON, in two parts, because a copy for each viewer would cost memory.
+func (v *view) encode(t times) [][]byte {
+	b, err := json.Marshal(struct {
+		Pod       string `json:"pod"`
+		Namespace string `json:"namespace,omitempty"`
+		times
+	}{v.Pod, v.Namespace, t})
+	if err != nil { // impossible for strings and times
+		logger.Errorf("Encoding the registry: %v", err)
+	}
+	return [][]byte{append(bytes.TrimSuffix(b, []byte("}")), ','), bytes.TrimPrefix(v.json, []byte("{"))}
 }
 
 type service struct {
@@ -86,7 +105,7 @@ type instance struct {
 	State   pod.State    `json:"state"`
 	Reason  string       `json:"reason,omitempty"` // why the instance cannot receive calls; absent if it is not known
 	Created time.Time    `json:"created"`
-	Age     string       `json:"-"`               // when the view was built
+	Age     string       `json:"-"`               // when the page is rendered; the script computes it itself
 	Calls   *targetCalls `json:"calls,omitempty"` // absent if the pod that serves the page does not call the service
 }
 
@@ -108,7 +127,7 @@ func (c *targetCalls) Text() string {
 	case c == nil:
 		return ""
 	case !c.EjectedUntil.IsZero():
-		return "ejected until " + c.EjectedUntil.Format("15:04:05") + " UTC"
+		return "ejected until " + clock(c.EjectedUntil, now()) + " UTC"
 	case c.InFlight > 0:
 		return count(c.InFlight, "call") + " in flight"
 	}
@@ -118,8 +137,8 @@ func (c *targetCalls) Text() string {
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
 // by service, and the error that says why they may be out of date. byTarget has the
 // calls of this pod. The cost is linear in the number of instances.
-func newView(podName, namespace string, instances []pod.Instance, err error, lastContact time.Time, byTarget map[callTarget]targetCalls) *view {
-	v := &view{Pod: podName, Namespace: namespace, times: times{now(), milliseconds(lastContact)}, Services: []service{}, calls: byTarget}
+func newView(podName, namespace string, instances []pod.Instance, err error, byTarget map[callTarget]targetCalls) *view {
+	v := &view{Pod: podName, Namespace: namespace, registryState: registryState{Services: []service{}}, calls: byTarget}
 	if err != nil { // package pod has logged the error
 		v.Problem = "The registry cannot be read; the page shows its last known state. The log of " + cmp.Or(podName, "this pod") + " says why."
 	}
@@ -144,7 +163,7 @@ func newView(podName, namespace string, instances []pod.Instance, err error, las
 		}
 		rows++
 		podRows[i.Pod]++
-		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Reason: clip(i.Reason), Created: i.Created.UTC(), Age: age(v.Time.Sub(i.Created))}
+		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Reason: clip(i.Reason), Created: i.Created.UTC()}
 		if c, ok := byTarget[callTarget{i.Pod, i.Address}]; ok && i.Service == greeterName {
 			shown.Calls = &c
 		}
@@ -153,7 +172,7 @@ func newView(podName, namespace string, instances []pod.Instance, err error, las
 		s.Versions[shown.Version]++
 		s.addEndpoints(i.Endpoints)
 	}
-	v.json, err = json.Marshal(v)
+	v.json, err = json.Marshal(v.registryState)
 	if err != nil { // impossible for strings and times
 		logger.Errorf("Encoding the registry: %v", err)
 	}
@@ -329,10 +348,19 @@ func age(d time.Duration) string {
 	}
 }
 
-// page is the data of the template: a view, and the answer to the form if the
+// clock formats a time in UTC, with its date unless that is the date of now. The script does the same.
+func clock(t, now time.Time) string {
+	if t = t.UTC(); t.Format(time.DateOnly) == now.UTC().Format(time.DateOnly) {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateTime)
+}
+
+// page is the data of the template: a view, the times of the answer, and the answer to the form if the
 // form was sent.
 type page struct {
 	*view
+	times
 	Answer *answer
 	Name   string // the form field
 }
@@ -344,6 +372,9 @@ func (p page) Sorted() []service {
 	rank := map[pod.State]int{pod.NotReady: 0, pod.NodeUnreachable: 0, pod.Terminating: 1, pod.Ready: 2}
 	for i := range services {
 		services[i].Instances = slices.Clone(services[i].Instances)
+		for n := range services[i].Instances {
+			services[i].Instances[n].Age = age(p.Time.Sub(services[i].Instances[n].Created))
+		}
 		slices.SortStableFunc(services[i].Instances, func(a, b instance) int { return rank[a.State] - rank[b.State] })
 	}
 	slices.SortStableFunc(services, func(a, b service) int { return min(b.Unhealthy(), 1) - min(a.Unhealthy(), 1) })
@@ -359,15 +390,29 @@ func (p page) Open() bool {
 	return n <= maxOpenRows
 }
 
-// Changes returns the recent changes, latest first.
-func (p page) Changes() []change { return p.recent.after(0) }
+// shownChange is a change as the page shows it.
+type shownChange struct {
+	change
+	At string
+}
 
-func (p page) ChangesSince() time.Time { return p.recent.Since }
+// Changes returns the recent changes, latest first.
+func (p page) Changes() (all []shownChange) {
+	for _, c := range p.recent.after(0) {
+		all = append(all, shownChange{c, p.Clock(c.Time)})
+	}
+	return all
+}
+
+func (p page) ChangesSince() string { return p.Clock(p.recent.Since) }
+
+// Clock formats a time as a viewer of this answer reads it.
+func (p page) Clock(t time.Time) string { return clock(t, p.Time) }
 
 // Scripts are the scripts of the page, in the order in which they run.
 func (page) Scripts() []string { return scripts }
 
-func (page) EmptyChange() change { return change{} }
+func (page) EmptyChange() shownChange { return shownChange{} }
 
 func (page) MaxCallRate() int { return maxCallRate }
 

@@ -42,7 +42,7 @@ func TestOnePodCannotFillTheView(t *testing.T) {
 	}
 	instances = append(instances, greeterInstance(1, pod.Ready))
 	instances = append(instances, hostilePod("evil", "go-micro-srv", 11000)...)
-	v := newView("web", "go-micro", instances, nil, time.Now(), nil)
+	v := newView("web", "go-micro", instances, nil, nil)
 	if len(v.json) > 256<<10 {
 		t.Errorf("the view is %d KiB, want at most 256", len(v.json)>>10)
 	}
@@ -72,7 +72,7 @@ func TestViewOmitsInstancesOverTheBounds(t *testing.T) {
 			instances = append(instances, in)
 		}
 	}
-	v := newView("web", "go-micro", instances, nil, time.Now(), nil)
+	v := newView("web", "go-micro", instances, nil, nil)
 	if want := "5 services, 5000 instances: 5000 ready; 7000 more not shown"; v.Summary() != want {
 		t.Errorf("the summary is %q, want %q", v.Summary(), want)
 	}
@@ -101,7 +101,7 @@ func TestViewCostIsLinear(t *testing.T) {
 			for range 3 {
 				begin := process.Time(t)
 				for range 20000 / n {
-					newView("web", "go-micro", instances, nil, time.Now(), nil)
+					newView("web", "go-micro", instances, nil, nil)
 				}
 				best = min(best, process.Time(t)-begin)
 			}

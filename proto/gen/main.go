@@ -1,7 +1,9 @@
-// Command gen generates the Go code of proto/greeter.proto. It does not need protoc:
+// Command gen generates the Go code of a .proto file. It does not need protoc:
 //
-//	go run -C proto/gen .         # write greeter.pb.go and greeter.pb.micro.go
-//	go run -C proto/gen . -verify # exit 1 if these files differ from what greeter.proto generates
+//	go run -C proto/gen . proto/greeter.proto         # write greeter.pb.go and greeter.pb.micro.go beside it
+//	go run -C proto/gen . -verify proto/greeter.proto # exit 1 if these files differ from what greeter.proto generates
+//
+// It takes one file, because protoc-gen-micro keeps the names of imported packages from one file to the next.
 //
 // The package protocompile compiles the .proto file. The generators of protoc-gen-go and protoc-gen-micro,
 // which are linked into this program, generate the code. Their versions are in go.mod: to use newer generators,
@@ -28,21 +30,23 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-// source is the path of the .proto file, and the name under which the generated code registers it in protobuf's registry.
-const source = "proto/greeter.proto"
-
 func main() {
 	verify := flag.Bool("verify", false, "compare with the files on disk instead of writing them")
 	flag.Parse()
-	if err := run("../..", *verify); err != nil {
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "want one argument: the path of a .proto file in the repository")
+		os.Exit(2)
+	}
+	if err := run("../..", flag.Arg(0), *verify); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// run generates the code. It writes the files below root, or compares them with the files there if verify is set.
-func run(root string, verify bool) error {
-	request, err := compile(root)
+// run generates the code of a source: the path of the .proto file below root, and the name under which the generated code
+// registers it in protobuf's registry. It writes the files below root, or compares them with the files there if verify is set.
+func run(root, source string, verify bool) error {
+	request, err := compile(root, source)
 	if err != nil {
 		return fmt.Errorf("compiling %q: %w", source, err)
 	}
@@ -65,8 +69,8 @@ func run(root string, verify bool) error {
 	return nil
 }
 
-// compile returns the request that protoc would send to its plugins for the source.
-func compile(root string) (*pluginpb.CodeGeneratorRequest, error) {
+// compile returns the request that protoc would send to its plugins for a source.
+func compile(root, source string) (*pluginpb.CodeGeneratorRequest, error) {
 	compiler := protocompile.Compiler{
 		Resolver:       &protocompile.SourceResolver{ImportPaths: []string{root}},
 		SourceInfoMode: protocompile.SourceInfoStandard, // keeps the comments
@@ -82,7 +86,7 @@ func compile(root string) (*pluginpb.CodeGeneratorRequest, error) {
 	}, nil
 }
 
-// messages generates greeter.pb.go, as the main function of protoc-gen-go does.
+// messages generates the file .pb.go, as the main function of protoc-gen-go does.
 func messages(request *pluginpb.CodeGeneratorRequest) ([]*pluginpb.CodeGeneratorResponse_File, error) {
 	plugin, err := protogen.Options{}.New(request)
 	if err != nil {
@@ -98,7 +102,7 @@ func messages(request *pluginpb.CodeGeneratorRequest) ([]*pluginpb.CodeGenerator
 	return response.File, nil
 }
 
-// services generates greeter.pb.micro.go, as the main function of protoc-gen-micro does. On an error this
+// services generates the file .pb.micro.go, as the main function of protoc-gen-micro does. On an error this
 // generator exits the process.
 func services(request *pluginpb.CodeGeneratorRequest) []*pluginpb.CodeGeneratorResponse_File {
 	g := generator.New()

@@ -17,7 +17,11 @@ let problem = ''
 
 const serverNow = () => Date.now() + clockOffset
 
-const utc = time => new Date(time).toISOString().slice(11, 19)
+// utc formats a time, with its date unless that is today. The server does the same.
+const utc = time => {
+  const [date, clock] = new Date(time).toISOString().slice(0, 19).split('T')
+  return new Date(serverNow()).toISOString().startsWith(date) ? clock : `${date} ${clock}`
+}
 
 document.documentElement.classList.add('script') // shows what only works with scripts
 

@@ -120,6 +120,7 @@ function showConnection() {
 
 setInterval(() => {
   showConnection()
+  showChangeTimes()
   for (const row of document.querySelectorAll('#services tbody tr')) if (row.created) setText(byClass(row, 'age'), age(row.created))
 }, 1000)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of the manifests, of the registry and of the ConfigMap reader against the API servers of older
-# versions of Kubernetes (`make compat`): the oldest version that the documents claim, and the oldest minor
+# Runs the tests of the manifests, of the registry, of the ConfigMap reader and of calls from a laptop against the API
+# servers of older versions of Kubernetes (`make compat`): the oldest version that the documents claim, and the oldest minor
 # version that upstream supports. It builds each kube-apiserver once, 5 minutes on two cores, and keeps it in
 # the cache. make test leaves it out. Arguments: other versions to try, such as v1.32.11.
 set -euo pipefail
@@ -66,8 +66,9 @@ for version in "${versions[@]}"; do
 	export KUBE_APISERVER=$binary KUBE_APISERVER_VERSION=$version
 	# Every manifest, strictly; registration and its refusal by the admission policy; Pod Security; rights.
 	go test -count=1 ./test/manifests
-	# Register, discover and deregister, with pod/ and with the plugin; restart of the API server; rotated tokens.
-	go test -count=1 ./pod -run '^(TestRegistry|TestGetService|TestRemovedMetadata|TestPodReplaced|TestRegistrationIsRetried|TestDeregister|TestTokenRotation|TestErrorsNameMissingVerb|TestCallsContinue)'
+	# Register, discover and deregister, with pod/ and with the plugin; restart of the API server; rotated tokens;
+	# calls through the API server.
+	go test -count=1 ./pod -run '^(TestRegistry|TestGetService|TestRemovedMetadata|TestPodReplaced|TestRegistrationIsRetried|TestDeregister|TestTokenRotation|TestErrorsNameMissingVerb|TestCallsContinue|TestClientCallsThroughRealAPIServer)'
 	go test -count=1 ./pod/configwatch -run '^(TestFollow|TestValues|TestFailedFirstRead)'
 done
 printf '\n== Passed with %s\n' "${versions[*]}"

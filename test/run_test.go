@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// sleep is a runner of tests that does not end. Scripts find the checkout in root, and in module the folder of the module in which they run.
-const sleep = `sleep 1000 & echo $$ $! >>"$root/sleeping"; wait`
+// sleep is a runner of tests that does not end. Like the launcher it starts a cluster, whose supervisor has a session of its own and ignores the end of its
+// parent. Scripts find the checkout in root, and in module the folder of the module in which they run.
+const sleep = `sleep 1000 & child=$!; setsid sleep 1000 & mkdir -p "$root/.cluster/e2e-demo"; : >"$root/.cluster/e2e-demo/cluster.json"; echo $$ $child $! >>"$root/sleeping"; wait`
 
 // checkout returns a directory in which run.sh finds the modules of test/modules, and a PATH in which golangci-lint
 // and gotestsum, the runner of tests, run scripts and the other programs succeed.
@@ -45,10 +46,11 @@ func checkout(t *testing.T, lint, tests string) (root, path string) {
 		}
 	}
 	for name, script := range map[string]string{
-		"go":            `[ "$1" != tool ] || for last; do :; done; [ "$1" != tool ] || echo "` + bin + `/$last"`,
+		"go":            `[ "$1" != tool ] || for last; do :; done; [ "$1" != tool ] || echo "` + bin + `/$last"; case $* in *" down "*) echo "$*" >>"$root/stopped" ;; *" status -name e2e-demo") exit 1 ;; esac`,
 		"golangci-lint": lint,
 		"gotestsum":     tests,
 		"gofmt":         "",
+		"make":          "",
 		"shellcheck":    "",
 		"chromium":      "",
 		"docker":        "",
@@ -87,9 +89,13 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// A step that fails ends those that run beside it, and its message comes last.
+// A step that fails ends those that run beside it with the clusters that they have started, but no other cluster, and its message comes last.
 func TestFailedStepEndsTheOthers(t *testing.T) {
 	root, path := checkout(t, `until [ -e "$root/sleeping" ]; do sleep 0.1; done; echo "a finding"; exit 3`, sleep)
+	mine := filepath.Join(root, ".cluster/demo/cluster.json")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(mine), 0o755), os.WriteFile(mine, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("test/run.sh")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+path, "TMPDIR="+t.TempDir())
 	cmd.WaitDelay = time.Second // for programs that still run and write to its output
@@ -97,7 +103,12 @@ func TestFailedStepEndsTheOthers(t *testing.T) {
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.HasSuffix(string(out), "\na finding\n") {
 		t.Errorf("%v: %s", err, out)
 	}
-	eventually(t, "the end of the tests", func() bool { return len(sleeping(root)) == 0 })
+	if left := sleeping(root); len(left) > 0 {
+		t.Errorf("the processes %d are left", left)
+	}
+	if stopped, err := os.ReadFile(filepath.Join(root, "stopped")); string(stopped) != "run -C cluster . down -name e2e-demo\n" {
+		t.Errorf("stopped clusters: %q, %v", stopped, err)
+	}
 }
 
 // Nothing that run.sh has started outlives it, whether a terminal or another program ends it.
@@ -111,12 +122,14 @@ func TestInterruptedRun(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the unit tests and the documents", func() bool { return len(sleeping(root)) == 4 }) // each has a child
+		eventually(t, "the unit tests and the documents", func() bool { return len(sleeping(root)) == 6 }) // each has two children
 		_ = syscall.Kill(-cmd.Process.Pid, signal)                                                         // as a terminal does
 		if err := cmd.Wait(); err == nil {
 			t.Errorf("%v: the interrupted run succeeded", signal)
 		}
-		eventually(t, "the end of the tests", func() bool { return len(sleeping(root)) == 0 })
+		if left := sleeping(root); len(left) > 0 {
+			t.Errorf("%v: the processes %d are left", signal, left)
+		}
 		if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 			t.Errorf("%v: %v is left, %v", signal, left, err)
 		}

@@ -177,6 +177,25 @@ func startJob(j load.Job) (result func() (load.Result, error), stop func(), err 
 	}, stop, nil
 }
 
+// measure measures a job with each library, and adds a row with a cell for each.
+func (t *table) measure(what string, libraries []string, job load.Job, cell func(load.Result) string) error {
+	var jobs []load.Job
+	for _, l := range libraries {
+		job.Library = l
+		jobs = append(jobs, job)
+	}
+	results, err := runJobs(jobs, 1)
+	if err != nil {
+		return err
+	}
+	var cells []string
+	for _, r := range results {
+		cells = append(cells, cell(r))
+	}
+	t.row(what, cells...)
+	return nil
+}
+
 // runJobs runs jobs, some of them at the same time.
 func runJobs(jobs []load.Job, parallel int) ([]load.Result, error) {
 	results, failed := make([]load.Result, len(jobs)), make([]error, len(jobs))
@@ -377,9 +396,46 @@ failed for the caller. A share of 10 %% is fair. *Ten times slower* lasts %s. %s
 `, n.Slow, n.Failing-time.Second, n.Tenfold, setUp), nil
 }
 
+// mixed compares how libraries choose instances for calls of different lengths.
+func mixed(n sizes) (string, error) {
+	columns := []string{goMicro, roundRobin, kratos, goZero, podClient}
+	t := newTable(columns...)
+	spread := func(r load.Result) string {
+		return fmt.Sprintf("%.2f to %.2f", r.Least, r.Most)
+	}
+	if _, err := peersProgram(); err != nil {
+		return "", err
+	}
+	progress("slow calls, streams and fast calls together (%s)", time.Duration(len(columns))*(17*time.Second+n.Tenfold))
+	for _, m := range []struct {
+		what, measure string
+		cell          func(load.Result) string
+	}{
+		{"3 exports on 4 instances: calls of an instance to the mean", "exports", spread},
+		{"60 idle streams on 3 instances, a fourth joins: the same", "idle streams", spread},
+		{"0.1 % of the calls take 2 s, 70 % busy: latency", "rare", func(r load.Result) string {
+			return fmt.Sprintf("%s / %s", format(r.At(0.5)), format(r.At(0.99)))
+		}},
+	} {
+		if err := t.measure(m.what, columns, load.Job{Measure: m.measure, Duration: n.Tenfold, Retry: true}, func(r load.Result) string {
+			if r.Failed > 0 {
+				return m.cell(r) + fmt.Sprintf(", %.2f %% failed", 100*r.Failed)
+			}
+			return m.cell(r)
+		}); err != nil {
+			return "", err
+		}
+	}
+	return t.String() + fmt.Sprintf(`
+In the first two rows 8 callers call a method that answers after 2 ms; the cell has the calls of the instance with the fewest and with
+the most, divided by the mean: 1.00 to 1.00 is even. *Exports* are calls of another method, which take 4.5 s. In the last row 10 instances
+have 4 workers each; a call takes 100 ms, and waits for a worker; calls begin at a constant rate; p50 / p99 of %s. %s
+`, n.Tenfold, setUp), nil
+}
+
 // idleMemory measures the memory of connections to many instances.
 func idleMemory(n sizes) (string, error) {
-	columns := []string{grpcGo, kratos, goZero, goMicro, podClient}
+	columns := []string{grpcGo, kratos, goZero, goMicro, podClient, podSubset}
 	progress("memory of connections to %d instances (20 s)", n.Connected)
 	result, stop, err := startJob(load.Job{Library: grpcGo, Measure: "servers", Count: n.Connected})
 	if err != nil {
@@ -392,22 +448,32 @@ func idleMemory(n sizes) (string, error) {
 	}
 	var jobs []load.Job
 	for _, l := range columns {
-		jobs = append(jobs, load.Job{Library: l, Measure: "memory", Servers: servers.Addresses})
+		connections := n.Connected / 2
+		if l == podSubset {
+			connections = 20
+		}
+		jobs = append(jobs, load.Job{Library: l, Measure: "memory", Servers: servers.Addresses, Count: connections})
 	}
 	results, err := runJobs(jobs, 1)
 	if err != nil {
 		return "", err
 	}
-	var bytes, open []string
-	for _, r := range results {
+	var bytes, open, total []string
+	for i, r := range results {
 		bytes = append(bytes, fmt.Sprintf("%.1f kB", float64(r.Bytes)/1000))
+		if columns[i] == podSubset {
+			bytes[i] = "" // most of it is not that of connections
+		}
+		total = append(total, fmt.Sprintf("%.1f MB", float64(r.Total)/1e6))
 		open = append(open, fmt.Sprint(r.Connections))
 	}
 	t := newTable(columns...)
 	t.row("idle memory per connection", bytes...)
 	t.row("connections", open...)
+	t.row("memory of the client", total...)
 	return t.String() + fmt.Sprintf(`
 One client calls each of %d instances, which are in another process, and then waits. Memory is the heap after a garbage collection and the stacks, less
 those without a client, divided by the number of connections; it includes what discovery keeps about an instance, and with pod/ the pods of the fake API server, 2 kB each.
+*Memory of the client* is all of it, without those pods.
 `, n.Connected), nil
 }

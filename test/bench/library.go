@@ -12,8 +12,10 @@ import (
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/debug/service/handler"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
+	"github.com/micro/go-micro/v2/server"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
@@ -26,13 +28,15 @@ const (
 	goMicro    = "go-micro"
 	roundRobin = "go-micro, round robin"
 	podClient  = "pod/"
+	podSubset  = "pod/ with Subset(20)"
 )
 
 // libraries are go-micro with its own selector and with pod/, for package load.
 var libraries = map[string]load.Library{
-	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random)},
+	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random), Tier: serveTier},
 	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
-	podClient:  {Serve: serveWithLifecycle, Dial: dialPod},
+	podClient:  {Serve: serveWithLifecycle, Dial: dialPod(), Tier: serveTier},
+	podSubset:  {Serve: serveWithLifecycle, Dial: dialPod(pod.Subset(20))},
 }
 
 type greeter struct{}
@@ -42,18 +46,31 @@ func (greeter) Hello(_ context.Context, q *proto.HelloRequest, a *proto.HelloRes
 	return nil
 }
 
+// tier is a greeter that calls the next tier.
+type tier func(context.Context) error
+
+func (call tier) Hello(ctx context.Context, _ *proto.HelloRequest, _ *proto.HelloResponse) error {
+	return call(ctx)
+}
+
 // serve starts a go-micro service on loopback.
-func serve() (string, error) { return start() }
+func serve() (string, error) { return start(greeter{}) }
+
+func serveTier(call func(context.Context) error) (string, error) { return start(tier(call)) }
 
 // serveWithLifecycle starts a service with pod.Lifecycle.
 func serveWithLifecycle() (string, error) {
-	return start(pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry)))
+	return start(greeter{}, pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry)))
 }
 
-func start(options ...micro.Option) (string, error) {
+func start(h proto.GreeterHandler, options ...micro.Option) (string, error) {
 	r := memory.NewRegistry()
 	s := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))}, options...)
-	if err := proto.RegisterGreeterHandler(s.Server(), greeter{}); err != nil {
+	if err := proto.RegisterGreeterHandler(s.Server(), h); err != nil {
+		return "", err
+	}
+	// Like micro.Service.Run, which adds this handler before it starts the server.
+	if err := s.Server().Handle(s.Server().NewHandler(handler.NewHandler(s.Client()), server.InternalHandler(true))); err != nil {
 		return "", err
 	}
 	for _, prepare := range s.Options().BeforeStart {
@@ -88,17 +105,34 @@ func dialGoMicro(strategy selector.Strategy) func([]string, bool) (load.Client, 
 	}
 }
 
-func dialPod(addresses []string, retry bool) (load.Client, error) {
-	api := newMemoryAPI()
-	if err := api.enterKubeconfig(); err != nil {
-		return nil, err
+func dialPod(options ...registry.Option) func([]string, bool) (load.Client, error) {
+	return func(addresses []string, retry bool) (load.Client, error) {
+		api := newMemoryAPI()
+		if err := api.enterKubeconfig(); err != nil {
+			return nil, err
+		}
+		for _, a := range addresses {
+			api.add("greeter", a)
+		}
+		r := pod.NewRegistry(kubernetes.NewRegistry, append(options, pod.Direct())...)
+		c := candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(retries(retry)))}
+		return withAPI{newMicroClient(c, func(a string) error { api.add("greeter", a); return nil }), api}, nil
 	}
-	for _, a := range addresses {
-		api.add("greeter", a)
+}
+
+// withAPI is a client in whose process the fake API server runs.
+type withAPI struct {
+	load.Client
+	api *memoryAPI
+}
+
+// Overhead returns the memory of the fake API server's pods.
+func (c withAPI) Overhead() (bytes int) {
+	items, _ := c.api.read()
+	for _, i := range items {
+		bytes += cap(i)
 	}
-	r := pod.NewRegistry(kubernetes.NewRegistry)
-	c := candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(retries(retry)))}
-	return newMicroClient(c, func(a string) error { api.add("greeter", a); return nil }), nil
+	return bytes
 }
 
 // microClient calls the Greeter through go-micro, with the wrappers of micro.NewService.
@@ -116,6 +150,10 @@ func newMicroClient(s candidate, add func(string) error) load.Client {
 func (c microClient) Hello(ctx context.Context) error {
 	_, err := c.greeter.Hello(ctx, &proto.HelloRequest{Name: "XXX"})
 	return err
+}
+
+func (c microClient) Export(ctx context.Context) error {
+	return c.client.Call(ctx, c.client.NewRequest("greeter", "Greeter.Export", &proto.HelloRequest{}), &proto.HelloResponse{})
 }
 
 func (c microClient) Stream(ctx context.Context, name string) (receive, stop func() error, err error) {

@@ -85,6 +85,8 @@ var groups = []group{
 	{"throughput", "Throughput", "3 minutes", throughput},
 	{"streams", "Server streams", "15 s", streams},
 	{"choice", "Choice of an instance", "5 minutes", choice},
+	{"mixed", "Slow calls, streams and fast calls together", "1 minute", mixed},
+	{"retries", "Retries", "30 s", retryCosts},
 	{"memory", "Idle memory", "20 s", idleMemory},
 }
 
@@ -94,7 +96,7 @@ func main() {
 	}
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	isShort := flags.Bool("short", false, "measure less, in 3 minutes, and write no file")
-	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, streams, choice or memory")
+	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, streams, choice, mixed, retries or memory")
 	_ = flags.Parse(os.Args[1:]) // exits on error
 	n := full
 	if *isShort {

@@ -44,7 +44,7 @@ func upstream(opts ...registry.Option) candidate {
 }
 
 func ours(opts ...registry.Option) candidate {
-	r := pod.NewRegistry(kubernetes.NewRegistry, opts...)
+	r := pod.NewRegistry(kubernetes.NewRegistry, append(opts, pod.Direct())...)
 	c := pod.NewClient(r, grpcc.NewClient())
 	return candidate{registry: r, selector: c.Options().Selector, client: c, close: r.Close}
 }

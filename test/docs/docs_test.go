@@ -194,7 +194,7 @@ func TestShows(t *testing.T) {
 //
 // the number of calls that may fail, and the throughput that must remain. The title "machine"
 // stands for the first line of the results, which tells the day and the machine.
-var measured = regexp.MustCompile(`\[([^\[\]]*)\]\((?:\.\./)?(test/(?:bench|faults)/RESULTS\.md|test/e2e/faults_test\.go) "([^"]*)"\)`)
+var measured = regexp.MustCompile(`\[([^\[\]]*)\]\((?:\.\./)?(test/(?:bench|faults|orders)/RESULTS\.md|test/e2e/faults_test\.go) "([^"]*)"\)`)
 
 var number = regexp.MustCompile(`\d+(,\d{3})*(\.\d+)?( ?(ns|µs|ms|s|MiB|%)\b)?`)
 

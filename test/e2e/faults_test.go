@@ -11,7 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +38,17 @@ type budget struct {
 	check         func(*testing.T, faults.Span, []faults.Second, faults.Second)
 }
 
+// orderBudgets are those of test/orders while go-micro-srv is broken, and of one fault of its own: how many calls may fail. For go-micro's
+// client nothing is demanded.
+var orderBudgets = map[string]map[string]int{
+	"api-frozen": {faults.Pod: 0, faults.Service: 0},
+	"api-killed": {faults.Pod: 0, faults.Service: 0},
+	// No client can repeat the streams that the killed instance served, one of each caller at most. Without go-micro nobody repeats calls.
+	"container-killed": {faults.Pod: 4},
+}
+
+var failedStream = regexp.MustCompile("^(TrackOrder|ImportOrders|SyncOrders): ")
+
 var budgets = []budget{
 	// These five faults share their callers, so that the watch that survived one fault must also survive the next.
 	{"api-frozen", 0, 0.8, 0, true, nil},
@@ -55,12 +66,12 @@ var budgets = []budget{
 	// The first seconds decide. Pods that Kubernetes reports as not ready, which happens after 50 s, are a part of api-frozen.
 	// One call of each of the 8 callers may fail: with half of the replicas gone, a choice between two lost ones can hit every
 	// caller until they count as stalled, and a caller whose call waits makes no other.
-	{"node-lost", 8, 0.5, 30 * time.Second, true, trialsUnnoticed},
+	{"node-lost", 8, 0.5, 30 * time.Second, true, probesUnnoticed},
 }
 
 // TestFaults breaks parts of the cluster one after the other while 8 callers with package pod and
 // 8 with go-micro's plugin call 4 replicas. It asserts the budgets of package pod, and logs
-// what the plugin achieves.
+// what the plugin achieves. During the first faults three clients also call test/orders.
 func TestFaults(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: clusterName}, Image: probeImage}
@@ -71,25 +82,78 @@ func TestFaults(t *testing.T) {
 	})
 	t.Cleanup(cancel)
 	fatal(t, target.Deploy(ctx))
+	orders := &faults.Target{Cluster: target.Cluster, Image: probeImage, Orders: true}
+	fatal(t, orders.Deploy(ctx))
 
-	var plugin *faults.Load
+	var loads, orderLoads map[string]*faults.Load // by client
 	for i, b := range budgets {
 		if b.newCallers {
-			for _, l := range []*faults.Load{target.Load, plugin} {
-				if l != nil {
-					fatal(t, l.Stop(ctx))
-				}
+			for _, l := range loads {
+				fatal(t, l.Stop(ctx))
 			}
-			start := func(name string, args ...string) *faults.Load {
-				l, err := faults.StartLoad(ctx, target.Cluster, faults.Namespace, fmt.Sprintf("%s-%d", name, i), probeImage,
-					append(append([]string{"call"}, args...), strconv.Itoa(faults.Callers), faults.Pause.String()), nil)
-				fatal(t, err)
-				return l
-			}
-			target.Load, plugin = start("calls"), start("plugin", "-upstream")
+			loads = startClients(t, ctx, target, fmt.Sprint("calls-", i))
+		}
+		if i == 0 {
+			orderLoads = startClients(t, ctx, orders, "calls")
 		}
 		sharesCallers := i+1 < len(budgets) && !budgets[i+1].newCallers
-		t.Run(b.fault, func(t *testing.T) { runFault(t, ctx, target, plugin, b, sharesCallers) })
+		t.Run(b.fault, func(t *testing.T) {
+			start := time.Now()
+			runFault(t, ctx, target, loads[faults.Plugin], b, sharesCallers)
+			if orderLoads != nil && b.fault != "container-killed" {
+				checkOrders(t, ctx, orderLoads, orderBudgets[b.fault], start)
+			}
+		})
+		if b.fault == "container-killed" {
+			t.Run("container-killed of test/orders", func(t *testing.T) {
+				fatal(t, orders.AwaitReplicas(ctx, faults.Replicas))
+				start := time.Now()
+				_, err := must(faults.Find(b.fault)).Run(ctx, orders)
+				fatal(t, err)
+				fatal(t, orders.AwaitReplicas(ctx, faults.Replicas))
+				checkOrders(t, ctx, orderLoads, orderBudgets[b.fault], start)
+			})
+			for _, l := range orderLoads {
+				fatal(t, l.Stop(ctx))
+			}
+			orderLoads = nil
+			fatal(t, orders.Scale(ctx, 0))
+		}
+	}
+}
+
+// startClients starts all clients of a target, in pods whose names begin with a prefix.
+func startClients(t *testing.T, ctx context.Context, target *faults.Target, prefix string) map[string]*faults.Load {
+	t.Helper()
+	loads := map[string]*faults.Load{}
+	for _, c := range target.Clients() {
+		l, err := target.Start(ctx, c, prefix, nil)
+		fatal(t, err)
+		loads[c.Name] = l
+	}
+	return loads
+}
+
+// checkOrders checks how many calls of each client of test/orders have failed since a time.
+func checkOrders(t *testing.T, ctx context.Context, loads map[string]*faults.Load, budget map[string]int, since time.Time) {
+	t.Helper()
+	end := time.Now()
+	for name, l := range loads {
+		log, err := l.SecondsUntil(ctx, end)
+		fatal(t, err)
+		sum := faults.Sum(log, since, time.Now())
+		t.Logf("test/orders, %s: %d calls succeeded, %d failed, p99 %s", name, sum.Succeeded, sum.Failed, sum.Latencies.Quantile(0.99))
+		for _, s := range log {
+			if s.Failed > 0 && s.End.After(since) {
+				t.Logf("%+6.1f s: %d failed: %s", s.End.Sub(since).Seconds(), s.Failed, s.Error)
+				if name == faults.Pod && !failedStream.MatchString(s.Error) {
+					t.Errorf("test/orders, %s: the failed call is no stream: %s", name, s.Error)
+				}
+			}
+		}
+		if maxFailed, ok := budget[name]; sum.Succeeded == 0 || ok && sum.Failed > maxFailed {
+			t.Errorf("test/orders, %s: %d calls succeeded, %d failed, want at most %d", name, sum.Succeeded, sum.Failed, maxFailed)
+		}
 	}
 }
 
@@ -174,9 +238,9 @@ func latencyRecovers(t *testing.T, span faults.Span, log []faults.Second, before
 	}
 }
 
-// trialsUnnoticed demands that no call fails once the lost replicas are ejected, although some calls try them. The
+// probesUnnoticed demands that no call fails once the lost replicas are ejected: the client probes them without calls. The
 // calls before the ejection time out 5 s after the loss, and one that was sent just before the ejection 10 s after it.
-func trialsUnnoticed(t *testing.T, span faults.Span, log []faults.Second, _ faults.Second) {
+func probesUnnoticed(t *testing.T, span faults.Span, log []faults.Second, _ faults.Second) {
 	if failed := faults.Sum(log, span.Injected.Add(12*time.Second), time.Now()).Failed; failed > 0 {
 		t.Errorf("%d calls failed after the lost replicas were ejected, want none", failed)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/test/faults"
+	"github.com/jiangjiancc/go_micro_k8s/test/orders"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -21,13 +22,17 @@ import (
 // called, and expects no call to fail: with go-micro's retry and without it, with
 // handlers that take 2 s, with downloads that take 5 s. It uses the manifests of
 // go-micro-srv and go-micro-web with the probe as their program, because the
-// probe has handlers slow enough to be interrupted.
+// probe has handlers slow enough to be interrupted. It does the same with test/orders, whose
+// callers use pod/ without retries, with and without a filter by version, and grpc-go through the
+// Kubernetes Service. How go-micro's client does is only logged.
 func TestLifecycle(t *testing.T) {
 	kubectl(t, "apply", "-f", "k8s/namespace.yaml", "-f", "k8s/configmap-rbac.yaml", "-f", "k8s/pod-rbac.yaml",
 		"-f", "go-micro-srv/k8s/service.yaml", "-f", "go-micro-srv/k8s/pdb.yaml", "-f", "go-micro-web/k8s/service.yaml", "-f", "go-micro-web/k8s/pdb.yaml")
 	deployProbe(t, "go-micro-srv", "greeter")
 	deployProbe(t, "go-micro-web", "page")
+	apply(t, orders.Manifest(namespace, probeImage))
 	t.Cleanup(func() {
+		kubectl(t, "delete", "-n", namespace, "deployment/orders-1", "deployment/orders-2", "service/orders", "--wait=false")
 		kubectl(t, "apply", "-f", "go-micro-srv/k8s/deployment.yaml", "-f", "go-micro-web/k8s/deployment.yaml")
 	})
 	const page = "http://go-micro-web.go-micro:9200/"
@@ -38,6 +43,10 @@ func TestLifecycle(t *testing.T) {
 		"requests over kept connections":    startLoad(t, "load-kept", "fetch", page, "2", "20ms"),
 		"downloads of 5 s, new connections": startLoad(t, "load-download", "fetch", "-new-connections", page+"download", "8", "20ms"),
 		"requests over new connections":     startLoad(t, "load-new", "fetch", "-new-connections", page, "2", "20ms"),
+		"orders":                            startLoad(t, "orders-pod", "order", "-retries=0", "4", "20ms"),
+		"orders of version 2":               startLoad(t, "orders-version", "order", "-retries=0", "-version=2", "2", "20ms"),
+		"orders through the Service":        startLoad(t, "orders-service", "order", "-client=orders."+namespace+":9100", "8", "1ms"), // so that its connection is never idle
+		ordersByMicro:                       startLoad(t, "orders-micro", "order", "-client=go-micro", "4", "20ms"),
 	}
 	t.Cleanup(func() {
 		for _, l := range loads {
@@ -54,12 +63,15 @@ func TestLifecycle(t *testing.T) {
 		{"a rollout that never becomes ready, and its undo", rolloutNeverReady},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			waitForDeployments(t)
-			loads["calls"].waitForReplicas(t, replicas)
+			ready := func() {
+				waitForDeployments(t)
+				loads["calls"].waitForReplicas(t, "go-micro-srv", replicas)
+				loads["orders"].waitForReplicas(t, orders.Name, replicas)
+			}
+			ready()
 			begin := time.Now()
 			step.run(t)
-			waitForDeployments(t)
-			loads["calls"].waitForReplicas(t, replicas)
+			ready()
 			end := time.Now()
 			for name, l := range loads {
 				log := l.secondsUntil(t, end)
@@ -74,14 +86,20 @@ func TestLifecycle(t *testing.T) {
 					}
 				}
 				t.Logf("%s, %.0f s: %s: %d succeeded, %d failed", step.name, end.Sub(begin).Seconds(), name, succeeded, failed)
-				if failed > 0 || succeeded == 0 {
+				switch {
+				case name == ordersByMicro: // for the record
+					t.Log(strings.Join(notable, "\n"))
+				case failed > 0 || succeeded == 0:
 					t.Errorf("%s: %d succeeded, %d failed, want none to fail\n%s\n%s", name, succeeded, failed, strings.Join(notable, "\n"), l.messages)
 				}
 			}
 		})
 	}
+	t.Run("every instance receives both topics", topicsArrive)
 	t.Run("a frozen process gets no calls and is restarted", func(t *testing.T) { frozenProcessRestarts(t, loads["calls"]) })
 }
+
+const ordersByMicro = "orders, go-micro's client and plugin"
 
 // deployProbe deploys a service's own manifest with the probe as its program.
 func deployProbe(t *testing.T, service, probeCommand string) {
@@ -109,9 +127,11 @@ func kubectlBoth(t *testing.T, args ...string) {
 // an older rollout is left.
 func waitForDeployments(t *testing.T) {
 	t.Helper()
-	for _, d := range probeDeployments {
+	for _, d := range slices.Concat(probeDeployments, orders.Deployments) {
 		kubectl(t, "rollout", "status", "-n", namespace, "deployment/"+d, "--timeout=3m")
-		waitForPodCount(t, d, replicas)
+	}
+	for _, app := range append([]string{orders.Name}, probeDeployments...) {
+		waitForPodCount(t, app, replicas)
 	}
 }
 
@@ -125,7 +145,10 @@ func waitForPodCount(t *testing.T, app string, n int) {
 	})
 }
 
-func rollingRestart(t *testing.T) { kubectlBoth(t, "rollout", "restart") }
+func rollingRestart(t *testing.T) {
+	kubectlBoth(t, "rollout", "restart")
+	kubectl(t, "rollout", "restart", "-n", namespace, "deployment/orders-1", "deployment/orders-2")
+}
 
 func scaleToOneAndBack(t *testing.T) {
 	kubectlBoth(t, "scale", "--replicas=1")
@@ -133,6 +156,18 @@ func scaleToOneAndBack(t *testing.T) {
 		waitForPodCount(t, d, 1)
 	}
 	kubectlBoth(t, "scale", fmt.Sprintf("--replicas=%d", replicas))
+}
+
+// topicsArrive demands that every instance of test/orders has received events of both of its topics.
+func topicsArrive(t *testing.T) {
+	for _, p := range pods(t, orders.Name) {
+		log := kubectl(t, "logs", "-n", namespace, p.Name)
+		for _, topic := range orders.Topics {
+			if !strings.Contains(log, "Received the first event of topic "+topic) {
+				t.Errorf("pod %q has received no event of topic %s:\n%s", p.Name, topic, log)
+			}
+		}
+	}
 }
 
 // evictAll evicts all pods of both deployments at once, as draining their node would.
@@ -228,7 +263,7 @@ func frozenProcessRestarts(t *testing.T, calls *load) {
 	if err := probeFailed(t, victim.Name, "Liveness"); err != nil {
 		t.Error(err)
 	}
-	calls.waitForReplicas(t, replicas)
+	calls.waitForReplicas(t, "go-micro-srv", replicas)
 	address := victim.Status.PodIP + ":9100"
 	for _, s := range calls.seconds(t) {
 		if s.Begin.After(notReady.Add(6*time.Second)) && s.End.Before(restarted) && (s.Answered[address] > 0 || s.FailedTries[address] > 0) { // a call in flight may take its whole timeout of 5 s

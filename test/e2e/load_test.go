@@ -55,14 +55,14 @@ func (l *load) secondsUntil(t *testing.T, end time.Time) []faults.Second {
 	return l.seconds(t)
 }
 
-// waitForReplicas waits until exactly n pods of go-micro-srv exist, all are ready
+// waitForReplicas waits until exactly n pods of a service exist, all are ready
 // and registered, and the callers are answered by all of them and by no other.
-func (l *load) waitForReplicas(t *testing.T, n int) {
+func (l *load) waitForReplicas(t *testing.T, service string, n int) {
 	t.Helper()
 	start := time.Now()
 	eventually(t, 2*time.Minute, fmt.Sprintf("%d replicas ready, registered and called", n), func() error {
 		var list corev1.PodList
-		if err := getJSON(t, &list, "pods", "-l", "app=go-micro-srv"); err != nil {
+		if err := getJSON(t, &list, "pods", "-l", "app="+service); err != nil {
 			return err
 		}
 		var want []string
@@ -70,7 +70,7 @@ func (l *load) waitForReplicas(t *testing.T, n int) {
 			if !faults.IsReady(p) || p.DeletionTimestamp != nil {
 				return fmt.Errorf("pod %q is not ready", p.Name)
 			}
-			s, err := registration(p, "go-micro-srv")
+			s, err := registration(p, service)
 			if err != nil {
 				return err
 			}

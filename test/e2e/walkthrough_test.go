@@ -292,9 +292,9 @@ func configWithoutConfigMap(t *testing.T) {
 	kubectl(t, "apply", "-f", "go-micro-config/k8s/configmap.yaml")
 }
 
-// undeployAndDeploy deploys with the network policies, which are opt-in.
+// undeployAndDeploy deploys with two components, which are opt-in.
 func undeployAndDeploy(t *testing.T) {
-	for _, args := range [][]string{{"undeploy"}, {"deploy", "COMPONENTS=network-policy"}} {
+	for _, args := range [][]string{{"undeploy"}, {"deploy", "COMPONENTS=network-policy laptop"}} {
 		if err := command(3*time.Minute, nil, "make", args...); err != nil {
 			t.Fatal(err)
 		}
@@ -304,8 +304,11 @@ func undeployAndDeploy(t *testing.T) {
 			}
 		}
 	}
-	if policies := kubectl(t, "get", "networkpolicy", "-n", namespace, "-o", "name"); !strings.Contains(policies, "networkpolicy.networking.k8s.io/default") {
-		t.Errorf("make deploy COMPONENTS=network-policy created %q, want the policy default among them", policies)
+	created := kubectl(t, "get", "networkpolicy,rolebinding", "-n", namespace, "-o", "name")
+	for _, want := range []string{"networkpolicy.networking.k8s.io/default\n", "rolebinding.rbac.authorization.k8s.io/micro-laptop\n"} {
+		if !strings.Contains(created, want) {
+			t.Errorf("make deploy with two components created %q, want %q among them", created, want)
+		}
 	}
 	rolledOut(t)
 	registeredOnPods(t)

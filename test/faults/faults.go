@@ -1,4 +1,4 @@
-// Package faults breaks parts of a cluster while clients call go-micro-srv, and repairs them.
+// Package faults breaks parts of a cluster while clients call go-micro-srv or test/orders, and repairs them.
 //
 // It has two users. `make faults` (test/faults/run) shows every fault to a reader, with go-micro's
 // plugin and package pod side by side. TestFaults in test/e2e demands how package pod behaves.
@@ -221,11 +221,13 @@ func loseNode(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Contex
 }
 
 func rollingRestart(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
-	_, err := t.Kubectl(ctx, "rollout", "restart", "-n", Namespace, "deployment/go-micro-srv")
-	return nil, func(ctx context.Context) error {
-		_, err := t.Kubectl(ctx, "rollout", "status", "-n", Namespace, "deployment/go-micro-srv", "--timeout=3m")
-		return err
-	}, err
+	_, deployments := t.service()
+	for _, d := range deployments {
+		if _, err := t.Kubectl(ctx, "rollout", "restart", "-n", Namespace, "deployment/"+d); err != nil {
+			return nil, nil, err
+		}
+	}
+	return nil, t.rolledOut, nil
 }
 
 func scaleDownAndUp(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {

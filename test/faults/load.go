@@ -2,11 +2,13 @@ package faults
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -97,11 +99,12 @@ func (s Second) PerSecond() float64 {
 	return 0
 }
 
-// Load is a pod that calls a service until Stop. Its output is read from the node, because
-// `kubectl logs` would be silent while the API server or the kubelet is broken.
+// Load is a pod that calls a service until Stop, or a process of this machine. The output of a pod is read from the node,
+// because `kubectl logs` would be silent while the API server or the kubelet is broken.
 type Load struct {
-	Pod string
+	Pod string // or a name of the process
 
+	process   bool
 	cluster   Cluster
 	namespace string
 	cancel    context.CancelFunc
@@ -153,15 +156,39 @@ func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, arg
 	return l, nil
 }
 
-// Stop deletes the pod and does not wait until it is gone.
+// StartProcess starts the probe, the program of cmd, on this machine. The process ends with Stop or ctx.
+func StartProcess(ctx context.Context, name string, cmd *exec.Cmd) (*Load, error) {
+	l := &Load{Pod: name, process: true, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = l, l
+	ctx, l.cancel = context.WithCancel(ctx)
+	if err := cmd.Start(); err != nil {
+		l.cancel()
+		return nil, err
+	}
+	kill := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	go func() {
+		defer close(l.done)
+		defer kill()
+		err := cmd.Wait()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.err = fmt.Errorf("running %s: it has ended: %w", name, cmp.Or(ctx.Err(), err))
+	}()
+	return l, nil
+}
+
+// Stop deletes the pod and does not wait until it is gone. It ends a process.
 func (l *Load) Stop(ctx context.Context) error {
 	l.cancel()
 	<-l.done
+	if l.process {
+		return nil
+	}
 	_, err := l.cluster.Kubectl(ctx, "delete", "pod", l.Pod, "-n", l.namespace, "--ignore-not-found", "--wait=false")
 	return err
 }
 
-// Write takes a part of the log as containerd writes it: "TIME STREAM TAGS LINE".
+// Write takes a part of the log: of a pod as containerd writes it, "TIME STREAM TAGS LINE", of a process only the lines.
 func (l *Load) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -172,8 +199,11 @@ func (l *Load) Write(b []byte) (int, error) {
 			return len(b), nil
 		}
 		l.partial = rest
-		fields := bytes.SplitN(line, []byte(" "), 4)
-		text := fields[len(fields)-1]
+		text := line
+		if !l.process {
+			fields := bytes.SplitN(line, []byte(" "), 4)
+			text = fields[len(fields)-1]
+		}
 		var s Second
 		if json.Unmarshal(text, &s) != nil || s.End.IsZero() {
 			l.messages.Write(text)

@@ -12,10 +12,12 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/test/plot"
 )
 
-// The clients of a recording: one with go-micro's plugin and selector, one with package pod.
+// The clients of a recording: one with go-micro's plugin and selector, one with package pod. Service is a third client of test/orders:
+// grpc-go without go-micro, through the Kubernetes Service.
 const (
-	Plugin = "go-micro"
-	Pod    = "pod/"
+	Plugin  = "go-micro"
+	Pod     = "pod/"
+	Service = "grpc-go"
 )
 
 // Columns are those of a recording, the calls of each second and client as CSV.

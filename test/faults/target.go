@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/orders"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -18,21 +19,62 @@ const (
 	// Namespace contains everything that a run creates. Remove deletes it.
 	Namespace = "go-micro-faults"
 
-	// Replicas is the number of replicas of go-micro-srv, Callers and Pause are the load of each client.
+	// Replicas is the number of replicas of a service, Callers and Pause are the load of each client.
 	Replicas = 4
 	Callers  = 8
 	Pause    = 20 * time.Millisecond
 )
 
-// Target is the service that the faults break: the replicas of go-micro-srv in Namespace.
+// Target is the service that the faults break: the replicas of go-micro-srv or of test/orders in Namespace.
 // Their program is test/e2e/probe, which serves as go-micro-srv does and can be made slow
 // or failing by a signal. A Target is not safe for concurrent use.
 type Target struct {
 	Cluster
-	Image string // of the probe, already loaded into the cluster
-	Load  *Load  // the callers that must find the replicas again after a fault
+	Image  string // of the probe, already loaded into the cluster
+	Orders bool   // test/orders instead of go-micro-srv
+	Load   *Load  // the callers that must find the replicas again after a fault
 
 	victims int // how many replicas have been chosen
+}
+
+// Client is a kind of client that calls a Target.
+type Client struct {
+	Name string
+	args []string // of test/e2e/probe
+}
+
+// Clients returns the clients of the service: that with package pod is the last one.
+func (t *Target) Clients() []Client {
+	callers, pause := fmt.Sprint(Callers), Pause.String()
+	if t.Orders {
+		return []Client{
+			{Plugin, []string{"order", "-client=go-micro", "4", pause}},
+			{Service, []string{"order", "-client=" + orders.Name + ":9100", "8", "1ms"}}, // so that its connection is never idle
+			{Pod, []string{"order", "4", pause}},
+		}
+	}
+	return []Client{{Plugin, []string{"call", "-upstream", callers, pause}}, {Pod, []string{"call", callers, pause}}}
+}
+
+// Start starts a client in a pod whose name begins with a prefix. The client with package pod becomes t.Load.
+func (t *Target) Start(ctx context.Context, c Client, prefix string, onSecond func(Second)) (*Load, error) {
+	pod := prefix + "-" + strings.TrimSuffix(c.Name, "/")
+	if t.Orders {
+		pod = "orders-" + pod
+	}
+	l, err := StartLoad(ctx, t.Cluster, Namespace, pod, t.Image, c.args, onSecond)
+	if err == nil && c.Name == Pod {
+		t.Load = l
+	}
+	return l, err
+}
+
+// service returns the name of the service and its Deployments.
+func (t *Target) service() (name string, deployments []string) {
+	if t.Orders {
+		return orders.Name, orders.Deployments
+	}
+	return "go-micro-srv", []string{"go-micro-srv"}
 }
 
 // Deploy applies the project's manifests in Namespace and waits until the replicas are ready.
@@ -47,6 +89,30 @@ func (t *Target) Deploy(ctx context.Context) error {
 		manifests = append(manifests, own.ReplaceAllString(string(b), "${1}"+Namespace))
 	}
 	deployment := &manifests[2]
+	if t.Orders {
+		*deployment = orders.Manifest(Namespace, t.Image)
+	} else if err := t.useProbe(deployment); err != nil {
+		return err
+	}
+	if _, err := t.kubectl(ctx, strings.Join(manifests, "\n---\n"), "apply", "-f", "-"); err != nil {
+		return err
+	}
+	return t.rolledOut(ctx)
+}
+
+// rolledOut waits until the replicas are ready and no old ones are left.
+func (t *Target) rolledOut(ctx context.Context) error {
+	_, deployments := t.service()
+	for _, d := range deployments {
+		if _, err := t.Kubectl(ctx, "rollout", "status", "-n", Namespace, "deployment/"+d, "--timeout=2m"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// useProbe makes the probe the program of the manifest of go-micro-srv.
+func (t *Target) useProbe(deployment *string) error {
 	for old, replacement := range map[string]string{
 		"image: 846602483/go-micro-srv:kubernetes": "image: " + t.Image + "\n          args: [greeter]",
 		"replicas: 2": fmt.Sprintf("replicas: %d", Replicas),
@@ -56,11 +122,7 @@ func (t *Target) Deploy(ctx context.Context) error {
 		}
 		*deployment = strings.Replace(*deployment, old, replacement, 1)
 	}
-	if _, err := t.kubectl(ctx, strings.Join(manifests, "\n---\n"), "apply", "-f", "-"); err != nil {
-		return err
-	}
-	_, err := t.Kubectl(ctx, "rollout", "status", "-n", Namespace, "deployment/go-micro-srv", "--timeout=2m")
-	return err
+	return nil
 }
 
 // Remove undoes every fault and deletes Namespace. It does no harm if there is nothing to
@@ -92,14 +154,21 @@ func (t *Target) Restore(ctx context.Context) error {
 
 // Scale sets the number of replicas.
 func (t *Target) Scale(ctx context.Context, n int) error {
-	_, err := t.Kubectl(ctx, "scale", "-n", Namespace, "deployment/go-micro-srv", fmt.Sprintf("--replicas=%d", n))
-	return err
+	_, deployments := t.service()
+	for i, d := range deployments {
+		share := (n + len(deployments) - 1 - i) / len(deployments)
+		if _, err := t.Kubectl(ctx, "scale", "-n", Namespace, "deployment/"+d, fmt.Sprintf("--replicas=%d", share)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// pods returns all pods of go-micro-srv, ordered by name.
+// pods returns all pods of the service, ordered by name.
 func (t *Target) pods(ctx context.Context) ([]corev1.Pod, error) {
 	var list corev1.PodList
-	err := t.get(ctx, &list, "pods", "-n", Namespace, "-l", "app=go-micro-srv")
+	name, _ := t.service()
+	err := t.get(ctx, &list, "pods", "-n", Namespace, "-l", "app="+name)
 	slices.SortFunc(list.Items, func(a, b corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
 	return list.Items, err
 }
@@ -137,10 +206,11 @@ func Restarts(p corev1.Pod) (n int32) {
 // Address returns the address at which a replica registers.
 func Address(p corev1.Pod) string { return p.Status.PodIP + ":9100" }
 
-// AwaitReplicas waits until exactly n pods of go-micro-srv exist, all are ready and registered,
+// AwaitReplicas waits until exactly n pods of the service exist, all are ready and registered,
 // and t.Load is answered by all of them and by no other. An ejection can last minutes.
 func (t *Target) AwaitReplicas(ctx context.Context, n int) error {
 	start := time.Now()
+	name, _ := t.service()
 	return Eventually(ctx, 5*time.Minute, fmt.Sprintf("%d replicas ready, registered and called", n), func() error {
 		all, err := t.pods(ctx)
 		if err != nil {
@@ -154,7 +224,7 @@ func (t *Target) AwaitReplicas(ctx context.Context, n int) error {
 			if !IsReady(p) || p.DeletionTimestamp != nil {
 				return fmt.Errorf("pod %q is not ready", p.Name)
 			}
-			if !strings.Contains(p.Annotations["micro.mu/service-go-micro-srv"], `"address":"`+Address(p)+`"`) {
+			if !strings.Contains(p.Annotations["micro.mu/service-"+name], `"address":"`+Address(p)+`"`) {
 				return fmt.Errorf("pod %q is not registered at %s", p.Name, Address(p))
 			}
 			addresses = append(addresses, Address(p))

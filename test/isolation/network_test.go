@@ -264,7 +264,7 @@ func TestNetworkPolicies(t *testing.T) {
 		want []string
 	}{
 		"as they are": {nil, whoReachesWhom},
-		"with the API servers of minikube and microk8s":                        {[]string{"# - {port: 8443}", "- {port: 8443}", "# - {port: 16443}", "- {port: 16443}"}, withOtherAPIServers},
+		"with the API servers of minikube and microk8s":                        {[]string{"# - {protocol: TCP, port: 8443}", "- {protocol: TCP, port: 8443}", "# - {protocol: TCP, port: 16443}", "- {protocol: TCP, port: 16443}"}, withOtherAPIServers},
 		"narrowed to the addresses of the API server and to the cluster's DNS": {[]string{"# to: [", "to: ["}, narrowed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -288,12 +288,12 @@ func TestNetworkPoliciesMutated(t *testing.T) {
 	}{
 		"hole: no restriction of egress":              {[]string{"[Ingress, Egress]", "[Ingress]"}, "too much: go-micro-config reaches an address outside at 9100, 9200, 9300, 443, 6443, 8443, 16443, 53, 53/UDP and 80"},
 		"hole: no restriction of ingress":             {[]string{"[Ingress, Egress]", "[Egress]"}, "too much: an address outside reaches go-micro-client at 9100, 9200, 9300, 443, 6443, 8443, 16443, 53, 53/UDP and 80"},
-		"hole: anybody may call the Greeter":          {[]string{"    - from:\n" + callers + "      ports:\n        - {port: 9100}", "    - ports:\n        - {port: 9100}"}, "too much: an address outside reaches go-micro-srv at 9100"},
+		"hole: anybody may call the Greeter":          {[]string{"    - from:\n" + callers + "      ports:\n        - {protocol: TCP, port: 9100}", "    - ports:\n        - {protocol: TCP, port: 9100}"}, "too much: an address outside reaches go-micro-srv at 9100"},
 		"hole: callers of any namespace":              {[]string{callers, "        - namespaceSelector: {}\n  " + strings.Replace(callers[10:], "podSelector:", "        podSelector:", 1)}, "too much: a stranger in another namespace reaches go-micro-srv at 9100"},
-		"hole: every port of the page":                {[]string{"    - ports: # from any address\n        - {port: 9200}", "    - {}"}, "too much: an address outside reaches go-micro-web at 9100, 9200, 9300, 443, 6443, 8443, 16443, 53, 53/UDP and 80"},
-		"hole: a range of ports":                      {[]string{"- {port: 443} #", "- {port: 443, endPort: 9100} #"}, "too much: go-micro-config reaches the API server at 443, 6443 and 8443"},
-		"block: no port behind the Service":           {[]string{"        - {port: 6443}", "        # - {port: 6443}"}, "missing: go-micro-srv reaches the API server at 443 and 6443"},
-		"block: no DNS over UDP":                      {[]string{"        - {port: 53, protocol: UDP}\n", ""}, "missing: go-micro-srv reaches the cluster's DNS at 53 and 53/UDP"},
+		"hole: every port of the page":                {[]string{"    - ports: # from any address\n        - {protocol: TCP, port: 9200}", "    - {}"}, "too much: an address outside reaches go-micro-web at 9100, 9200, 9300, 443, 6443, 8443, 16443, 53, 53/UDP and 80"},
+		"hole: a range of ports":                      {[]string{"- {protocol: TCP, port: 443} #", "- {protocol: TCP, port: 443, endPort: 9100} #"}, "too much: go-micro-config reaches the API server at 443, 6443 and 8443"},
+		"block: no port behind the Service":           {[]string{"        - {protocol: TCP, port: 6443}", "        # - {protocol: TCP, port: 6443}"}, "missing: go-micro-srv reaches the API server at 443 and 6443"},
+		"block: no DNS over UDP":                      {[]string{"        - {protocol: UDP, port: 53}\n", ""}, "missing: go-micro-srv reaches the cluster's DNS at 53 and 53/UDP"},
 		"block: the page may not call the Greeter":    {[]string{"values: [go-micro-client, go-micro-web]", "values: [go-micro-client]"}, "missing: go-micro-web reaches go-micro-srv at 9100"},
 		"block: calls are refused at their source":    {[]string{"            matchLabels: {app: go-micro-srv}\n      ports", "            matchLabels: {app: go-micro-web}\n      ports"}, "missing: go-micro-client reaches go-micro-srv at 9100"},
 		"block: the page only for the namespace":      {[]string{"    - ports: # from any address", "    - from: [{podSelector: {}}]\n      ports:"}, "missing: an address outside reaches go-micro-web at 9200"},

@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,51 +38,14 @@ func TestPodAdmission(t *testing.T) {
 	if _, err := run("", "kubectl", "apply", "-f", "k8s/pod-admission.yaml"); err != nil {
 		t.Fatal(err)
 	}
-	pods := admin.CoreV1().Pods(namespace)
-	create := func(name, service string, annotations map[string]string) *corev1.Pod {
-		t.Helper()
-		if _, err := run(podManifest(t, name, service, annotations), "kubectl", "create", "-n", namespace, "-f", "-"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := pods.Delete(name, metav1.NewDeleteOptions(0)); err != nil {
-				t.Error(err)
-			}
-		})
-		p, err := pods.Patch(name, types.MergePatchType, []byte(`{"status": {"phase": "Running", "podIP": "10.0.0.1"}}`), "status") // as the kubelet would
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
+	n := admissionTest{t, config, admin, namespace, "micro-services"}
+	create, patchAs := n.create, n.patchAs
 	srv, web, client := create("srv-0", "go-micro-srv", nil), create("web-0", "go-micro-web", nil), create("client-0", "go-micro-client", nil)
 	several := create("several-0", "go-micro-web", map[string]string{"micro.mu/services": "accounts.v1, orders_admin"})
-
-	// patchAs returns a patch function that uses the token that Kubernetes would mount into the pod.
-	patchAs := func(p *corev1.Pod, bound bool) func(pod string, kind types.PatchType, body string) (*corev1.Pod, error) {
-		t.Helper()
-		request := &authenticationv1.TokenRequest{}
-		if bound {
-			request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name, UID: p.UID}
-		}
-		token, err := admin.CoreV1().ServiceAccounts(namespace).CreateToken(p.Spec.ServiceAccountName, request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config := rest.AnonymousClientConfig(config)
-		config.BearerToken = token.Status.Token
-		service, err := clientset.NewForConfig(config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return func(pod string, kind types.PatchType, body string) (*corev1.Pod, error) {
-			return service.CoreV1().Pods(namespace).Patch(pod, kind, []byte(body))
-		}
-	}
 	const (
 		ownPodOnly      = "a service may change only its own pod, with the token that is mounted into it"
 		ownServicesOnly = "a service may register only the services in its pod's label app and annotation micro.mu/services"
-		valueTooLarge   = "a registration may have at most 32 KiB"
+		tooLarge        = "metadata.annotations: Too long"
 		managedFields   = "a service may not change the managed fields of others"
 		metadataOnly    = "a service may change nothing of a pod but labels and annotations"
 	)
@@ -98,7 +62,7 @@ func TestPodAdmission(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 
-	value := strings.Repeat("x", 32<<10)
+	value := strings.Repeat("x", 250<<10) // Kubernetes allows 256 KiB for all annotations together
 	for _, c := range []struct {
 		pod     *corev1.Pod
 		service string
@@ -150,8 +114,7 @@ func TestPodAdmission(t *testing.T) {
 		{"new foreign label", attack, web, metadataPatch("labels", "new", "one"), ownServicesOnly},
 		{"removal of a foreign label", attack, web, `{"metadata": {"labels": {"app": null}}}`, ownServicesOnly},
 		{"foreign annotation", attack, web, metadataPatch("annotations", "micro.mux/x", "y"), ownServicesOnly},
-		{"value of 32 KiB and one byte", attack, web, metadataPatch("annotations", "micro.mu/service-go-micro-web", value+"x"), valueTooLarge},
-		{"value of more bytes than characters", attack, web, metadataPatch("annotations", "micro.mu/service-go-micro-web", value[1:]+"é"), valueTooLarge},
+		{"value of more than 256 KiB", attack, web, metadataPatch("annotations", "micro.mu/service-go-micro-web", value+value[:6<<10]), tooLarge},
 		{"own image", attack, web, `{"spec": {"containers": [{"name": "go-micro-web", "image": "attacker"}]}}`, metadataOnly},
 		{"own deadline", attack, web, `{"spec": {"activeDeadlineSeconds": 1}}`, metadataOnly},
 		{"finalizer", attack, web, `{"metadata": {"finalizers": ["attacker/stays"]}}`, metadataOnly},
@@ -196,6 +159,146 @@ func TestPodAdmission(t *testing.T) {
 				t.Errorf("the API server answers %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// admissionTest makes pods in a namespace, and requests with the tokens of its service accounts.
+type admissionTest struct {
+	*testing.T
+	config    *rest.Config
+	admin     *clientset.Clientset
+	namespace string
+	account   string // service account of the pods
+}
+
+// create creates a pod as the Deployment of a service would do, until the test ends.
+func (a admissionTest) create(name, service string, annotations map[string]string) *corev1.Pod {
+	a.Helper()
+	if _, err := run(strings.Replace(podManifest(a.T, name, service, annotations), `"micro-services"`, fmt.Sprintf("%q", a.account), 1), "kubectl", "create", "-n", a.namespace, "-f", "-"); err != nil {
+		a.Fatal(err)
+	}
+	pods := a.admin.CoreV1().Pods(a.namespace)
+	a.Cleanup(func() {
+		if err := pods.Delete(name, metav1.NewDeleteOptions(0)); err != nil {
+			a.Error(err)
+		}
+	})
+	p, err := pods.Patch(name, types.MergePatchType, []byte(`{"status": {"phase": "Running", "podIP": "10.0.0.1"}}`), "status") // as the kubelet would
+	if err != nil {
+		a.Fatal(err)
+	}
+	return p
+}
+
+// patchFunc patches a pod.
+type patchFunc func(pod string, kind types.PatchType, body string) (*corev1.Pod, error)
+
+// patchAs returns a function that uses the token that Kubernetes would mount into the pod.
+func (a admissionTest) patchAs(p *corev1.Pod, bound bool) patchFunc {
+	request := &authenticationv1.TokenRequest{}
+	if bound {
+		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name, UID: p.UID}
+	}
+	return a.patchWith(p.Spec.ServiceAccountName, request)
+}
+
+func (a admissionTest) patchWith(account string, request *authenticationv1.TokenRequest) patchFunc {
+	a.Helper()
+	token, err := a.admin.CoreV1().ServiceAccounts(a.namespace).CreateToken(account, request)
+	if err != nil {
+		a.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(a.config)
+	config.BearerToken = token.Status.Token
+	service, err := clientset.NewForConfig(config)
+	if err != nil {
+		a.Fatal(err)
+	}
+	return func(pod string, kind types.PatchType, body string) (*corev1.Pod, error) {
+		return service.CoreV1().Pods(a.namespace).Patch(pod, kind, []byte(body))
+	}
+}
+
+// TestPodAdmissionOfSeveralNamespaces has two namespaces that use one policy, each for other service accounts, a third
+// one that does not use it, and an operator in the first one.
+func TestPodAdmissionOfSeveralNamespaces(t *testing.T) {
+	needsAPIServer(t)
+	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin, err := clientset.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	setUp := func(namespace, label, account, accounts string) admissionTest {
+		t.Helper()
+		commands := [][]string{
+			{"apply", "-f", "k8s/pod-admission.yaml"}, // each namespace applies the file
+			{"label", "namespace", namespace, "--overwrite", label},
+			{"create", "role", "patch-pods", "-n", namespace, "--verb=patch", "--resource=pods"},
+		}
+		if namespace != "go-micro" {
+			commands = append([][]string{{"create", "namespace", namespace}, {"create", "serviceaccount", "micro-services", "-n", namespace}}, commands...)
+		}
+		if accounts != "" {
+			commands = append(commands, []string{"annotate", "namespace", namespace, "micro.mu/service-accounts=" + accounts})
+		}
+		for _, account := range []string{"micro-services", "orders", "operator"} {
+			if account != "micro-services" {
+				commands = append(commands, []string{"create", "serviceaccount", account, "-n", namespace})
+			}
+			commands = append(commands, []string{"create", "rolebinding", account, "-n", namespace, "--role=patch-pods", "--serviceaccount=" + namespace + ":" + account})
+		}
+		for _, args := range commands {
+			if _, err := run("", "kubectl", args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Cleanup(func() {
+			if _, err := run("", "kubectl", "delete", "role", "patch-pods", "-n", namespace); err != nil {
+				t.Error(err)
+			}
+		})
+		return admissionTest{t, config, admin, namespace, account}
+	}
+	const enforce = "micro.mu/pod-admission=enforce"
+	for _, tt := range []struct {
+		admissionTest
+		refused, free []string // service accounts
+	}{
+		{setUp("go-micro", enforce, "micro-services", ""), []string{"micro-services"}, []string{"orders", "operator"}},
+		{setUp("shop", enforce, "orders", "billing, orders"), []string{"orders"}, []string{"micro-services", "operator"}},
+		{setUp("elsewhere", "a=b", "micro-services", ""), nil, []string{"micro-services", "orders", "operator"}},
+	} {
+		victim := tt.create("victim", "go-micro-srv", nil)
+		own := metadataPatch("annotations", "micro.mu/service-go-micro-srv", "{}")
+		if _, err := tt.patchAs(victim, true)(victim.Name, types.StrategicMergePatchType, own); err != nil {
+			t.Errorf("namespace %q: a pod of %q cannot register: %v", tt.namespace, tt.account, err)
+		}
+		patch := func(account, body string) error { // with the token of another pod than the victim, or of none
+			_, err := tt.patchWith(account, &authenticationv1.TokenRequest{})(victim.Name, types.StrategicMergePatchType, body)
+			return err
+		}
+		for _, body := range []string{metadataPatch("labels", "app", "go-micro-web"), metadataPatch("labels", "operator.example/seen", "true"),
+			metadataPatch("annotations", "micro.mu/service-go-micro-srv", "redirected"), `{"metadata": {"finalizers": ["operator.example/keep"]}}`, `{"metadata": {"$deleteFromPrimitiveList/finalizers": ["operator.example/keep"]}}`} {
+			for _, account := range tt.refused {
+				deadline := time.Now().Add(30 * time.Second) // until the API server has loaded the policy and the namespace
+				err := patch(account, body)
+				for err == nil && time.Now().Before(deadline) {
+					time.Sleep(100 * time.Millisecond)
+					err = patch(account, body)
+				}
+				if err == nil || !strings.Contains(err.Error(), "a service may change only its own pod") {
+					t.Errorf("namespace %q: the API server answers %v to %s of %q, want it refused", tt.namespace, err, body, account)
+				}
+			}
+			for _, account := range tt.free {
+				if err := patch(account, body); err != nil {
+					t.Errorf("namespace %q: the API server refuses %s of %q: %v", tt.namespace, body, account, err)
+				}
+			}
+		}
 	}
 }
 

@@ -82,9 +82,10 @@ func folders(t *testing.T) []string {
 	if err != nil || len(all) != 4 {
 		t.Fatalf("folders with manifests: %q, %v", all, err)
 	}
-	components, err := filepath.Glob(filepath.Join(root, "k8s", "components", "network-*")) // local-images has only patches
-	if err != nil || len(components) != 1 {
-		t.Fatalf("components: %q, %v", components, err)
+	components, err := filepath.Glob(filepath.Join(root, "k8s", "components", "*"))
+	components = slices.DeleteFunc(components, func(dir string) bool { return len(files(dir)) == 0 }) // local-images has only patches
+	if err != nil || len(components) != 2 {
+		t.Fatalf("components with manifests: %q, %v", components, err)
 	}
 	return append(append(all, filepath.Join(root, "k8s")), components...)
 }
@@ -120,7 +121,7 @@ func TestAPIServerAccepts(t *testing.T) {
 	}
 }
 
-// TestApply applies everything for real, twice.
+// TestApply applies everything for real, twice. The second time nothing changes.
 func TestApply(t *testing.T) {
 	needsAPIServer(t)
 	out, err := run("", "kubectl", "version", "-o", "json")
@@ -132,10 +133,18 @@ func TestApply(t *testing.T) {
 	if want := os.Getenv("KUBE_APISERVER_VERSION"); want != "" && version.ServerVersion.GitVersion != want { // set by make compat
 		t.Fatalf("the API server has version %q, want %q", version.ServerVersion.GitVersion, want)
 	}
-	for _, what := range [][]string{{"-k", "k8s"}, {"-f", "k8s/components/network-policy/network-policy.yaml"}, {"-f", "go-micro-config/k8s/follow.yaml"}} {
-		for range 2 {
-			if _, err := run("", "kubectl", "apply", "--validate=strict", "--warnings-as-errors", what[0], what[1]); err != nil {
+	for _, what := range [][]string{{"-k", "k8s"}, {"-f", "k8s/components/network-policy/network-policy.yaml"},
+		{"-f", "k8s/components/laptop/laptop-rbac.yaml"}, {"-f", "go-micro-config/k8s/follow.yaml"}} {
+		for i := range 2 {
+			out, err := run("", "kubectl", "apply", "--validate=strict", "--warnings-as-errors", what[0], what[1])
+			if err != nil {
 				t.Error(err)
+			}
+			for line := range strings.Lines(out) {
+				// kubectl always sends the selector of a PodDisruptionBudget again, because its patch strategy is "replace".
+				if i == 1 && !strings.HasSuffix(line, " unchanged\n") && !strings.HasPrefix(line, "poddisruptionbudget.policy/") {
+					t.Errorf("kubectl apply %s %s prints again: %s", what[0], what[1], line)
+				}
 			}
 		}
 	}
@@ -146,6 +155,77 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestDrainEvictsPodsThatAreNotReady evicts one, as kubectl drain does, while no pod of its service is ready. No controller
+// runs, so the test writes what the disruption controller would write.
+func TestDrainEvictsPodsThatAreNotReady(t *testing.T) {
+	needsAPIServer(t)
+	for _, service := range []string{"go-micro-srv", "go-micro-web"} {
+		pod := "drained-" + service
+		steps := []struct {
+			stdin string
+			args  []string
+		}{
+			{"", []string{"apply", "-f", service + "/k8s/pdb.yaml"}},
+			{"", []string{"patch", "pdb", service, "-n", namespace, "--subresource=status", "--type=merge", "-p",
+				`{"status": {"observedGeneration": 1, "expectedPods": 2, "desiredHealthy": 1, "currentHealthy": 0, "disruptionsAllowed": 0}}`}},
+			{podManifest(t, pod, service, nil), []string{"create", "-n", namespace, "-f", "-"}},
+			{"", []string{"patch", "pod", pod, "-n", namespace, "--subresource=status", "--type=merge", "-p",
+				`{"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}}`}},
+			{`{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "` + pod + `"}, "deleteOptions": {"gracePeriodSeconds": 0}}`,
+				[]string{"create", "--raw", "/api/v1/namespaces/" + namespace + "/pods/" + pod + "/eviction", "-f", "-"}},
+		}
+		for _, s := range steps {
+			if _, err := run(s.stdin, "kubectl", s.args...); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, object := range [][2]string{{"pdb", service}, {"pod", pod}} {
+			if _, err := run("", "kubectl", "delete", object[0], object[1], "-n", namespace, "--ignore-not-found", "--force"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestSpreadCountsNewPods checks that the pods of a rollout are spread over the nodes without regard to the old pods, which
+// are about to end: a constraint that counted them could put all new pods on one node.
+func TestSpreadCountsNewPods(t *testing.T) {
+	count := 0
+	var all []string
+	for _, dir := range folders(t) {
+		all = append(all, files(dir)...)
+	}
+	for _, file := range all {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for document := range strings.SplitSeq(string(b), "\n---\n") {
+			var d struct {
+				Spec struct {
+					Template struct {
+						Spec struct {
+							TopologySpreadConstraints []struct{ MatchLabelKeys []string }
+						}
+					}
+				}
+			}
+			if err := yaml.Unmarshal([]byte(document), &d); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			for _, c := range d.Spec.Template.Spec.TopologySpreadConstraints {
+				count++
+				if !slices.Contains(c.MatchLabelKeys, "pod-template-hash") {
+					t.Errorf("%s spreads the pods by %q, want pod-template-hash", file, c.MatchLabelKeys)
+				}
+			}
+		}
+	}
+	if count != 3 {
+		t.Errorf("%d constraints, want those of go-micro-srv, go-micro-web and go-micro-client", count)
+	}
+}
+
 // TestComponentsAreOptIn builds k8s/ alone and with each component, as make deploy does.
 func TestComponentsAreOptIn(t *testing.T) {
 	needsAPIServer(t)
@@ -153,30 +233,59 @@ func TestComponentsAreOptIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(alone, "kind: NetworkPolicy") {
-		t.Error("k8s/ alone contains a NetworkPolicy, want it only with the component")
+	for _, c := range []struct {
+		component, text string
+		count           int
+	}{
+		{"network-policy", "kind: NetworkPolicy", 4},
+		{"laptop", "name: micro-laptop", 3}, // of the Role, of its binding, and the binding's reference to it
+		{"local-images", "imagePullPolicy: IfNotPresent", 4},
+	} {
+		if strings.Contains(alone, c.text) {
+			t.Errorf("k8s/ alone contains %q, want it only with COMPONENTS=%s", c.text, c.component)
+		}
+		if _, err := run("", "make", "overlay", "COMPONENTS="+c.component); err != nil {
+			t.Fatal(err)
+		}
+		withComponent, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+		if err == nil && c.component != "local-images" { // the API server refuses another pull policy for the pod of an earlier test
+			err = dryRun(withComponent)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(withComponent, c.text); got != c.count {
+			t.Errorf("with COMPONENTS=%s the manifests contain %q %d times, want %d", c.component, c.text, got, c.count)
+		}
+		if c.component == "local-images" && strings.Contains(withComponent, "imagePullPolicy: Always") {
+			t.Error("with COMPONENTS=local-images a container uses an image registry, want none")
+		}
 	}
-	if _, err := run("", "make", "overlay", "COMPONENTS=network-policy"); err != nil {
-		t.Fatal(err)
+	if strings.Contains(alone, "9464") {
+		t.Error("k8s/ alone contains the port of metrics, want it only with the component")
 	}
-	withComponent, err := run("", "kubectl", "kustomize", ".cluster/deploy")
-	if err == nil {
-		err = dryRun(withComponent)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := strings.Count(withComponent, "kind: NetworkPolicy"); got != 4 {
-		t.Errorf("with COMPONENTS=network-policy there are %d NetworkPolicies, want 4", got)
-	}
-	if _, err := run("", "make", "overlay", "COMPONENTS=local-images"); err != nil {
-		t.Fatal(err)
-	}
-	if withComponent, err = run("", "kubectl", "kustomize", ".cluster/deploy"); err != nil {
-		t.Fatal(err)
-	}
-	if got := strings.Count(withComponent, "imagePullPolicy: IfNotPresent"); got != 4 || strings.Contains(withComponent, "imagePullPolicy: Always") {
-		t.Errorf("with COMPONENTS=local-images %d containers use local images, want all 4", got)
+}
+
+// TestMonitoringComponents builds k8s/ with the port of metrics, without and with its opening in the network policies.
+func TestMonitoringComponents(t *testing.T) {
+	needsAPIServer(t)
+	for components, openings := range map[string]int{"monitoring": 0, "network-policy monitoring": 1} {
+		if _, err := run("", "make", "overlay", "COMPONENTS="+components); err != nil {
+			t.Fatal(err)
+		}
+		withComponent, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+		if err == nil {
+			err = dryRun(withComponent)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for text, want := range map[string]int{"name: POD_METRICS_ADDRESS\n          value: :9464": 3, "- containerPort: 9464\n          name: metrics": 3, `prometheus.io/port: "9464"`: 3, `prometheus.io/scrape: "true"`: 3,
+			"containerPort: 9100": 1, "containerPort: 9200": 1, "kubernetes.io/metadata.name: monitoring\n    ports:\n    - port: 9464": openings} {
+			if got := strings.Count(withComponent, text); got != want {
+				t.Errorf("with COMPONENTS=%q %q occurs %d times, want %d", components, text, got, want)
+			}
+		}
 	}
 }
 
@@ -207,15 +316,22 @@ func TestAPIServerRefuses(t *testing.T) {
 	}
 }
 
-// TestRights lists the rights of each service account beyond those that every
-// service account has.
+// TestRights lists the rights of each service account and of the developers with the component laptop, beyond those that
+// every service account has.
 func TestRights(t *testing.T) {
 	needsAPIServer(t)
+	if _, err := run("", "kubectl", "apply", "-f", "k8s/components/laptop/laptop-rbac.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	const developers = "go-micro-developers"
 	rights := map[string][]string{}
-	for _, account := range []string{"default", "micro-services", "micro-config"} {
+	for _, account := range []string{"default", "micro-services", "micro-config", developers} {
+		user := []string{"--as=system:serviceaccount:go-micro:" + account, "--as-group=system:serviceaccounts", "--as-group=system:serviceaccounts:go-micro"}
+		if account == developers {
+			user = []string{"--as=jane", "--as-group=" + developers}
+		}
 		review := `{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": "go-micro"}}`
-		out, err := run(review, "kubectl", "create", "--validate=false", "-f", "-", "-o", "json", "--as=system:serviceaccount:go-micro:"+account,
-			"--as-group=system:serviceaccounts", "--as-group=system:serviceaccounts:go-micro", "--as-group=system:authenticated")
+		out, err := run(review, "kubectl", append([]string{"create", "--validate=false", "-f", "-", "-o", "json", "--as-group=system:authenticated"}, user...)...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -235,11 +351,12 @@ func TestRights(t *testing.T) {
 	for account, want := range map[string][]string{
 		"micro-services": {"configmaps/go-micro-config [get list watch]", "pods [list patch watch]"},
 		"micro-config":   {"configmaps/go-micro-config [get list watch]"},
+		developers:       {"configmaps/go-micro-config [get list watch]", "pods [list watch]", "pods/portforward [create get]"},
 	} {
 		got := slices.DeleteFunc(rights[account], func(rule string) bool { return slices.Contains(rights["default"], rule) })
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
-			t.Errorf("service account %q has the rights %q, want %q", account, got, want)
+			t.Errorf("%q has the rights %q, want %q", account, got, want)
 		}
 	}
 	if all := strings.Join(rights["default"], ", "); strings.Contains(all, "pods") || strings.Contains(all, "configmaps") {

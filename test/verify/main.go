@@ -184,8 +184,8 @@ func (v verifier) deployment(ctx context.Context, name string) (string, error) {
 	}
 	registered := 0 // and ready
 	for _, p := range pods.Items {
-		if p.Metadata.DeletionTimestamp != "" {
-			continue
+		if p.Metadata.DeletionTimestamp != "" || p.Status.Phase == "Failed" || p.Status.Phase == "Succeeded" {
+			continue // an evicted pod, or one whose node was shut down, stays until somebody deletes it; the Deployment has replaced it
 		}
 		if err := v.podProblem(ctx, name, p); err != nil {
 			return "", err
@@ -278,6 +278,10 @@ func (v verifier) lastError(ctx context.Context, pod string) string {
 func (v verifier) policy(ctx context.Context) (string, error) {
 	if _, err := v.output(ctx, "get", "validatingadmissionpolicy/micro-own-pod", "validatingadmissionpolicybinding/micro-own-pod"); err != nil {
 		return "", finding{fmt.Sprintf("the admission policy is missing: %v", err), "apply k8s/pod-admission.yaml", strings.Contains(err.Error(), "NotFound")}
+	}
+	label, err := v.output(ctx, "get", "namespace", namespace, "-o", `jsonpath={.metadata.labels.micro\.mu/pod-admission}`)
+	if err != nil || string(label) != "enforce" {
+		return "", finding{fmt.Sprintf("the admission policy does not apply to namespace %q: its label micro.mu/pod-admission is %q", namespace, label), "apply k8s/namespace.yaml", err == nil}
 	}
 	return "the admission policy lets a service change only its own pod", nil
 }

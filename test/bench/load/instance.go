@@ -26,6 +26,7 @@ type Instance struct {
 	Address  string
 	received atomic.Int64
 	behavior atomic.Pointer[func(context.Context) error]
+	listener net.Listener
 
 	mu          sync.Mutex
 	connections map[string]net.Conn // by the address of the client
@@ -37,12 +38,12 @@ func NewInstance() (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Instance{Address: l.Addr().String(), connections: map[string]net.Conn{}}
+	i := &Instance{Address: l.Addr().String(), listener: l, connections: map[string]net.Conn{}}
 	i.Behave(func(context.Context) error { return nil })
 	s := grpc.NewServer()
 	for _, name := range []string{"Greeter", "greeter.Greeter"} { // go-micro puts the name of the service in front
 		s.RegisterService(&grpc.ServiceDesc{ServiceName: name, HandlerType: (*any)(nil),
-			Methods: []grpc.MethodDesc{{MethodName: "Hello", Handler: i.hello}},
+			Methods: []grpc.MethodDesc{{MethodName: "Hello", Handler: i.hello}, {MethodName: "Export", Handler: export}},
 			Streams: []grpc.StreamDesc{{StreamName: "Stream", Handler: stream, ServerStreams: true, ClientStreams: true}}}, i) // go-micro does not close its side after the request
 	}
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer()) // kratos' client asks for it
@@ -69,6 +70,22 @@ func (i *Instance) hello(_ any, ctx context.Context, decode func(any) error, int
 		return handle(ctx, q)
 	}
 	return interceptor(ctx, q, &grpc.UnaryServerInfo{Server: i, FullMethod: "/Greeter/Hello"}, handle)
+}
+
+// exportTime is less than timeout.
+const exportTime = 4500 * time.Millisecond
+
+func export(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	q := &wrapperspb.StringValue{}
+	if err := decode(q); err != nil {
+		return nil, err
+	}
+	select {
+	case <-time.After(exportTime):
+		return Hello(q), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // Register registers the Greeter with the server of another library.
@@ -170,6 +187,25 @@ func (g group) addresses() (all []string) {
 		all = append(all, i.Address)
 	}
 	return all
+}
+
+// spread returns a function that returns the calls from now on of the instance with the fewest and of that
+// with the most, divided by the mean of all instances.
+func (g group) spread() func() (least, most float64) {
+	var before []int64
+	for _, i := range g {
+		before = append(before, i.received.Load())
+	}
+	return func() (least, most float64) {
+		least = math.Inf(1)
+		sum := 0.
+		for k, i := range g {
+			n := float64(i.received.Load() - before[k])
+			least, most, sum = min(least, n), max(most, n), sum+n
+		}
+		mean := max(1, sum) / float64(len(g))
+		return least / mean, most / mean
+	}
 }
 
 // received returns the calls that the instances have received: the last one, and all.

@@ -27,12 +27,19 @@ type Library struct {
 	// Dial returns a client of the service with instances at these addresses. It uses
 	// the library's retries only if retry is set.
 	Dial func(addresses []string, retry bool) (Client, error)
+
+	// Tier starts the library's own server with a handler that answers what call returns. It is nil for a
+	// library that does not retry by itself, whose servers make no difference then.
+	Tier func(call func(context.Context) error) (address string, err error)
 }
 
 // Client calls the Greeter. Its methods are safe for concurrent use.
 type Client interface {
 	// Hello makes one unary call.
 	Hello(ctx context.Context) error
+
+	// Export makes one unary call of a method that answers after exportTime.
+	Export(ctx context.Context) error
 
 	// Stream opens a server stream and returns functions that receive the next message
 	// and that close the stream. The name of the request is one of those in package load.
@@ -50,7 +57,7 @@ type Job struct {
 	Callers  int           // callers at the same time, of throughput
 	Failure  string        // a key of failures, of failing
 	Retry    bool          // let the client retry
-	Count    int           // instances, of servers and memory
+	Count    int           // instances, of servers; connections that memory needs at least; tiers
 	Servers  []string      // addresses, of memory
 }
 
@@ -61,6 +68,7 @@ type Result struct {
 	Percentiles []time.Duration // latency at Quantiles
 	Fast        float64         // share of the calls that took less than a second
 	Share       float64         // share of the calls at the disturbed instance, while it was disturbed
+	Least, Most float64         // calls of the instance with the fewest and the most, by the mean of all
 	ShareFirst  float64         // the same in the first second
 	Failed      float64         // share of the calls that failed for the caller, after the first second
 	FailedFirst float64         // the same in the first second
@@ -68,7 +76,10 @@ type Result struct {
 	Disturbed   time.Duration   // p99 from 3 s after its start to its end
 	Bytes       int             // memory per connection
 	Connections int             // of memory
+	Total       int             // memory of the client, without the fake API server's pods
 	Addresses   []string        // of servers
+	Attempts    float64         // attempts at the last tier for each call
+	FailedCalls int             // calls that failed for the caller, of killed
 }
 
 // Quantiles are those of Result.Percentiles.
@@ -83,7 +94,7 @@ func (r Result) At(quantile float64) time.Duration {
 const timeout = 5 * time.Second
 
 var measurements = map[string]func(Library, Job) (Result, error){
-	"throughput": throughput, "streams": streams, "slow": slowServer, "failing": failing, "tenfold": tenfold, "joining": joining, "servers": servers, "memory": memory,
+	"throughput": throughput, "streams": streams, "slow": slowServer, "failing": failing, "tenfold": tenfold, "joining": joining, "exports": exports, "idle streams": idleStreams, "rare": rare, "servers": servers, "memory": memory, "tiers": tiers, "killed": killed,
 }
 
 // Main runs the job on standard input with one of the libraries and exits.

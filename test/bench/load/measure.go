@@ -270,10 +270,14 @@ func memory(l Library, j Job) (r Result, err error) {
 	}
 	time.Sleep(time.Second)
 	r.Connections = connections() - connectedBefore
-	if r.Connections < len(j.Servers)/2 {
+	if r.Connections < j.Count {
 		return r, fmt.Errorf("only %d connections to %d instances", r.Connections, len(j.Servers))
 	}
-	r.Bytes = (inUse() - before) / r.Connections
+	r.Total = inUse() - before
+	r.Bytes = r.Total / r.Connections
+	if c, ok := client.(interface{ Overhead() int }); ok {
+		r.Total -= c.Overhead()
+	}
 	return r, nil
 }
 

@@ -49,6 +49,10 @@ type client struct {
 	add        func(address string)
 }
 
+func (c client) Export(ctx context.Context) error {
+	return c.connection.Invoke(ctx, "/Greeter/Export", &wrapperspb.StringValue{}, &wrapperspb.StringValue{})
+}
+
 func (c client) Hello(ctx context.Context) error {
 	return c.connection.Invoke(ctx, "/Greeter/Hello", &wrapperspb.StringValue{Value: "XXX"}, &wrapperspb.StringValue{})
 }

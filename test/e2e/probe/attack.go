@@ -97,8 +97,8 @@ func (a *attacker) repeat(attack func() error) {
 	}
 }
 
-// attackRegistry registers and deregisters the largest registration that
-// k8s/pod-admission.yaml allows ten times a second. It also makes requests that the policy must refuse.
+// attackRegistry registers and deregisters a registration almost as large as Kubernetes allows, ten
+// times a second. It also makes requests that Kubernetes and k8s/pod-admission.yaml must refuse.
 func (a *attacker) attackRegistry(api kubernetes.Interface) {
 	const namespace = "go-micro"
 	self, ip := os.Getenv("POD_NAME"), ownIP()
@@ -130,7 +130,7 @@ func (a *attacker) attackRegistry(api kubernetes.Interface) {
 		for i := range 16 {
 			s.Nodes = append(s.Nodes, &registry.Node{Id: fmt.Sprint(i), Address: fmt.Sprintf("%s:%d", ip, i+1)})
 		}
-		for i := range 500 {
+		for i := range 3500 {
 			s.Endpoints = append(s.Endpoints, &registry.Endpoint{Name: fmt.Sprint("E", i)})
 		}
 		b, err := json.Marshal(s)
@@ -138,7 +138,7 @@ func (a *attacker) attackRegistry(api kubernetes.Interface) {
 			a.failed(err)
 			return
 		}
-		large := string(b) + strings.Repeat(" ", 32<<10-len(b))
+		large := string(b) + strings.Repeat(" ", 240<<10-len(b))
 		if err := patch(self, register(self, large)); err != nil {
 			a.failed(err)
 		} else {
@@ -155,7 +155,7 @@ func (a *attacker) attackRegistry(api kubernetes.Interface) {
 		stolen := fmt.Sprintf(`{"name":"go-micro-srv","version":"latest","nodes":[{"id":"attacker","address":"%s:9100"}]}`, ip)
 		expectRefusal("registering another service", patch(self, register("go-micro-srv", stolen)))
 		expectRefusal("registering a new service", patch(self, register(fmt.Sprint("new-", round), stolen)))
-		expectRefusal("registering 200 KiB", patch(self, register(self, large+strings.Repeat(" ", 168<<10))))
+		expectRefusal("registering 300 KiB", patch(self, register(self, large+strings.Repeat(" ", 60<<10))))
 		expectRefusal("changing the label app", patch(self, map[string]any{"labels": map[string]any{"app": "go-micro-srv"}}))
 	}
 }

@@ -175,5 +175,8 @@ func newClient(upstream bool, opts ...client.Option) client.Client {
 		r := kubernetes.NewRegistry()
 		return grpcc.NewClient(append(opts, client.Registry(r), client.Selector(selector.NewSelector(selector.Registry(r))))...)
 	}
-	return pod.NewClient(pod.NewRegistry(kubernetes.NewRegistry), grpcc.NewClient(opts...))
+	events := pod.Events{Ejected: func(_, _, address string, duration time.Duration, cause error) {
+		fmt.Fprintf(os.Stderr, "ejected %s for %s: %v\n", address, duration, cause)
+	}}
+	return pod.NewClient(pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(events)), grpcc.NewClient(opts...))
 }

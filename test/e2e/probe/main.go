@@ -1,14 +1,18 @@
-// Command probe runs inside the cluster, calls services and prints the results as JSON.
+// Command probe runs inside the cluster, or with a kubeconfig outside of it, calls services and prints the results as JSON.
 //
 //	probe services NAME...   ListServices, and GetService of each name, through go-micro's registry plugin
 //	probe get URL TIMES      the bodies of TIMES responses, each over a new connection
 //	probe call [-upstream] [-retries N] [-name NAME] CALLERS PAUSE
 //	                         CALLERS goroutines call go-micro-srv until the pod ends and
-//	                         pause after each call; one line per second
+//	                         pause after each call; one line per second, and one on stderr for each ejection
 //	probe fetch [-new-connections] URL CALLERS PAUSE
 //	                         the same with HTTP requests to a URL
 //	probe greeter            serves as go-micro-srv, but takes 2 s to greet "slow", and is slow or failing
 //	                         after a signal
+//	probe orders VERSION     serves test/orders
+//	probe order [-client pod|go-micro|ADDRESS] [-retries N] [-version VERSION] CALLERS PAUSE
+//	                         calls test/orders as probe call does: with pod/, with go-micro's client and plugin, or with
+//	                         grpc-go at an address; with a version only its instances, and only what it alone has
 //	probe page               serves as go-micro-web, with a /download that takes 5 s
 //	probe attack [URL]       attacks the registry, and a web service at the URL, until the pod ends; one line
 //	                         per second
@@ -24,6 +28,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/test/orders"
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
@@ -47,6 +52,10 @@ func run(args []string) error {
 		return fetch(args[1:])
 	case len(args) == 1 && args[0] == "greeter":
 		return greeter()
+	case len(args) == 2 && args[0] == "orders":
+		return orders.Serve(args[1])
+	case len(args) > 0 && args[0] == "order":
+		return order(args[1:])
 	case len(args) == 1 && args[0] == "page":
 		return page()
 	case len(args) > 0 && args[0] == "attack":

@@ -1,6 +1,7 @@
 // Command run injects the faults of package faults one after the other while two clients call four replicas of
 // go-micro-srv, one with go-micro's plugin and selector, one with package pod, and shows
-// what happens to their calls. It prints one line per second and client, and at the end a table.
+// what happens to their calls. With -service orders the replicas are those of test/orders, and a third client calls them with
+// grpc-go through the Kubernetes Service. It prints one line per second and client, and at the end a table.
 // `make faults` runs it.
 //
 //	go run ./test/faults/run -fault list    lists the faults
@@ -12,7 +13,7 @@
 // and waits until the pods of all namespaces are ready again.
 //
 // The files of a run are in .cluster/NAME/faults: calls.csv has the calls of each second, and
-// faults.svg shows them. A complete run also renews RESULTS.md and calls.csv in test/faults, from
+// faults.svg shows them. A complete run also renews RESULTS.md and calls.csv in test/faults, or RESULTS.md in test/orders, from
 // which `go test ./test/docs -update` renews the documents and media/faults.svg.
 package main
 
@@ -42,16 +43,20 @@ const (
 func main() {
 	cluster := flag.String("cluster", "demo", "name of the running cluster")
 	name := flag.String("fault", "", "names of the faults to inject, separated by spaces, or list; by default all")
+	service := flag.String("service", "go-micro-srv", "what to call and break: go-micro-srv or orders")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	if err := run(ctx, *cluster, *name); err != nil {
+	if err := run(ctx, *cluster, *service, *name); err != nil {
 		fmt.Fprintln(os.Stderr, "faults:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, cluster, name string) (err error) {
+func run(ctx context.Context, cluster, service, name string) (err error) {
+	if service != "go-micro-srv" && service != "orders" {
+		return fmt.Errorf("looking for service %q: the services are go-micro-srv and orders", service)
+	}
 	selected := faults.All
 	switch name {
 	case "":
@@ -75,12 +80,12 @@ func run(ctx context.Context, cluster, name string) (err error) {
 		return err
 	}
 	r := &recorder{begin: time.Now()}
-	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: cluster}, Image: image}
+	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: cluster}, Image: image, Orders: service == "orders"}
 	dir := filepath.Join(root, ".cluster", cluster, "faults")
 	if _, err := os.Stat(filepath.Join(root, ".cluster", cluster, "ready")); err != nil {
 		return fmt.Errorf("looking for cluster %q: it does not run; start it with make demo", cluster)
 	}
-	fmt.Println("Deploying four replicas and two clients in the namespace", faults.Namespace)
+	fmt.Printf("Deploying four replicas and %d clients in the namespace %s\n", len(target.Clients()), faults.Namespace)
 	defer func() {
 		fmt.Println("\nUndoing: resuming every process, deleting the namespace", faults.Namespace)
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
@@ -102,25 +107,19 @@ func run(ctx context.Context, cluster, name string) (err error) {
 	if err := prepare(ctx, target, dir); err != nil {
 		return err
 	}
-	for _, c := range []struct {
-		client string
-		args   []string
-	}{{faults.Plugin, []string{"-upstream"}}, {faults.Pod, nil}} {
-		load, err := faults.StartLoad(ctx, target.Cluster, faults.Namespace, "calls-"+strings.TrimSuffix(c.client, "/"), image,
-			append(append([]string{"call"}, c.args...), fmt.Sprint(faults.Callers), faults.Pause.String()), r.recorder(c.client))
+	for _, c := range target.Clients() {
+		load, err := target.Start(ctx, c, "calls", r.recorder(c.Name))
 		if err != nil {
 			return err
 		}
-		r.loads = append(r.loads, load)
+		r.clients, r.loads = append(r.clients, c.Name), append(r.loads, load)
 	}
-	target.Load = r.loads[1]
 	for _, f := range selected {
 		if err := inject(ctx, target, r, f); err != nil {
 			return err
 		}
 	}
-	complete := len(selected) == len(faults.All)
-	return r.write(ctx, root, dir, complete)
+	return r.write(ctx, root, dir, service, len(selected) == len(faults.All))
 }
 
 // prepare removes what an earlier run that was killed may have left, loads the image and starts the replicas.
@@ -143,7 +142,7 @@ func inject(ctx context.Context, target *faults.Target, r *recorder, f faults.Fa
 	if err := target.AwaitReplicas(ctx, faults.Replicas); err != nil {
 		return err
 	}
-	// The failures of one fault must not be counted with the next, so wait for both clients, but not for ever.
+	// The failures of one fault must not be counted with the next, so wait for all clients, but not for ever.
 	_ = faults.Eventually(ctx, settle, "calls without failures", r.settled)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -180,10 +179,11 @@ type event struct {
 	back  time.Time // all replicas are back
 }
 
-// recorder receives the seconds of both clients.
+// recorder receives the seconds of all clients.
 type recorder struct {
-	begin time.Time
-	loads []*faults.Load
+	begin   time.Time
+	clients []string
+	loads   []*faults.Load // by client
 
 	mu     sync.Mutex
 	fault  string
@@ -219,7 +219,7 @@ func (r *recorder) recorder(client string) func(faults.Second) {
 func (r *recorder) settled() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := len(r.rows) - 1; i >= max(0, len(r.rows)-6); i-- {
+	for i := len(r.rows) - 1; i >= max(0, len(r.rows)-3*len(r.clients)); i-- {
 		if s := r.rows[i]; s.Failed > 0 || s.Succeeded == 0 {
 			return fmt.Errorf("%s: %d calls failed, %d succeeded", s.client, s.Failed, s.Succeeded)
 		}

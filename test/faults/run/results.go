@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,11 +17,11 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
 )
 
-// write prints the table, writes the recorded calls and draws the picture.
-func (r *recorder) write(ctx context.Context, root, dir string, complete bool) error {
+// write prints the table, writes the recorded calls and, for go-micro-srv, draws the picture.
+func (r *recorder) write(ctx context.Context, root, dir, service string, complete bool) error {
 	end := time.Now()
 	logs := map[string][]faults.Second{}
-	for i, client := range []string{faults.Plugin, faults.Pod} {
+	for i, client := range r.clients {
 		log, err := r.loads[i].SecondsUntil(ctx, end)
 		if err != nil {
 			return err
@@ -31,6 +32,17 @@ func (r *recorder) write(ctx context.Context, root, dir string, complete bool) e
 	defer r.mu.Unlock()
 	table := r.table(logs, end)
 	fmt.Print("\n", table)
+	if service == "orders" {
+		dir = filepath.Join(dir, service)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "calls.csv"), r.csv(), 0o644)); err != nil {
+			return err
+		}
+		fmt.Println("\nThe calls of each second:", filepath.Join(dir, "calls.csv"))
+		if !complete {
+			return nil
+		}
+		return os.WriteFile(filepath.Join(root, "test", "orders", "RESULTS.md"), []byte(table+ordersExplanation), 0o644)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "calls.csv"), r.csv(), 0o644); err != nil {
 		return err
 	}
@@ -59,13 +71,22 @@ func (r *recorder) write(ctx context.Context, root, dir string, complete bool) e
 func (r *recorder) table(logs map[string][]faults.Second, end time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %s, load average %s at the end, %s\n\n", r.begin.Format(time.DateOnly), launch.Machine(), launch.LoadAverage(), runtime.Version())
-	b.WriteString("| fault | go-micro's plugin and selector | pod/ |\n|---|---|---|\n")
+	columns := map[string]string{faults.Plugin: "go-micro's plugin and selector", faults.Service: "grpc-go through the Service", faults.Pod: "pod/"}
+	b.WriteString("| fault |")
+	for _, client := range r.clients {
+		fmt.Fprintf(&b, " %s |", columns[client])
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---|", len(r.clients)) + "\n")
 	for i, e := range r.events {
 		next := end // the failures until the next fault begins belong to this one
 		if i+1 < len(r.events) {
 			next = r.events[i+1].start
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", e.fault.Title, e.cell(logs[faults.Plugin], next), e.cell(logs[faults.Pod], next))
+		fmt.Fprintf(&b, "| %s |", e.fault.Title)
+		for _, client := range r.clients {
+			fmt.Fprintf(&b, " %s |", e.cell(logs[client], next))
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }
@@ -91,6 +112,12 @@ How it is measured: ` + "`make faults`" + ` runs both clients at the same time, 
 client has 8 callers that pause 20 ms after each call; go-micro tries a failed call once more. *Failed* counts the calls that returned an error from 5 s before the fault until 5 s before
 the next one. *Calls per second* compares the successful calls during the fault with those of the 5 s before it; *p99* is that of all calls that ended during the
 fault, and the *longest* call is counted as the failures are. A fault without an end of its own lasts until all four replicas are back. calls.csv has the calls of each second. ` + "`make faults FAULT=list`" + ` describes the faults.
+`
+
+const ordersExplanation = `
+How it is measured: as in [test/faults/RESULTS.md](../faults/RESULTS.md), with ` + "`make faults OF=orders`" + `, which calls and breaks the order service: two replicas of each of two versions. go-micro's
+client and pod.NewClient have 4 callers each that pause 20 ms after each call. 8 callers of grpc-go pause 1 ms and share one connection, which is therefore never idle, to the Kubernetes
+Service. Of 100 calls one takes 2 s and 15 are streams, which nobody can repeat.
 `
 
 // csv returns the calls of each second.

@@ -1,5 +1,5 @@
 # `make` lists the targets. CLUSTER=NAME selects the cluster. push, images, deploy and undeploy also take REGISTRY= and TAG=;
-# deploy and undeploy take COMPONENTS=; faults takes FAULT=. The targets of one service are in service.mk.
+# deploy and undeploy take COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 KUBE     := GOOS= GOARCH= go run -C cluster .
@@ -15,9 +15,9 @@ help: ## show this list
 demo: ## start a cluster, run the four services on it and show what they do
 	@CLUSTER='$(CLUSTER)' ./demo.sh
 
-faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME (15 minutes)
+faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME, OF=orders (15 minutes)
 	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' ./demo.sh
-	@go run ./test/faults/run -cluster '$(CLUSTER)' -fault '$(FAULT)'
+	@go run ./test/faults/run -cluster '$(CLUSTER)' -service '$(or $(OF),go-micro-srv)' -fault '$(FAULT)'
 
 cluster-up: ## start only the cluster, without the services
 	@$(KUBE) up -name '$(CLUSTER)'
@@ -71,21 +71,26 @@ lint: ## vet and the linters of .golangci.yml (3 minutes the first time)
 build: ## build the four programs, static, for Linux
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s build || exit; done
 
-proto: ## generate proto/*.go from proto/greeter.proto
-	go run -C proto/gen .
+proto: ## generate the Go code of the .proto files
+	go run -C proto/gen . proto/greeter.proto
+	go run -C proto/gen . test/orders/orders.proto
 
-proto-check: ## fail if proto/*.go differs from what proto/greeter.proto generates
-	go run -C proto/gen . -verify
+proto-check: ## fail if the generated Go code differs from what the .proto files generate
+	go run -C proto/gen . -verify proto/greeter.proto
+	go run -C proto/gen . -verify test/orders/orders.proto
 
-clean: ## stop the clusters of this checkout and delete its build results; ~/.cache/k8s-micro stays
+clean: ## stop the clusters of this checkout and delete its build results; make cluster-clean removes other versions from ~/.cache/k8s-micro
 	@for d in .cluster/*/cluster.json; do [ ! -e "$$d" ] || $(KUBE) down -name "$$(basename "$$(dirname "$$d")")" || exit; done
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s clean || exit; done
 	rm -rf .cluster images
 
 ## Maintain it
 
-vuln: ## run govulncheck; make test leaves it out, because it needs vuln.go.dev
+vuln: ## run govulncheck on all modules; make test leaves it out, because it needs vuln.go.dev
 	@test/vuln.sh
+
+sums: ## write the checksums of the official Kubernetes binaries to cluster/programs/sums.txt; needs dl.k8s.io and github.com
+	@$(KUBE) sums
 
 mutants: ## change one expression at a time in pod/internal and count what the tests of its package notice
 	@test/mutants/run.sh
@@ -99,4 +104,4 @@ bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write t
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
-.PHONY: help demo faults cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln mutants compat bench screenshots sbom
+.PHONY: help demo faults cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat bench screenshots sbom

@@ -100,7 +100,9 @@ func Lifecycle(r *Registry, opts ...LifecycleOption) micro.Option {
 // before the service's own handlers and are not advertised.
 //
 // Stop: while the service accepts calls for DrainWait, each response asks its client to
-// open a new connection, which goes to another pod. Then http.Server.Shutdown waits for
+// open a new connection, which goes to another pod. The service goes on accepting until no request has
+// arrived for a third of DrainWait, for four times DrainWait or half of the grace period at
+// most: kube-proxy can be slow on a busy cluster. Then http.Server.Shutdown waits for
 // the requests in flight, but not for hijacked connections, such as WebSockets. The
 // handler of an endless response should return when the channel of Draining is closed.
 // Functions of web.BeforeStop run after that, wherever their options are.

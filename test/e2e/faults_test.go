@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +75,9 @@ var budgets = []budget{
 // what the plugin achieves. During the first faults three clients also call test/orders.
 func TestFaults(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: clusterName}, Image: probeImage}
+	// The other tests run beside this one. With the load of `make faults`, a machine with two slow cores would be busy all
+	// the time, and calls would fail for that reason.
+	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: clusterName}, Image: probeImage, Pause: 60 * time.Millisecond}
 	t.Cleanup(func() {
 		if err := target.Remove(context.Background()); err != nil {
 			t.Error(err)
@@ -82,7 +85,7 @@ func TestFaults(t *testing.T) {
 	})
 	t.Cleanup(cancel)
 	fatal(t, target.Deploy(ctx))
-	orders := &faults.Target{Cluster: target.Cluster, Image: probeImage, Orders: true}
+	orders := &faults.Target{Cluster: target.Cluster, Image: probeImage, Orders: true, Pause: target.Pause}
 	fatal(t, orders.Deploy(ctx))
 
 	var loads, orderLoads map[string]*faults.Load // by client
@@ -256,9 +259,10 @@ func failingReplicaAvoided(t *testing.T, span faults.Span, log []faults.Second, 
 	}
 	detected := span.Injected.Add(time.Second)
 	for _, s := range log {
-		// Three standard deviations of a fair choice among the 100 calls of a slow machine's second are 13 %.
-		if got := share(s.Begin, s.End); s.End.After(span.Begin) && s.Begin.Before(detected) && got > 1.0/faults.Replicas+0.13 {
-			t.Errorf("the failing replica got %.1f %% of the calls of one second, want at most its share", 100*got)
+		const fair = 1.0 / faults.Replicas
+		limit := fair + 3*math.Sqrt(fair*(1-fair)/float64(max(1, s.Started))) // three standard deviations of a fair choice
+		if got := share(s.Begin, s.End); s.End.After(span.Begin) && s.Begin.Before(detected) && got > limit {
+			t.Errorf("the failing replica got %.1f %% of the %d calls of one second, want at most its share, %.1f %%", 100*got, s.Started, 100*limit)
 		}
 	}
 	if got := share(detected, span.End); got >= 0.01 {

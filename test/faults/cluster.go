@@ -58,7 +58,7 @@ func (c Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 }
 
 func (c Cluster) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	dir := filepath.Join(c.Root, ".cluster", c.Name)
 	return c.run(ctx, stdin, filepath.Join(dir, "bin", "kubectl"), append([]string{"--kubeconfig", filepath.Join(dir, "kubeconfig"),

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,10 +20,12 @@ const (
 	// Namespace contains everything that a run creates. Remove deletes it.
 	Namespace = "go-micro-faults"
 
-	// Replicas is the number of replicas of a service, Callers and Pause are the load of each client.
+	// Replicas is the number of replicas of a service, Callers is the number of callers of each client.
 	Replicas = 4
 	Callers  = 8
-	Pause    = 20 * time.Millisecond
+
+	// DefaultPause is how long a caller waits after each call.
+	DefaultPause = 20 * time.Millisecond
 )
 
 // Target is the service that the faults break: the replicas of go-micro-srv or of test/orders in Namespace.
@@ -30,9 +33,10 @@ const (
 // or failing by a signal. A Target is not safe for concurrent use.
 type Target struct {
 	Cluster
-	Image  string // of the probe, already loaded into the cluster
-	Orders bool   // test/orders instead of go-micro-srv
-	Load   *Load  // the callers that must find the replicas again after a fault
+	Image  string        // of the probe, already loaded into the cluster
+	Orders bool          // test/orders instead of go-micro-srv
+	Pause  time.Duration // of a caller after each call; 0 is DefaultPause
+	Load   *Load         // the callers that must find the replicas again after a fault
 
 	victims int // how many replicas have been chosen
 }
@@ -45,11 +49,11 @@ type Client struct {
 
 // Clients returns the clients of the service: that with package pod is the last one.
 func (t *Target) Clients() []Client {
-	callers, pause := fmt.Sprint(Callers), Pause.String()
+	callers, pause := fmt.Sprint(Callers), cmp.Or(t.Pause, DefaultPause).String()
 	if t.Orders {
 		return []Client{
 			{Plugin, []string{"order", "-client=go-micro", "4", pause}},
-			{Service, []string{"order", "-client=" + orders.Name + ":9100", "8", "1ms"}}, // so that its connection is never idle
+			{Service, []string{"order", "-client=" + orders.Name + ":9100", "4", "20ms"}}, // with a call of 2 s in flight nearly always, so that its connection is never idle
 			{Pod, []string{"order", "4", pause}},
 		}
 	}
@@ -131,10 +135,14 @@ func (t *Target) Remove(ctx context.Context) error {
 	if err := t.Restore(ctx); err != nil {
 		return err
 	}
+	// The owners go first, or they would replace the pods.
+	if _, err := t.Kubectl(ctx, "delete", "deployments,replicasets", "-n", Namespace, "--all", "--wait=false"); err != nil {
+		return err
+	}
 	if _, err := t.Kubectl(ctx, "delete", "pods", "-n", Namespace, "--all", "--grace-period=1", "--wait=false"); err != nil {
 		return err
 	}
-	_, err := t.Kubectl(ctx, "delete", "namespace", Namespace, "--ignore-not-found", "--timeout=2m")
+	_, err := t.Kubectl(ctx, "delete", "namespace", Namespace, "--ignore-not-found", "--timeout=4m")
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/micro/go-micro/v2/registry"
@@ -70,8 +71,9 @@ type webService struct {
 	serving     chan struct{}      // closed when serving begins
 	served      chan struct{}      // closed when serving has ended
 
-	requests inFlight // requests of the user's handlers
-	cutOff   error    // result of the drain
+	requests    inFlight     // requests of the user's handlers
+	lastRequest atomic.Int64 // when the last of them arrived, in nanoseconds from the beginning of the stop; 0 before
+	cutOff      error        // result of the drain
 
 	mu  sync.Mutex
 	err error // why serving ended before the stop began
@@ -149,6 +151,7 @@ func (s *webService) handler(next http.Handler) http.Handler {
 		}
 		if s.draining() {
 			w.Header().Set("Connection", "close")
+			s.lastRequest.Store(int64(time.Since(s.began)))
 		}
 		if s.limited && !s.Limits.LimitBody(w, r) {
 			return
@@ -180,11 +183,29 @@ func (s *webService) beforeStop() error {
 		return errors.Join(err, s.end())
 	}
 	s.leave()
+	s.awaitQuiet()
 	s.cutOff = s.shutDown()
 	return nil
 }
 
 func (s *webService) afterStop() error { return errors.Join(s.cutOff, s.end()) }
+
+// awaitQuiet waits until no request has arrived for a third of DrainWait. On a busy cluster kube-proxy and load balancers
+// can be slower than DrainWait, and http.Server.Shutdown would close the connections that they still open without an
+// answer. It waits until four times DrainWait after the beginning of the stop at most, for callers that use the address of the pod
+// itself, and leaves half of the grace period to the requests.
+func (s *webService) awaitQuiet() {
+	limit := s.began.Add(min(4*s.DrainWait, s.deadline.Sub(s.began)/2))
+	for s.interrupted.Err() == nil {
+		quiet := s.began.Add(time.Duration(s.lastRequest.Load()) + s.DrainWait/3)
+		if now := time.Now(); !now.Before(quiet) || !now.Before(limit) {
+			return
+		} else if limit.Before(quiet) {
+			quiet = limit
+		}
+		s.waitUntil(quiet)
+	}
+}
 
 // shutDown ends serving and waits for the requests in flight.
 func (s *webService) shutDown() error {

@@ -260,6 +260,50 @@ func TestWebServiceIsCutOffAtTheDeadline(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// On a busy cluster kube-proxy sends requests over new connections for longer than DrainWait.
+func TestWebServiceAnswersLateRequests(t *testing.T) {
+	for name, test := range map[string]struct{ requestsUntil, min, max time.Duration }{
+		"none":                {0, 3 * time.Second, 3 * time.Second},
+		"none after 1 s":      {time.Second, 3 * time.Second, 3 * time.Second},
+		"until after 7 s":     {7 * time.Second, 7900 * time.Millisecond, 8 * time.Second},
+		"they never end":      {time.Minute, 12 * time.Second, 12 * time.Second},
+		"short grace period":  {time.Minute, 5 * time.Second, 5 * time.Second},
+		"until a second stop": {time.Minute, 4 * time.Second, 4 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, f, _, _ := newConfig()
+				if name == "short grace period" {
+					f.gracePeriod = 10*time.Second + stopMargin
+				}
+				s := newWebService(c, nil)
+				h := s.handler(http.NotFoundHandler())
+				begin := time.Now()
+				if name == "until a second stop" {
+					time.AfterFunc(4*time.Second, func() { s.interrupt(errors.New("a second signal")) })
+				}
+				var callers sync.WaitGroup
+				callers.Go(func() {
+					for s.interrupted.Err() == nil {
+						if time.Since(begin) < test.requestsUntil {
+							get(h, "/")
+						}
+						get(h, "/readyz") // the kubelet's probes do not count
+						time.Sleep(100 * time.Millisecond)
+					}
+				})
+				s.leave()
+				s.awaitQuiet()
+				if took := time.Since(begin); took < test.min || took > test.max {
+					t.Errorf("late requests are awaited for %s, want %s to %s", took, test.min, test.max)
+				}
+				_ = s.end()
+				callers.Wait()
+			})
+		})
+	}
+}
+
 // A user's function of BeforeStop may close what handlers need, and its error ends go-micro's stop.
 func TestUsersBeforeStopRunsAfterTheRequests(t *testing.T) {
 	for name, before := range map[string]bool{"before WebLifecycle": true, "after WebLifecycle": false} {

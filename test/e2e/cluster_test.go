@@ -50,10 +50,14 @@ func kubectl(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// getJSON decodes the output of kubectl get.
-func getJSON(t *testing.T, into any, args ...string) error {
-	t.Helper()
-	return json.Unmarshal([]byte(kubectl(t, append(append([]string{"get", "-n", namespace}, args...), "-o", "json")...)), into)
+// get reads a path of the API server.
+func get(path string, into any) error {
+	return faults.Cluster{Root: root, Name: clusterName}.Get(context.Background(), path, into)
+}
+
+// getPod reads a pod.
+func getPod(name string, into *corev1.Pod) error {
+	return get("/api/v1/namespaces/"+namespace+"/pods/"+name, into)
 }
 
 // apply applies a manifest given as text.
@@ -74,7 +78,7 @@ func fatal(t *testing.T, err error) {
 	}
 }
 
-// eventually calls check every 250 ms until it returns nil. It ends the test if
+// eventually calls check again and again until it returns nil. It ends the test if
 // that takes longer than limit. All tests of this package wait with eventually.
 func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
 	t.Helper()
@@ -85,9 +89,7 @@ func eventually(t *testing.T, limit time.Duration, what string, check func() err
 func pods(t *testing.T, app string) (running []corev1.Pod) {
 	t.Helper()
 	var list corev1.PodList
-	if err := getJSON(t, &list, "pods", "-l", "app="+app); err != nil {
-		t.Fatal(err)
-	}
+	fatal(t, get(faults.PodsOf(namespace, app), &list))
 	for _, p := range list.Items {
 		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
 			running = append(running, p)
@@ -99,7 +101,13 @@ func pods(t *testing.T, app string) (running []corev1.Pod) {
 // podNames returns the names of all pods of an app, whatever their state.
 func podNames(t *testing.T, app string) []string {
 	t.Helper()
-	return strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app="+app, "-o", "name"))
+	var list corev1.PodList
+	fatal(t, get(faults.PodsOf(namespace, app), &list))
+	var names []string
+	for _, p := range list.Items {
+		names = append(names, "pod/"+p.Name)
+	}
+	return names
 }
 
 // probeFailed returns an error unless the events of a pod report that the given
@@ -122,7 +130,7 @@ func runPod(t *testing.T, name, serviceAccount, image string, args ...string) (l
   containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, faults.Restricted))
 	var pod corev1.Pod
 	eventually(t, time.Minute, "end of pod "+name, func() error {
-		if err := getJSON(t, &pod, "pod", name); err != nil {
+		if err := getPod(name, &pod); err != nil {
 			return err
 		}
 		if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {

@@ -136,7 +136,7 @@ func exitsZero(t *testing.T, deployment, pod string) {
 	kubectl(t, "scale", "-n", namespace, "deployment/"+deployment, "--replicas=0")
 	var p corev1.Pod
 	eventually(t, time.Minute, "the end of the container", func() error {
-		if err := getJSON(t, &p, "pod", pod); err != nil {
+		if err := getPod(pod, &p); err != nil {
 			return err
 		}
 		if p.Status.ContainerStatuses[0].State.Terminated == nil {

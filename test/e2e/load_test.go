@@ -62,7 +62,7 @@ func (l *load) waitForReplicas(t *testing.T, service string, n int) {
 	start := time.Now()
 	eventually(t, 2*time.Minute, fmt.Sprintf("%d replicas ready, registered and called", n), func() error {
 		var list corev1.PodList
-		if err := getJSON(t, &list, "pods", "-l", "app="+service); err != nil {
+		if err := get(faults.PodsOf(namespace, service), &list); err != nil {
 			return err
 		}
 		var want []string

@@ -7,12 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Cluster is a running cluster of the launcher in cluster/.
@@ -60,18 +64,51 @@ func (c Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 func (c Cluster) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	dir := filepath.Join(c.Root, ".cluster", c.Name)
-	return c.run(ctx, stdin, filepath.Join(dir, "bin", "kubectl"), append([]string{"--kubeconfig", filepath.Join(dir, "kubeconfig"),
-		"--cache-dir", filepath.Join(dir, "kubectl-cache")}, args...)...)
+	return c.run(ctx, stdin, filepath.Join(c.dir(), "bin", "kubectl"), append([]string{"--kubeconfig", c.kubeconfig(),
+		"--cache-dir", filepath.Join(c.dir(), "kubectl-cache")}, args...)...)
 }
 
-// get decodes the output of kubectl get.
-func (c Cluster) get(ctx context.Context, into any, args ...string) error {
-	out, err := c.Kubectl(ctx, append(append([]string{"get"}, args...), "-o", "json")...)
+func (c Cluster) dir() string        { return filepath.Join(c.Root, ".cluster", c.Name) }
+func (c Cluster) kubeconfig() string { return filepath.Join(c.dir(), "kubeconfig") }
+
+// Get reads a path of the API server as administrator and decodes the JSON, unless into is nil. It is for what is read again
+// and again: kubectl needs half a second of processor time each time, which slows the services under test.
+func (c Cluster) Get(ctx context.Context, path string, into any) error {
+	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig())
 	if err != nil {
 		return err
 	}
-	return json.Unmarshal([]byte(out), into)
+	transport, err := rest.TransportFor(config) // one for all calls: client-go keeps it
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+path, nil)
+	if err != nil {
+		return err
+	}
+	rsp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer rsp.Body.Close()
+	body, err := io.ReadAll(rsp.Body)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	if rsp.StatusCode != http.StatusOK {
+		return fmt.Errorf("reading %s: %s: %s", path, rsp.Status, body)
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(body, into)
+}
+
+// PodsOf returns the path of the pods of a service.
+func PodsOf(namespace, service string) string {
+	return "/api/v1/namespaces/" + namespace + "/pods?labelSelector=app%3D" + service
 }
 
 // node runs a shell script in the namespaces of the cluster's node and returns its output.
@@ -120,19 +157,19 @@ func (c Cluster) LoadImages(ctx context.Context, images ...string) error {
 
 // apiServerReady waits until the API server reports that it is ready.
 func (c Cluster) apiServerReady(ctx context.Context) error {
-	return Eventually(ctx, time.Minute, "readiness of the API server", func() error {
+	return Eventually(ctx, 2*time.Minute, "readiness of the API server", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		_, err := c.Kubectl(ctx, "get", "--raw", "/readyz")
-		return err
+		return c.Get(ctx, "/readyz", nil)
 	})
 }
 
-// Eventually calls check every 250 ms until it returns nil. It returns an error when that
-// takes longer than limit, or when ctx ends.
+// Eventually calls check until it returns nil, and pauses for 250 ms in between, or for twice the time that check took if that
+// is longer: a machine on which it takes long is busy. It returns an error when that takes longer than limit, or when ctx ends.
 func Eventually(ctx context.Context, limit time.Duration, what string, check func() error) error {
 	deadline := time.Now().Add(limit)
 	for {
+		start := time.Now()
 		err := check()
 		if err == nil {
 			return nil
@@ -143,7 +180,7 @@ func Eventually(ctx context.Context, limit time.Duration, what string, check fun
 		if time.Now().After(deadline) {
 			return fmt.Errorf("waiting for %s: not within %s: %w", what, limit, err)
 		}
-		if err := sleep(ctx, 250*time.Millisecond); err != nil {
+		if err := sleep(ctx, max(250*time.Millisecond, 2*time.Since(start))); err != nil {
 			return err
 		}
 	}

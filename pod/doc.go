@@ -82,14 +82,15 @@
 // An instance is also ejected, for 5 s, 20 s and 80 s, when it answers more calls with server errors
 // than the others do: after 5 in a row (Envoy's consecutive_5xx), or when they are a fifth of its last
 // 63 answers, each only if chance is no explanation (gRFC A50's success_rate_stdev_factor). Server
-// errors are the statuses UNAVAILABLE, RESOURCE_EXHAUSTED, INTERNAL, UNKNOWN and DATA_LOSS, go-micro
-// errors with a code from 500 on, and, of an instance that answers its probe, timeouts of methods that
-// usually take less than half as long. If all instances fail alike, as with the service's database,
-// none is ejected. Other errors of handlers do not count, nor does a call that its caller cancels or
-// that began too late to be answered, nor the deadline of a stream. After the ejection one call at a
-// time tries the instance: one with retries left, and with time for a retry by the usual latency. If
-// there is none for 5 s, any call does. A good answer, or the first message of a stream, ends the
-// ejection, as does a new process in the pod.
+// errors are the statuses UNAVAILABLE, INTERNAL, UNKNOWN and DATA_LOSS, go-micro errors with a code
+// from 500 on, and, of an instance that answers its probe, timeouts of methods that usually take less
+// than half as long. If all instances fail alike, as with the service's database, none is ejected.
+// Other errors of handlers do not count, nor does a call that its caller cancels or that began too late
+// to be answered, nor the deadline of a stream. The status RESOURCE_EXHAUSTED counts as a slow answer:
+// an overloaded instance gets fewer calls, and is not ejected. After the ejection one call at a time
+// tries the instance: one with retries left, and with time for a retry by the usual latency. If there
+// is none for 5 s, any call does. A good answer, or the first message of a stream, ends the ejection, as
+// does a new process in the pod.
 //
 // At most half of a service's instances are ejected, so that the others are not
 // overloaded: Envoy's panic threshold is 50 % too, and gRFC A50 has max_ejection_percent. Beyond half,

@@ -91,7 +91,7 @@ type Call struct {
 // Attempt is an attempt of a call, or a stream, that has ended.
 type Attempt struct {
 	Service, Pod, Address string
-	Outcome               string // answered, server_error, timed_out, lost_connection, or inconclusive, as after a cancellation
+	Outcome               string // answered, server_error, refused, timed_out, lost_connection, or inconclusive, as after a cancellation
 	Duration              time.Duration
 	Err                   error // nil if it succeeded
 }

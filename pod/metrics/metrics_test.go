@@ -143,8 +143,8 @@ func TestSeriesOfCalledPods(t *testing.T) {
 			events.AttemptEnded(pod.Attempt{Service: "orders", Pod: pods[i], Outcome: o})
 		}
 	}
-	if n := count(gather()) - before; n != 6*called {
-		t.Errorf("%d called pods of %d have %d series, want %d", called, all, n, 6*called)
+	if n := count(gather()) - before; n != 7*called {
+		t.Errorf("%d called pods of %d have %d series, want %d", called, all, n, 7*called)
 	}
 	status = statusOf(pods[:50]...)
 	age := func(seconds int64) {

@@ -15,7 +15,7 @@ const keepGone = 30 * time.Second
 // calledPod is a pod that was called. There are no series of pods that were not.
 type calledPod struct{ service, pod string }
 
-var outcomes = [...]string{"answered", "server_error", "timed_out", "lost_connection", "inconclusive"}
+var outcomes = [...]string{"answered", "server_error", "refused", "timed_out", "lost_connection", "inconclusive"}
 
 // podAttempts are the attempts that went to a pod, by their outcome.
 type podAttempts struct {
@@ -74,7 +74,7 @@ var (
 	ejectedDesc  = prometheus.NewDesc("micro_client_ejected", "Routable instances that are ejected now.", []string{labelServer}, nil)
 )
 
-// collect sends at most six series for each called pod.
+// collect sends at most seven series for each called pod.
 func (a *attempts) collect(called []pod.CalledService, ch chan<- prometheus.Metric) {
 	a.clean(called)
 	all := a.byPod.all()

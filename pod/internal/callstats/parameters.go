@@ -22,6 +22,11 @@ const (
 	// call in a row makes it clearly slower than the others.
 	maxRise = 1.25
 
+	// A refused call counts as one that is refusalSlowness times as long as usual. Linkerd's load biaser
+	// takes 5 s instead (linkerd.io, Load Balancing). That is for ever beside calls of 10 ms: the instance would stay
+	// without calls although it refuses only a part of them. Instances that all refuse calls are alike.
+	refusalSlowness = 4
+
 	// An instance is ejected for baseEjectionTime, and four times as long for each further
 	// ejection in a row, up to maxEjectionTime. Calls that fail together, within
 	// baseEjectionTime, are one failure.

@@ -75,6 +75,19 @@ func (p *slowness) atLeast(now int64, next float64) {
 	}
 }
 
+// refused adds a refused call, which takes no time, as one that is refusalSlowness times as long as usual. Otherwise
+// an instance that refuses calls would attract more of them.
+func (p *slowness) refused(now int64) {
+	for {
+		word := p.word.Load()
+		estimate, _ := unpack(word, now)
+		estimate = max(estimate, min(refusalSlowness, max(estimate, 1)*maxRise))
+		if p.word.CompareAndSwap(word, pack(estimate, now)) {
+			return
+		}
+	}
+}
+
 // reset forgets the estimate and begins with a call.
 func (p *slowness) reset(now int64, next float64) { p.word.Store(pack(next, now)) }
 

@@ -154,8 +154,7 @@ func (s *Stats) End(now int64, c Call, o outcome.Outcome) Verdict {
 	} else {
 		latency = max(0, now-c.Started)
 		s.inFlight.end(c.class())
-		isAnswer := o == outcome.Answered || o == outcome.ServerError
-		if s.inFlight.any() && (isAnswer || s.noneWaits(now, c)) { // otherwise the next call sets it anew
+		if s.inFlight.any() && (o.IsAnswer() || s.noneWaits(now, c)) { // otherwise the next call sets it anew
 			s.due.Store(0)
 		}
 	}
@@ -167,6 +166,16 @@ func (s *Stats) End(now int64, c Call, o outcome.Outcome) Verdict {
 	case o == outcome.Inconclusive, !isBlamed:
 		if wasTrial {
 			s.ejection.repeatTrial(now)
+		}
+		return Unchanged
+	case o == outcome.Refused: // it says nothing of the errors that the instance gives
+		s.answered(now, c)
+		s.slowness.refused(now)
+		if wasTrial {
+			s.ejection.repeatTrial(now)
+		}
+		if s.noAnswer.isEndedBy(c) && !s.ejection.forErrors.Load() {
+			return Recovered
 		}
 		return Unchanged
 	case o == outcome.ServerError:

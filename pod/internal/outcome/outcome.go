@@ -1,7 +1,7 @@
 // Package outcome says what the end of a call tells about the instance that was called.
 //
 // A call can fail for three kinds of reasons. The instance did not answer: the call timed
-// out, or the connection was lost. The instance gave a bad answer, a server error. Or the
+// out, or the connection was lost. The instance gave a bad answer, a server error or a refusal. Or the
 // instance has nothing to do with it: the caller cancelled, the client itself failed, or the
 // handler answered with an error of its own, such as NOT_FOUND, which is an answer like any
 // other.
@@ -30,6 +30,7 @@ const (
 	TimedOut                      // no answer came in time
 	LostConnection                // there is no connection to the instance, or it broke
 	ServerError                   // the instance answered with an error of the server, such as UNAVAILABLE
+	Refused                       // the instance has too many calls, or the caller has used up its share
 	Inconclusive                  // the caller cancelled the call, or the client itself failed, or the server has announced the end of the connection
 
 	// FailedHandshake is a connection whose TLS or HTTP/2 handshake failed, by the fault of the
@@ -38,24 +39,30 @@ const (
 	FailedHandshake
 )
 
-var names = [...]string{"answered", "timed_out", "lost_connection", "server_error", "inconclusive", "failed_handshake"}
+var names = [...]string{"answered", "timed_out", "lost_connection", "server_error", "refused", "inconclusive", "failed_handshake"}
 
 // String returns the name of the outcome in metrics.
 func (o Outcome) String() string { return names[o] }
+
+// IsAnswer reports whether the instance has sent an answer, good or bad.
+func (o Outcome) IsAnswer() bool { return o == Answered || o == ServerError || o == Refused }
 
 // OfStatus classifies the gRPC status with which a call has ended, nil for OK, and the
 // go-micro error that the server put into the status, nil if there is none.
 //
 // Server errors are those that Envoy's outlier detection counts: it maps the gRPC status to
 // an HTTP status and counts 5xx. Two codes are judged differently: RESOURCE_EXHAUSTED
-// counts, because an overloaded instance answers it at once and must not attract more calls,
-// and UNIMPLEMENTED does not, because an instance of an older version is healthy. A go-micro
+// is a refusal, because the ejection of an overloaded instance would overload the others, too,
+// and UNIMPLEMENTED does not count, because an instance of an older version is healthy. A go-micro
 // error counts if its code is at least 500.
 func OfStatus(s *status.Status, e *errors.Error) Outcome {
-	if e != nil {
-		if e.Code >= 500 {
-			return ServerError
-		}
+	switch {
+	case e == nil:
+	case e.Code >= 500:
+		return ServerError
+	case s.Code() == codes.ResourceExhausted: // a go-micro error of a handler has another status
+		return Refused
+	default:
 		return Answered
 	}
 	switch text := s.Message(); s.Code() {
@@ -72,6 +79,8 @@ func OfStatus(s *status.Status, e *errors.Error) Outcome {
 			return Inconclusive
 		case s.Code() == codes.Unavailable:
 			return ofUnavailable(text)
+		case s.Code() == codes.ResourceExhausted:
+			return Refused
 		}
 		return ServerError
 	default:

@@ -32,7 +32,8 @@ func TestOfStatus(t *testing.T) {
 		{status.New(codes.Internal, refusedText), nil, ServerError}, // the text counts only with UNAVAILABLE
 		{status.New(codes.Unavailable, "the database: "+refusedText), nil, ServerError},
 		{status.New(codes.Unavailable, "shutting down"), nil, ServerError},
-		{status.New(codes.ResourceExhausted, "quota used up"), nil, ServerError},
+		{status.New(codes.ResourceExhausted, "quota used up"), nil, Refused},
+		{status.New(codes.ResourceExhausted, "overloaded"), errors.New("greeter", "overloaded", 429).(*errors.Error), Refused},
 		{status.New(codes.ResourceExhausted, "grpc: received message larger than max (5 vs. 4)"), nil, Inconclusive},
 		{status.New(codes.Internal, "nil pointer"), nil, ServerError},
 		{status.New(codes.Unknown, "no such row"), nil, ServerError},

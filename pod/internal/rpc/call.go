@@ -89,7 +89,10 @@ func (k *call) run(ctx context.Context, rsp any) error {
 		if retryErr != nil {
 			return retryErr
 		}
-		if !again {
+		switch {
+		case k.outcome == outcome.Refused: // not executed, so only the server knows whether a retry helps
+			again = k.hint.pushback.Given
+		case !again:
 			k.succeeded()
 		}
 		if !again || i >= k.options.Retries {

@@ -243,7 +243,7 @@ func (c *connection) judge(o outcome.Outcome, err error) (outcome.Outcome, error
 		return outcome.LostConnection, err
 	case o == outcome.FailedHandshake:
 		return outcome.ServerError, err
-	case (o == outcome.Answered || o == outcome.ServerError) && !c.answered.Load():
+	case o.IsAnswer() && !c.answered.Load():
 		c.answered.Store(true)
 	}
 	return o, err

@@ -136,7 +136,7 @@ func (c *connection) checkHealth(ctx context.Context, channel *grpc.ClientConn) 
 	switch {
 	case o == outcome.FailedHandshake && !c.answered.Load():
 		return outcome.Inconclusive, err
-	case o == outcome.Answered || o == outcome.ServerError:
+	case o.IsAnswer():
 		return c.judge(o, nil)
 	case c.path != nil:
 		return c.path.Judge(o, err)

@@ -247,11 +247,12 @@ func TestClientSaysThatTheBudgetIsUsedUp(t *testing.T) {
 	}
 }
 
-func TestPushback(t *testing.T) {
+// Without pushback, client.Retry decides.
+func TestRefusedCallsAreRetriedOnlyWithPushback(t *testing.T) {
 	for value, test := range map[string]struct {
 		attempts int64
 		delay    time.Duration
-	}{"": {2, 0}, "300": {2, 300 * time.Millisecond}, "-1": {1, 0}, "later": {1, 0}, "60000": {1, 0}} {
+	}{"": {1, 0}, "300": {2, 300 * time.Millisecond}, "-1": {1, 0}, "later": {1, 0}, "60000": {1, 0}} {
 		t.Run(value, func(t *testing.T) {
 			t.Parallel()
 			var attempts atomic.Int64
@@ -262,7 +263,7 @@ func TestPushback(t *testing.T) {
 				}
 				return nil, status.Error(codes.ResourceExhausted, "overloaded")
 			})
-			c, _ := newTestClient(t, []string{address}, client.Backoff(noBackoff))
+			c, _ := newTestClient(t, []string{address}, client.Backoff(noBackoff), client.Retry(client.RetryAlways))
 			begin := time.Now()
 			err := callGreeter(t.Context(), c, client.WithRequestTimeout(20*time.Second))
 			took := time.Since(begin)

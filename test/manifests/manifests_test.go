@@ -83,7 +83,9 @@ func folders(t *testing.T) []string {
 		t.Fatalf("folders with manifests: %q, %v", all, err)
 	}
 	components, err := filepath.Glob(filepath.Join(root, "k8s", "components", "*"))
-	components = slices.DeleteFunc(components, func(dir string) bool { return len(files(dir)) == 0 }) // local-images has only patches
+	components = slices.DeleteFunc(components, func(dir string) bool { // local-images has only patches, monitoring-operator custom resources
+		return len(files(dir)) == 0 || filepath.Base(dir) == "monitoring-operator"
+	})
 	if err != nil || len(components) != 2 {
 		t.Fatalf("components with manifests: %q, %v", components, err)
 	}
@@ -263,6 +265,40 @@ func TestComponentsAreOptIn(t *testing.T) {
 	}
 	if strings.Contains(alone, "9464") {
 		t.Error("k8s/ alone contains the port of metrics, want it only with the component")
+	}
+}
+
+// TestMonitoringOperator applies k8s/ with the component to an API server that does not know its custom resources: everything else
+// is applied, and make verify-deploy tells what is missing. test/alerts decodes them with the operator's types.
+func TestMonitoringOperator(t *testing.T) {
+	needsAPIServer(t)
+	if _, err := run("", "make", "overlay", "COMPONENTS=network-policy monitoring-operator"); err != nil {
+		t.Fatal(err)
+	}
+	built, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]int{"name: POD_METRICS_ADDRESS\n          value: :9464": 3, "- containerPort: 9464\n          name: metrics": 3, "prometheus.io": 0,
+		"kind: PodMonitor\n": 1, "kind: PrometheusRule\n": 1, `grafana_dashboard: "1"`: 1, "kubernetes.io/metadata.name: monitoring\n    ports:\n    - port: 9464": 1} {
+		if got := strings.Count(built, text); got != want {
+			t.Errorf("with COMPONENTS=\"network-policy monitoring-operator\" %q occurs %d times, want %d", text, got, want)
+		}
+	}
+	const missing = `no matches for kind "%s" in version "monitoring.coreos.com/v1"`
+	out, err := run(built, "kubectl", "apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-")
+	for _, applied := range []string{"configmap/go-micro-dashboard ", "deployment.apps/go-micro-srv ", "networkpolicy.networking.k8s.io/default "} {
+		if !strings.Contains(out, applied) {
+			t.Errorf("kubectl apply prints %q, want %q", out, applied)
+		}
+	}
+	for _, kind := range []string{"PodMonitor", "PrometheusRule"} {
+		if text := fmt.Sprintf(missing, kind); err == nil || strings.Count(err.Error(), text) != 1 {
+			t.Errorf("an API server without the custom resources answers %v, want %q", err, text)
+		}
+	}
+	if _, err := run("", "kubectl", "get", "podmonitors.monitoring.coreos.com/go-micro"); err == nil || !strings.Contains(err.Error(), "have a resource type") { // what test/verify looks for
+		t.Errorf("kubectl get says %v", err)
 	}
 }
 

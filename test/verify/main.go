@@ -40,7 +40,7 @@ type verifier struct {
 	kubectl string
 }
 
-// check returns a sentence that says what is true, or a finding.
+// check returns a sentence that says what is true, or a finding. The sentence is empty if there is nothing to check.
 type check func(ctx context.Context) (string, error)
 
 // finding is what is not true, and what the reader can do about it.
@@ -57,12 +57,14 @@ func (v verifier) run(ctx context.Context) bool {
 	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client"} {
 		checks = append(checks, func(ctx context.Context) (string, error) { return v.deployment(ctx, s) })
 	}
-	checks = append(checks, v.policy, v.greeting, v.web, v.config)
+	checks = append(checks, v.policy, v.greeting, v.web, v.config, v.monitoring)
 	good := true
 	for i, c := range checks {
 		text, err := repeat(ctx, c)
 		if err == nil {
-			fmt.Println("ok    ", text)
+			if text != "" {
+				fmt.Println("ok    ", text)
+			}
 			continue
 		}
 		fmt.Println("FAILED", err)
@@ -344,6 +346,29 @@ func (v verifier) config(ctx context.Context) (string, error) {
 		return "", finding{fmt.Sprintf("%s has not printed the ConfigMap, but: %s", name, oneLine(string(out))), "apply go-micro-config/k8s/configmap.yaml, then " + again, true}
 	}
 	return "go-micro-config has printed the ConfigMap", nil
+}
+
+// monitoring checks the custom resources of the component monitoring-operator. kubectl apply leaves them out on a cluster that
+// does not know them.
+func (v verifier) monitoring(ctx context.Context) (string, error) {
+	out, err := v.output(ctx, "get", "configmap", "go-micro-dashboard", "-n", namespace, "--ignore-not-found", "-o", "name")
+	if err == nil && len(out) == 0 {
+		return "", nil // deployed without the component
+	}
+	if err == nil {
+		_, err = v.output(ctx, "get", "-n", namespace, "podmonitors.monitoring.coreos.com/go-micro", "prometheusrules.monitoring.coreos.com/go-micro")
+	}
+	switch {
+	case err == nil:
+		return "the Prometheus Operator has the PodMonitor and the alerts", nil
+	case strings.Contains(err.Error(), "have a resource type"):
+		return "", finding{"nothing reads the metrics: the cluster does not have the custom resources PodMonitor and PrometheusRule",
+			"install the Prometheus Operator and deploy again, or deploy with COMPONENTS=monitoring for a scraper that reads annotations", true}
+	case strings.Contains(err.Error(), "NotFound"):
+		return "", finding{fmt.Sprintf("nothing reads the metrics: %v", err), "run `make deploy COMPONENTS=monitoring-operator` again", true}
+	default:
+		return "", finding{fmt.Sprintf("reading the PodMonitor and the alerts: %v", err), "your user needs the right to get them", false}
+	}
 }
 
 // lastLine returns the last line that is not empty.

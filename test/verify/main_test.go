@@ -20,6 +20,13 @@ func TestMain(m *testing.M) {
 	case slices.Contains(args, "namespace"):
 		fmt.Print(os.Getenv("FAKE_LABEL"))
 	case slices.Contains(args, "validatingadmissionpolicy/micro-own-pod"):
+	case slices.Contains(args, "configmap"):
+		fmt.Print(os.Getenv("FAKE_DASHBOARD"))
+	case slices.Contains(args, "podmonitors.monitoring.coreos.com/go-micro"):
+		if text := os.Getenv("FAKE_ERROR"); text != "" {
+			fmt.Fprintln(os.Stderr, text)
+			os.Exit(1)
+		}
 	case slices.Contains(args, "pods"):
 		fmt.Printf(`{"items": [%s]}`, pods)
 	default:
@@ -67,6 +74,27 @@ func TestPolicyAppliesToNamespace(t *testing.T) {
 		_, err := verifier{kubectl: os.Args[0]}.policy(t.Context())
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("with the label %q make verify-deploy says %v", label, err)
+		}
+	}
+}
+
+func TestMonitoringNeedsCustomResources(t *testing.T) {
+	t.Setenv("FAKE_PODS", "")
+	for _, tt := range []struct{ dashboard, err, want string }{
+		{"", "", ""},
+		{"configmap/go-micro-dashboard", "", "has the PodMonitor and the alerts"},
+		{"configmap/go-micro-dashboard", `error: the server doesn't have a resource type "podmonitors"`, "install the Prometheus Operator and deploy again"},
+		{"configmap/go-micro-dashboard", `Error from server (NotFound): prometheusrules.monitoring.coreos.com "go-micro" not found`, "run `make deploy COMPONENTS=monitoring-operator` again"},
+		{"configmap/go-micro-dashboard", "Error from server (Forbidden): no", "needs the right"},
+	} {
+		t.Setenv("FAKE_DASHBOARD", tt.dashboard)
+		t.Setenv("FAKE_ERROR", tt.err)
+		text, err := verifier{kubectl: os.Args[0]}.monitoring(t.Context())
+		if err != nil {
+			text = err.Error()
+		}
+		if !strings.Contains(text, tt.want) || tt.want == "" && text != "" {
+			t.Errorf("with %q and %q make verify-deploy says %q, want %q", tt.dashboard, tt.err, text, tt.want)
 		}
 	}
 }

@@ -34,6 +34,10 @@ type Events struct {
 	// the ids of the trace.
 	CallEnded func(ctx context.Context, c Call)
 
+	// RetryDecided reports that a failed attempt of a call is repeated, that Hedge makes a second attempt, or that one of them is
+	// refused. An attempt for which no instance was found is repeated without a report. ctx is as for CallEnded.
+	RetryDecided func(ctx context.Context, r Retry)
+
 	// Ejected reports that an instance gets no calls for a duration, and the error of
 	// the call or probe that caused the ejection. An instance that fails again is ejected again. An
 	// ejection for no answer ends earlier if the instance answers.
@@ -86,6 +90,13 @@ type Call struct {
 	Code            codes.Code // of the last attempt; UNAVAILABLE if no instance was found
 	Attempts        int        // 0 if no instance was found; each one after the first is a retry; second attempts of Hedge do not count
 	Duration        time.Duration
+}
+
+// Retry is a retry of a call, or a second attempt of Hedge, that is made or refused.
+type Retry struct {
+	Service string
+	IsHedge bool
+	Refusal string // over_budget, chain_stopped or pushed_back, as Retries counts them; empty if it is made
 }
 
 // Attempt is an attempt of a call, or a stream, that has ended.
@@ -198,6 +209,9 @@ func (all eventObservers) callbacks() *events.Callbacks {
 	for _, e := range all {
 		if f := e.CallEnded; f != nil {
 			addCallback(&c.CallEnded, "CallEnded", func(ctx context.Context, k events.Call) { f(ctx, Call(k)) })
+		}
+		if f := e.RetryDecided; f != nil {
+			addCallback(&c.RetryDecided, "RetryDecided", func(ctx context.Context, r events.Retry) { f(ctx, Retry(r)) })
 		}
 		if f := e.ConnectionChanged; f != nil {
 			addCallback(&c.ConnectionChanged, "ConnectionChanged", func(i events.Instance, change events.ConnectionChange) {

@@ -49,6 +49,8 @@ type Metrics struct {
 	servedCalls series[servedCall, *duration]
 	requests    series[request, *duration]
 	retries     series[string, prometheus.Counter]
+	hedges      series[string, prometheus.Counter]
+	refused     series[refusedRetry, prometheus.Counter]
 
 	ejections, refusals, opened, ended, apiErrors func(labels ...string) prometheus.Counter
 	patches, skipped, cutOff                      prometheus.Counter
@@ -59,6 +61,8 @@ type clientCall struct {
 	service, method string
 	code            codes.Code
 }
+
+type refusedRetry struct{ service, reason string }
 
 type servedCall struct {
 	method string
@@ -93,6 +97,12 @@ func New(r *pod.Registry) *Metrics {
 	retries := m.counters("micro_client_retries_total", "Retries of calls.", labelServer)
 	m.retries.create = func(service string) prometheus.Counter { return retries(service) }
 	m.retries.overflow = func(string) string { return other }
+	hedges := m.counters("micro_client_hedges_total", "Second attempts of calls with the option Hedge.", labelServer)
+	m.hedges.create = func(service string) prometheus.Counter { return hedges(service) }
+	m.hedges.overflow = func(string) string { return other }
+	refused := m.counters("micro_client_retries_refused_total", "Retries, and second attempts of Hedge, that were refused, by reason.", labelServer, labelReason)
+	m.refused.create = func(r refusedRetry) prometheus.Counter { return refused(r.service, r.reason) }
+	m.refused.overflow = func(r refusedRetry) refusedRetry { return refusedRetry{other, r.reason} }
 	m.ejections = m.counters("micro_client_ejections_total", "Ejections of instances.", labelServer, labelCause)
 	m.refusals = m.counters("micro_client_ejections_refused_total", "Ejections that were refused because half of the instances are ejected already.", labelServer, labelCause)
 	m.opened = m.counters("micro_client_connections_opened_total", "Connections to instances that were opened.", labelServer)
@@ -127,6 +137,14 @@ func (m *Metrics) events() pod.Events {
 			m.clientCalls.get(clientCall{c.Service, c.Method, c.Code}).observe(c.Duration, func() string { return clientTrace(ctx) })
 			if c.Attempts > 1 {
 				m.retries.get(c.Service).Add(float64(c.Attempts - 1))
+			}
+		},
+		RetryDecided: func(_ context.Context, r pod.Retry) {
+			switch {
+			case r.Refusal != "":
+				m.refused.get(refusedRetry{r.Service, r.Refusal}).Inc()
+			case r.IsHedge:
+				m.hedges.get(r.Service).Inc()
 			}
 		},
 		ServedCall: func(ctx context.Context, c pod.ServedCall) {

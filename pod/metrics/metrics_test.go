@@ -61,6 +61,8 @@ func happen(e pod.Events) {
 	e.ServedCall(context.Background(), pod.ServedCall{Service: "shop", Method: "Shop/Buy", Code: codes.NotFound})
 	e.ServedRequest(&http.Request{Method: "GET"}, pod.ServedRequest{Route: "GET /cart", Status: 200})
 	e.AttemptEnded(pod.Attempt{Service: "orders", Pod: "orders-1", Outcome: "answered"})
+	e.RetryDecided(context.Background(), pod.Retry{Service: "orders", IsHedge: true})
+	e.RetryDecided(context.Background(), pod.Retry{Service: "orders", Refusal: "over_budget"})
 	e.EjectionDecided(pod.Ejection{Service: "orders", Cause: "no_answer"})
 	e.EjectionDecided(pod.Ejection{Service: "orders", Cause: "server_errors", Refused: true})
 	e.ConnectionChanged("orders", "", "", pod.ConnectionOpened)

@@ -15,6 +15,7 @@ import (
 // Callbacks are the callbacks for events. A field may be nil.
 type Callbacks struct {
 	CallEnded           func(context.Context, Call)
+	RetryDecided        func(context.Context, Retry)
 	ConnectionChanged   func(Instance, ConnectionChange)
 	ServedCall          func(context.Context, ServedCall)
 	ServedRequest       func(*http.Request, ServedRequest)
@@ -30,6 +31,13 @@ type Call struct {
 	Code            codes.Code
 	Attempts        int
 	Duration        time.Duration
+}
+
+// Retry is a retry of a call, or a second attempt beside the first, that is made or refused.
+type Retry struct {
+	Service string
+	IsHedge bool
+	Refusal string // empty if it is made
 }
 
 // Attempt is one attempt of a call that has ended.

@@ -31,6 +31,11 @@ const (
 	PushedBack                  // the server does not want a retry, or not before the deadline
 )
 
+// String returns the name of the refusal in metrics, which is empty for Permitted.
+func (r Refusal) String() string {
+	return [...]string{"", "over_budget", "chain_stopped", "pushed_back"}[r]
+}
+
 // Begin begins a retry after an attempt of a call with a context has failed, unless there is a reason
 // against it. The caller ends a retry that has begun.
 func (b *Budget) Begin(ctx context.Context, f Failure) (Retry, Refusal) {

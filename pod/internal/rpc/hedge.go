@@ -38,6 +38,7 @@ func (k *call) race(ctx context.Context, m *hedge.Method, rsp any) error {
 func (k *call) second(ctx context.Context, first *discovery.Instance, rsp any) (o outcome.Outcome, err error) {
 	r, refusal := k.client.retries.Of(k.service).Begin(ctx, retry.Failure{Kind: retry.NoAnswer})
 	if refusal != retry.Permitted {
+		k.retryDecided(ctx, refusal, true)
 		return outcome.Inconclusive, errNoSecond
 	}
 	defer func() { r.End(err == nil || o == outcome.Answered || o == outcome.Inconclusive) }()
@@ -50,6 +51,7 @@ func (k *call) second(ctx context.Context, first *discovery.Instance, rsp any) (
 		s.choice.Done(outcome.Inconclusive, nil)
 		return outcome.Inconclusive, errNoSecond
 	}
+	k.retryDecided(ctx, retry.Permitted, true)
 	s.node = s.choice.Node
 	err = s.callChosen(ctx, rsp)
 	return s.outcome, err

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/hedge"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/retry"
 	"github.com/micro/go-micro/v2/client"
@@ -119,12 +121,13 @@ func TestCallsThatAreNotHedged(t *testing.T) {
 		metadata micrometadata.Metadata
 		isUsedUp bool
 		attempts int64
+		reported []events.Retry
 	}{
-		"hedged, for comparison":        {servers: 2, attempts: 2},
+		"hedged, for comparison":        {servers: 2, attempts: 2, reported: []events.Retry{{Service: "greeter", IsHedge: true}}},
 		"the only instance":             {servers: 1, attempts: 1},
 		"an address":                    {servers: 2, opts: []client.CallOption{client.WithAddress("127.0.0.1:1")}, attempts: 1},
-		"for a request that is a retry": {servers: 2, metadata: isRetry, attempts: 1},
-		"the retry budget is used up":   {servers: 2, isUsedUp: true, attempts: 1},
+		"for a request that is a retry": {servers: 2, metadata: isRetry, attempts: 1, reported: []events.Retry{{Service: "greeter", IsHedge: true, Refusal: "chain_stopped"}}},
+		"the retry budget is used up":   {servers: 2, isUsedUp: true, attempts: 1, reported: []events.Retry{{Service: "greeter", IsHedge: true, Refusal: "over_budget"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			withHanging(t, test.servers, func(t *testing.T, h *hanging) {
@@ -136,10 +139,16 @@ func TestCallsThatAreNotHedged(t *testing.T) {
 				synctest.Wait()
 				h.hang.Store(1)
 				before := h.calls.Load()
+				var reported []events.Retry
+				h.events = &events.Hub{}
+				h.events.Set(&events.Callbacks{RetryDecided: func(_ context.Context, r events.Retry) { reported = append(reported, r) }})
 				_, err := h.get(micrometadata.NewContext(t.Context(), test.metadata), append(test.opts, hedge.Option())...)
 				synctest.Wait()
 				if n := h.calls.Load() - before; n != test.attempts || (err == nil) != (test.attempts == 2) {
 					t.Errorf("error %v, %d attempts, want %d", err, n, test.attempts)
+				}
+				if !slices.Equal(reported, test.reported) {
+					t.Errorf("reported: %+v, want %+v", reported, test.reported)
 				}
 			})
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	stderrors "errors"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/retry"
 	"github.com/micro/go-micro/v2/errors"
@@ -30,6 +31,7 @@ func (k *call) mayRetry(ctx context.Context, err error) error {
 	}
 	var refusal retry.Refusal
 	k.retry, refusal = k.client.retries.Of(k.service).Begin(ctx, retry.Failure{Kind: kind, LossCharged: k.hint.lossCharged, Pushback: k.hint.pushback})
+	k.retryDecided(ctx, refusal, false)
 	var e *errors.Error
 	switch {
 	case refusal == retry.Permitted:
@@ -39,6 +41,13 @@ func (k *call) mayRetry(ctx context.Context, err error) error {
 		return &errors.Error{Id: e.Id, Code: e.Code, Detail: e.Detail, Status: e.Status + "; not retried: the retry budget of service " + k.service + " is used up"}
 	}
 	return err
+}
+
+// retryDecided reports that a retry, or a second attempt beside the first, is made or refused.
+func (k *call) retryDecided(ctx context.Context, r retry.Refusal, isHedge bool) {
+	if decided := k.client.events.Get().RetryDecided; decided != nil {
+		decided(ctx, events.Retry{Service: k.service, IsHedge: isHedge, Refusal: r.String()})
+	}
 }
 
 // succeeded records that the call has ended without an error that is worth a retry.

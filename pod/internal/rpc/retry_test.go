@@ -4,6 +4,7 @@ import (
 	"context"
 	stderrors "errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/retry"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
@@ -244,6 +246,38 @@ func TestClientSaysThatTheBudgetIsUsedUp(t *testing.T) {
 	want.Status += "; not retried: the retry budget of service greeter is used up"
 	if e, ok := err.(*errors.Error); !ok || e.Error() != want.Error() {
 		t.Errorf("%v, want %v", err, want)
+	}
+}
+
+// Each retry is reported, and so is each one that is refused, with the reason.
+func TestRetriesAreReported(t *testing.T) {
+	pushback := ""
+	address, _ := startGRPC(t, func(ctx context.Context, _ string, _ []byte) ([]byte, error) {
+		if pushback != "" {
+			_ = grpc.SetTrailer(ctx, metadata.Pairs(retry.PushbackTrailer, pushback))
+		}
+		return nil, status.Error(codes.Unknown, "out of stock")
+	})
+	c, _ := newTestClient(t, []string{address}, client.Backoff(noBackoff), client.Retries(1))
+	reported := map[events.Retry]uint64{}
+	c.events = &events.Hub{}
+	c.events.Set(&events.Callbacks{RetryDecided: func(_ context.Context, r events.Retry) { reported[r]++ }})
+	for range 20 {
+		_ = callGreeter(t.Context(), c) // fails
+	}
+	pushback = "-1"
+	_ = callGreeter(t.Context(), c)
+	pushback = ""
+	_ = callGreeter(micrometadata.NewContext(t.Context(), micrometadata.Metadata{"Grpc-Previous-Rpc-Attempts": "1"}), c)
+	n := c.Retries("greeter")
+	want := map[events.Retry]uint64{
+		{Service: "greeter"}:                           n.Made,
+		{Service: "greeter", Refusal: "over_budget"}:   n.OverBudget,
+		{Service: "greeter", Refusal: "chain_stopped"}: 1,
+		{Service: "greeter", Refusal: "pushed_back"}:   1,
+	}
+	if !maps.Equal(reported, want) || n.Made < 10 || n.OverBudget == 0 {
+		t.Errorf("reported: %v, want %v", reported, want)
 	}
 }
 

@@ -16,6 +16,8 @@ type ServiceStatus struct {
 	Registered bool // the API server has confirmed the registration
 	InFlight   int  // calls, streams, messages of subscribers, or requests
 
+	OtherRegistry bool // the service registers in another registry than its pod, so that Registered is false
+
 	StopBegan time.Time // when the signal to stop came; zero before
 	DrainEnds time.Time // when what is in flight is cut off; zero before
 }
@@ -47,7 +49,7 @@ func (r *Registry) Status() Status {
 	r.mu.Unlock()
 	for _, status := range running {
 		now := status()
-		s.Services = append(s.Services, ServiceStatus{Name: now.Service, State: LifecycleState(now.State), Registered: now.Registered, InFlight: now.InFlight,
+		s.Services = append(s.Services, ServiceStatus{Name: now.Service, State: LifecycleState(now.State), Registered: now.Registered, OtherRegistry: now.OtherRegistry, InFlight: now.InFlight,
 			StopBegan: now.StopBegan, DrainEnds: now.DrainEnds})
 	}
 	for name, counts := range r.services.Counts() {

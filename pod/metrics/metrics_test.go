@@ -47,7 +47,8 @@ func newMetrics(t testing.TB, status func() pod.Status, more ...prometheus.Colle
 func statusOf(pods ...string) pod.Status {
 	now := time.Now()
 	s := pod.Status{LastContact: now, Services: []pod.ServiceStatus{{Name: "shop", State: pod.LifecycleReady, Registered: true, InFlight: 3},
-		{Name: "old", State: pod.LifecycleDraining, StopBegan: now, DrainEnds: now.Add(time.Minute)}, {Name: "gone", State: pod.LifecycleStopped}},
+		{Name: "old", State: pod.LifecycleDraining, StopBegan: now, DrainEnds: now.Add(time.Minute)}, {Name: "gone", State: pod.LifecycleStopped},
+		{Name: "in-etcd", State: pod.LifecycleReady, OtherRegistry: true}},
 		Called: []pod.CalledService{{Name: "orders", Instances: map[pod.State]int{pod.Ready: len(pods), pod.NodeUnreachable: 1}}}}
 	for _, p := range pods {
 		s.Called[0].Calls = append(s.Called[0].Calls, pod.InstanceCalls{Pod: p, InFlight: 2})
@@ -115,6 +116,23 @@ func TestDocumentListsAllMetrics(t *testing.T) {
 		if len(documented) > 0 {
 			t.Errorf("%s: nothing exports %v", page, documented)
 		}
+	}
+}
+
+// A service that registers in another registry has no registration that could be missing.
+func TestOtherRegistryHasNoRegistration(t *testing.T) {
+	_, _, gather := newMetrics(t, func() pod.Status { return statusOf() })
+	services := func(metric string) (names []string) {
+		for _, m := range gather()[metric].GetMetric() {
+			names = append(names, m.GetLabel()[0].GetValue())
+		}
+		return names
+	}
+	if got, want := services("micro_registry_registered"), []string{"old", "shop"}; !slices.Equal(got, want) {
+		t.Errorf("the registrations are those of %q, want %q", got, want)
+	}
+	if got, want := services("micro_lifecycle_in_flight"), []string{"in-etcd", "old", "shop"}; !slices.Equal(got, want) {
+		t.Errorf("the lifecycles are those of %q, want %q", got, want)
 	}
 }
 

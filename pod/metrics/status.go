@@ -11,7 +11,7 @@ import (
 var (
 	ageDesc         = prometheus.NewDesc("micro_registry_snapshot_age_seconds", "Time since the API server last sent anything to the registry.", nil, nil)
 	instancesDesc   = prometheus.NewDesc("micro_registry_instances", "Instances of the services that this process has looked up, by state.", []string{labelServer, labelState}, nil)
-	registeredDesc  = prometheus.NewDesc("micro_registry_registered", "1 if the API server has confirmed the registration of the service, otherwise 0.", []string{labelService}, nil)
+	registeredDesc  = prometheus.NewDesc("micro_registry_registered", "1 if the API server has confirmed the registration of the service, otherwise 0; absent if the service uses another registry.", []string{labelService}, nil)
 	stateDesc       = prometheus.NewDesc("micro_lifecycle_state", "1 for the state of the service, otherwise 0.", []string{labelService, labelState}, nil)
 	ownInFlightDesc = prometheus.NewDesc("micro_lifecycle_in_flight", "Calls, streams, messages or requests that the service is serving.", []string{labelService}, nil)
 	drainDesc       = prometheus.NewDesc("micro_lifecycle_drain_seconds", "Time since the signal to stop; absent before.", []string{labelService}, nil)
@@ -37,7 +37,9 @@ func collectStatus(s pod.Status, ch chan<- prometheus.Metric) {
 		if own.State == pod.LifecycleStopped {
 			continue
 		}
-		gauge(registeredDesc, oneIf(own.Registered), own.Name)
+		if !own.OtherRegistry {
+			gauge(registeredDesc, oneIf(own.Registered), own.Name)
+		}
 		gauge(ownInFlightDesc, float64(own.InFlight), own.Name)
 		if own.State == pod.LifecycleDraining {
 			gauge(drainDesc, time.Since(own.StopBegan).Seconds(), own.Name)

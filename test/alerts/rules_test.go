@@ -184,9 +184,10 @@ func TestAlerts(t *testing.T) {
 		{"one call of two hundred fails", failing(0.005, 6*time.Hour), nil, ""},
 
 		{"calls cut off", []string{`micro_lifecycle_cut_off_calls_total 0x3 2 stale`, `up 1x80`}, []string{"MicroCallsCutOff from 1m0s to the end"}, "too short for 2 of its calls"},
-		{"calls in flight at the end of the drain", drain(26, 7, 2), []string{"MicroCallsCutOff from 1m30s to 12m30s"}, "Pod shop-1 has stopped"},
-		{"calls end in time", drain(26, 7, 0), nil, ""},
-		{"a long grace period", drain(56, 7, 2), nil, ""},
+		{"calls in flight at the end of the drain", drain(29, 7, 2), []string{"MicroCallsCutOff from 1m30s to 12m30s"}, "Pod shop-1 has stopped"},
+		{"calls end in time", drain(29, 7, 0), nil, ""},
+		{"calls in flight 15 s before the end of the drain", drain(30, 7, 2), nil, ""},
+		{"a short grace period and short calls", drain(14, 7, 0), nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string

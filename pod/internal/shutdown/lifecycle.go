@@ -85,12 +85,13 @@ type lifecycle struct {
 
 // ServiceStatus is the status of a service with a lifecycle.
 type ServiceStatus struct {
-	Service    string
-	Registered bool
-	State      string    // one of the states below
-	InFlight   int       // calls, streams, messages or requests
-	StopBegan  time.Time // zero before
-	DrainEnds  time.Time // when calls in flight are cut off; zero before the stop
+	Service       string
+	Registered    bool
+	OtherRegistry bool      // so that it is not registered on its pod
+	State         string    // one of the states below
+	InFlight      int       // calls, streams, messages or requests
+	StopBegan     time.Time // zero before
+	DrainEnds     time.Time // when calls in flight are cut off; zero before the stop
 }
 
 // The states of a service.
@@ -107,7 +108,7 @@ func (l *lifecycle) reportTo(inFlight func() int) {
 		return
 	}
 	l.Started(func() ServiceStatus {
-		s := ServiceStatus{Service: l.name, State: StateNotReady, InFlight: inFlight(), Registered: !l.usesOtherRegistry && l.Registration.RegisteredAs(l.name)}
+		s := ServiceStatus{Service: l.name, State: StateNotReady, InFlight: inFlight(), OtherRegistry: l.usesOtherRegistry, Registered: !l.usesOtherRegistry && l.Registration.RegisteredAs(l.name)}
 		if l.draining() {
 			s.StopBegan, s.DrainEnds = l.began, *l.drainEnds.Load()
 		}

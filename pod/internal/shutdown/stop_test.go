@@ -285,6 +285,13 @@ func TestServiceThatCanNeverRegisterDoesNotStart(t *testing.T) {
 	if err := l.useRegistry("greeter", otherRegistry); err != nil || !l.usesOtherRegistry {
 		t.Errorf("with another registry useRegistry returned %v", err)
 	}
+	f.registered = true // another service of the process may have the name
+	l.Started = func(status func() ServiceStatus) {
+		if s := status(); s.Registered || !s.OtherRegistry || s.State != StateReady {
+			t.Errorf("with another registry the status is %+v", s)
+		}
+	}
+	l.reportTo(func() int { return 0 })
 }
 
 // The service's context may end before a signal arrives, for example because another part of the

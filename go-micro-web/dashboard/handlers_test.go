@@ -275,12 +275,12 @@ func TestSlowViewerOfPageIsDisconnected(t *testing.T) {
 		_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
 		fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", root, path)
 		viewers := func() int { d.hub.mu.Lock(); defer d.hub.mu.Unlock(); return d.hub.viewers }
-		eventually(t, 10*time.Second, "the request", func() bool { return viewers() == 1 })
+		eventually(t, time.Minute, "the request", func() bool { return viewers() == 1 })
 		time.Sleep(200 * time.Millisecond)
 		if viewers() != 1 {
 			t.Fatal("the response fits into the buffers of the socket: the test needs more instances")
 		}
-		eventually(t, 10*time.Second, "the end of the response to "+root+path, func() bool { return viewers() == 0 })
+		eventually(t, time.Minute, "the end of the response to "+root+path, func() bool { return viewers() == 0 })
 	}
 }
 

@@ -50,9 +50,9 @@ func kubectl(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// get reads a path of the API server.
+// get reads a path of the API server with which kubectl speaks.
 func get(path string, into any) error {
-	return faults.Cluster{Root: root, Name: clusterName}.Get(context.Background(), path, into)
+	return faults.Get(context.Background(), os.Getenv("KUBECONFIG"), path, into)
 }
 
 // getPod reads a pod.

@@ -74,7 +74,12 @@ func (c Cluster) kubeconfig() string { return filepath.Join(c.dir(), "kubeconfig
 // Get reads a path of the API server as administrator and decodes the JSON, unless into is nil. It is for what is read again
 // and again: kubectl needs half a second of processor time each time, which slows the services under test.
 func (c Cluster) Get(ctx context.Context, path string, into any) error {
-	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig())
+	return Get(ctx, c.kubeconfig(), path, into)
+}
+
+// Get is Cluster.Get for the API server of a kubeconfig.
+func Get(ctx context.Context, kubeconfig, path string, into any) error {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return err
 	}

@@ -120,6 +120,21 @@ func TestRulesUseDocumentedMetrics(t *testing.T) {
 	}
 }
 
+var queryOfTable = regexp.MustCompile("(?m)^\\| [^`|]+ \\| `([^`]+)`")
+
+func TestQueriesOfThePage(t *testing.T) {
+	page, _ := documented(t)
+	_, questions, _ := strings.Cut(page, "\n## Questions\n")
+	questions, _, _ = strings.Cut(questions, "\n## ")
+	queries := queryOfTable.FindAllStringSubmatch(questions, -1)
+	if len(queries) < 5 {
+		t.Errorf("the page has the queries %q", queries)
+	}
+	for _, q := range queries {
+		checkNames(t, "docs/observability.md", q[1])
+	}
+}
+
 var (
 	labelOfLegend = regexp.MustCompile(`{{(\w+)}}`)
 	labelValues   = regexp.MustCompile(`^label_values\((\w+), (\w+)\)$`)

@@ -2,20 +2,19 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
+	yamlv2 "go.yaml.in/yaml/v2"
 	"go.yaml.in/yaml/v3"
 )
 
 var (
-	// property finds a value in the form name=value that the configmap plugin splits. The text before the sign is a name.
-	property = regexp.MustCompile(`^[A-Za-z_][\w.-]*=`)
+	// properties finds a value whose lines all have the form name=value, which the configmap plugin splits.
+	properties = regexp.MustCompile(`^(\s*[A-Za-z_][\w.-]*=.*(\n\s*|$))+$`)
 	// hashSuffix finds the suffix that kustomize adds: ten characters of an alphabet without vowels.
 	hashSuffix = regexp.MustCompile(`^(.+)-[2456789bcdfghkmt]{10}$`)
 )
@@ -72,11 +71,13 @@ func (c *checker) configMap(o object) {
 		case ".yaml", ".yml":
 			c.embedded(f)
 		default:
-			first, rest, _ := strings.Cut(text, "\n")
-			if property.MatchString(text) && strings.TrimSpace(rest) == "" && !c.isUsed(o.name, o.namespace, true) {
-				name, value, _ := strings.Cut(strings.TrimSpace(first), "=")
-				c.add(f.key.at, "properties", fmt.Sprintf("the configmap plugin reads %s as a map with the key %q, package configwatch as the text %q: code for one does not work with the other", key, name, text),
-					fmt.Sprintf("for configwatch write %s: %q, and read it with cfg.Get(%q).String(\"\")", key, value, key))
+			if properties.MatchString(text) && !c.isUsed(o.name, o.namespace, true) {
+				name, _, _ := strings.Cut(strings.TrimSpace(text), "=")
+				change := fmt.Sprintf("for configwatch remove %q from the value, and read it with cfg.Get(%q).String(\"\")", name+"=", key)
+				if strings.Contains(strings.TrimSpace(text), "\n") {
+					change = fmt.Sprintf("for configwatch write the lines as YAML under the key %s.yaml, and read it with cfg.Get(%q, %q).String(\"\")", key, key+".yaml", name)
+				}
+				c.add(f.key.at, "properties", fmt.Sprintf("the configmap plugin makes %s a map with the key %q, and package configwatch one text: code for one does not work with the other", key, name), change)
 			}
 		}
 	}
@@ -98,14 +99,14 @@ func (c *checker) embedded(f field) {
 	if f.value.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		first++
 	}
-	var document yaml.Node
-	err := yaml.NewDecoder(strings.NewReader(strings.TrimPrefix(text, "\ufeff"))).Decode(&document)
-	switch {
-	case errors.Is(err, io.EOF):
-		return
-	case err != nil:
+	var tree any
+	if err := yamlv2.Unmarshal([]byte(text), &tree); err != nil { // as configwatch does
 		c.invalid(f, err)
 		return
+	}
+	var document yaml.Node
+	if yaml.NewDecoder(strings.NewReader(text)).Decode(&document) != nil || document.Decode(&tree) != nil {
+		return // it is empty, or YAML 1.2 reads it in another way
 	}
 	at := f.value.at
 	c.words(f.key.text(), "", value{document.Content[0], place{at.file, at.order, 1}}, first-1)

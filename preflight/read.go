@@ -208,17 +208,15 @@ func (m *manifests) readFrom(r io.Reader, name string) error {
 			break
 		}
 		if err != nil {
-			if bytes.Contains(text, []byte("{{")) {
-				return fmt.Errorf("reading %s: it is a template: render it first, as with `helm template DIRECTORY | ... -f -`: %w", name, err)
-			}
-			return fmt.Errorf("reading %s: %w", name, err)
+			return parseError(name, text, err)
 		}
 		v := value{document.Content[0], place{name, m.files, document.Content[0].Line}}
 		if v.Tag == "!!null" {
 			continue // an empty document, as generators leave
 		}
-		if err := duplicateKey(v); err != nil {
-			return err
+		var tree any
+		if err := document.Decode(&tree); err != nil { // a key twice, an alias that contains itself
+			return parseError(name, text, err)
 		}
 		if err := m.addObject(v); err != nil {
 			return err
@@ -230,27 +228,12 @@ func (m *manifests) readFrom(r io.Reader, name string) error {
 	return nil
 }
 
-// duplicateKey returns an error if a mapping has a key twice: kubectl apply refuses the manifest.
-func duplicateKey(v value) error {
-	if v.Kind == yaml.AliasNode {
-		return nil
+// parseError says why a file cannot be parsed.
+func parseError(name string, text []byte, err error) error {
+	if bytes.Contains(text, []byte("{{")) {
+		return fmt.Errorf("reading %s: it is a template: render it first, as with `helm template DIRECTORY | ... -f -`: %w", name, err)
 	}
-	lines := map[string]int{}
-	if v.Kind == yaml.MappingNode {
-		for i := 0; i < len(v.Content); i += 2 {
-			key := v.Content[i]
-			if before, twice := lines[key.Value]; twice && key.Tag != "!!merge" {
-				return fmt.Errorf("reading %s:%d: key %q is already in line %d: kubectl apply refuses it: remove one of the two", v.at.file, key.Line, key.Value, before)
-			}
-			lines[key.Value] = key.Line
-		}
-	}
-	for _, n := range v.Content {
-		if err := duplicateKey(value{n, v.at}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return fmt.Errorf("reading %s: kubectl apply refuses it: %w", name, err)
 }
 
 // addObject adds an object, or the objects of a list.

@@ -17,11 +17,17 @@ type variable struct {
 	name, text string
 	at         place
 	fieldPath  string // of the downward API
+	secret     bool   // text comes from a Secret
 	set        bool
 }
 
-// String returns the variable as a reader finds it, such as MICRO_REGISTRY=etcd.
-func (v variable) String() string { return v.name + "=" + v.text }
+// String returns the variable as a reader finds it, such as MICRO_REGISTRY=etcd, without the value of a Secret.
+func (v variable) String() string {
+	if v.secret {
+		return v.name + " from a Secret"
+	}
+	return v.name + "=" + v.text
+}
 
 // flagValue is a flag of go-micro in the command or the arguments of a container.
 type flagValue struct {
@@ -88,7 +94,8 @@ func (c *checker) environment(s container) map[string]variable {
 			}
 			for key, v := range data(source) {
 				name := from.get("prefix").text() + key
-				all[name] = variable{name: name, text: v.text, at: v.at, set: true}
+				v.name = name
+				all[name] = v
 			}
 		}
 	}
@@ -108,7 +115,8 @@ func (c *checker) environment(s container) map[string]variable {
 				continue
 			}
 			if source, ok := c.find(kind, s.workload.namespace, ref.get("name").text()); ok {
-				got.text = data(source)[ref.get("key").text()].text
+				v := data(source)[ref.get("key").text()]
+				got.text, got.secret = v.text, v.secret
 			} else if strings.HasPrefix(name, "MICRO_") {
 				c.note("%s: %s has %s from %s %q, which is not in these files", e.at, s, name, kind, ref.get("name").text())
 			}
@@ -131,7 +139,7 @@ func data(o object) map[string]variable {
 				}
 				text = string(b)
 			}
-			all[f.key.text()] = variable{name: f.key.text(), text: text, at: f.key.at, set: true}
+			all[f.key.text()] = variable{name: f.key.text(), text: text, at: f.key.at, secret: o.kind == "Secret", set: true}
 		}
 	}
 	return all
@@ -153,14 +161,22 @@ func (c *checker) plainValue(v value, what string) {
 		return
 	}
 	if v.Kind != yaml.ScalarNode {
-		c.add(v.at, "plain-value", fmt.Sprintf("%s is no text, which the API server refuses", what), "write it as a text: |, and the lines below it indented")
+		c.add(v.at, "plain-value", fmt.Sprintf("%s is no string, which the API server refuses", what), "write it as a text: |, and the lines below it indented")
 		return
 	}
 	switch read := plain(v).(type) {
 	case string, nil:
 	default:
-		c.add(v.at, "plain-value", fmt.Sprintf("%s is %s, which the API server refuses: YAML 1.1 reads it as %v", what, v.Value, read), fmt.Sprintf("write it in quotes: %q", v.Value))
+		c.add(v.at, "plain-value", fmt.Sprintf("%s is %s, which YAML 1.1 reads as the %s %v: the API server wants a string and refuses it", what, v.Value, typeOf(read), read), fmt.Sprintf("write it in quotes: %q", v.Value))
 	}
+}
+
+// typeOf returns what a reader calls the type of a scalar.
+func typeOf(read any) string {
+	if _, ok := read.(bool); ok {
+		return "boolean"
+	}
+	return "number"
 }
 
 // goMicro checks the variables and flags that go-micro reads.
@@ -168,6 +184,9 @@ func (c *checker) goMicro(s container) {
 	const remove = "remove this line"
 	finding := func(name, kind, change, format string, args ...any) {
 		v := s.setting(name)
+		if strings.HasPrefix(v.name, "--") {
+			change = strings.Replace(change, remove, "remove this flag", 1)
+		}
 		c.add(v.at, kind, fmt.Sprintf("%s has %s: ", s, v)+fmt.Sprintf(format, args...), change)
 	}
 	text := func(name string) string { return s.setting(name).text }

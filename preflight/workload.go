@@ -38,7 +38,7 @@ func newWorkload(o object) (workload, error) {
 	containers := w.pod.get("containers")
 	switch {
 	case !containers.exists():
-		return w, fmt.Errorf("reading %s: %s has no %s", o.at, o, where)
+		return w, fmt.Errorf("reading %s: %s has no %s; if it is a patch, read the whole manifest: `kubectl kustomize DIRECTORY | ... -f -`", o.at, o, where)
 	case containers.Kind != yaml.SequenceNode || len(containers.Content) == 0:
 		return w, fmt.Errorf("reading %s: %s: %s is not a list of containers", containers.at, o, where)
 	}
@@ -96,6 +96,9 @@ func (c *checker) workload(w workload) {
 		c.image(container)
 		all = append(all, container)
 	}
+	c.strings(w)
+	c.hostNetwork(w)
+	c.restricted(w, all)
 	s := service(all)
 	switch {
 	case w.serving && s.isService():
@@ -104,10 +107,19 @@ func (c *checker) workload(w workload) {
 		c.downward(s)
 		c.probes(s)
 		c.lifetime(w, s)
-		c.hostNetwork(w)
-		c.restricted(w, all)
 	case w.serving:
 		c.note("%s: %s has no port, no probe and no variable of go-micro, so it is not checked as a service", w.at, w)
+	}
+}
+
+// strings checks that labels and annotations are strings.
+func (c *checker) strings(w workload) {
+	for _, metadata := range []value{w.get("metadata"), w.template.get("metadata")} {
+		for _, name := range []string{"labels", "annotations"} {
+			for _, f := range metadata.get(name).fields() {
+				c.plainValue(f.value, fmt.Sprintf("the value of %s", f.key.text()))
+			}
+		}
 	}
 }
 
@@ -264,12 +276,12 @@ func (c *checker) image(s container) {
 
 func (c *checker) hostNetwork(w workload) {
 	if v := w.pod.get("hostNetwork"); v.text() == "true" {
-		c.add(v.at, "host-network", fmt.Sprintf("the pods of %s use the network of their node: two of them cannot listen on one port, and the namespace's Pod Security Standard refuses them", w), "remove this line")
+		c.add(v.at, "host-network", fmt.Sprintf("the pods of %s use the network of their node: two pods on it cannot listen on one port, and the Pod Security Standards baseline and restricted refuse them", w), "remove this line")
 	}
 	for _, s := range w.pod.get("containers").items() {
 		for _, p := range s.get("ports").items() {
 			if v := p.get("hostPort"); v.exists() && v.text() != "0" {
-				c.add(v.at, "host-network", "a hostPort allows one pod on a node, and the namespace's Pod Security Standard refuses it", "remove this line: callers use the pod's own address")
+				c.add(v.at, "host-network", "a hostPort allows one pod on a node, and the Pod Security Standards baseline and restricted refuse it", "remove this line: callers use the pod's own address")
 			}
 		}
 	}

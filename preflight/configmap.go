@@ -15,6 +15,8 @@ import (
 var (
 	// properties finds a value whose lines all have the form name=value, which the configmap plugin splits.
 	properties = regexp.MustCompile(`^(\s*[A-Za-z_][\w.-]*=.*(\n\s*|$))+$`)
+	// changedNumber finds a number whose text looks like no number: octal, a telephone number, with a separator.
+	changedNumber = regexp.MustCompile(`^([-+]?0[0-9_]|\+)|_`)
 	// hashSuffix finds the suffix that kustomize adds: ten characters of an alphabet without vowels.
 	hashSuffix = regexp.MustCompile(`^(.+)-[2456789bcdfghkmt]{10}$`)
 )
@@ -130,9 +132,8 @@ func (c *checker) words(file, name string, v value, offset int) {
 		surprising = text != "true" && text != "false"
 	case int, int64, uint64, float64:
 		same := fmt.Sprint(n) == text
-		octal := regexp.MustCompile(`^[-+]?0[0-9_]`).MatchString(text) || strings.HasPrefix(text, "+") || strings.Contains(text, "_")
 		version := strings.Contains(strings.ToLower(name), "version") && strings.HasSuffix(text, "0") && strings.Contains(text, ".")
-		surprising = !same && (octal || version)
+		surprising = !same && (changedNumber.MatchString(text) || version)
 	}
 	if surprising {
 		at := place{v.at.file, v.at.order, v.Line + offset}

@@ -48,20 +48,30 @@ func TestAdopting(t *testing.T) {
 			dir := t.TempDir()
 			goMod := filepath.Join(dir, "go.mod")
 			run(t, dir, environ, "go", "mod", "init", "example.com/greeter")
+			write(t, filepath.Join(dir, "deployment.yaml"), read(t, filepath.Join(root, "preflight/testdata/deployment-registry-from-env.yaml")))
 			ran := 0
-			for _, b := range blocks {
+			for i, b := range blocks {
 				switch {
 				case b.File == "go.mod":
 					write(t, goMod, read(t, goMod)+strings.ReplaceAll(b.Text, "···", ""))
 				case b.File == "pod/example_service_test.go":
 					write(t, filepath.Join(dir, "main.go"), program) // test/docs compares the block with the file
+				case b.Kind == "sh no-run" && strings.HasPrefix(b.Text, "go run "):
+					ran++
+					c := exec.CommandContext(t.Context(), "bash", "-euc", b.Text)
+					c.Dir, c.Env = dir, environ
+					out, err := c.CombinedOutput()
+					text := regexp.MustCompile(`(?m)^go: .*\n`).ReplaceAllString(string(out), "") // the names of downloaded modules
+					if err == nil || text != blocks[i+1].Text+"\n" {
+						t.Errorf("running %s: %v, and the output is\n%s\nwant\n%s", b.Text, err, text, blocks[i+1].Text)
+					}
 				case b.Kind == "sh no-run":
 					ran++
 					run(t, dir, environ, "bash", "-euxc", strings.ReplaceAll(b.Text, "/third_party/etcd@", "/third_party/"+module+"@"))
 				}
 			}
-			if ran != 2 {
-				t.Errorf("the page has %d blocks of commands, want 2: the modules, the build", ran)
+			if ran != 3 {
+				t.Errorf("the page has %d blocks of commands, want 3: the modules, the build, the manifest", ran)
 			}
 			run(t, dir, environ, "go", "mod", "tidy", "-diff")
 			keepModules(t, cache)
@@ -189,7 +199,7 @@ func publish(t *testing.T) string {
 	for _, arguments := range []string{"init -q -b main", "add -A", "commit -q -m main"} {
 		run(t, checkout, environ, "git", strings.Fields(arguments)...)
 	}
-	for _, module := range []string{repository, repository + "/third_party/etcd", repository + "/third_party/etcd-client"} {
+	for _, module := range []string{repository, repository + "/preflight", repository + "/third_party/etcd", repository + "/third_party/etcd-client"} {
 		run(t, t.TempDir(), environ, "go", "mod", "download", module+"@main")
 		versions := filepath.Join(cache, "cache/download", module, "@v")
 		info, err := filepath.Glob(filepath.Join(versions, "*.info"))

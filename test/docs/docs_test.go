@@ -359,6 +359,13 @@ func TestLinksResolve(t *testing.T) {
 	}
 }
 
+// TestManifestsPage runs the commands of docs/manifests.md, which need no cluster.
+func TestManifestsPage(t *testing.T) {
+	if err := (Reader{Checkout: root, Environ: os.Environ(), Log: t.Logf}).Read("docs/manifests.md"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSecurityNamesTests checks that every test that SECURITY.md names exists.
 func TestSecurityNamesTests(t *testing.T) {
 	defined := map[string]bool{}

@@ -45,7 +45,7 @@ type finding struct {
 var kinds = []string{
 	"registry", "registry-address", "plugin", "selector", "client", "server", "broker", "advertise", "proxy", "number", "duplicate", "plain-value",
 	"label-app", "match-labels", "service-account", "token", "rights", "pod-name", "pod-ip", "readiness", "liveness", "probe-port", "port", "low-port", "loopback",
-	"image-tag", "host-network", "grace-period", "rollout", "shell", "restricted", "api-version", "service",
+	"image-tag", "host-network", "grace-period", "rollout", "shell", "restricted", "api-version", "service", "replicas",
 	"properties", "yaml-words", "yaml-invalid", "hash-suffix",
 }
 
@@ -115,6 +115,8 @@ func (m *manifests) check() ([]finding, []string) {
 			c.kustomization(o)
 		case "Service":
 			c.service(o)
+		case "HorizontalPodAutoscaler":
+			c.autoscaler(o)
 		}
 	}
 	slices.SortStableFunc(c.findings, func(a, b finding) int {

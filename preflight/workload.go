@@ -103,10 +103,12 @@ func (c *checker) workload(w workload) {
 	switch {
 	case w.serving && s.isService():
 		c.labels(w, s)
-		c.account(w)
+		c.account(w, "list", "watch", "patch")
 		c.downward(s)
 		c.probes(s)
 		c.lifetime(w, s)
+	case !w.serving && s.isService():
+		c.account(w, "list", "watch") // a caller
 	case w.serving:
 		c.note("%s: %s has no port, no probe and no variable of go-micro, so it is not checked as a service", w.at, w)
 	}
@@ -176,8 +178,8 @@ func firstOf(all ...string) string {
 	return ""
 }
 
-// account checks the service account and its rights, as far as they are in the files.
-func (c *checker) account(w workload) {
+// account checks the service account and its rights on pods, as far as they are in the files.
+func (c *checker) account(w workload, verbs ...string) {
 	const own = "micro-services" // of k8s/pod-rbac.yaml
 	field := w.pod.get("serviceAccountName")
 	if !field.exists() {
@@ -189,7 +191,7 @@ func (c *checker) account(w workload) {
 		if field.exists() {
 			at = field.at
 		}
-		c.add(at, "service-account", fmt.Sprintf("the pods of %s run with the service account default, which may not list, watch and patch pods", w),
+		c.add(at, "service-account", fmt.Sprintf("the pods of %s run with the service account default, which may not %s pods", w, list(verbs)),
 			"set in the spec of the pod template: serviceAccountName: "+own)
 		return
 	}
@@ -205,7 +207,7 @@ func (c *checker) account(w workload) {
 	if name == own {
 		return
 	}
-	missing := []string{"list", "watch", "patch"}
+	missing := slices.Clone(verbs)
 	var roleRule value
 	for _, o := range c.objects {
 		if o.kind != "RoleBinding" && o.kind != "ClusterRoleBinding" {
@@ -230,16 +232,26 @@ func (c *checker) account(w workload) {
 	}
 	switch {
 	case !roleRule.exists():
-		c.add(field.at, "service-account", fmt.Sprintf("no RoleBinding of these files lets the service account %q list, watch and patch pods", name),
+		c.add(field.at, "service-account", fmt.Sprintf("no RoleBinding of these files lets the service account %q %s pods", name, list(verbs)),
 			fmt.Sprintf("add to the subjects of the RoleBinding micro-registry in k8s/pod-rbac.yaml: {kind: ServiceAccount, name: %s, namespace: %s}, and the name to the namespace's annotation micro.mu/service-accounts", name, firstOf(w.namespace, "NAMESPACE")))
 	case len(missing) > 0:
-		c.add(roleRule.at, "rights", fmt.Sprintf("the service account %q may not %s pods", name, strings.Join(missing, ", ")), `use the rule {apiGroups: [""], resources: [pods], verbs: [list, watch, patch]}`)
+		c.add(roleRule.at, "rights", fmt.Sprintf("the service account %q may not %s pods", name, list(missing)),
+			fmt.Sprintf(`use the rule {apiGroups: [""], resources: [pods], verbs: [%s]}`, strings.Join(verbs, ", ")))
 	}
 }
 
+// list returns words as in a sentence.
+func list(words []string) string {
+	last := len(words) - 1
+	if last == 0 {
+		return words[0]
+	}
+	return strings.Join(words[:last], ", ") + " and " + words[last]
+}
+
 // has reports whether a list of a role contains a word.
-func has(list value, word string) bool {
-	return slices.ContainsFunc(list.items(), func(v value) bool { return v.text() == word || v.text() == "*" })
+func has(all value, word string) bool {
+	return slices.ContainsFunc(all.items(), func(v value) bool { return v.text() == word || v.text() == "*" })
 }
 
 // downward checks the variables that Kubernetes fills in.
@@ -363,5 +375,14 @@ func (c *checker) service(o object) {
 				c.add(target.at, "service", fmt.Sprintf("the Service %q sends to port %s, which no container of %s declares", o.name, target.text(), w), "set targetPort to the container's port")
 			}
 		}
+	}
+}
+
+// autoscaler checks that a manifest does not set the number of replicas that an autoscaler sets.
+func (c *checker) autoscaler(o object) {
+	target := o.get("spec", "scaleTargetRef")
+	w, ok := c.find(target.get("kind").text(), o.namespace, target.get("name").text())
+	if v := w.get("spec", "replicas"); ok && v.exists() {
+		c.add(v.at, "replicas", fmt.Sprintf("each kubectl apply sets %s to %s replicas, until %s corrects that: pods stop or start in between", w, v.text(), o), "remove this line")
 	}
 }

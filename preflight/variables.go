@@ -203,7 +203,7 @@ func (c *checker) goMicro(s container) {
 	switch text("MICRO_SELECTOR") {
 	case "":
 	case "dns", "router", "static":
-		finding("MICRO_SELECTOR", "selector", remove, "this selector chooses the instances: none is ejected, and it does not ask the registry")
+		finding("MICRO_SELECTOR", "selector", remove, "this selector chooses the instances instead of package pod: none is ejected, and dns and static do not ask the registry")
 	default:
 		finding("MICRO_SELECTOR", "selector", remove, "go-micro v2.9.1 has the selectors dns, router and static, and exits if the program imports no other of this name")
 	}

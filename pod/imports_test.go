@@ -17,6 +17,7 @@ var walls = map[string]string{
 	"internal/events":       "",
 	"internal/gomicro":      "",
 	"internal/netanswer":    "",
+	"internal/overload":     "",
 	"internal/podmeta":      "",
 	"internal/subset":       "",
 	"internal/weblimit":     "",
@@ -34,7 +35,7 @@ var walls = map[string]string{
 	// From outside of the cluster
 	"internal/portforward": "internal/apiserver internal/outcome",
 	// The end of a service
-	"internal/shutdown": "internal/broadcast internal/debughandler internal/events internal/gomicro internal/weblimit",
+	"internal/shutdown": "internal/broadcast internal/debughandler internal/events internal/gomicro internal/overload internal/weblimit",
 	// What services import
 	"configwatch": "internal/apiserver",
 	"":            "internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",

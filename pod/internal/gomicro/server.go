@@ -48,8 +48,8 @@ func HandlerNames(s server.Server) (map[string]bool, error) {
 	return names, nil
 }
 
-// Methods returns the methods of a server's handlers, such as Greeter/Hello. It must not be called while
-// handlers are added.
+// Methods returns the methods of a server's handlers, such as Greeter/Hello, and whether they are streams. It must not be
+// called while handlers are added.
 func Methods(s server.Server) (map[string]bool, error) {
 	handlers, err := serverField[map[string]server.Handler](s, "handlers")
 	if err != nil {
@@ -59,7 +59,8 @@ func Methods(s server.Server) (map[string]bool, error) {
 	for name, h := range *handlers {
 		t := reflect.TypeOf(h.Handler())
 		for i := range t.NumMethod() {
-			methods[name+"/"+t.Method(i).Name] = true
+			m := t.Method(i)
+			methods[name+"/"+m.Name] = m.Type.NumIn() == 3 // the receiver, a context and a stream: prepareEndpoint of go-micro's server/grpc
 		}
 	}
 	return methods, nil

@@ -35,7 +35,8 @@ type grpcService struct {
 	closing     chan struct{}                 // closed when the server begins to close its connections
 	waits       *sync.WaitGroup               // of server.Wait; nil if the option is not given
 	names       handlerNames
-	methods     map[string]bool // of the handlers
+	methods     map[string]bool // of the handlers; true for streams
+	limit       callLimit       // refuses none without pod.AdaptiveLimit
 	debug       *debughandler.Handler
 
 	calls        inFlight // calls of the user's handlers
@@ -87,6 +88,11 @@ func (s *grpcService) setUpServer(srv server.Server, c client.Client) (err error
 	if s.methods, err = gomicro.Methods(srv); err != nil {
 		return err
 	}
+	if s.AdaptiveLimit {
+		if s.limit, err = newCallLimit(srv.Options().Name, s.methods); err != nil {
+			return err
+		}
+	}
 	// Run has added this handler to the server that it starts. A server takes it only once.
 	if srv.Handle(srv.NewHandler(handler.NewHandler(c), server.InternalHandler(true))) == nil {
 		return errors.New("the service runs another server than that of micro.NewService: give micro.Server to micro.NewService, not to service.Init, and no flag --server")
@@ -111,7 +117,7 @@ func (s *grpcService) started() (err error) {
 }
 
 // intercept answers the calls of health and of Debug, and counts the others while they are in flight,
-// from the header of the request to the end of the response. Neither the drain nor the group of
+// unless they are too many, from the header of the request to the end of the response. Neither the drain nor the group of
 // server.Wait waits for reflection and go-micro's handler Debug, whose streams have no end.
 func (s *grpcService) intercept(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if method := s.health[info.FullMethod]; method != nil {
@@ -130,9 +136,10 @@ func (s *grpcService) intercept(srv any, stream grpc.ServerStream, info *grpc.St
 	s.calls.begin()
 	defer s.calls.end()
 	measured := s.Events.Served()
-	err := next(srv, stream)
+	method := s.methodOf(info.FullMethod)
+	err := s.limit.serve(method, srv, stream, next)
 	if measured.Active() {
-		measured.Served(stream.Context(), events.ServedCall{Service: s.name, Method: s.methodOf(info.FullMethod), Code: events.ServedCode(err)})
+		measured.Served(stream.Context(), events.ServedCall{Service: s.name, Method: method, Code: events.ServedCode(err)})
 	}
 	return err
 }
@@ -147,7 +154,7 @@ func (s *grpcService) methodOf(path string) string {
 	if slash := strings.IndexByte(method, '/'); slash > 0 {
 		method = method[strings.LastIndexByte(method[:slash], '.')+1:]
 	}
-	if s.methods[method] {
+	if _, ok := s.methods[method]; ok {
 		return method
 	}
 	return OtherMethod

@@ -21,7 +21,8 @@
 // the registry, and options of go-micro out. grpc.go and web.go are the two kinds of
 // service, lifecycle.go and stop.go are what they share, health.go and reflection.go are
 // the services that a gRPC server gets besides the user's, and answer.go answers their calls
-// above go-micro's server. listener.go lets a web service drain before go-micro stops it.
+// above go-micro's server. overload.go refuses calls and requests that are too many. listener.go
+// lets a web service drain before go-micro stops it.
 package shutdown
 
 import (
@@ -61,6 +62,8 @@ type Config struct {
 	DrainWait    time.Duration     // how long new calls are accepted after the signal to stop
 	Getenv       func(string) string
 	Limits       weblimit.Limits // of a web service without the option web.Server
+
+	AdaptiveLimit bool // refuse calls that are too many
 
 	Events  *events.Hub                       // may be nil
 	Started func(status func() ServiceStatus) // called when the service starts; may be nil

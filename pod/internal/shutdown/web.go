@@ -140,6 +140,9 @@ func (s *webService) serve(l net.Listener, h http.Handler) {
 
 // handler answers the probes and passes every other request to next.
 func (s *webService) handler(next http.Handler) http.Handler {
+	if s.AdaptiveLimit {
+		next = newRequestLimit(next)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/healthz":

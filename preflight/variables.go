@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,16 +51,25 @@ func (c container) setting(name string) variable {
 var goMicroFlags = []string{"registry", "registry_address", "selector", "client", "server", "broker", "broker_address", "server_name", "server_address", "server_advertise",
 	"register_ttl", "register_interval", "client_retries", "client_pool_size", "client_pool_ttl", "client_request_timeout"}
 
-// flagsOf returns the flags of go-micro in the command and the arguments of a container, also in a script for a shell.
-func flagsOf(c value) (found []flagValue) {
+// flagsOf returns the flags of go-micro in the command and the arguments of a container, also in a script for a shell, and
+// in variables that hold flags for such a script, as PARAMS="--registry=consul".
+func flagsOf(c value, variables map[string]variable) (found []flagValue) {
 	type word struct {
 		text string
 		at   place
 	}
 	var words []word
+	add := func(text string, at place) {
+		for _, w := range strings.Fields(text) {
+			words = append(words, word{strings.Trim(w, `"'`), at})
+		}
+	}
 	for _, v := range append(c.get("command").items(), c.get("args").items()...) {
-		for _, w := range strings.Fields(v.text()) {
-			words = append(words, word{strings.Trim(w, `"'`), v.at})
+		add(v.text(), v.at)
+	}
+	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		if v := variables[name]; strings.HasPrefix(v.text, "-") && !v.secret {
+			add(v.text, v.at)
 		}
 	}
 	for i, w := range words {

@@ -91,7 +91,7 @@ func (c *checker) workload(w workload) {
 	for _, v := range w.pod.get("containers").items() {
 		container := container{value: v, workload: w}
 		container.variables = c.environment(container)
-		container.flags = flagsOf(v)
+		container.flags = flagsOf(v, container.variables)
 		c.goMicro(container)
 		c.image(container)
 		all = append(all, container)

@@ -202,7 +202,7 @@ func (c *checker) goMicro(s container) {
 	text := func(name string) string { return s.setting(name).text }
 
 	if r := text("MICRO_REGISTRY"); r != "" && r != "kubernetes" {
-		finding("MICRO_REGISTRY", "registry", remove+", when all callers have moved to pods", "it registers there and not on its pod, and is ready whether or not that works")
+		finding("MICRO_REGISTRY", "registry", remove+", when all callers have moved to pods", "it registers and finds services there instead of on pods, and is ready whether or not that works")
 	}
 	if text("MICRO_REGISTRY_ADDRESS") != "" {
 		finding("MICRO_REGISTRY_ADDRESS", "registry-address", remove, "package pod takes this for the address of the API server")

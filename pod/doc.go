@@ -141,6 +141,7 @@
 //	POD_IP                    address to register; set it from status.podIP (downward API)
 //	POD_DEBUG_TRACE           on: the server answers Debug.Trace; see Lifecycle
 //	POD_METRICS_ADDRESS       address of /metrics, such as :9464; see package pod/metrics
+//	OTEL_*                    where traces go, and which; see package pod/tracing
 //	HOSTNAME                  used when POD_NAME is not set; not the pod's name under hostNetwork
 //	KUBERNETES_SERVICE_HOST   with KUBERNETES_SERVICE_PORT, address of the API server; every pod has them
 //	KUBECONFIG                outside a pod: the kubeconfig of the cluster

@@ -40,6 +40,7 @@ var walls = map[string]string{
 	"configwatch": "internal/apiserver",
 	"":            "internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
 	"metrics":     " configwatch internal/weblimit", // and pod itself, whose name is empty here
+	"tracing":     "",
 	// What tests import
 	"internal/kubetest": "internal/apiserver internal/podmeta test/launch test/process",
 }

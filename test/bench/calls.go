@@ -160,7 +160,7 @@ func startJob(j load.Job) (result func() (load.Result, error), stop func(), err 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.Start(); err != nil {
+	if err := onCPU(j.CPU, p.Start); err != nil {
 		return nil, nil, err
 	}
 	if err := json.NewEncoder(in).Encode(j); err != nil {

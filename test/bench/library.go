@@ -16,7 +16,9 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	"google.golang.org/grpc"
 )
 
 // The names of the libraries, which are the columns of the tables. Those not in
@@ -33,9 +35,9 @@ const (
 
 // libraries are go-micro with its own selector and with pod/, for package load.
 var libraries = map[string]load.Library{
-	goMicro:    {Serve: serve, Dial: dialGoMicro(selector.Random), Tier: serveTier},
+	goMicro:    {Serve: serve, Limited: serveWork(), Dial: dialGoMicro(selector.Random), Tier: serveTier},
 	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
-	podClient:  {Serve: serveWithLifecycle, Dial: dialPod(), Tier: serveTier},
+	podClient:  {Serve: serveWithLifecycle, Limited: serveWork(pod.AdaptiveLimit()), Dial: dialPod(), Tier: serveTier},
 	podSubset:  {Serve: serveWithLifecycle, Dial: dialPod(pod.Subset(20))},
 }
 
@@ -54,18 +56,32 @@ func (call tier) Hello(ctx context.Context, _ *proto.HelloRequest, _ *proto.Hell
 }
 
 // serve starts a go-micro service on loopback.
-func serve() (string, error) { return start(greeter{}) }
+func serve() (string, error) { return start(greeter{}, nil) }
 
-func serveTier(call func(context.Context) error) (string, error) { return start(tier(call)) }
+func serveTier(call func(context.Context) error) (string, error) { return start(tier(call), nil) }
+
+// serveWork returns a function that starts a service whose handler works, with pod.Lifecycle if options for it are given.
+func serveWork(options ...pod.LifecycleOption) func(func(context.Context) error, ...grpc.ServerOption) (string, error) {
+	return func(work func(context.Context) error, settings ...grpc.ServerOption) (string, error) {
+		var lifecycle []micro.Option
+		if options != nil {
+			lifecycle = append(lifecycle, pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry), options...))
+		}
+		return start(tier(work), settings, lifecycle...)
+	}
+}
 
 // serveWithLifecycle starts a service with pod.Lifecycle.
 func serveWithLifecycle() (string, error) {
-	return start(greeter{}, pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry)))
+	return start(greeter{}, nil, pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry)))
 }
 
-func start(h proto.GreeterHandler, options ...micro.Option) (string, error) {
+func start(h proto.GreeterHandler, settings []grpc.ServerOption, options ...micro.Option) (string, error) {
 	r := memory.NewRegistry()
 	s := newService("greeter", candidate{registry: r, selector: selector.NewSelector(selector.Registry(r))}, options...)
+	if err := s.Server().Init(grpcs.Options(settings...)); err != nil {
+		return "", err
+	}
 	if err := proto.RegisterGreeterHandler(s.Server(), h); err != nil {
 		return "", err
 	}
@@ -78,8 +94,15 @@ func start(h proto.GreeterHandler, options ...micro.Option) (string, error) {
 			return "", err
 		}
 	}
-	err := s.Server().Start()
-	return s.Server().Options().Address, err
+	if err := s.Server().Start(); err != nil {
+		return "", err
+	}
+	for _, started := range s.Options().AfterStart {
+		if err := started(); err != nil {
+			return "", err
+		}
+	}
+	return s.Server().Options().Address, nil
 }
 
 func retries(retry bool) client.Option {

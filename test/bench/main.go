@@ -54,6 +54,7 @@ type sizes struct {
 	Failing    time.Duration // how long an instance fails
 	Tenfold    time.Duration // how long an instance is slow
 	Connected  int           // instances for idle memory
+	Overload   time.Duration // how long a service gets three times the calls that it can handle
 
 	Pods     int           // pods of the namespace of scale
 	Watchers []int         // clients that watch it
@@ -65,10 +66,10 @@ type sizes struct {
 
 var (
 	full = sizes{[]int{10, 100, 1000, 10000}, "300ms", 5, 200, 59 * time.Second, 5 * time.Second, 5000, 3, 2 * time.Minute, 30 * time.Second,
-		2 * time.Second, 3, time.Minute, 6 * time.Second, 10 * time.Second, 1000,
+		2 * time.Second, 3, time.Minute, 6 * time.Second, 10 * time.Second, 1000, time.Minute,
 		3000, []int{0, 50, 200, 1000}, 20 * time.Second, false, ""}
 	short = sizes{[]int{10, 1000}, "100ms", 2, 20, 4 * time.Second, time.Second, 500, 1, 10 * time.Second, 5 * time.Second,
-		300 * time.Millisecond, 1, 8 * time.Second, 3 * time.Second, 4 * time.Second, 50,
+		300 * time.Millisecond, 1, 8 * time.Second, 3 * time.Second, 4 * time.Second, 50, 4 * time.Second,
 		300, []int{0, 20, 40}, 2 * time.Second, true, ""}
 )
 
@@ -87,6 +88,7 @@ var groups = []group{
 	{"choice", "Choice of an instance", "5 minutes", choice},
 	{"mixed", "Slow calls, streams and fast calls together", "1 minute", mixed},
 	{"retries", "Retries", "30 s", retryCosts},
+	{"overload", "Overload", "5 minutes", overloaded},
 	{"memory", "Idle memory", "20 s", idleMemory},
 }
 
@@ -96,7 +98,7 @@ func main() {
 	}
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	isShort := flags.Bool("short", false, "measure less, in 3 minutes, and write no file")
-	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, streams, choice, mixed, retries or memory")
+	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, streams, choice, mixed, retries, overload or memory")
 	_ = flags.Parse(os.Args[1:]) // exits on error
 	n := full
 	if *isShort {

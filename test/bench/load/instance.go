@@ -90,8 +90,13 @@ func export(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServ
 
 // Register registers the Greeter with the server of another library.
 func Register(r grpc.ServiceRegistrar) {
+	RegisterWork(r, func(context.Context) error { return nil })
+}
+
+// RegisterWork registers a Greeter that does some work before its answer.
+func RegisterWork(r grpc.ServiceRegistrar, work func(context.Context) error) {
 	i := &Instance{}
-	i.Behave(func(context.Context) error { return nil })
+	i.Behave(work)
 	r.RegisterService(&grpc.ServiceDesc{ServiceName: "Greeter", HandlerType: (*any)(nil), Methods: []grpc.MethodDesc{{MethodName: "Hello", Handler: i.hello}}}, i)
 }
 

@@ -16,6 +16,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // Library is an RPC library that is compared.
@@ -23,6 +25,10 @@ type Library struct {
 	// Serve starts the library's own server with the method Greeter.Hello, on
 	// loopback.
 	Serve func() (address string, err error)
+
+	// Limited starts the library's own server with the method Greeter.Hello, which does some work,
+	// and with the library's own protection from overload.
+	Limited func(work func(context.Context) error, options ...grpc.ServerOption) (address string, err error)
 
 	// Dial returns a client of the service with instances at these addresses. It uses
 	// the library's retries only if retry is set.
@@ -58,7 +64,9 @@ type Job struct {
 	Failure  string        // a key of failures, of failing
 	Retry    bool          // let the client retry
 	Count    int           // instances, of servers; connections that memory needs at least; tiers
-	Servers  []string      // addresses, of memory
+	Servers  []string      // addresses, of memory and overload
+	Work     string        // Workers or CPU, of overload
+	CPU      int           // number of the only CPU of the process, from 1 on; 0 if it may use all
 }
 
 // Result is what a measurement found. Which fields are set depends on the measurement.
@@ -78,7 +86,9 @@ type Result struct {
 	Connections int             // of memory
 	Total       int             // memory of the client, without the fake API server's pods
 	Addresses   []string        // of servers
-	Attempts    float64         // attempts at the last tier for each call
+	Attempts    float64         // attempts at the last tier, or at the servers of overload, for each call
+	Peak        float64         // answered calls per second, at best, of overload
+	Refused     time.Duration   // p99 of a refusal, measured in the server
 	FailedCalls int             // calls that failed for the caller, of killed
 }
 
@@ -94,7 +104,7 @@ func (r Result) At(quantile float64) time.Duration {
 const timeout = 5 * time.Second
 
 var measurements = map[string]func(Library, Job) (Result, error){
-	"throughput": throughput, "streams": streams, "slow": slowServer, "failing": failing, "tenfold": tenfold, "joining": joining, "exports": exports, "idle streams": idleStreams, "rare": rare, "servers": servers, "memory": memory, "tiers": tiers, "killed": killed,
+	"throughput": throughput, "streams": streams, "slow": slowServer, "failing": failing, "tenfold": tenfold, "joining": joining, "exports": exports, "idle streams": idleStreams, "rare": rare, "servers": servers, "memory": memory, "limited servers": limitedServers, "overload": overload, "tiers": tiers, "killed": killed,
 }
 
 // Main runs the job on standard input with one of the libraries and exits.

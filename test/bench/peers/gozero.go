@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"time"
@@ -18,6 +19,15 @@ func init() { logx.SetLevel(logx.SevereLevel) }
 // does not log each call, as the other libraries do not, and it does not shed load, because with all cores
 // busy, as in a measurement of throughput, it would refuse calls.
 func serveGoZero() (string, error) {
+	return startGoZero("CpuThreshold: 0\n", func(context.Context) error { return nil })
+}
+
+// serveGoZeroLimited sheds load as by default, when the CPU is used to 90 %.
+func serveGoZeroLimited(work func(context.Context) error, options ...grpc.ServerOption) (string, error) {
+	return startGoZero("", work, options...)
+}
+
+func startGoZero(settings string, work func(context.Context) error, options ...grpc.ServerOption) (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0") // zrpc takes no listener
 	if err != nil {
 		return "", err
@@ -25,14 +35,15 @@ func serveGoZero() (string, error) {
 	address := l.Addr().String()
 	l.Close()
 	var c zrpc.RpcServerConf
-	config := fmt.Sprintf("Name: greeter\nListenOn: %s\nTimeout: %d\nCpuThreshold: 0\nLog: {Level: severe, Stat: false}\nDevServer: {Enabled: false}\n", address, timeout.Milliseconds())
+	config := fmt.Sprintf("Name: greeter\nListenOn: %s\nTimeout: %d\nLog: {Level: severe, Stat: false}\nDevServer: {Enabled: false}\n%s", address, timeout.Milliseconds(), settings)
 	if err := conf.LoadFromYamlBytes([]byte(config), &c); err != nil {
 		return "", err
 	}
-	s, err := zrpc.NewServer(c, func(s *grpc.Server) { load.Register(s) })
+	s, err := zrpc.NewServer(c, func(s *grpc.Server) { load.RegisterWork(s, work) })
 	if err != nil {
 		return "", err
 	}
+	s.AddOptions(options...)
 	go s.Start()
 	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("tcp", address); err == nil {

@@ -6,12 +6,14 @@ import (
 	"sync"
 
 	"github.com/go-kratos/kratos/v2/log"
+	"github.com/go-kratos/kratos/v2/middleware/ratelimit"
 	"github.com/go-kratos/kratos/v2/middleware/recovery"
 	"github.com/go-kratos/kratos/v2/registry"
 	"github.com/go-kratos/kratos/v2/selector"
 	"github.com/go-kratos/kratos/v2/selector/p2c"
 	kratos "github.com/go-kratos/kratos/v2/transport/grpc"
 	"github.com/jiangjiancc/go_micro_k8s/test/bench/load"
+	"google.golang.org/grpc"
 )
 
 func init() {
@@ -21,12 +23,21 @@ func init() {
 
 // serveKratos uses the middleware of kratos' project template.
 func serveKratos() (string, error) {
+	return startKratos(func(context.Context) error { return nil }, kratos.Middleware(recovery.Recovery()))
+}
+
+// serveKratosLimited adds kratos' middleware against overload, BBR.
+func serveKratosLimited(work func(context.Context) error, options ...grpc.ServerOption) (string, error) {
+	return startKratos(work, kratos.Middleware(recovery.Recovery(), ratelimit.Server()), kratos.Options(options...))
+}
+
+func startKratos(work func(context.Context) error, options ...kratos.ServerOption) (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	s := kratos.NewServer(kratos.Listener(l), kratos.Timeout(timeout), kratos.Middleware(recovery.Recovery()))
-	load.Register(s)
+	s := kratos.NewServer(append(options, kratos.Listener(l), kratos.Timeout(timeout))...)
+	load.RegisterWork(s, work)
 	go func() { _ = s.Start(context.Background()) }()
 	return l.Addr().String(), nil
 }

@@ -19,8 +19,8 @@ import (
 func main() {
 	load.Main(map[string]load.Library{
 		"grpc-go": {Serve: serveGRPC, Dial: dialGRPC},
-		"kratos":  {Serve: serveKratos, Dial: dialKratos},
-		"go-zero": {Serve: serveGoZero, Dial: dialGoZero},
+		"kratos":  {Serve: serveKratos, Limited: serveKratosLimited, Dial: dialKratos},
+		"go-zero": {Serve: serveGoZero, Limited: serveGoZeroLimited, Dial: dialGoZero},
 	})
 }
 

@@ -140,7 +140,7 @@ func (c *class) adapt(now int64, s sample) {
 		c.busy = now
 		c.samples[0] = sample{slowness: c.normal, rate: s.rate}
 		c.count = 1
-		c.setLimit(now, gains[1])
+		c.setLimit(now, 1) // the queue that is there is drained anyway
 	}
 }
 
@@ -152,7 +152,7 @@ func (c *class) follow(now int64, s sample) {
 		c.busy = now
 		c.samples[c.count%len(c.samples)] = s
 		c.count++
-		c.setLimit(now, gains[c.count%len(gains)])
+		c.setLimit(now, gains[(c.count+1)%len(gains)])
 	case now-c.busy >= int64(calmTime):
 		c.lift()
 	default:

@@ -72,10 +72,10 @@ func overloaded(n sizes) (string, error) {
 		}
 	}
 	return t.String() + fmt.Sprintf(`
-A service gets three times the calls of its peak, for %s, at a constant rate. *8 workers*: each of 4 instances has 8 workers; a call waits for one, which
+A service gets three times the calls of its peak, for %s, at random times. *8 workers*: each of 4 instances has 8 workers; a call waits for one, which
 works for 10 ms without a CPU. *CPU*: a call of one instance uses the CPU for 5 ms. Servers and client are two processes with a CPU each, so that they do not compete; all
 instances have one CPU together. The *peak* is that of as many callers as there are workers, or of 2 for *CPU*. *Goodput* is the
-calls that are answered within the timeout of 5 s. The p99 of answered calls includes the beginning of the overload; *without load* is 30 %% of the
+calls that are answered in that time. The p99 of answered calls includes the beginning of the overload; *without load* is 30 %% of the
 capacity. A *refusal* is measured in the server, from the beginning of the call to its status; without refusals it is the time of calls that time out.
 kratos has the middleware ratelimit.Server(), which refuses calls when the CPU is used to 80 %%, go-zero its default, 90 %%, go-micro nothing,
 and pod/ pod.AdaptiveLimit. %s

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -151,7 +152,7 @@ func overload(l Library, j Job) (r Result, err error) {
 		return record.wait().between(start.Add(d/4), start.Add(d))
 	}
 	const calm = 4 * time.Second
-	usual := run(calm, func(r *recorder) { r.open(0.3*capacity, 0.3*capacity, calm) })
+	usual := run(calm, func(r *recorder) { r.random(0.3*capacity, calm) })
 	peak := run(calm, func(r *recorder) { r.closed(callers, time.Now().Add(calm)) })
 	best := float64(len(peak.answered())) / (calm * 3 / 4).Seconds()
 	time.Sleep(warmUp)
@@ -159,16 +160,48 @@ func overload(l Library, j Job) (r Result, err error) {
 		return r, err
 	}
 	record, start := recorder{client: client}, time.Now()
-	record.open(3*best, 3*best, j.Duration)
-	sent := time.Since(start)
+	record.random(3*best, j.Duration)
+	end := time.Now()
 	all := record.wait()
 	refusals, err := ask(j.Servers[0])
 	if err != nil {
 		return r, err
 	}
 	answered := all.answered()
-	return Result{Calm: usual.p99(), Peak: best, Rate: float64(len(answered)) / sent.Seconds(), Disturbed: answered.p99(), Refused: refusals.P99,
+	return Result{Calm: usual.p99(), Peak: best, Rate: float64(len(answered.before(end))) / end.Sub(start).Seconds(), Disturbed: answered.p99(), Refused: refusals.P99,
 		Attempts: ratio(int(refusals.Calls), len(all)), Failed: usual.failed()}, nil
+}
+
+// random makes calls at random times. Unlike open, it does not make up for the time in which its process had no CPU: calls
+// that it would make all at once are no overload that lasts.
+func (r *recorder) random(rate float64, duration time.Duration) {
+	const sources = 64
+	end := time.Now().Add(duration)
+	var all sync.WaitGroup
+	for range sources {
+		all.Go(func() {
+			for time.Now().Before(end) {
+				time.Sleep(time.Duration(rand.ExpFloat64() / rate * sources * float64(time.Second)))
+				r.done.Go(func() {
+					c := r.one(time.Now())
+					r.mu.Lock()
+					defer r.mu.Unlock()
+					r.all = append(r.all, c)
+				})
+			}
+		})
+	}
+	all.Wait()
+}
+
+// before returns the calls that ended before a time.
+func (c calls) before(end time.Time) (some calls) {
+	for _, one := range c {
+		if one.start.Add(one.took).Before(end) {
+			some = append(some, one)
+		}
+	}
+	return some
 }
 
 func (c calls) answered() (some calls) {

@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -322,6 +324,36 @@ func TestMonitoringComponents(t *testing.T) {
 				t.Errorf("with COMPONENTS=%q %q occurs %d times, want %d", components, text, got, want)
 			}
 		}
+	}
+}
+
+// TestMemoryLimits compares GOMEMLIMIT with 90 % of the memory limit in every manifest of a container.
+func TestMemoryLimits(t *testing.T) {
+	limits, memory := regexp.MustCompile(`limits: \{memory: (\d+)Mi\}`), regexp.MustCompile(`name: GOMEMLIMIT .*\n +value: (\d+)MiB\n`)
+	checked := 0
+	for _, dir := range folders(t) {
+		for _, file := range files(dir) {
+			manifest, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			limit, set := limits.FindSubmatch(manifest), memory.FindSubmatch(manifest)
+			if limit == nil && set == nil {
+				continue
+			}
+			checked++
+			if limit == nil || set == nil {
+				t.Errorf("%s: a memory limit needs GOMEMLIMIT, and GOMEMLIMIT a memory limit", file)
+				continue
+			}
+			all, _ := strconv.Atoi(string(limit[1]))
+			if got := string(set[1]); got != strconv.Itoa(all*9/10) {
+				t.Errorf("%s: GOMEMLIMIT is %s MiB, want 90 %% of %d MiB", file, got, all)
+			}
+		}
+	}
+	if checked != 5 {
+		t.Errorf("%d manifests have a memory limit, want 5", checked)
 	}
 }
 

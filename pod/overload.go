@@ -4,8 +4,8 @@ import "github.com/jiangjiancc/go_micro_k8s/pod/internal/shutdown"
 
 // AdaptiveLimit limits the calls in flight of a service that gets more calls than it can handle: it answers as many as it can in
 // about twice their usual time at most, and refuses the others at once. There is no number to set. The service learns how long the
-// calls of each method usually take. When they take twice as long for 100 ms, because they wait for a worker, a connection to a database or
-// a CPU, it finds out how many calls in flight it needs for its highest rate of answers, as BBR does, and admits no more. The limit
+// calls of each method usually take. When they take twice as long for 100 ms, because they wait for a worker or a connection to a
+// database, it finds out how many calls in flight it needs for its highest rate of answers, as BBR does, and admits no more. The limit
 // ends one second after less than a sixth of the calls were refused. Calls that are slow for another reason have no limit after
 // about a second, in which some are refused: then fewer calls in flight have not made them faster.
 //
@@ -18,7 +18,8 @@ import "github.com/jiangjiancc/go_micro_k8s/pod/internal/shutdown"
 //
 // Never refused, and not counted: the calls of health, Reflection and go-micro's handler Debug, the probes of a web service,
 // streams, server-sent events, WebSockets, and the messages of subscribers. Methods that are not known when the service
-// starts, such as those of server.WithRouter, have no limit.
+// starts, such as those of server.WithRouter, have no limit. Nor do calls that wait for a CPU before their handler begins: handlers that only
+// use the CPU need other protection, such as more replicas.
 func AdaptiveLimit() LifecycleOption {
 	return func(c *shutdown.Config) { c.AdaptiveLimit = true }
 }

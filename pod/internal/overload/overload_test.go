@@ -37,15 +37,28 @@ type load struct {
 	length   time.Duration
 }
 
-func (l *load) goodput() float64 { return float64(len(l.answered)) / l.length.Seconds() }
-func (l *load) share() float64 { // of refused calls
-	return float64(l.refused) / float64(max(1, l.refused+len(l.answered)))
+// snapshot returns what has become of the calls until now: the last ones may be in flight.
+func (l *load) snapshot() (answered []time.Duration, refused int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.answered), l.refused
 }
+
+func (l *load) answers() int     { answered, _ := l.snapshot(); return len(answered) }
+func (l *load) refusals() int    { _, refused := l.snapshot(); return refused }
+func (l *load) goodput() float64 { return float64(l.answers()) / l.length.Seconds() }
+
+func (l *load) share() float64 { // of refused calls
+	return float64(l.refusals()) / float64(max(1, l.refusals()+l.answers()))
+}
+
 func (l *load) p99() time.Duration {
-	if len(l.answered) == 0 {
+	answered, _ := l.snapshot()
+	if len(answered) == 0 {
 		return 0
 	}
-	return slices.Sorted(slices.Values(l.answered))[len(l.answered)*99/100]
+	slices.Sort(answered)
+	return answered[len(answered)*99/100]
 }
 
 // run makes calls of a method at random times, so many a second, for some time. duration is how long the work of a call takes.
@@ -110,8 +123,8 @@ func TestThreeTimesTheLoad(t *testing.T) {
 			if goodput < 0.8 || p99 > p.p99 {
 				t.Errorf("want goodput of at least 0.8, and a p99 of at most %v times that without load", p.p99)
 			}
-			if calm.refused > 0 || after.share() > 0.001 {
-				t.Errorf("%d calls are refused before the overload, %d of 10 s after it", calm.refused, after.refused)
+			if calm.refusals() > 0 || after.share() > 0.001 {
+				t.Errorf("%d calls are refused before the overload, %d of 10 s after it", calm.refusals(), after.refusals())
 			}
 		})
 	}
@@ -148,8 +161,8 @@ func TestSlowMethodsAndFastOnes(t *testing.T) {
 		running.Wait()
 		s.calls.Wait()
 		other.calls.Wait()
-		if calm.refused > 0 || exports.refused > 0 {
-			t.Errorf("%d fast and %d slow calls are refused, although there are free workers", calm.refused, exports.refused)
+		if calm.refusals() > 0 || exports.refusals() > 0 {
+			t.Errorf("%d fast and %d slow calls are refused, although there are free workers", calm.refusals(), exports.refusals())
 		}
 		if g := over.goodput() / capacity; g < 0.8 {
 			t.Errorf("goodput of the fast calls %.2f of the capacity, want 0.8", g)
@@ -171,8 +184,8 @@ func TestSlowMethodWithTheSameWorkers(t *testing.T) {
 		running.Wait()
 		s.calls.Wait()
 		other.calls.Wait()
-		if calm.refused > 0 {
-			t.Errorf("%d fast calls are refused because of slow ones", calm.refused)
+		if calm.refusals() > 0 {
+			t.Errorf("%d fast calls are refused because of slow ones", calm.refusals())
 		}
 		if g := over.goodput() * 0.002 / 8; g < 0.65 {
 			t.Errorf("goodput of the fast calls %.2f of the capacity, want at least 0.65 of the 0.87 that the slow calls leave", g)
@@ -199,7 +212,7 @@ func TestNothingIsRefusedWithoutAQueue(t *testing.T) {
 				l := s.run(s.limiter.NewMethod(), test.rate, 5*time.Minute, func() time.Duration { return test.duration(s) })
 				s.calls.Wait()
 				if l.share() > 1e-4 {
-					t.Errorf("%d of %d calls are refused although none waits", l.refused, len(l.answered))
+					t.Errorf("%d of %d calls are refused although none waits", l.refusals(), l.answers())
 				}
 			})
 		})
@@ -217,8 +230,8 @@ func TestBurstsWithoutAQueue(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		s.calls.Wait()
-		if l.refused > 0 {
-			t.Errorf("%d of 20000 calls are refused although none waits", l.refused)
+		if l.refusals() > 0 {
+			t.Errorf("%d of 20000 calls are refused although none waits", l.refusals())
 		}
 	})
 }
@@ -231,12 +244,12 @@ func TestSlowDependency(t *testing.T) {
 		s.run(m, 2000, 10*time.Second, s.varying(usual, 0))
 		first := s.run(m, 2000, 2*time.Second, s.varying(5*usual, 0))
 		later := s.run(m, 2000, time.Minute, s.varying(5*usual, 0))
-		t.Logf("%d of 4000 calls are refused at first", first.refused)
-		if first.refused > 2000 || later.share() > 0.01 { // twice at most: with the other duration it gets to another class
-			t.Errorf("%d of 4000 calls are refused at first, %d of %d later, although none waits", first.refused, later.refused, len(later.answered))
+		t.Logf("%d of 4000 calls are refused at first", first.refusals())
+		if first.refusals() > 2000 || later.share() > 0.01 { // twice at most: with the other duration it gets to another class
+			t.Errorf("%d of 4000 calls are refused at first, %d of %d later, although none waits", first.refusals(), later.refusals(), later.answers())
 		}
-		if again := s.run(m, 2000, 10*time.Second, s.varying(usual, 0)); again.refused > 0 {
-			t.Errorf("%d calls are refused after the dependency has recovered", again.refused)
+		if again := s.run(m, 2000, 10*time.Second, s.varying(usual, 0)); again.refusals() > 0 {
+			t.Errorf("%d calls are refused after the dependency has recovered", again.refusals())
 		}
 		s.calls.Wait()
 		if got := time.Duration(m.usual.Load()); got > 2*usual {
@@ -254,8 +267,8 @@ func TestSlowStart(t *testing.T) {
 		calm := s.run(m, 400, 10*time.Second, s.varying(usual, 0))
 		over := s.run(m, 3*800, time.Minute, s.varying(usual, 0))
 		s.calls.Wait()
-		if first.refused+calm.refused > 0 {
-			t.Errorf("%d of the first calls are refused, and %d after them", first.refused, calm.refused)
+		if first.refusals()+calm.refusals() > 0 {
+			t.Errorf("%d of the first calls are refused, and %d after them", first.refusals(), calm.refusals())
 		}
 		if over.goodput() < 0.8*800 || over.p99() > 2*usual {
 			t.Errorf("then goodput is %.0f a second of 800, and the p99 %v", over.goodput(), over.p99())
@@ -301,7 +314,7 @@ func TestPauses(t *testing.T) {
 		s.calls.Wait()
 		t.Logf("%.4f of the calls are refused", l.share())
 		if l.share() > 0.03 {
-			t.Errorf("%d of %d calls are refused because of pauses of 80 ms", l.refused, len(l.answered))
+			t.Errorf("%d of %d calls are refused because of pauses of 80 ms", l.refusals(), l.answers())
 		}
 	})
 }
@@ -348,8 +361,8 @@ func TestCallsThatHang(t *testing.T) {
 		other := newService(0)
 		other.run(m, 100, 5*time.Second, s.varying(time.Hour, 0))
 		other.run(m, 100, 10*time.Second, s.varying(usual, 0))
-		if l := other.run(m, 100, 10*time.Second, s.varying(usual, 0)); l.refused > 0 {
-			t.Errorf("%d calls are refused", l.refused)
+		if l := other.run(m, 100, 10*time.Second, s.varying(usual, 0)); l.refusals() > 0 {
+			t.Errorf("%d calls are refused", l.refusals())
 		}
 		s.calls.Wait()
 		other.calls.Wait()

@@ -32,7 +32,7 @@ format() {
 }
 
 lint() {
-	step 'Lint: go vet and the linters of .golangci.yml' '20 s, the first time 4 minutes'
+	step 'Lint: go vet and the linters of .golangci.yml' '20 s, the first time 9 minutes'
 	local linter module
 	linter=$(nice go tool -modfile=test/tools/go.mod -n golangci-lint)
 	for module in $(modules lint); do
@@ -41,7 +41,7 @@ lint() {
 }
 
 other_systems() {
-	step 'Programs on a laptop: they compile for Windows and macOS' '1 s, the first time 3 minutes'
+	step 'Programs on a laptop: they compile for Windows and macOS' '1 s, the first time 10 minutes'
 	for system in windows darwin; do
 		GOOS=$system nice go build ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config
 	done
@@ -181,14 +181,14 @@ static_checks_and_documents() {
 	generated
 	downloads
 	kubernetes
-	step 'End to end: the documents, the walk-through, deployments, IPv6 and programs on a laptop' '7 minutes'
+	step 'End to end: the documents, the walk-through, deployments, IPv6 and programs on a laptop' '12 minutes'
 	e2e e2e -run "$documents"
 }
 end_to_end_faults() { e2e e2e-faults -run "$faults"; }
 end_to_end() { e2e e2e -skip "$documents|$faults"; }
 
 together unit_tests static_checks_and_documents
-step 'End to end: faults; rollouts, attacks, configuration and the page' '7 minutes'
+step 'End to end: faults; rollouts, attacks, configuration and the page' '9 minutes'
 together end_to_end end_to_end_faults
 
 printf '\n== Passed after %d s\n' "$SECONDS"

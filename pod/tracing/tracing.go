@@ -56,35 +56,35 @@ func Export() micro.Option {
 		return func(*micro.Options) {}
 	}
 	return func(o *micro.Options) {
-		if protocol := protocolOf(os.Getenv); protocol != "grpc" {
-			o.BeforeStart = append(o.BeforeStart, func() error {
-				return fmt.Errorf("exporting traces: OTEL_EXPORTER_OTLP_PROTOCOL is %q: only grpc is supported; set grpc and the collector's port for it, usually 4317", protocol)
-			})
-			return
-		}
-		provider, exporter, err := newProvider(o.Server.Options().Name)
-		if err != nil {
+		if err := export(o); err != nil {
 			o.BeforeStart = append(o.BeforeStart, func() error { return fmt.Errorf("exporting traces: %w", err) })
-			return
-		}
-		otel.SetTracerProvider(provider)
-		otel.SetTextMapPropagator(propagator)
-		otel.SetErrorHandler(&errorLog{})
-		t := &tracer{provider.Tracer(scope)}
-		o.Client = t.wrap(o.Client)
-		o.AfterStop = append(o.AfterStop, func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
-			defer cancel()
-			if err := provider.Shutdown(ctx); err != nil {
-				_ = exporter.Shutdown(ctx) // ends the request in flight, and with it the goroutines of the provider
-				logger.Warnf("Exporting traces: the last spans are lost: %v", err)
-			}
-			return nil
-		})
-		if err := o.Server.Init(server.WrapHandler(t.handler)); err != nil {
-			o.BeforeStart = append(o.BeforeStart, func() error { return fmt.Errorf("tracing the server: %w", err) })
 		}
 	}
+}
+
+func export(o *micro.Options) error {
+	if protocol := protocolOf(os.Getenv); protocol != "grpc" {
+		return fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q: only grpc is supported; set grpc and the collector's port for it, usually 4317", protocol)
+	}
+	provider, exporter, err := newProvider(o.Server.Options().Name)
+	if err != nil {
+		return err
+	}
+	otel.SetTracerProvider(provider)
+	otel.SetTextMapPropagator(propagator)
+	otel.SetErrorHandler(&errorLog{})
+	t := &tracer{provider.Tracer(scope)}
+	o.Client = t.wrap(o.Client)
+	o.AfterStop = append(o.AfterStop, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+		defer cancel()
+		if err := provider.Shutdown(ctx); err != nil {
+			_ = exporter.Shutdown(ctx) // ends the request in flight, and with it the goroutines of the provider
+			logger.Warnf("Exporting traces: the last spans are lost: %v", err)
+		}
+		return nil
+	})
+	return o.Server.Init(server.WrapHandler(t.handler))
 }
 
 // Client returns a client whose calls and streams have spans of a provider, such as OpenTelemetry's global one,

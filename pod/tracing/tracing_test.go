@@ -460,7 +460,7 @@ func TestErrorsOfTheExporterAreLoggedOnceAMinute(t *testing.T) {
 	}
 }
 
-// A span that is not sampled must not slow down the call by more than a microsecond or two.
+// What the span of an attempt costs.
 func BenchmarkAttempt(b *testing.B) {
 	for name, sampler := range map[string]sdktrace.Sampler{"sampled": sdktrace.AlwaysSample(), "not sampled": sdktrace.NeverSample()} {
 		b.Run(name, func(b *testing.B) {

@@ -88,9 +88,7 @@ func eventually(t *testing.T, limit time.Duration, what string, check func() err
 // pods returns the pods of an app that are running and not terminating.
 func pods(t *testing.T, app string) (running []corev1.Pod) {
 	t.Helper()
-	var list corev1.PodList
-	fatal(t, get(faults.PodsOf(namespace, app), &list))
-	for _, p := range list.Items {
+	for _, p := range allPods(t, app) {
 		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
 			running = append(running, p)
 		}
@@ -99,15 +97,20 @@ func pods(t *testing.T, app string) (running []corev1.Pod) {
 }
 
 // podNames returns the names of all pods of an app, whatever their state.
-func podNames(t *testing.T, app string) []string {
+func podNames(t *testing.T, app string) (names []string) {
 	t.Helper()
-	var list corev1.PodList
-	fatal(t, get(faults.PodsOf(namespace, app), &list))
-	var names []string
-	for _, p := range list.Items {
+	for _, p := range allPods(t, app) {
 		names = append(names, "pod/"+p.Name)
 	}
 	return names
+}
+
+// allPods returns all pods of an app.
+func allPods(t *testing.T, app string) []corev1.Pod {
+	t.Helper()
+	var list corev1.PodList
+	fatal(t, get(faults.PodsOf(namespace, app), &list))
+	return list.Items
 }
 
 // probeFailed returns an error unless the events of a pod report that the given

@@ -71,13 +71,13 @@ func (c Cluster) kubectl(ctx context.Context, stdin string, args ...string) (str
 func (c Cluster) dir() string        { return filepath.Join(c.Root, ".cluster", c.Name) }
 func (c Cluster) kubeconfig() string { return filepath.Join(c.dir(), "kubeconfig") }
 
-// Get reads a path of the API server as administrator and decodes the JSON, unless into is nil. It is for what is read again
-// and again: kubectl needs half a second of processor time each time, which slows the services under test.
-func (c Cluster) Get(ctx context.Context, path string, into any) error {
+// get reads a path of the API server as administrator.
+func (c Cluster) get(ctx context.Context, path string, into any) error {
 	return Get(ctx, c.kubeconfig(), path, into)
 }
 
-// Get is Cluster.Get for the API server of a kubeconfig.
+// Get reads a path of the API server of a kubeconfig and decodes the JSON, unless into is nil. It is for what is read again
+// and again: kubectl needs half a second of processor time each time, which slows the services under test.
 func Get(ctx context.Context, kubeconfig, path string, into any) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -165,7 +165,7 @@ func (c Cluster) apiServerReady(ctx context.Context) error {
 	return Eventually(ctx, 2*time.Minute, "readiness of the API server", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		return c.Get(ctx, "/readyz", nil)
+		return c.get(ctx, "/readyz", nil)
 	})
 }
 

@@ -176,7 +176,7 @@ func (t *Target) Scale(ctx context.Context, n int) error {
 func (t *Target) pods(ctx context.Context) ([]corev1.Pod, error) {
 	var list corev1.PodList
 	name, _ := t.service()
-	err := t.Get(ctx, PodsOf(Namespace, name), &list)
+	err := t.get(ctx, PodsOf(Namespace, name), &list)
 	slices.SortFunc(list.Items, func(a, b corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
 	return list.Items, err
 }
@@ -260,7 +260,7 @@ func (t *Target) signal(ctx context.Context, signal string, pods ...corev1.Pod) 
 func (t *Target) AwaitPods(ctx context.Context) error {
 	return Eventually(ctx, 2*time.Minute, "readiness of all pods", func() error {
 		var list corev1.PodList
-		if err := t.Get(ctx, "/api/v1/pods", &list); err != nil {
+		if err := t.get(ctx, "/api/v1/pods", &list); err != nil {
 			return err
 		}
 		for _, p := range list.Items {

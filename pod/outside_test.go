@@ -180,11 +180,15 @@ func TestPodThatIsAwayIsEjected(t *testing.T) {
 // While the API server is frozen, calls end with their deadline and name the cause. No instance is blamed.
 func TestFrozenAPIServerBlamesNoInstance(t *testing.T) {
 	c, f := newOutsideClient(t, []helloFunc{answer, answer}, client.Retries(0), client.RequestTimeout(3*time.Second))
-	for range 4 {
+	kubetest.Eventually(t, 10*time.Second, "both instances were called", func() error {
 		if err := callHello(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
-	}
+		if n := f.Opened(kubetest.WebSocket); n < 2 {
+			return fmt.Errorf("%d port-forwards", n)
+		}
+		return nil
+	})
 	f.Freeze()
 	for range 2 {
 		begin := time.Now()

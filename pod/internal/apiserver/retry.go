@@ -71,16 +71,23 @@ func (r *Retry) ResetDelay() { r.delay = 0 }
 // Permanent reports whether the API server has refused a request, and will refuse it again until somebody
 // changes a right, a manifest or an object.
 func Permanent(err error) bool {
-	var status *apierrors.StatusError
-	if !errors.As(err, &status) {
-		return false
+	code := statusCode(err)
+	return isRefusal(code) && code != http.StatusConflict && code != http.StatusGone && code != http.StatusTooManyRequests
+}
+
+// Refused reports whether the API server has answered that it did not do what was asked.
+func Refused(err error) bool { return isRefusal(statusCode(err)) }
+
+func isRefusal(code int32) bool {
+	return code >= http.StatusBadRequest && code < http.StatusInternalServerError && code != http.StatusRequestTimeout
+}
+
+// statusCode returns the code of an answer of the API server, 0 if there was none.
+func statusCode(err error) int32 {
+	if status := new(apierrors.StatusError); errors.As(err, &status) {
+		return status.ErrStatus.Code
 	}
-	switch code := status.ErrStatus.Code; code {
-	case http.StatusRequestTimeout, http.StatusConflict, http.StatusGone, http.StatusTooManyRequests:
-		return false
-	default:
-		return code >= http.StatusBadRequest && code < http.StatusInternalServerError
-	}
+	return 0
 }
 
 // Unreachable reports whether an error means that the API server cannot answer now: it, or a proxy

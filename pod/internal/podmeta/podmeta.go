@@ -19,6 +19,8 @@
 package podmeta
 
 import (
+	"maps"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -88,6 +90,32 @@ func diffValues(observed, desired map[string]*string) (diff map[string]*string) 
 		}
 	}
 	return diff
+}
+
+// Contradicts reports whether m and desired give a key different values.
+func (m Metadata) Contradicts(desired Metadata) bool {
+	return contradicts(m.Labels, desired.Labels) || contradicts(m.Annotations, desired.Annotations)
+}
+
+func contradicts(values, desired map[string]*string) bool {
+	for k, v := range values {
+		if want, ok := desired[k]; ok && ((v == nil) != (want == nil) || v != nil && *v != *want) {
+			return true
+		}
+	}
+	return false
+}
+
+// With returns the keys of both, with the values of other where both have one.
+func (m Metadata) With(other Metadata) Metadata {
+	return Metadata{Labels: merged(m.Labels, other.Labels), Annotations: merged(m.Annotations, other.Annotations)}
+}
+
+func merged(values, others map[string]*string) map[string]*string {
+	all := make(map[string]*string, len(values)+len(others))
+	maps.Copy(all, values)
+	maps.Copy(all, others)
+	return all
 }
 
 // AnnotationBytes returns how many bytes the annotations have, as Kubernetes counts them against

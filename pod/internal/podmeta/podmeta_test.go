@@ -61,6 +61,29 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+func TestContradicts(t *testing.T) {
+	m := Metadata{Labels: map[string]*string{"a": text("1"), "gone": nil}, Annotations: map[string]*string{"b": text("1")}}
+	for _, c := range []struct {
+		desired Metadata
+		want    bool
+	}{
+		{Metadata{}, false},
+		{m, false},
+		{Metadata{Labels: map[string]*string{"b": text("2")}, Annotations: map[string]*string{"a": nil}}, false}, // other keys
+		{Metadata{Labels: map[string]*string{"a": text("2")}}, true},
+		{Metadata{Labels: map[string]*string{"a": nil}}, true},
+		{Metadata{Labels: map[string]*string{"gone": text("1")}}, true},
+		{Metadata{Annotations: map[string]*string{"b": nil}}, true},
+	} {
+		if got := m.Contradicts(c.desired); got != c.want {
+			t.Errorf("%+v contradicts %+v: %v", m, c.desired, got)
+		}
+		if all := m.With(c.desired); all.Contradicts(c.desired) || all.Contradicts(m) != c.want {
+			t.Errorf("%+v with %+v: %+v", m, c.desired, all)
+		}
+	}
+}
+
 func TestOfAndPatch(t *testing.T) {
 	m := Of(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "1", Labels: map[string]string{"a": "1", "b": ""}, Annotations: map[string]string{"c": "3"}}})
 	var p Patch

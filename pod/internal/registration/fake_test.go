@@ -30,6 +30,7 @@ type fakeAPI struct {
 	admit      func(*corev1.Pod)         // changes what a patch has written, as an admission webhook; may be nil
 	refuse     func(podmeta.Patch) error // may be nil
 	frozen     bool                      // the API server does not answer
+	answer     func(podmeta.Patch) error // called when a patch has taken effect and before its response; may be nil
 	retryAfter time.Duration
 	watched    []apiserver.Selector // by calls of ListWatchPods
 	updated    broadcast.Broadcast
@@ -48,7 +49,7 @@ func (f *fakeAPI) PatchPod(ctx context.Context, body []byte) (*corev1.Pod, error
 	}
 	f.mu.Lock()
 	f.attempts = append(f.attempts, time.Now())
-	frozen, refuse := f.frozen, f.refuse
+	frozen, refuse, answer := f.frozen, f.refuse, f.answer
 	f.mu.Unlock()
 	if frozen {
 		<-ctx.Done()
@@ -59,13 +60,19 @@ func (f *fakeAPI) PatchPod(ctx context.Context, body []byte) (*corev1.Pod, error
 			return nil, fmt.Errorf("patch pod %q: %w", "a", err) // as apiserver.Connection wraps it
 		}
 	}
-	return f.edit(func(pod *corev1.Pod) {
+	pod := f.edit(func(pod *corev1.Pod) {
 		apply(pod.Labels, p.Metadata.Labels)
 		apply(pod.Annotations, p.Metadata.Annotations)
 		if f.admit != nil {
 			f.admit(pod)
 		}
-	}), nil
+	})
+	if answer != nil {
+		if err := answer(p); err != nil {
+			return nil, err
+		}
+	}
+	return pod, nil
 }
 
 func apply(values map[string]string, changes map[string]*string) {

@@ -137,7 +137,7 @@ func (r *registrar) setDesired(service string, d *registration, limit time.Durat
 	if before != nil {
 		d.reported = before.reported
 	}
-	satisfied, contested := r.state.satisfied(d), d.contested()
+	satisfied, contested := r.state.satisfied(service, d), d.contested()
 	attempted = r.attempted.Wait()
 	switch {
 	case satisfied || contested: // a contested registration keeps its delay between patches
@@ -176,7 +176,7 @@ func (r *registrar) await(service string, d *registration, attempted <-chan stru
 			return errStopped
 		}
 		r.mu.Lock()
-		err, done, written := d.err, r.state.satisfied(d), !d.written.IsZero()
+		err, done, written := d.err, r.state.satisfied(service, d), !d.written.IsZero()
 		attempted = r.attempted.Wait()
 		var status *apierrors.StatusError
 		if errors.As(err, &status) && apierrors.IsInvalid(status) && r.state.desired[service] == d { // retrying cannot help
@@ -224,6 +224,7 @@ func (r *registrar) run() {
 func (r *registrar) reconcile() (next time.Time) {
 	r.mu.Lock()
 	due, tried := r.state.due(time.Now()), maps.Clone(r.state.desired)
+	r.state.patching(maps.Clone(due))
 	r.mu.Unlock()
 	errs := map[string]error{}
 	for service, changes := range due {
@@ -237,6 +238,9 @@ func (r *registrar) reconcile() (next time.Time) {
 	}
 	changed := map[string]error{}
 	defer func() { // runs after r.mu is unlocked
+		if len(errs) > 0 {
+			r.statusChanged()
+		}
 		for service, err := range changed {
 			r.watch.ReportAPIError(fmt.Sprintf("writing service %q to the pod", service), err)
 		}
@@ -246,6 +250,7 @@ func (r *registrar) reconcile() (next time.Time) {
 	written := false
 	for service, err := range errs {
 		written = written || err == nil
+		r.state.patched(service, err)
 		d := tried[service]
 		if r.ended(service, d, due[service], err); apiserver.Reason(d.err) != apiserver.Reason(d.reported) {
 			changed[service], d.reported = d.err, d.err
@@ -278,7 +283,7 @@ func (r *registrar) ended(service string, d *registration, changes podmeta.Metad
 		}
 	case changes.OnlyRemoves():
 		logger.Infof("Registry [kubernetes] Deregistered %q from pod %q", service, r.pod.Name)
-	case r.state.satisfied(d):
+	case r.state.satisfied(service, d):
 		logger.Infof("Registry [kubernetes] Registered %q on pod %q", service, r.pod.Name)
 	}
 }
@@ -320,7 +325,7 @@ func (r *registrar) registeredAs(service string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := r.state.desired[service]
-	return d != nil && d.service != nil && r.state.satisfied(d)
+	return d != nil && d.service != nil && r.state.satisfied(service, d)
 }
 
 // pending reports whether something is desired for one of these services that the API server has
@@ -341,7 +346,7 @@ func (r *registrar) pending(these func(service string) bool) bool {
 func (r *registrar) lastError(service string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if d := r.state.desired[service]; d != nil && !r.state.satisfied(d) {
+	if d := r.state.desired[service]; d != nil && !r.state.satisfied(service, d) {
 		return d.err
 	}
 	return nil

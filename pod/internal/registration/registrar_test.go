@@ -288,6 +288,47 @@ func TestDeregisteredServiceIsLeftAlone(t *testing.T) {
 	})
 }
 
+// What is desired changes back to what was observed last, while a patch of something else is on its way. The result is what is
+// desired, and nobody is told that it is there before it is.
+func TestChangeDuringPatch(t *testing.T) {
+	lost := errors.New("connection reset")
+	removal := func() *registration {
+		return &registration{metadata: removalOf("greeter"), removal: removalOf("greeter")}
+	}
+	for name, answer := range map[string]error{"the answer is late": nil, "the answer is lost": lost} {
+		for first, second := range map[*registration]func() *registration{desire("greeter"): removal, removal(): func() *registration { return desire("greeter") }} {
+			t.Run(fmt.Sprintf("%s, deregistered first %v", name, first.service == nil), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					api := newFakeAPI()
+					r := newTestRegistrar(t, api)
+					if err := r.want("greeter", desire("greeter"), time.Second); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					r.watch.Stop() // the response tells first
+					api.set(func() { api.answer = func(podmeta.Patch) error { time.Sleep(time.Second); return answer } })
+					if first.service != nil { // another process has removed it, and the registrar restores it
+						r.observe(api.edit(func(p *corev1.Pod) { clear(p.Labels); clear(p.Annotations) }), false)
+					} else {
+						_ = r.want("greeter", first, 0)
+					}
+					synctest.Wait()
+					d := second()
+					api.set(func() { api.answer = nil })
+					err := r.want("greeter", d, 4*time.Second)
+					if registered := d.service != nil; err != nil && !errors.Is(err, lost) || err == nil && api.has("greeter") != registered {
+						t.Errorf("the error is %v, the pod has it %v", err, api.has("greeter"))
+					}
+					time.Sleep(time.Minute)
+					if registered := d.service != nil; api.has("greeter") != registered || r.registered() != registered || r.pending(anyService) {
+						t.Errorf("a minute later the pod has it %v, registered %v, pending %v", api.has("greeter"), r.registered(), r.pending(anyService))
+					}
+				})
+			})
+		}
+	}
+}
+
 func TestDeregistrationAloneStartsNoWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := newFakeAPI()

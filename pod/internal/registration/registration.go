@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
@@ -78,8 +79,10 @@ func (d *registration) succeeded(pod string) {
 // registrations are the desired registrations and the observed metadata of the process's
 // own pod. The caller holds the registrar's lock.
 type registrations struct {
-	desired  map[string]*registration // by service
-	observed *podmeta.Metadata        // nil while unknown
+	desired    map[string]*registration      // by service
+	observed   *podmeta.Metadata             // nil while unknown
+	inFlight   map[string]podmeta.Metadata   // by service: what a patch writes that was sent
+	unanswered map[string][]podmeta.Metadata // by service: what failed patches have perhaps written, different values each
 }
 
 // set replaces the desired state of a service. It returns an error if the label of
@@ -109,12 +112,55 @@ func (s *registrations) observe(p *corev1.Pod) {
 // forgetDeregistered drops deregistrations that the API server has confirmed, so that
 // the registrar leaves alone what another process writes under that name later.
 func (s *registrations) forgetDeregistered() {
-	maps.DeleteFunc(s.desired, func(_ string, d *registration) bool { return d.service == nil && s.satisfied(d) })
+	maps.DeleteFunc(s.desired, func(service string, d *registration) bool { return d.service == nil && s.satisfied(service, d) })
 }
 
-// satisfied reports whether what d desires was observed.
-func (s *registrations) satisfied(d *registration) bool {
-	return s.observed != nil && s.observed.Diff(d.metadata).Empty()
+// satisfied reports whether what d desires for the service was observed, and no patch is left that may change it.
+func (s *registrations) satisfied(service string, d *registration) bool {
+	return s.changes(service, d).Empty()
+}
+
+// changes returns what must still be written for d. It is everything while the pod's metadata are unknown, and after a patch
+// of something else whose effect may come later.
+func (s *registrations) changes(service string, d *registration) podmeta.Metadata {
+	if s.observed == nil || s.mayChange(service, d.metadata) {
+		return d.metadata
+	}
+	return s.observed.Diff(d.metadata)
+}
+
+// mayChange reports whether a patch may still write something else than desired.
+func (s *registrations) mayChange(service string, desired podmeta.Metadata) bool {
+	return s.inFlight[service].Contradicts(desired) || slices.ContainsFunc(s.unanswered[service], func(m podmeta.Metadata) bool { return m.Contradicts(desired) })
+}
+
+// patching records that patches are sent.
+func (s *registrations) patching(changes map[string]podmeta.Metadata) { s.inFlight = changes }
+
+// patched records the result of a patch. Without an answer it may still take effect.
+func (s *registrations) patched(service string, err error) {
+	changes := s.inFlight[service]
+	delete(s.inFlight, service)
+	switch {
+	case err == nil:
+		delete(s.unanswered, service)
+	case !apiserver.Refused(err):
+		s.addUnanswered(service, changes)
+	}
+	s.forgetDeregistered()
+}
+
+func (s *registrations) addUnanswered(service string, changes podmeta.Metadata) {
+	if s.unanswered == nil {
+		s.unanswered = map[string][]podmeta.Metadata{}
+	}
+	for i, m := range s.unanswered[service] {
+		if !m.Contradicts(changes) {
+			s.unanswered[service][i] = m.With(changes)
+			return
+		}
+	}
+	s.unanswered[service] = append(s.unanswered[service], changes)
 }
 
 // complete reports whether everything desired was observed.
@@ -125,11 +171,7 @@ func (s *registrations) complete() bool { return s.observed != nil && len(s.pend
 func (s *registrations) pendingChanges() map[string]podmeta.Metadata {
 	pending := map[string]podmeta.Metadata{}
 	for service, d := range s.desired {
-		changes := d.metadata
-		if s.observed != nil {
-			changes = s.observed.Diff(d.metadata)
-		}
-		if !changes.Empty() {
+		if changes := s.changes(service, d); !changes.Empty() {
 			pending[service] = changes
 		}
 	}

@@ -36,7 +36,7 @@ func TestDueChanges(t *testing.T) {
 		s.observe(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 			Labels:      map[string]string{podmeta.SelectorPrefix + "early": podmeta.TypeValue},
 			Annotations: map[string]string{podmeta.AnnotationPrefix + "early": "early"}}})
-		if due := s.due(now.Add(time.Hour)); len(due) != 1 || due["late"].Empty() || !s.nextDue(now).Equal(late.notBefore) || s.complete() || !s.satisfied(early) || s.satisfied(late) {
+		if due := s.due(now.Add(time.Hour)); len(due) != 1 || due["late"].Empty() || !s.nextDue(now).Equal(late.notBefore) || s.complete() || !s.satisfied("early", early) || s.satisfied("late", late) {
 			t.Errorf("after one is observed: %v due, next %s, complete %v", due, s.nextDue(now), s.complete())
 		}
 	})

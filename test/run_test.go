@@ -48,7 +48,7 @@ func checkout(t *testing.T, lint, tests string) (root, path string) {
 	for name, script := range map[string]string{
 		"go":            `[ "$1" != tool ] || for last; do :; done; [ "$1" != tool ] || echo "` + bin + `/$last"; case $* in *" down "*) echo "$*" >>"$root/stopped" ;; *" status -name e2e-demo") exit 1 ;; esac`,
 		"golangci-lint": lint,
-		"gotestsum":     tests,
+		"gotestsum":     `for a; do case $before in --jsonfile-timing-events) events=$a; : >"$a" ;; --rerun-fails-report) report=$a ;; esac; before=$a; done` + "\n" + tests,
 		"gofmt":         "",
 		"make":          "",
 		"shellcheck":    "",
@@ -184,7 +184,7 @@ func TestWholeRun(t *testing.T) {
 		}
 	}
 	var named, skipped []string
-	for _, call := range regexp.MustCompile(`\./test/e2e -(run|skip) (\S+)`).FindAllStringSubmatch(calls, -1) {
+	for _, call := range regexp.MustCompile(`-tags e2e -(run|skip) (\S+)`).FindAllStringSubmatch(calls, -1) {
 		if call[1] == "run" {
 			named = append(named, call[2])
 		} else {
@@ -193,5 +193,40 @@ func TestWholeRun(t *testing.T) {
 	}
 	if len(named) != 2 || len(skipped) != 1 || skipped[0] != strings.Join(named, "|") {
 		t.Errorf("the groups %q are named, the last leaves out %q", named, skipped)
+	}
+}
+
+// Tests that fail are run again. The end of the run names those that have passed then. A package that fails without a test has
+// no test to run again, so that it ends the run.
+func TestFailuresAreRunAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		events, report string
+		passes         bool
+		want           string
+	}{
+		"a test fails once": {`{"Time":"1","Action":"fail","Package":"p/a","Test":"TestX","Elapsed":1}
+{"Time":"1","Action":"fail","Package":"p/a","Elapsed":1}
+{"Time":"1","Action":"pass","Package":"p/a","Test":"TestX","Elapsed":1}
+{"Time":"1","Action":"pass","Package":"p/a","Elapsed":1}`, "p/a.TestX: 2 runs, 1 failures", true, "p/a.TestX: 2 runs, 1 failures\nThese tests have failed once"},
+		"a package leaks": {`{"Time":"1","Action":"pass","Package":"p/b","Test":"TestX","Elapsed":1}
+{"Time":"1","Action":"fail","Package":"p/b","Elapsed":1}`, "", false, "p/b\nrunning the tests of the packages above"},
+		"a package leaks when its test is run again": {`{"Time":"1","Action":"fail","Package":"p/a","Test":"TestX","Elapsed":1}
+{"Time":"1","Action":"fail","Package":"p/a","Elapsed":1}
+{"Time":"1","Action":"pass","Package":"p/a","Test":"TestX","Elapsed":1}
+{"Time":"1","Action":"fail","Package":"p/a","Elapsed":1}`, "p/a.TestX: 2 runs, 1 failures", false, "p/a\nrunning the tests of the packages above"},
+		"nothing fails": {`{"Time":"1","Action":"pass","Package":"p/a","Test":"TestX","Elapsed":1}`, "", true, "== Passed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, path := checkout(t, "", `if [ "$module" = preflight ]; then cp "$root/events" "$events"; cp "$root/report" "$report"; fi`)
+			if err := errors.Join(os.WriteFile(filepath.Join(root, "events"), []byte(c.events+"\n"), 0o644), os.WriteFile(filepath.Join(root, "report"), []byte(c.report), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command("test/run.sh")
+			cmd.Dir, cmd.Env = root, append(os.Environ(), "PATH="+path, "TMPDIR="+t.TempDir())
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != c.passes || !strings.Contains(string(out), c.want) || strings.Contains(string(out), "have failed once") != (c.passes && c.report != "") {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/jiangjiancc/go_micro_k8s/test/browser"
+	microerrors "github.com/micro/go-micro/v2/errors"
 )
 
 // These tests show the page in a real browser, with a registry that they control.
@@ -325,6 +326,18 @@ func TestBrowserKeepsCalling(t *testing.T) {
 	c.callError = errors.New("no")
 	c.mu.Unlock()
 	b.Wait("failures", `/: [0-9]+ failed calls in the last 2 s$/.test(`+callingText+`) && /Last minute: [0-9]+ calls, [1-9][0-9]* failed \([0-9]+ at [0-9:]{8}/.test(document.getElementById("timeline").getAttribute("aria-label"))`)
+
+	// So are retries, and tries that a busy instance has refused.
+	decided := d.traffic.events().RetryDecided
+	c.setTries(func() []string {
+		decided(t.Context(), pod.Retry{Service: greeterName})
+		decided(t.Context(), pod.Retry{Service: greeterName, Refusal: "over_budget"})
+		return []string{address(1)}
+	})
+	c.mu.Lock()
+	c.callError = microerrors.New(greeterName, "overloaded", http.StatusTooManyRequests)
+	c.mu.Unlock()
+	b.Wait("the retries and the refusals", `/p99 [0-9.]+ ms, [0-9]+ retries, [0-9]+ not retried: over the retry budget$/.test(document.getElementById("timeline-text").textContent) && /[0-9]+ refused as busy/.test(document.querySelector("#traffic tbody tr").textContent)`)
 
 	// The calls end when the viewer hides the page, resume when he shows it, and end with the checkbox.
 	hide := func(hidden bool) {

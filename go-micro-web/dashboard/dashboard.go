@@ -104,7 +104,7 @@ func New(registry *pod.Registry) http.Handler {
 	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
 	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
-	_ = registry.Init(pod.WithEvents(d.hub.changes.events())) // Init of a registry returns no error
+	_ = registry.Init(pod.WithEvents(d.hub.changes.events()), pod.WithEvents(d.traffic.events())) // Init of a registry returns no error
 	return d.handler()
 }
 

@@ -109,7 +109,8 @@ func (d *dashboard) hello(ctx context.Context, name string, tried func(sample)) 
 			if err == nil {
 				answered.CompareAndSwap(nil, &target)
 			}
-			tried(sample{target: target, took: time.Since(begin), failed: err != nil})
+			isBusy := err != nil && microerrors.FromError(err).Code == http.StatusTooManyRequests
+			tried(sample{target: target, took: time.Since(begin), failed: err != nil, busy: isBusy})
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/micro/go-micro/v2/logger"
 )
 
@@ -42,6 +43,7 @@ type traffic struct {
 	stop    func()       // ends the calls and waits for them; nil while there are none
 	calls   []sample     // that ended during the time line, oldest first
 	tries   []sample     // that ended in the window, oldest first
+	retries []retry      // in the window, oldest first
 	failing bool         // the last call failed
 }
 
@@ -51,6 +53,13 @@ type sample struct {
 	target callTarget // of a try
 	took   time.Duration
 	failed bool
+	busy   bool // the instance refused the try, because it has too many calls
+}
+
+// retry is a retry or second attempt that pod.Client has made or refused.
+type retry struct {
+	at time.Time
+	pod.Retry
 }
 
 func newTraffic(ready func(context.Context), call func(context.Context, func(sample)) error) *traffic {
@@ -145,11 +154,26 @@ func (t *traffic) callOnce(ctx context.Context) {
 	}
 }
 
-// recent returns the samples that ended within a duration.
-func recent(samples []sample, within time.Duration) []sample {
+// events returns the callback that counts the retries of the calls.
+func (t *traffic) events() pod.Events {
+	return pod.Events{RetryDecided: func(_ context.Context, r pod.Retry) {
+		if r.Service != greeterName {
+			return
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.retries = append(recent(t.retries, t.window), retry{time.Now(), r})
+	}}
+}
+
+func (s sample) time() time.Time { return s.end }
+func (r retry) time() time.Time  { return r.at }
+
+// recent returns what happened within a duration.
+func recent[T interface{ time() time.Time }](all []T, within time.Duration) []T {
 	oldest := time.Now().Add(-within)
-	first, _ := slices.BinarySearchFunc(samples, oldest, func(s sample, t time.Time) int { return s.end.Compare(t) })
-	return samples[first:]
+	first, _ := slices.BinarySearchFunc(all, oldest, func(one T, t time.Time) int { return one.time().Compare(t) })
+	return all[first:]
 }
 
 // statistics are the numbers of the calls. Times are in milliseconds, absent if no call ended.
@@ -160,6 +184,7 @@ type statistics struct {
 	Viewers   int             `json:"viewers"` // that share the calls
 	Seconds   int             `json:"seconds"` // all numbers but the time line are of the calls that ended within so many seconds
 	outcomes                  // of whole calls: a call fails if all its tries fail
+	Retries   retryStats      `json:"retries"`
 	Instances []instanceStats `json:"instances"`
 	Omitted   int             `json:"omitted,omitempty"` // instances
 	Timeline  timeline        `json:"timeline"`
@@ -173,6 +198,29 @@ type outcomes struct {
 	P99      *float64 `json:"p99ms,omitempty"`
 }
 
+// retryStats are the numbers of the retries by this pod, those of the form included.
+type retryStats struct {
+	Made    int            `json:"made"`
+	Refused map[string]int `json:"refused,omitempty"` // by reason, such as over_budget
+	Hedges  int            `json:"hedges"`            // second attempts beside the first, which are made
+}
+
+func retriesOf(all []retry) (s retryStats) {
+	for _, r := range all {
+		switch {
+		case r.Refusal != "" && s.Refused == nil:
+			s.Refused = map[string]int{r.Refusal: 1}
+		case r.Refusal != "":
+			s.Refused[r.Refusal]++
+		case r.IsHedge:
+			s.Hedges++
+		default:
+			s.Made++
+		}
+	}
+	return s
+}
+
 // instanceStats are the numbers of the tries at one instance.
 type instanceStats struct {
 	Pod      string  `json:"pod"`
@@ -180,6 +228,7 @@ type instanceStats struct {
 	State    string  `json:"state"` // as in the registry, or "left"
 	Share    float64 `json:"share"` // of all tries, from 0 to 1
 	outcomes         // of the tries at this instance: a failed try is repeated at another instance
+	Busy     int     `json:"busy,omitempty"` // of the failures: the instance refused the try, because it has too many calls
 	targetCalls
 }
 
@@ -196,6 +245,7 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]targetCalls) stati
 	t.mu.Lock()
 	all, tries := recent(t.calls, (timelineLength+1)*time.Second), recent(t.tries, t.window)
 	s := statistics{Time: now(), Rate: rate, Viewers: len(t.rates), Seconds: int(t.window / time.Second), Instances: []instanceStats{}}
+	s.Retries = retriesOf(recent(t.retries, t.window))
 	t.mu.Unlock() // the samples are never changed
 	s.outcomes = outcomesOf(recent(all, t.window))
 
@@ -225,6 +275,11 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]targetCalls) stati
 			return
 		}
 		row := instanceStats{Pod: target.pod, Address: target.address, State: state, outcomes: outcomesOf(samples), targetCalls: shown[target]}
+		for _, try := range samples {
+			if try.busy {
+				row.Busy++
+			}
+		}
 		if len(tries) > 0 {
 			row.Share = math.Round(float64(len(samples))/float64(len(tries))*1000) / 1000
 		}

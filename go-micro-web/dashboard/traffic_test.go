@@ -195,10 +195,14 @@ func TestStatistics(t *testing.T) {
 	tr := newTraffic(nil, nil)
 	at := time.Now()
 	for i := 100; i >= 1; i-- { // 1 to 100 ms
-		tr.tries = append(tr.tries, sample{at, callTarget{"a", "10.0.0.1:1"}, time.Duration(i) * time.Millisecond, i > 98})
+		tr.tries = append(tr.tries, sample{at, callTarget{"a", "10.0.0.1:1"}, time.Duration(i) * time.Millisecond, i > 98, i > 99})
 	}
-	tr.tries = append(tr.tries, sample{at, callTarget{"gone", "10.0.0.2:1"}, time.Second, true})
+	tr.tries = append(tr.tries, sample{at, callTarget{"gone", "10.0.0.2:1"}, time.Second, true, false})
 	tr.calls = []sample{{end: at.Add(-time.Hour), failed: true}, {end: at.Add(-30 * time.Second), failed: true}, {end: at}}
+	decided := tr.events().RetryDecided
+	for _, r := range []pod.Retry{{Service: greeterName}, {Service: greeterName, Refusal: "over_budget"}, {Service: greeterName, Refusal: "over_budget"}, {Service: greeterName, IsHedge: true}, {Service: "another"}} {
+		decided(t.Context(), r)
+	}
 	s := tr.statistics(&view{registryState: registryState{Services: []service{{Name: greeterName, Instances: []instance{{Pod: "a", Address: "10.0.0.1:1", State: pod.Ready}}}}}}, nil)
 	if len(s.Instances) != 2 {
 		t.Fatalf("%+v", s)
@@ -206,6 +210,12 @@ func TestStatistics(t *testing.T) {
 	a, gone := s.Instances[0], s.Instances[1]
 	if a.Calls != 100 || a.Failures != 2 || *a.P50 != 50 || *a.P99 != 99 || a.Share != .99 {
 		t.Errorf("a has %d calls, %d failures, p50 %v, p99 %v, share %v", a.Calls, a.Failures, *a.P50, *a.P99, a.Share)
+	}
+	if a.Busy != 1 || gone.Busy != 0 {
+		t.Errorf("a has refused %d, want 1, and gone %d", a.Busy, gone.Busy)
+	}
+	if b, err := json.Marshal(s.Retries); err != nil || string(b) != `{"made":1,"refused":{"over_budget":2},"hedges":1}` {
+		t.Errorf("the retries are %s, %v", b, err)
 	}
 	if gone.State != "left" || gone.Calls != 1 || gone.Failures != 1 || *gone.P99 != 1000 {
 		t.Errorf("the instance that left has %+v", gone)

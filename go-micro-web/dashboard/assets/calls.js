@@ -71,7 +71,7 @@ function updateCalls(row, instance, calls) {
   setText(byClass(row, 'pod'), instance.pod || instance.address)
   byClass(row, 'state').dataset.state = instance.state
   setText(byClass(row, 'state').firstElementChild, instance.state)
-  setText(byClass(row, 'calls'), callsText(instance))
+  setText(byClass(row, 'calls'), [callsText(instance), instance.busy ? `${instance.busy} refused as busy` : ''].filter(Boolean).join(', '))
   setText(byClass(row, 'share'), Math.round(100 * instance.share) + ' %')
   byClass(row, 'share').style.setProperty('--share', 100 * instance.share + '%')
   setText(byClass(row, 'count'), String(instance.calls))
@@ -79,6 +79,13 @@ function updateCalls(row, instance, calls) {
   byClass(row, 'failures').classList.toggle('failed', instance.failures > 0)
   setText(byClass(row, 'p50'), milliseconds(instance.p50ms))
   setText(byClass(row, 'p99'), milliseconds(instance.p99ms))
+}
+
+// retriesText describes what pod.Client did after a try failed or was slow: "" if nothing happened.
+function retriesText({made, refused = {}, hedges}) {
+  const reasons = {over_budget: 'over the retry budget', chain_stopped: 'for a request that is a retry', pushed_back: 'as the server asked'}
+  return [made ? [count(made, 'retry').replace(/rys$/, 'ries')] : [], hedges ? [count(hedges, 'second attempt')] : [],
+    ...Object.keys(refused).sort().map(reason => [`${refused[reason]} not retried: ${reasons[reason] ?? reason}`])].flat().map(text => ', ' + text).join('')
 }
 
 // showTimeline draws a bar for each second: the answered calls, with the failed ones on
@@ -106,7 +113,7 @@ function showTimeline(calls) {
   const total = numbers => numbers.reduce((sum, n) => sum + n, 0)
   const seconds = failures.flatMap((n, x) => n ? [`${n} at ${utc(begin + 1000 * x)}`] : [])
   const facts = [`Last minute: ${count(total(ended), 'call')}, ${total(failures)} failed${seconds.length ? ` (${seconds.join(', ')})` : ''}`,
-    `last ${calls.seconds} s: p50 ${milliseconds(calls.p50ms)}, p99 ${milliseconds(calls.p99ms)}`,
+    `last ${calls.seconds} s: p50 ${milliseconds(calls.p50ms)}, p99 ${milliseconds(calls.p99ms)}${retriesText(calls.retries)}`,
     ...marks.map(mark => `${utc(mark.time)} ${mark.pod} ${mark.change}`)]
   setLabel(svg, 'Time line of calls. ' + facts.join('; '))
   setText(byId('timeline-text'), facts.slice(0, 2).join('; '))

@@ -39,6 +39,11 @@ show() {
 	"$@"
 }
 
+deployment() { # applies the Deployment of the service $1, with the variable that turns on the page of traces
+	printf '\n$ kubectl set env --local -f %s POD_DEBUG_TRACE=on -o yaml | kubectl apply -f -\n' "$1/k8s/deployment.yaml"
+	kubectl set env --local -f "$1/k8s/deployment.yaml" POD_DEBUG_TRACE=on -o yaml | kubectl apply -f -
+}
+
 cat <<'WELCOME'
 k8s-micro: four Go-Micro services on a Kubernetes of their own.
 The first run downloads Kubernetes, about 400 MB. Where it cannot, it builds Kubernetes
@@ -97,13 +102,13 @@ for s in $changed; do # the tag stays the same, so a pod uses the new image only
 	*) kubectl get deployment -n go-micro "$s" >/dev/null 2>&1 && kubectl rollout restart -n go-micro "deployment/$s" ;;
 	esac || true
 done
-show kubectl apply -f go-micro-srv/k8s/deployment.yaml
+deployment go-micro-srv
 show kubectl apply -f go-micro-srv/k8s/service.yaml
 show kubectl apply -f go-micro-srv/k8s/pdb.yaml
-show kubectl apply -f go-micro-web/k8s/deployment.yaml
+deployment go-micro-web
 show kubectl apply -f go-micro-web/k8s/service.yaml
 show kubectl apply -f go-micro-web/k8s/pdb.yaml
-show kubectl apply -f go-micro-client/k8s/deployment.yaml
+deployment go-micro-client
 show kubectl apply -f go-micro-config/k8s/configmap.yaml
 show kubectl apply -f go-micro-config/k8s/pod.yaml
 
@@ -165,6 +170,7 @@ cat <<MORE
 See the registry in a browser, as it changes: http://$page/registry/
   kubectl scale deployment go-micro-srv -n go-micro --replicas=5
   kubectl rollout restart deployment go-micro-srv -n go-micro
+The traces of the last calls: http://$page/registry/traces
 
 Stop the cluster and remove everything it created: $down
 MORE

@@ -139,7 +139,7 @@
 //
 //	POD_NAME                  name of the process's own pod; set it from metadata.name (downward API)
 //	POD_IP                    address to register; set it from status.podIP (downward API)
-//	POD_DEBUG_TRACE           on: the server answers Debug.Trace; see Lifecycle
+//	POD_DEBUG_TRACE           on: the server answers Debug.Trace; see Lifecycle and package pod/debugtrace
 //	POD_METRICS_ADDRESS       address of /metrics, such as :9464; see package pod/metrics
 //	OTEL_*                    where traces go, and which; see package pod/tracing
 //	HOSTNAME                  used when POD_NAME is not set; not the pod's name under hostNetwork

@@ -38,6 +38,7 @@ var walls = map[string]string{
 	"internal/shutdown": "internal/broadcast internal/debughandler internal/events internal/gomicro internal/overload internal/weblimit",
 	// What services import
 	"configwatch": "internal/apiserver",
+	"debugtrace":  "internal/debughandler",
 	"":            "internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
 	"metrics":     " configwatch internal/weblimit", // and pod itself, whose name is empty here
 	"tracing":     "",

@@ -44,8 +44,9 @@ func ConnectionLimit(total, client int) LifecycleOption {
 //
 // Debug: go-micro gives each server a handler Debug that answers every caller. With Lifecycle its methods
 // Log, Stats, Cache and Trace answer PERMISSION_DENIED. With POD_DEBUG_TRACE=on in the environment,
-// Debug.Trace answers everyone who reaches the port with the last 256 spans: names, times, and codes of
-// go-micro's errors, but no texts of errors, no payloads, and no headers except the ids of the trace.
+// Debug.Trace answers everyone who reaches the port with the last 256 spans: names, times, codes of
+// go-micro's errors, and the addresses of attempts that failed, but no texts of errors, no payloads, and no headers except
+// the ids of the trace. Package debugtrace reads them.
 //
 // Start: a process that can never register, because it is neither in a pod nor has a kubeconfig, does not
 // start: Run returns the reason. Outside of the cluster, with a kubeconfig, a service registers

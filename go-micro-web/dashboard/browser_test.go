@@ -441,3 +441,41 @@ func TestBrowserCopies(t *testing.T) {
 		}
 	}
 }
+
+func TestBrowserTraces(t *testing.T) {
+	needsBrowser(t)
+	srv := serveTraced(t, retriedTraces(), greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready), webInstance(1))
+	b := openPage(t, srv)
+	click := func(link string) {
+		browser.Evaluate[bool](b, fmt.Sprintf(`document.querySelector(%q).click(), true`, link))
+	}
+	click("a[href=traces]")
+	b.Wait("the list", `document.querySelectorAll("#traces tbody tr").length === 1`)
+	click("#traces a")
+	b.Wait("the waterfall", `document.querySelectorAll("#waterfall tbody tr").length === 4`)
+	// The bars as the browser draws them, in tenths of their column: the call has all of it, the failing attempt [1, 5], its handler [2, 4],
+	// and the handler that answers [6, 9].
+	got := browser.Evaluate[string](b, `[...document.querySelectorAll("#waterfall tbody tr")].map(row => {
+		const all = row.querySelector("svg").getBoundingClientRect(), bar = row.querySelector("rect"), box = bar.getBoundingClientRect(), tenths = x => Math.round(10 * (x - all.left) / all.width);
+		return [row.dataset.kind, tenths(box.left), tenths(box.right), row.querySelector(".pod").textContent, row.className].join(" ").trim()
+	}).join("\n")`)
+	want := "call 0 10 go-micro-web-1\nattempt 1 5 go-micro-web-1 failed\nhandler 2 4 go-micro-srv-1 failed\nhandler 6 9 go-micro-srv-2"
+	if got != want {
+		t.Errorf("the waterfall is\n%s\nwant\n%s", got, want)
+	}
+	if colours := browser.Evaluate[int](b, `new Set([...document.querySelectorAll("#waterfall rect")].map(r => getComputedStyle(r).fill)).size`); colours != 3 {
+		t.Errorf("the bars of a call, of failures and of an answer have %d colours, want 3", colours)
+	}
+	if indents := browser.Evaluate[string](b, `[...document.querySelectorAll("#waterfall tbody th")].map(th => Math.round(parseFloat(getComputedStyle(th).paddingLeft) / 16)).join(" ")`); indents != "1 2 3 2" {
+		t.Errorf("the spans are indented by %s", indents)
+	}
+	if browser.Evaluate[bool](b, `document.documentElement.scrollWidth > document.documentElement.clientWidth`) {
+		t.Error("the page is wider than the window")
+	}
+	b.Do(chromedp.EmulateViewport(360, 800))
+	if browser.Evaluate[bool](b, `document.documentElement.scrollWidth > document.documentElement.clientWidth`) {
+		t.Error("the page is wider than a phone")
+	}
+	click("#contact a")
+	b.Wait("the list again", `document.querySelectorAll("#traces tbody tr").length === 1`)
+}

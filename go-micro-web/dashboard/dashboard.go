@@ -13,6 +13,9 @@
 //	                              "changes" events with the changes since the last one
 //	POST /registry/events         the same, and calls Greeter.Hello as often each second as the form field
 //	                              "rate" says, until the stream ends; "calls" events have their numbers
+//	GET  /registry/traces         the last 100 traces as a page, with id=ID one of them; traces.json is the
+//	                              same as JSON, and spans.json are the spans that this pod keeps; only
+//	                              with POD_DEBUG_TRACE=on
 //	POST /registry/               calls Greeter.Hello with the form field "name"; the answer is the page,
 //	                              or JSON if the Accept header contains application/json
 //
@@ -51,6 +54,12 @@
 // most 10 of the 50 changes are of the same pod. The page names the kind of the error that
 // caused an ejection; only the log has its text.
 //
+// # Traces
+//
+// The page of traces joins the spans that the pods of the registry keep (package debugtrace). A pod asks 32
+// instances for 250 ms, one of each service first, at most once a second for all viewers, and takes at most 256 spans
+// and 256 KiB from each. A trace appears when it is a second old, or complete, and shows 200 spans.
+//
 // There is no authentication: everybody who reaches the port sees the registry.
 package dashboard
 
@@ -64,6 +73,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/debugtrace"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 )
@@ -83,6 +93,7 @@ var pageTemplate = template.Must(template.ParseFS(assets, "assets/page.html"))
 type dashboard struct {
 	hub       *hub
 	traffic   *traffic
+	traces    *traces // nil if they are off
 	shared    sharedStatistics
 	greeter   proto.GreeterService
 	podName   string // the pod that serves the page
@@ -103,7 +114,10 @@ func New(registry *pod.Registry) http.Handler {
 	podName := ownPodName()
 	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, c), podName, ownNamespace())
+	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, debugtrace.Client(serviceName, c)), podName, ownNamespace())
+	if debugtrace.On() {
+		d.traces = newTraces()
+	}
 	_ = registry.Init(pod.WithEvents(d.hub.changes.events()), pod.WithEvents(d.traffic.events())) // Init of a registry returns no error
 	return d.handler()
 }
@@ -141,6 +155,11 @@ func (d *dashboard) handler() http.Handler {
 	mux.HandleFunc("GET "+root+"calls.json", d.serveView(func(*view) [][]byte { return [][]byte{d.statistics()} }))
 	mux.HandleFunc("GET "+root+"events", d.serveEvents)
 	mux.HandleFunc("POST "+root+"events", d.serveCalling)
+	if d.traces != nil {
+		mux.HandleFunc("GET "+root+"traces", d.serveTraces)
+		mux.HandleFunc("GET "+root+"traces.json", d.serveTracesJSON)
+		mux.HandleFunc("GET "+root+"spans.json", d.serveSpans)
+	}
 	for _, name := range append([]string{"page.css"}, scripts...) {
 		mux.HandleFunc("GET "+root+name, func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, assets, "assets/"+name) })
 	}

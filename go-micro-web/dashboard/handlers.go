@@ -28,7 +28,7 @@ func (d *dashboard) render(w http.ResponseWriter, r *http.Request, code int, p p
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	p.times = d.hub.times()
+	p.times, p.HasTraces = d.hub.times(), d.traces != nil
 	defer limitWrite(w, d.pageTimeout)()
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(code)

@@ -361,8 +361,9 @@ func clock(t, now time.Time) string {
 type page struct {
 	*view
 	times
-	Answer *answer
-	Name   string // the form field
+	Answer    *answer
+	Name      string // the form field
+	HasTraces bool   // there is a page of traces
 }
 
 // Sorted returns the services and their instances in the order of the page: unhealthy ones

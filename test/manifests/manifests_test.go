@@ -327,6 +327,34 @@ func TestMonitoringComponents(t *testing.T) {
 	}
 }
 
+// TestTracesComponent builds k8s/ with the page of traces, without and with the network policies.
+func TestTracesComponent(t *testing.T) {
+	needsAPIServer(t)
+	alone, err := run("", "kubectl", "kustomize", "k8s")
+	if err != nil || strings.Contains(alone, "POD_DEBUG_TRACE") {
+		t.Errorf("k8s/ alone turns Debug.Trace on: %v", err)
+	}
+	for components, openings := range map[string]int{"traces": 0, "network-policy monitoring traces": 1} {
+		if _, err := run("", "make", "overlay", "COMPONENTS="+components); err != nil {
+			t.Fatal(err)
+		}
+		built, err := run("", "kubectl", "kustomize", ".cluster/deploy")
+		if err == nil {
+			err = dryRun(built)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for text, want := range map[string]int{"name: POD_DEBUG_TRACE\n          value: \"on\"": 3,
+			"    - port: 9100\n      protocol: TCP\n    - port: 9300\n      protocol: TCP\n    - port: 9200\n      protocol: TCP\n    to:\n": openings, // of go-micro-web
+			"      - go-micro-srv\n      - go-micro-client\n  policyTypes:\n  - Ingress":                                                     openings} {
+			if got := strings.Count(built, text); got != want {
+				t.Errorf("with COMPONENTS=%q %q occurs %d times, want %d:\n%s", components, text, got, want, built)
+			}
+		}
+	}
+}
+
 // TestMemoryLimits compares GOMEMLIMIT with 90 % of the memory limit in every manifest of a container.
 func TestMemoryLimits(t *testing.T) {
 	limits, memory := regexp.MustCompile(`limits: \{memory: (\d+)Mi\}`), regexp.MustCompile(`name: GOMEMLIMIT .*\n +value: (\d+)MiB\n`)

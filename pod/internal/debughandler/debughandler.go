@@ -2,13 +2,14 @@
 // answers everyone who reaches the port: Debug.Log with the log, Debug.Cache with cached responses,
 // Debug.Trace with the errors of calls, whose text may contain data of users, and Debug.Stats.
 //
-// Debug.Trace can be turned on. It then answers with the names, times and errors' codes of spans, and
-// with nothing that came from a request or goes into a response.
+// Debug.Trace can be turned on. It then answers with the names, times and errors' codes of spans, and the addresses of
+// attempts that failed, and with nothing that came from a request or goes into a response.
 package debughandler
 
 import (
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 
 	proto "github.com/micro/go-micro/v2/debug/service/proto"
@@ -21,6 +22,9 @@ import (
 
 // Variable is the environment variable that turns on Debug.Trace with the value "on".
 const Variable = "POD_DEBUG_TRACE"
+
+// IsOn reports whether the environment turns Debug.Trace on.
+func IsOn(getenv func(string) string) bool { return getenv(Variable) == "on" }
 
 // Handler answers the calls of the methods of Debug. Make it with New. It is safe for concurrent use.
 type Handler struct {
@@ -35,7 +39,7 @@ func New(getenv func(string) string, tracer trace.Tracer) *Handler {
 	for _, method := range []string{"Log", "Stats", "Cache"} {
 		h.refusals[method] = refusal(fmt.Sprintf("Debug.%s is off, because it would answer every caller", method))
 	}
-	if getenv(Variable) == "on" {
+	if IsOn(getenv) {
 		h.tracer = tracer
 	} else {
 		h.refusals["Trace"] = refusal(fmt.Sprintf("Debug.Trace is off: set %s=on in the pod of the service, and it answers every caller with spans without payloads and headers", Variable))
@@ -78,30 +82,38 @@ func (h *Handler) Serve(method string, stream grpc.ServerStream, next func() err
 	if err != nil {
 		return fmt.Errorf("reading spans: %w", err)
 	}
-	return stream.SendMsg(&proto.TraceResponse{Spans: reduced(spans)})
+	return stream.SendMsg(&proto.TraceResponse{Spans: Reduced(spans)})
 }
 
-// reduced returns spans for everyone to see.
-func reduced(spans []*trace.Span) (all []*proto.Span) {
+// On reports whether Debug.Trace is on.
+func (h *Handler) On() bool { return h.tracer != nil }
+
+// Reduced returns spans for everyone to see.
+func Reduced(spans []*trace.Span) (all []*proto.Span) {
 	for _, s := range spans {
 		kind := proto.SpanType_INBOUND
 		if s.Type == trace.SpanTypeRequestOutbound {
 			kind = proto.SpanType_OUTBOUND
 		}
 		all = append(all, &proto.Span{Trace: s.Trace, Id: s.Id, Parent: s.Parent, Name: s.Name, Type: kind,
-			Started: uint64(s.Started.UnixNano()), Duration: uint64(s.Duration.Nanoseconds()), Metadata: failure(s)}) //nolint:gosec // as go-micro's Debug.Trace; neither is negative
+			Started: uint64(s.Started.UnixNano()), Duration: uint64(s.Duration.Nanoseconds()), Metadata: metadata(s)}) //nolint:gosec // as go-micro's Debug.Trace; neither is negative
 	}
 	return all
 }
 
-// failure returns whether a span failed, and the code of go-micro's error, but not its text.
-func failure(s *trace.Span) map[string]string {
+// metadata returns whether a span failed, with the code of go-micro's error, but not its text, and the address that an attempt has
+// called.
+func metadata(s *trace.Span) map[string]string {
 	text, failed := s.Metadata["error"]
 	if !failed {
 		return nil
 	}
+	reduced := map[string]string{"error": "unknown"}
 	if e := microerrors.Parse(text); e.Code > 0 {
-		return map[string]string{"error": strings.TrimSpace(fmt.Sprintf("%d %s", e.Code, http.StatusText(int(e.Code))))}
+		reduced["error"] = strings.TrimSpace(fmt.Sprintf("%d %s", e.Code, http.StatusText(int(e.Code))))
 	}
-	return map[string]string{"error": "unknown"}
+	if a, err := netip.ParseAddrPort(s.Metadata[address]); err == nil {
+		reduced[address] = a.String()
+	}
+	return reduced
 }

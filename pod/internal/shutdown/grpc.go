@@ -69,6 +69,11 @@ func (s *grpcService) setUp(o *micro.Options) error {
 			return err
 		}
 	}
+	if s.debug.On() {
+		if err := o.Client.Init(client.WrapCall(debughandler.Attempts(trace.DefaultTracer))); err != nil {
+			return err
+		}
+	}
 	if err := s.setUpServer(o.Server, o.Client); err != nil {
 		return fmt.Errorf("adding the lifecycle to service %q: %w", o.Server.Options().Name, err)
 	}

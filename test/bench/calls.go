@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -148,7 +149,7 @@ func startJob(j load.Job) (result func() (load.Result, error), stop func(), err 
 		}
 	}
 	p := exec.Command(program)
-	p.Env = append(os.Environ(), loadVariable+"=1", "MICRO_LOG_LEVEL=fatal", "NO_PROXY=*", "no_proxy=*")
+	p.Env = append(append(os.Environ(), loadVariable+"=1", "MICRO_LOG_LEVEL=fatal", "NO_PROXY=*", "no_proxy=*"), j.Env...)
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var errs strings.Builder
 	p.Stderr = &errs
@@ -270,6 +271,48 @@ Each caller makes one unary call after the other to one instance of the library'
 latency (p50 / p99 / p99.9). Client and server are in one process of their own for each measurement of %s; the median of %d alternating rounds.
 %s
 `, n.LoadTime, n.LoadRounds, setUp), nil
+}
+
+// garbage compares settings of the garbage collector.
+func garbage(n sizes) (string, error) {
+	settings := [][]string{nil, {"GOMEMLIMIT=115MiB"}, {"GOMEMLIMIT=115MiB", "GOGC=200"}, {"GOMEMLIMIT=115MiB", "GOGC=400"}, {"GOMEMLIMIT=115MiB", "GOGC=off"}}
+	columns := []string{"Go's defaults"}
+	for _, s := range settings[1:] {
+		columns = append(columns, strings.Join(s, ", "))
+	}
+	progress("settings of the garbage collector (%s)", time.Duration(n.LoadRounds*len(settings))*(n.LoadTime*5/4+time.Second/2))
+	var jobs []load.Job
+	for range n.LoadRounds {
+		for _, s := range settings {
+			jobs = append(jobs, load.Job{Library: podClient, Measure: "throughput", Duration: n.LoadTime, Callers: 100, Env: s})
+		}
+	}
+	results, err := runJobs(jobs, 1)
+	if err != nil {
+		return "", err
+	}
+	t := newTable(columns...)
+	var rates, latencies, collecting, memory []string
+	for k := range settings {
+		var rounds []load.Result
+		for round := range n.LoadRounds {
+			rounds = append(rounds, results[round*len(settings)+k])
+		}
+		slices.SortFunc(rounds, func(a, b load.Result) int { return cmp.Compare(a.Rate, b.Rate) })
+		r := rounds[len(rounds)/2]
+		rates = append(rates, fmt.Sprintf("%.0f", r.Rate))
+		latencies = append(latencies, fmt.Sprintf("%s / %s", format(r.At(0.5)), format(r.At(0.99))))
+		collecting = append(collecting, fmt.Sprintf("%.1f %%", 100*r.Collecting))
+		memory = append(memory, fmt.Sprintf("%d MB", r.Resident/1e6))
+	}
+	t.row("calls per second, 100 callers", rates...)
+	t.row("latency", latencies...)
+	t.row("CPU time of the garbage collector", collecting...)
+	t.row("resident memory, at most", memory...)
+	return t.String() + fmt.Sprintf(`
+As in *Throughput*, with pod/ only: client and server in one process, %s each, the median of %d alternating rounds; latency is p50 / p99. The manifests
+set GOMEMLIMIT to 90 %% of their memory limit of 128Mi. The memory includes the record of each call, which the benchmark keeps.
+`, n.LoadTime, n.LoadRounds), nil
 }
 
 func streams(n sizes) (string, error) {

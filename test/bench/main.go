@@ -84,6 +84,7 @@ var groups = []group{
 	{"scale", "Cost at scale", "3 minutes", scale},
 	{"calls", "Unary calls", "1 minute", unary},
 	{"throughput", "Throughput", "3 minutes", throughput},
+	{"garbage", "Garbage collection", "1 minute", garbage},
 	{"streams", "Server streams", "15 s", streams},
 	{"choice", "Choice of an instance", "5 minutes", choice},
 	{"mixed", "Slow calls, streams and fast calls together", "1 minute", mixed},
@@ -98,7 +99,7 @@ func main() {
 	}
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	isShort := flags.Bool("short", false, "measure less, in 3 minutes, and write no file")
-	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, streams, choice, mixed, retries, overload or memory")
+	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, garbage, streams, choice, mixed, retries, overload or memory")
 	_ = flags.Parse(os.Args[1:]) // exits on error
 	n := full
 	if *isShort {

@@ -66,6 +66,7 @@ type Job struct {
 	Count    int           // instances, of servers; connections that memory needs at least; tiers
 	Servers  []string      // addresses, of memory and overload
 	Work     string        // Workers or CPU, of overload
+	Env      []string      // variables of the process, such as GOGC=400
 	CPU      int           // number of the only CPU of the process, from 1 on; 0 if it may use all
 }
 
@@ -89,6 +90,8 @@ type Result struct {
 	Attempts    float64         // attempts at the last tier, or at the servers of overload, for each call
 	Peak        float64         // answered calls per second, at best, of overload
 	Refused     time.Duration   // p99 of a refusal, measured in the server
+	Collecting  float64         // share of the CPU time that the garbage collector takes, of throughput
+	Resident    int             // most memory of the process that was resident, of throughput
 	FailedCalls int             // calls that failed for the caller, of killed
 }
 

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -31,12 +33,30 @@ func throughput(l Library, j Job) (r Result, err error) {
 	record := recorder{client: client}
 	start := time.Now().Add(j.Duration / 4)
 	end := start.Add(j.Duration)
+	collectedBefore, usedBefore := cpuSeconds()
 	record.closed(j.Callers, end)
+	collected, used := cpuSeconds()
 	all := record.wait().between(start, end)
 	if f := all.failed(); f == 1 {
 		return r, fmt.Errorf("all %d calls failed: %w", len(all), firstError(all))
 	}
-	return Result{Rate: float64(len(all)) * (1 - all.failed()) / j.Duration.Seconds(), Percentiles: all.percentiles(), Failed: all.failed()}, nil
+	return Result{Rate: float64(len(all)) * (1 - all.failed()) / j.Duration.Seconds(), Percentiles: all.percentiles(), Failed: all.failed(),
+		Collecting: (collected - collectedBefore) / (used - usedBefore), Resident: resident()}, nil
+}
+
+// cpuSeconds returns how many seconds of CPU time the garbage collector and the process as a whole have taken.
+func cpuSeconds() (collecting, all float64) {
+	s := []metrics.Sample{{Name: "/cpu/classes/gc/total:cpu-seconds"}, {Name: "/cpu/classes/user:cpu-seconds"}}
+	runtime.GC() // the numbers are those of the last one
+	metrics.Read(s)
+	return s[0].Value.Float64(), s[0].Value.Float64() + s[1].Value.Float64()
+}
+
+// resident returns the most memory of this process that was resident so far.
+func resident() int {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
+	return int(u.Maxrss) << 10
 }
 
 func firstError(all calls) error {

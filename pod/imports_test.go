@@ -21,6 +21,8 @@ var walls = map[string]string{
 	"internal/podmeta":      "",
 	"internal/subset":       "",
 	"internal/weblimit":     "",
+	// A second registry
+	"internal/also": "internal/broadcast",
 	// The pods
 	"internal/podwatch":     "internal/apiserver",
 	"internal/registration": "internal/apiserver internal/broadcast internal/events internal/podmeta internal/podwatch",
@@ -39,7 +41,7 @@ var walls = map[string]string{
 	// What services import
 	"configwatch": "internal/apiserver",
 	"debugtrace":  "internal/debughandler",
-	"":            "internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
+	"":            "internal/also internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
 	"metrics":     " configwatch internal/weblimit", // and pod itself, whose name is empty here
 	"tracing":     "",
 	// What tests import

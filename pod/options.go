@@ -14,6 +14,7 @@ const (
 	eventsKey
 	subsetKey
 	throughAPIServerKey
+	alsoKey
 )
 
 // setOption returns an option that sets a value.

@@ -61,7 +61,7 @@ func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Option) *Registry {
 	gomicro.UseTracer() // before any service or client that uses the registry is made
 	r := &Registry{env: env}
-	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError, Events: &r.events})
+	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError, Events: &r.events, Also: r.alsoRegisters})
 	r.setServices(discovery.New(r.readable, r.readSettings))
 	for _, o := range opts {
 		o(&r.options)
@@ -127,8 +127,11 @@ func (r *Registry) String() string { return "kubernetes" }
 func (r *Registry) Close() error {
 	r.mu.Lock()
 	r.closed = true
-	disconnect, clients := r.detach(), slices.Clone(r.clients)
+	disconnect, clients, old := r.detach(), slices.Clone(r.clients), alsoOf(r.options)
 	r.mu.Unlock()
+	if old != nil {
+		old.Close()
+	}
 	disconnect()
 	for _, c := range clients {
 		_ = c.Close()
@@ -327,7 +330,7 @@ func (r *Registry) readable() (discovery.API, error) {
 // readSettings returns what the options say about reading.
 func (r *Registry) readSettings() discovery.Settings {
 	o := r.Options()
-	return discovery.Settings{Timeout: r.timeout(), AnyAddress: anyAddress(o), APIError: observersOf(o).apiError, Events: &r.events}
+	return discovery.Settings{Timeout: r.timeout(), AnyAddress: anyAddress(o), APIError: observersOf(o).apiError, Events: &r.events, Others: r.others()}
 }
 
 // ---- Observing ----

@@ -36,20 +36,23 @@ type endpointText struct {
 // reduce returns a registration with a number in the place of its endpoints, and keeps the endpoints.
 // Equal endpoints have equal numbers.
 func (x *endpointTexts) reduce(annotation string) string {
-	return podmeta.CutEndpoints(annotation, func(endpoints string) uint64 {
-		number := maphash.String(seed, endpoints)
-		switch fits := x.bytes+len(endpoints) <= maxEndpointBytes; {
-		case x.byNumber[number] != nil:
-		case fits:
-			x.byNumber[number] = &endpointText{json: strings.Clone(endpoints)}
-			x.bytes += len(endpoints)
-			x.unused = append(x.unused, number)
-		case !x.full:
-			x.full = true
-			logger.Warnf("Registry [kubernetes] The pods have registered more than %d MiB of different endpoints; GetService returns some services without endpoints, and calls are not concerned", maxEndpointBytes>>20)
-		}
-		return number
-	})
+	return podmeta.CutEndpoints(annotation, x.keep)
+}
+
+// keep keeps endpoints as JSON, and returns their number.
+func (x *endpointTexts) keep(endpoints string) uint64 {
+	number := maphash.String(seed, endpoints)
+	switch fits := x.bytes+len(endpoints) <= maxEndpointBytes; {
+	case x.byNumber[number] != nil:
+	case fits:
+		x.byNumber[number] = &endpointText{json: strings.Clone(endpoints)}
+		x.bytes += len(endpoints)
+		x.unused = append(x.unused, number)
+	case !x.full:
+		x.full = true
+		logger.Warnf("Registry [kubernetes] The pods have registered more than %d MiB of different endpoints; GetService returns some services without endpoints, and calls are not concerned", maxEndpointBytes>>20)
+	}
+	return number
 }
 
 // use returns the endpoints with a number for one more version, nil if they are not kept.

@@ -11,6 +11,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
+	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -31,6 +32,8 @@ import (
 //     IPs or the uid of its pod change. When it becomes not ready it leaves the snapshots but
 //     is not released: it returns as the same *Instance, with its statistics. AfterLeave runs
 //     after it has been released, which is before the first snapshot without it.
+//   - Others: with Settings.Others, a snapshot also has the instances that only the other registry
+//     knows. An instance that a pod has registered, in whatever state, comes from the pods.
 //   - Sharing: a snapshot and everything that it refers to is immutable, except the
 //     statistics of calls, which synchronize themselves.
 //
@@ -44,8 +47,9 @@ type Informer struct {
 
 	mu     sync.Mutex
 	pods   podTable
-	unread bool  // nobody reads snapshots, so that publish makes none
-	err    error // of the last attempt to list and watch; nil if it succeeded
+	others *following // of Settings.Others; nil if there are none
+	unread bool       // nobody reads snapshots, so that publish makes none
+	err    error      // of the last attempt to list and watch; nil if it succeeded
 }
 
 // podTable is the pods that an informer holds: a table of one service, or allServices. The
@@ -57,6 +61,9 @@ type podTable interface {
 	holds(p *corev1.Pod) bool
 	remove(name string) // of a pod that the table holds
 	entries() map[string]*podEntry
+	setOthers(service string, all []*registry.Service) (changed bool) // stores what another registry knows of a service
+	onlyOthers() []*Instance                                          // that no pod has registered
+	dropOthers()
 	routable() []*Instance
 }
 
@@ -84,8 +91,12 @@ func (i *Informer) trim(p *corev1.Pod) *corev1.Pod {
 // stop ends the goroutine and waits for it. All instances leave; the last snapshot stays readable.
 func (i *Informer) stop() {
 	i.Watch.Stop()
+	if i.others != nil {
+		i.others.stop()
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.pods.dropOthers()
 	for name := range i.pods.entries() {
 		i.pods.remove(name)
 	}

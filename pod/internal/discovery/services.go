@@ -47,6 +47,7 @@ type Settings struct {
 	AnyAddress bool          // accept addresses that are not IPs of their pod
 	APIError   func(operation string, err error)
 	Events     *events.Hub // may be nil
+	Others     Others      // may be nil
 }
 
 // Services finds the services of the pods in one namespace. It is safe for concurrent use.
@@ -56,14 +57,15 @@ type Services struct {
 	index    index // the instances of informers, not of overview
 
 	mu        sync.Mutex
-	informers map[string]*Informer // by service
-	overview  *overview            // nil while nobody reads all services
+	informers map[string]*Informer           // by service
+	others    map[string][]*registry.Service // what Settings.Others knows of the services of informers
+	overview  *overview                      // nil while nobody reads all services
 }
 
 // New returns services that read from the API server that connect returns. connect and
 // settings must be safe for concurrent use and must not call Services.
 func New(connect func() (API, error), settings func() Settings) *Services {
-	return &Services{connect: connect, settings: settings, informers: map[string]*Informer{}}
+	return &Services{connect: connect, settings: settings, informers: map[string]*Informer{}, others: map[string][]*registry.Service{}}
 }
 
 // Stop stops all informers and waits for them. A later read starts a new one, if connect
@@ -72,6 +74,7 @@ func (s *Services) Stop() {
 	s.mu.Lock()
 	stopped := slices.Collect(maps.Values(s.informers))
 	clear(s.informers)
+	clear(s.others)
 	if s.overview != nil {
 		stopped = append(stopped, s.overview.Informer)
 		s.overview = nil
@@ -99,19 +102,37 @@ func (s *Services) Informer(service string) (*Informer, error) {
 	o := s.settings()
 	pods := newTable(service, &s.index, podmeta.Limits{AnyAddress: o.AnyAddress})
 	pods.events = o.Events
+	if o.Others != nil {
+		pods.others.registry = o.Others.String()
+	}
 	i := newInformer(&pods)
 	i.APIError = o.APIError
 	i.start(api, podmeta.SelectorPrefix+podmeta.LabelName(service)+"="+podmeta.TypeValue, fmt.Sprintf("service %q", service))
 	s.informers[service] = i
+	if o.Others != nil {
+		s.follow(i, service, o.Others)
+	}
 	return i, nil
 }
 
 // Synced returns the informer of a service after its first LIST, for which the first call
-// waits until ctx ends, at most for Settings.Timeout.
+// waits until ctx ends, at most for Settings.Timeout. If the pods have no instance, it also waits for
+// the first answer of Settings.Others, whose instances are better than an error.
 func (s *Services) Synced(ctx context.Context, service string) (*Informer, error) {
 	i, err := s.Informer(service)
-	if err == nil {
-		err = i.Wait(ctx, s.settings().Timeout)
+	if err != nil {
+		return nil, err
+	}
+	limit := s.settings().Timeout
+	err = i.Wait(ctx, limit)
+	if i.others == nil {
+		return i, err
+	}
+	if len(i.Snapshot().Instances) == 0 {
+		i.others.wait(ctx, limit)
+	}
+	if len(i.Snapshot().Instances) > 0 {
+		err = nil
 	}
 	return i, err
 }
@@ -130,6 +151,20 @@ func (s *Services) Counts() map[string]map[State]int {
 		}
 		i.mu.Unlock()
 		all[service] = counts
+	}
+	return all
+}
+
+// OtherCounts returns how many instances of the services that were looked up only Settings.Others knows.
+func (s *Services) OtherCounts() map[string]int {
+	s.mu.Lock()
+	informers := maps.Clone(s.informers)
+	s.mu.Unlock()
+	all := map[string]int{}
+	for service, i := range informers {
+		i.mu.Lock()
+		all[service] = len(i.pods.onlyOthers())
+		i.mu.Unlock()
 	}
 	return all
 }
@@ -157,10 +192,18 @@ func (s *Services) List() ([]*registry.Service, error) {
 	}
 	var all []*registry.Service
 	seen := map[string]bool{}
+	add := func(name string) {
+		if !seen[name] {
+			seen[name] = true
+			all = append(all, &registry.Service{Name: name})
+		}
+	}
 	for _, n := range i.Snapshot().Instances {
-		if !seen[n.Service.Name] {
-			seen[n.Service.Name] = true
-			all = append(all, &registry.Service{Name: n.Service.Name})
+		add(n.Service.Name)
+	}
+	if others := s.settings().Others; others != nil {
+		for _, service := range others.List() {
+			add(service.Name)
 		}
 	}
 	return all, nil
@@ -251,6 +294,12 @@ func (s *Services) join() (*overview, error) {
 		all.events = settings.Events
 		o := &overview{Informer: newInformer(all), all: all}
 		o.APIError, o.unread = settings.APIError, true
+		if settings.Others != nil {
+			all.others.registry = settings.Others.String()
+			for service, instances := range s.others {
+				o.setOthers(service, instances)
+			}
+		}
 		o.start(api, podmeta.TypeLabel+"="+podmeta.TypeValue, "all services")
 		s.overview = o
 	}

@@ -32,6 +32,7 @@ type table struct {
 	pods      map[string]*podEntry // by name
 	versions  map[uint64]*sharedVersion
 	endpoints endpointTexts
+	others    otherInstances
 }
 
 // podEntry is what a table holds of one pod.
@@ -227,5 +228,5 @@ func (t *table) routable() []*Instance {
 			}
 		}
 	}
-	return all
+	return append(all, t.onlyOthers()...)
 }

@@ -49,6 +49,16 @@ type Options struct {
 	Timeout  func() time.Duration              // how long Register and Deregister wait for the API server
 	APIError func(operation string, err error) // called when requests to the API server begin to fail, and with nil when they work again
 	Events   *events.Hub                       // may be nil
+	Also     func() Also                       // another registry that registers the same; returns nil if there is none
+}
+
+// Also is another registry that registers what the pod does, while services move from it to pods.
+// Package also implements it. Its calls do not wait, except Wait.
+type Also interface {
+	Register(*registry.Service, ...registry.RegisterOption)
+	Deregister(*registry.Service)
+	Leave(leaves func(service string) bool)
+	Wait(limit time.Duration) // for deregistrations
 }
 
 // Service registers the services of this process on its own pod. Make it with New. It is safe for
@@ -106,7 +116,7 @@ func (s *Service) Register(service *registry.Service, opts ...registry.RegisterO
 	if stopping {
 		return nil
 	}
-	err := s.register(service)
+	err := s.register(service, opts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.results[service.Name] = (result{err, service.Nodes[0].Metadata["topic"] != ""}); err != nil {
@@ -115,7 +125,7 @@ func (s *Service) Register(service *registry.Service, opts ...registry.RegisterO
 	return nil
 }
 
-func (s *Service) register(service *registry.Service) error {
+func (s *Service) register(service *registry.Service, opts []registry.RegisterOption) error {
 	r, err := s.writableRegistrar()
 	if err != nil || r == nil {
 		return err
@@ -124,7 +134,18 @@ func (s *Service) register(service *registry.Service) error {
 	if err != nil {
 		return err
 	}
+	if also := s.also(); also != nil { // also if the pod refuses the registration: callers that have not moved find the service
+		also.Register(reachable, opts...)
+	}
 	return r.register(reachable, s.confirmationWait())
+}
+
+// also returns the other registry that registers the same, nil if there is none.
+func (s *Service) also() Also {
+	if s.options.Also == nil {
+		return nil
+	}
+	return s.options.Also()
 }
 
 // Deregister makes the service's absence desired and waits as Register does.
@@ -135,9 +156,17 @@ func (s *Service) Deregister(service *registry.Service, opts ...registry.Deregis
 	if service == nil || len(service.Nodes) == 0 {
 		return errors.New("deregistering a service: the service has no node")
 	}
+	also := s.also()
+	if also != nil {
+		also.Deregister(service)
+	}
+	begin := time.Now()
 	r, err := s.writableRegistrar()
 	if err == nil && r != nil {
 		err = r.deregister(service, s.confirmationWait())
+	}
+	if wait := s.confirmationWait(); also != nil && wait > 0 {
+		also.Wait(wait - time.Since(begin))
 	}
 	if err != nil {
 		return fmt.Errorf("deregistering service %q: %w", service.Name, err)
@@ -307,6 +336,9 @@ func (s *Service) Leave(service string) {
 	}
 	s.mu.Unlock()
 	s.registering.Unlock()
+	if also := s.also(); also != nil {
+		also.Leave(func(name string) bool { s.mu.Lock(); defer s.mu.Unlock(); return leaves(name) })
+	}
 	for _, registered := range leaving {
 		if err := s.Deregister(registered); err != nil {
 			logger.Errorf("Registry [kubernetes] %v", err)

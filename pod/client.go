@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/balancer"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/rpc"
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/client/selector"
@@ -195,6 +196,16 @@ func (c *Client) Instances(service string) (all []InstanceCalls) {
 		}
 	}
 	return all
+}
+
+// InstanceOf returns what is known about the instance of a node that a call wrapper has received. ok is false if the node is none
+// of the registry's, such as that of client.WithAddress, or if the instance has left. It takes no lock.
+func (c *Client) InstanceOf(n *registry.Node) (calls InstanceCalls, ok bool) {
+	i := c.registry.instanceOf(n)
+	if i == nil {
+		return InstanceCalls{}, false
+	}
+	return instanceCalls(balancer.InstanceCalls{Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(callstats.Clock())}), true
 }
 
 func instanceCalls(i balancer.InstanceCalls) InstanceCalls {

@@ -259,3 +259,25 @@ func TestLifecycleFixesWindowsAndKeepsServerOptions(t *testing.T) {
 		})
 	}
 }
+
+// A call wrapper learns which pod it calls.
+func TestInstanceOfNode(t *testing.T) {
+	address := startHello(t, answer)
+	c := NewClient(newGreeterRegistry(t, address), grpcc.NewClient())
+	var seen InstanceCalls
+	record := func(call client.CallFunc) client.CallFunc {
+		return func(ctx context.Context, n *registry.Node, req client.Request, rsp any, o client.CallOptions) error {
+			seen, _ = c.InstanceOf(n)
+			return call(ctx, n, req, rsp, o)
+		}
+	}
+	if err := callHello(t.Context(), c, client.WithCallWrapper(record)); err != nil {
+		t.Fatal(err)
+	}
+	if seen.Pod != "p-0" || seen.Address != address || seen.InFlight != 1 {
+		t.Errorf("the wrapper has seen %+v", seen)
+	}
+	if _, ok := c.InstanceOf(&registry.Node{Address: address}); ok {
+		t.Error("a node that is none of the registry's has an instance")
+	}
+}

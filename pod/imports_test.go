@@ -41,9 +41,9 @@ var walls = map[string]string{
 	// What services import
 	"configwatch": "internal/apiserver",
 	"debugtrace":  "internal/debughandler",
-	"":            "internal/also internal/apiserver internal/balancer internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
+	"":            "internal/also internal/apiserver internal/balancer internal/callstats internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
 	"metrics":     " configwatch internal/weblimit", // and pod itself, whose name is empty here
-	"tracing":     "",
+	"tracing":     " internal/events",
 	// What tests import
 	"internal/kubetest": "internal/apiserver internal/podmeta test/launch test/process",
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"io"
 	"sync"
-	"sync/atomic"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/micro/go-micro/v2/client"
 	microerrors "github.com/micro/go-micro/v2/errors"
 	"github.com/micro/go-micro/v2/metadata"
@@ -83,38 +83,83 @@ func (t *tracer) handler(next server.HandlerFunc) server.HandlerFunc {
 
 // wrap returns a client whose calls and streams have spans.
 func (t *tracer) wrap(c client.Client) client.Client {
-	_ = c.Init(client.WrapCall(t.attempt)) // the error would be that of an option
-	return &tracedClient{c, t}
+	traced := &tracedClient{Client: c, tracer: t, instanceOf: func(*registry.Node) (pod.InstanceCalls, bool) { return pod.InstanceCalls{}, false }}
+	if known, ok := c.(interface {
+		InstanceOf(*registry.Node) (pod.InstanceCalls, bool)
+	}); ok {
+		traced.instanceOf = known.InstanceOf
+	}
+	_ = c.Init(client.WrapCall(traced.attempt)) // the error would be that of an option
+	return traced
 }
 
 type tracedClient struct {
 	client.Client
-	tracer *tracer
+	tracer     *tracer
+	instanceOf func(*registry.Node) (calls pod.InstanceCalls, ok bool)
 }
 
-// attempts counts the attempts of a call. It is in the context of the call.
-type attempts struct{ atomic.Int64 }
+// attempts are those of a call. They are in its context.
+type attempts struct {
+	mu     sync.Mutex
+	made   int
+	failed []*registry.Node
+}
 
 type attemptsKey struct{}
 
+func (a *attempts) begin() (number int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.made++
+	return a.made
+}
+
+func (a *attempts) fail(n *registry.Node) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed = append(a.failed, n)
+}
+
+// addEjections adds an event for each instance that is ejected after an attempt of the call has failed there.
+func (c *tracedClient) addEjections(span trace.Span, a *attempts) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range a.failed {
+		if i, ok := c.instanceOf(n); ok && i.EjectedFor > 0 {
+			span.AddEvent("instance ejected", trace.WithAttributes(attribute.String("micro.pod", i.Pod), attribute.String("network.peer.address", i.Address),
+				attribute.Float64("micro.ejected_for", i.EjectedFor.Seconds())))
+		}
+	}
+}
+
 func (c *tracedClient) Call(ctx context.Context, req client.Request, rsp any, opts ...client.CallOption) error {
 	ctx, span := c.tracer.start(ctx, trace.SpanKindInternal, req.Service(), req.Endpoint())
-	err := c.Client.Call(inject(context.WithValue(ctx, attemptsKey{}, &attempts{})), req, rsp, opts...)
+	a := &attempts{}
+	err := c.Client.Call(inject(context.WithValue(ctx, attemptsKey{}, a)), req, rsp, opts...)
+	c.addEjections(span, a)
 	end(span, err)
 	return err
 }
 
 // attempt is a wrapper of the attempts of a client's calls.
-func (t *tracer) attempt(next client.CallFunc) client.CallFunc {
+func (c *tracedClient) attempt(next client.CallFunc) client.CallFunc {
 	return func(ctx context.Context, node *registry.Node, req client.Request, rsp any, opts client.CallOptions) error {
-		ctx, span := t.start(ctx, trace.SpanKindClient, req.Service(), req.Endpoint())
+		ctx, span := c.tracer.start(ctx, trace.SpanKindClient, req.Service(), req.Endpoint())
+		a, _ := ctx.Value(attemptsKey{}).(*attempts)
 		if span.IsRecording() {
 			span.SetAttributes(attribute.String("network.peer.address", node.Address), attribute.String("micro.node.id", node.Id))
-			if n, ok := ctx.Value(attemptsKey{}).(*attempts); ok {
-				span.SetAttributes(attribute.Int64("micro.attempt", n.Add(1)))
+			if i, ok := c.instanceOf(node); ok {
+				span.SetAttributes(attribute.String("micro.pod", i.Pod))
+			}
+			if a != nil {
+				span.SetAttributes(attribute.Int("micro.attempt", a.begin()))
 			}
 		}
 		err := next(inject(ctx), node, req, rsp, opts)
+		if err != nil && a != nil && span.IsRecording() {
+			a.fail(node)
+		}
 		end(span, err)
 		return err
 	}

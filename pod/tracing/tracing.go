@@ -12,10 +12,11 @@
 // and the other variables of OpenTelemetry's specification. The protocol is OTLP over gRPC, because gRPC is linked
 // already; another one in OTEL_EXPORTER_OTLP_PROTOCOL is an error of Run.
 //
-// A call of a client with the wrapper of this package has a span, and within it one for each attempt, with the address of the
-// instance and the error: the attempt of a retry goes elsewhere. A stream has one span from its opening to its end. A
-// call or stream that a service serves has one span; health, reflection and Debug have none. go-micro's own ids of traces
-// stay as they are. Messages of brokers have no spans.
+// A call of a client with the wrapper of this package has a span, and within it one for each attempt, with the address and the pod of the
+// instance and the error: the attempt of a retry goes elsewhere. If the instance of a failed attempt is ejected, the span of the call has an
+// event. A stream has one span from its opening to its end. A
+// call or stream that a service serves has one span; health, reflection and Debug have none. A request of a web service has one
+// with Handler. go-micro's own ids of traces stay as they are. Messages of brokers have no spans.
 package tracing
 
 import (
@@ -31,6 +32,7 @@ import (
 	"github.com/micro/go-micro/v2/client"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/server"
+	"github.com/micro/go-micro/v2/web"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
@@ -63,19 +65,45 @@ func Export() micro.Option {
 }
 
 func export(o *micro.Options) error {
-	if protocol := protocolOf(os.Getenv); protocol != "grpc" {
-		return fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q: only grpc is supported; set grpc and the collector's port for it, usually 4317", protocol)
-	}
-	provider, exporter, err := newProvider(o.Server.Options().Name)
+	provider, stop, err := start(o.Server.Options().Name)
 	if err != nil {
 		return err
+	}
+	t := &tracer{provider.Tracer(scope)}
+	o.Client = t.wrap(o.Client)
+	o.AfterStop = append(o.AfterStop, stop)
+	return o.Server.Init(server.WrapHandler(t.handler))
+}
+
+// ExportWeb is Export for a web service. Handler gives spans to its requests, and Client to the calls of its client. Give it after
+// web.Name and pod.WebLifecycle.
+func ExportWeb() web.Option {
+	if !configured(os.Getenv) {
+		return func(*web.Options) {}
+	}
+	return func(o *web.Options) {
+		_, stop, err := start(o.Name)
+		if err != nil {
+			o.BeforeStart = append(o.BeforeStart, func() error { return fmt.Errorf("exporting traces: %w", err) })
+			return
+		}
+		o.AfterStop = append(o.AfterStop, stop)
+	}
+}
+
+// start makes a provider of the environment OpenTelemetry's global one. stop exports the last spans.
+func start(service string) (provider *sdktrace.TracerProvider, stop func() error, err error) {
+	if protocol := protocolOf(os.Getenv); protocol != "grpc" {
+		return nil, nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q: only grpc is supported; set grpc and the collector's port for it, usually 4317", protocol)
+	}
+	provider, exporter, err := newProvider(service)
+	if err != nil {
+		return nil, nil, err
 	}
 	otel.SetTracerProvider(provider)
 	otel.SetTextMapPropagator(propagator)
 	otel.SetErrorHandler(&errorLog{})
-	t := &tracer{provider.Tracer(scope)}
-	o.Client = t.wrap(o.Client)
-	o.AfterStop = append(o.AfterStop, func() error {
+	return provider, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 		defer cancel()
 		if err := provider.Shutdown(ctx); err != nil {
@@ -83,8 +111,7 @@ func export(o *micro.Options) error {
 			logger.Warnf("Exporting traces: the last spans are lost: %v", err)
 		}
 		return nil
-	})
-	return o.Server.Init(server.WrapHandler(t.handler))
+	}, nil
 }
 
 // Client returns a client whose calls and streams have spans of a provider, such as OpenTelemetry's global one,

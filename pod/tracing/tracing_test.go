@@ -25,6 +25,7 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
@@ -315,9 +316,51 @@ func TestRetryIsASecondAttempt(t *testing.T) {
 	}
 }
 
-func attributesOf(s sdktrace.ReadOnlySpan) map[string]string {
+// failing is a client whose attempts at two nodes fail. One of them is ejected then.
+type failing struct{ client.Client }
+
+func (f failing) InstanceOf(n *registry.Node) (pod.InstanceCalls, bool) {
+	return pod.InstanceCalls{Pod: "pod-" + n.Id, Address: n.Address, EjectedFor: map[string]time.Duration{"a": 5 * time.Second}[n.Id]}, n.Id != "unknown"
+}
+
+func (f failing) Call(ctx context.Context, req client.Request, rsp any, _ ...client.CallOption) error {
+	attempt := func(context.Context, *registry.Node, client.Request, any, client.CallOptions) error {
+		return errors.New("lost")
+	}
+	for _, w := range f.Options().CallOptions.CallWrappers {
+		attempt = w(attempt)
+	}
+	for _, id := range []string{"a", "b", "unknown"} {
+		_ = attempt(ctx, &registry.Node{Id: id, Address: "10.0.0.1:1"}, req, rsp, client.CallOptions{})
+	}
+	return errors.New("lost")
+}
+
+func TestEjectionIsAnEventOfTheCall(t *testing.T) {
+	recorded := tracetest.NewSpanRecorder()
+	c := Client(failing{grpcc.NewClient()}, sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorded)))
+	if err := getOrder(t.Context(), c); err == nil {
+		t.Error("the call succeeded")
+	}
+	spans := recorded.Ended()
+	if len(spans) != 4 || len(spans[3].Events()) != 1 {
+		t.Fatalf("%v", spans)
+	}
+	if e := spans[3].Events()[0]; e.Name != "instance ejected" || fmt.Sprint(textsOf(e.Attributes)) != "map[micro.ejected_for:5 micro.pod:pod-a network.peer.address:10.0.0.1:1]" {
+		t.Errorf("%s %v", e.Name, textsOf(e.Attributes))
+	}
+	for i, want := range []string{"pod-a", "pod-b", ""} {
+		if got := attributesOf(spans[i])["micro.pod"]; got != want {
+			t.Errorf("attempt %d has the pod %q, want %q", i+1, got, want)
+		}
+	}
+}
+
+func attributesOf(s sdktrace.ReadOnlySpan) map[string]string { return textsOf(s.Attributes()) }
+
+func textsOf(attributes []attribute.KeyValue) map[string]string {
 	all := map[string]string{}
-	for _, a := range s.Attributes() {
+	for _, a := range attributes {
 		all[string(a.Key)] = a.Value.String()
 	}
 	return all
@@ -464,8 +507,8 @@ func TestErrorsOfTheExporterAreLoggedOnceAMinute(t *testing.T) {
 func BenchmarkAttempt(b *testing.B) {
 	for name, sampler := range map[string]sdktrace.Sampler{"sampled": sdktrace.AlwaysSample(), "not sampled": sdktrace.NeverSample()} {
 		b.Run(name, func(b *testing.B) {
-			t := &tracer{sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler)).Tracer(scope)}
-			call := t.attempt(func(context.Context, *registry.Node, client.Request, interface{}, client.CallOptions) error {
+			c := Client(grpcc.NewClient(), sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler))).(*tracedClient)
+			call := c.attempt(func(context.Context, *registry.Node, client.Request, interface{}, client.CallOptions) error {
 				return nil
 			})
 			req, node := grpcc.NewClient().NewRequest("shop", "Orders.GetOrder", nil), &registry.Node{}

@@ -19,6 +19,9 @@ faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ ca
 	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' ./demo.sh
 	@go run ./test/faults/run -cluster '$(CLUSTER)' -service '$(or $(OF),go-micro-srv)' -fault '$(FAULT)'
 
+monitoring: ## show the metrics of the demo in a browser, with VictoriaMetrics, until Ctrl-C (2 minutes the first time)
+	@GOOS= GOARCH= go run -C cluster ./monitoring -name '$(CLUSTER)'
+
 cluster-up: ## start only the cluster, without the services
 	@$(KUBE) up -name '$(CLUSTER)'
 
@@ -104,4 +107,4 @@ bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write t
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
-.PHONY: help demo faults cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat bench screenshots sbom
+.PHONY: help demo faults monitoring cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat bench screenshots sbom

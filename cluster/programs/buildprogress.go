@@ -27,11 +27,11 @@ type buildProgress struct {
 	line        []byte    // the beginning of a line whose end has not arrived
 }
 
-// newBuildProgress downloads the modules of the main package in the directory src and
+// newBuildProgress downloads the modules of the main package pkg, as seen from the directory src, and
 // lists the packages that `go build` with these flags compiles.
-func newBuildProgress(ctx context.Context, src string, log io.Writer, flags ...string) (*buildProgress, error) {
+func newBuildProgress(ctx context.Context, src, pkg string, log io.Writer, flags ...string) (*buildProgress, error) {
 	list := append([]string{"list", "-deps", "-trimpath"}, flags...)
-	cmd := goCommand(ctx, src, append(list, "-f", "{{.ImportPath}}\t{{.Stale}}\t{{len .Deps}}\t{{.Dir}}\t{{range .GoFiles}}{{.}}/{{end}}", ".")...)
+	cmd := goCommand(ctx, src, append(list, "-f", "{{.ImportPath}}\t{{.Stale}}\t{{len .Deps}}\t{{.Dir}}\t{{range .GoFiles}}{{.}}/{{end}}", pkg)...)
 	cmd.Stderr = log
 	out, err := cmd.Output()
 	if err != nil {

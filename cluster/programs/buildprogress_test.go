@@ -68,7 +68,7 @@ func TestBuildProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	p, err := newBuildProgress(t.Context(), dir, &log)
+	p, err := newBuildProgress(t.Context(), dir, ".", &log)
 	if err != nil {
 		t.Fatalf("%v: %s", err, log.String())
 	}

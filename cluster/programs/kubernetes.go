@@ -98,7 +98,7 @@ func (p *provider) buildKube(ctx context.Context, src, dir, version, why string)
 	const v = "-X k8s.io/component-base/version."
 	number := strings.Split(version[1:], ".")
 	ldflags := fmt.Sprintf("-ldflags=-s -w %[1]sgitVersion=%[2]s %[1]sgitMajor=%[3]s %[1]sgitMinor=%[4]s %[1]sgitTreeState=clean", v, version, number[0], number[1])
-	build, err := newBuildProgress(ctx, src, log, gcflags, ldflags)
+	build, err := newBuildProgress(ctx, src, ".", log, gcflags, ldflags)
 	if err != nil {
 		return fmt.Errorf("downloading the modules of %q: %w; see %s", src, err, logPath)
 	}

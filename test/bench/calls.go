@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -271,6 +272,55 @@ Each caller makes one unary call after the other to one instance of the library'
 latency (p50 / p99 / p99.9). Client and server are in one process of their own for each measurement of %s; the median of %d alternating rounds.
 %s
 `, n.LoadTime, n.LoadRounds, setUp), nil
+}
+
+// costOfMetrics compares pairs of measurements, one of them with metrics.
+func costOfMetrics(n sizes) (string, error) {
+	progress("cost of metrics (%s)", time.Duration(2*n.Pairs)*(n.LoadTime*5/4+time.Second/2))
+	var jobs []load.Job
+	for i := range n.Pairs {
+		pair := []string{podClient, podMetrics}
+		if i%2 == 1 {
+			slices.Reverse(pair)
+		}
+		for _, l := range pair {
+			jobs = append(jobs, load.Job{Library: l, Measure: "throughput", Duration: n.LoadTime, Callers: 100})
+		}
+	}
+	results, err := runJobs(jobs, 1)
+	if err != nil {
+		return "", err
+	}
+	var ratios []float64 // their logarithms
+	rates, memory := map[string][]float64{}, map[string]int{}
+	for i := 0; i < len(jobs); i += 2 {
+		pair := map[string]float64{}
+		for k := i; k < i+2; k++ {
+			l := jobs[k].Library
+			pair[l] = results[k].Rate
+			rates[l], memory[l] = append(rates[l], results[k].Rate), max(memory[l], results[k].Resident)
+		}
+		ratios = append(ratios, math.Log(pair[podMetrics]/pair[podClient]))
+	}
+	mean, deviation := 0., 0.
+	for _, r := range ratios {
+		mean += r / float64(len(ratios))
+	}
+	for _, r := range ratios {
+		deviation += (r - mean) * (r - mean) / float64(len(ratios)-1)
+	}
+	half := 2.05 * math.Sqrt(deviation/float64(len(ratios))) // of Student's t distribution with 29 degrees of freedom, 95 %
+	t := newTable(podClient, podMetrics)
+	for _, l := range []string{podClient, podMetrics} {
+		slices.Sort(rates[l])
+	}
+	t.row("calls per second, 100 callers", fmt.Sprintf("%.0f", rates[podClient][n.Pairs/2]), fmt.Sprintf("%.0f", rates[podMetrics][n.Pairs/2]))
+	t.row("ratio", "", fmt.Sprintf("%.3f (%.3f to %.3f)", math.Exp(mean), math.Exp(mean-half), math.Exp(mean+half)))
+	t.row("resident memory, at most", fmt.Sprintf("%d MB", memory[podClient]/1e6), fmt.Sprintf("%d MB", memory[podMetrics]/1e6))
+	return t.String() + fmt.Sprintf(`
+As in *Throughput*: client and server in one process, both with package metrics, nobody scrapes. %d alternating pairs of %s each; the median; the ratio is
+the geometric mean of the pairs with its 95 %% confidence interval. The memory includes the record of each call, which the benchmark keeps.
+`, n.Pairs, n.LoadTime), nil
 }
 
 // garbage compares settings of the garbage collector.

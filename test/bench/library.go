@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/jiangjiancc/go_micro_k8s/test/bench/load"
 	"github.com/micro/go-micro/v2"
@@ -18,6 +19,7 @@ import (
 	"github.com/micro/go-micro/v2/server"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 )
 
@@ -31,14 +33,16 @@ const (
 	roundRobin = "go-micro, round robin"
 	podClient  = "pod/"
 	podSubset  = "pod/ with Subset(20)"
+	podMetrics = "pod/ with metrics"
 )
 
 // libraries are go-micro with its own selector and with pod/, for package load.
 var libraries = map[string]load.Library{
 	goMicro:    {Serve: serve, Limited: serveWork(), Dial: dialGoMicro(selector.Random), Tier: serveTier},
 	roundRobin: {Serve: serve, Dial: dialGoMicro(selector.RoundRobin)},
-	podClient:  {Serve: serveWithLifecycle, Limited: serveWork(pod.AdaptiveLimit()), Dial: dialPod(), Tier: serveTier},
-	podSubset:  {Serve: serveWithLifecycle, Dial: dialPod(pod.Subset(20))},
+	podClient:  {Serve: serveWithLifecycle, Limited: serveWork(pod.AdaptiveLimit()), Dial: dialPod(nothing), Tier: serveTier},
+	podSubset:  {Serve: serveWithLifecycle, Dial: dialPod(nothing, pod.Subset(20))},
+	podMetrics: {Serve: serveWithMetrics, Dial: dialPod(measure)},
 }
 
 type greeter struct{}
@@ -74,6 +78,17 @@ func serveWork(options ...pod.LifecycleOption) func(func(context.Context) error,
 // serveWithLifecycle starts a service with pod.Lifecycle.
 func serveWithLifecycle() (string, error) {
 	return start(greeter{}, nil, pod.Lifecycle(pod.NewRegistry(kubernetes.NewRegistry)))
+}
+
+// measure makes a registry, its clients and its services record metrics.
+func measure(r *pod.Registry) { prometheus.NewRegistry().MustRegister(metrics.New(r)) }
+
+func nothing(*pod.Registry) {}
+
+func serveWithMetrics() (string, error) {
+	r := pod.NewRegistry(kubernetes.NewRegistry)
+	measure(r)
+	return start(greeter{}, nil, pod.Lifecycle(r))
 }
 
 func start(h proto.GreeterHandler, settings []grpc.ServerOption, options ...micro.Option) (string, error) {
@@ -128,7 +143,8 @@ func dialGoMicro(strategy selector.Strategy) func([]string, bool) (load.Client, 
 	}
 }
 
-func dialPod(options ...registry.Option) func([]string, bool) (load.Client, error) {
+// dialPod returns a function that makes a client of a new registry, which prepare gets first.
+func dialPod(prepare func(*pod.Registry), options ...registry.Option) func([]string, bool) (load.Client, error) {
 	return func(addresses []string, retry bool) (load.Client, error) {
 		api := newMemoryAPI()
 		if err := api.enterKubeconfig(); err != nil {
@@ -138,6 +154,7 @@ func dialPod(options ...registry.Option) func([]string, bool) (load.Client, erro
 			api.add("greeter", a)
 		}
 		r := pod.NewRegistry(kubernetes.NewRegistry, append(options, pod.Direct())...)
+		prepare(r)
 		c := candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(retries(retry)))}
 		return withAPI{newMicroClient(c, func(a string) error { api.add("greeter", a); return nil }), api}, nil
 	}

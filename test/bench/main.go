@@ -4,7 +4,7 @@
 // selector and gRPC client, and with other RPC libraries. It prints a section of Markdown
 // for each group of measurements and writes the sections to test/bench/RESULTS.md.
 //
-//	go run ./test/bench                  everything, about 20 minutes on two cores
+//	go run ./test/bench                  everything, about 30 minutes on two cores
 //	go run ./test/bench -only choice     one group; the other sections stay
 //	go run ./test/bench -short           fewer and shorter measurements, writes no file
 //
@@ -50,6 +50,7 @@ type sizes struct {
 
 	LoadTime   time.Duration // length of one measurement of throughput and streams
 	LoadRounds int           // the median round counts
+	Pairs      int           // of measurements of throughput with and without metrics
 	Slow       time.Duration // length of the slow-server test
 	Failing    time.Duration // how long an instance fails
 	Tenfold    time.Duration // how long an instance is slow
@@ -66,10 +67,10 @@ type sizes struct {
 
 var (
 	full = sizes{[]int{10, 100, 1000, 10000}, "300ms", 5, 200, 59 * time.Second, 5 * time.Second, 5000, 3, 2 * time.Minute, 30 * time.Second,
-		2 * time.Second, 3, time.Minute, 6 * time.Second, 10 * time.Second, 1000, time.Minute,
+		2 * time.Second, 3, 30, time.Minute, 6 * time.Second, 10 * time.Second, 1000, time.Minute,
 		3000, []int{0, 50, 200, 1000}, 20 * time.Second, false, ""}
 	short = sizes{[]int{10, 1000}, "100ms", 2, 20, 4 * time.Second, time.Second, 500, 1, 10 * time.Second, 5 * time.Second,
-		300 * time.Millisecond, 1, 8 * time.Second, 3 * time.Second, 4 * time.Second, 50, 4 * time.Second,
+		300 * time.Millisecond, 1, 3, 8 * time.Second, 3 * time.Second, 4 * time.Second, 50, 4 * time.Second,
 		300, []int{0, 20, 40}, 2 * time.Second, true, ""}
 )
 
@@ -84,6 +85,7 @@ var groups = []group{
 	{"scale", "Cost at scale", "3 minutes", scale},
 	{"calls", "Unary calls", "1 minute", unary},
 	{"throughput", "Throughput", "3 minutes", throughput},
+	{"metrics", "Cost of metrics", "3 minutes", costOfMetrics},
 	{"garbage", "Garbage collection", "1 minute", garbage},
 	{"streams", "Server streams", "15 s", streams},
 	{"choice", "Choice of an instance", "5 minutes", choice},
@@ -99,13 +101,13 @@ func main() {
 	}
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	isShort := flags.Bool("short", false, "measure less, in 3 minutes, and write no file")
-	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, garbage, streams, choice, mixed, retries, overload or memory")
+	only := flags.String("only", "", "measure one group only: registry, scale, calls, throughput, metrics, garbage, streams, choice, mixed, retries, overload or memory")
 	_ = flags.Parse(os.Args[1:]) // exits on error
 	n := full
 	if *isShort {
 		n = short
 	}
-	const limit = 40 * time.Minute // includes the first build of Kubernetes and of the peers
+	const limit = 60 * time.Minute // includes the first build of Kubernetes and of the peers
 	time.AfterFunc(limit, func() { fmt.Fprintln(os.Stderr, "bench: stopped after the time limit of", limit); os.Exit(1) })
 	if err := run(n, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -13,7 +13,7 @@
 //	                              "changes" events with the changes since the last one
 //	POST /registry/events         the same, and calls Greeter.Hello as often each second as the form field
 //	                              "rate" says, until the stream ends; "calls" events have their numbers
-//	GET  /registry/traces         the last 100 traces as a page, with id=ID one of them; traces.json is the
+//	GET  /registry/traces         the last traces as a page, with id=ID one of them; traces.json is the
 //	                              same as JSON, and spans.json are the spans that this pod keeps; only
 //	                              with POD_DEBUG_TRACE=on
 //	POST /registry/               calls Greeter.Hello with the form field "name"; the answer is the page,
@@ -57,8 +57,8 @@
 // # Traces
 //
 // The page of traces joins the spans that the pods of the registry keep (package debugtrace). A pod asks 32
-// instances for 250 ms, one of each service first, at most once a second for all viewers, and takes at most 256 spans
-// and 256 KiB from each. A trace appears when it is a second old, or complete, and shows 200 spans.
+// instances for 1 s, one of each service first, at most once a second for all viewers, and takes at most 256 spans
+// and 256 KiB from each. A trace appears when it is a second old, or complete, and shows 200 spans. After the last 100 traces the page lists 20 older ones with failures.
 //
 // There is no authentication: everybody who reaches the port sees the registry.
 package dashboard

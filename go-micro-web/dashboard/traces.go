@@ -21,14 +21,15 @@ import (
 
 const (
 	maxTraces      = 100
-	maxTracedPods  = 32                     // that are asked for their spans
-	maxPodSpans    = 256                    // as many as go-micro keeps
-	maxTraceSpans  = 200                    // of a trace
-	maxSpanAnswer  = 256 << 10              // bytes, of another pod of this service
-	maxSpanDepth   = 8                      // of the indentation
-	spansTimeout   = 250 * time.Millisecond // for all pods, which are asked at once
-	tracesInterval = time.Second            // for which all viewers share the traces
-	traceSettles   = time.Second            // after its beginning or end; until then a pod may not have kept all spans of a trace
+	maxOldFailures = 20          // older traces that have failed
+	maxTracedPods  = 32          // that are asked for their spans
+	maxPodSpans    = 256         // as many as go-micro keeps
+	maxTraceSpans  = 200         // of a trace
+	maxSpanAnswer  = 256 << 10   // bytes, of another pod of this service
+	maxSpanDepth   = 8           // of the indentation
+	spansTimeout   = time.Second // for all pods, which are asked at once
+	tracesInterval = time.Second // for which all viewers share the traces
+	traceSettles   = time.Second // after its beginning or end; until then a pod may not have kept all spans of a trace
 )
 
 var tracesTemplate = template.Must(template.ParseFS(assets, "assets/traces.html"))
@@ -39,13 +40,15 @@ type traces struct {
 	other func(ctx context.Context, address string) ([]debugtrace.Span, error) // of a gRPC service
 	web   func(ctx context.Context, address string) ([]debugtrace.Span, error) // of another pod of this service
 
+	timeout time.Duration // for all pods
+
 	mu     sync.Mutex
 	at     time.Time
 	latest *traceList
 }
 
 func newTraces() *traces {
-	return &traces{own: debugtrace.Own, other: debugtrace.Read, web: webSpans}
+	return &traces{own: debugtrace.Own, other: debugtrace.Read, web: webSpans, timeout: spansTimeout}
 }
 
 // traceList is what the pods kept at one time. It is immutable.
@@ -112,7 +115,7 @@ func (t *traces) current(v *view) *traceList {
 
 // read asks pods for their spans, all at once.
 func (t *traces) read(v *view) *traceList {
-	ctx, cancel := context.WithTimeout(context.Background(), spansTimeout) // not that of a viewer, because others wait for the same
+	ctx, cancel := context.WithTimeout(context.Background(), t.timeout) // not that of a viewer, because others wait for the same
 	defer cancel()
 	l := &traceList{Time: now(), Traces: []*callTrace{}}
 	l.Pods, l.Omitted = askedPods(v)
@@ -222,7 +225,22 @@ func join(pods []tracedPod, at time.Time) []*callTrace {
 		}
 	}
 	slices.SortFunc(all, func(a, b *callTrace) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.ID, b.ID)) })
-	return all[:min(len(all), maxTraces)]
+	return latest(all)
+}
+
+// latest returns the first maxTraces of the traces, and maxOldFailures of the others, that have failed or had a failing attempt: at
+// many calls a second they would vanish before somebody looks.
+func latest(all []*callTrace) []*callTrace {
+	if len(all) <= maxTraces {
+		return all
+	}
+	shown := slices.Clone(all[:maxTraces])
+	for _, t := range all[maxTraces:] {
+		if len(shown) < maxTraces+maxOldFailures && (t.Error != "" || t.Attempts > 0) {
+			shown = append(shown, t)
+		}
+	}
+	return shown
 }
 
 // settled reports whether the pods have kept all that they will keep of a trace, as seen at a time before they were asked.

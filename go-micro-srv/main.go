@@ -47,10 +47,10 @@ func run() error {
 		micro.Name(DefaultServiceName),
 		micro.Server(grpcs.NewServer(server.Address(DefaultServerPort), server.Name(DefaultServiceName))),
 		micro.Client(grpcc.NewClient()),
-		micro.Registry(registry),                     // registers with Kubernetes
-		pod.Lifecycle(registry, pod.AdaptiveLimit()), // health, readiness, drain, overload
-		pod.Reflection(registry),                     // grpcurl can list and call the Greeter
-		metrics.Serve(registry),                      // if POD_METRICS_ADDRESS is set
+		micro.Registry(registry), // registers with Kubernetes
+		pod.Lifecycle(registry),  // health, readiness, drain
+		pod.Reflection(registry), // grpcurl can list and call the Greeter
+		metrics.Serve(registry),  // if POD_METRICS_ADDRESS is set
 	)
 	service.Init()
 

@@ -8,6 +8,8 @@ import (
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	microregistry "github.com/micro/go-micro/v2/registry"
+	"github.com/micro/go-micro/v2/registry/etcd"
 	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
@@ -39,4 +41,19 @@ func ExampleSubset() {
 	greeter := proto.NewGreeterService("greeter", pod.NewClient(registry, grpcc.NewClient()))
 	_, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: "XXX"})
 	fmt.Println(err)
+}
+
+// A service moves from etcd to pods: it registers in both and finds the instances of both.
+func ExampleAlso() {
+	old := etcd.NewRegistry(microregistry.Addrs("etcd:2379"))
+	registry := pod.NewRegistry(kubernetes.NewRegistry, pod.Also(old)) // without pod.Also when all services have moved
+	service := micro.NewService(
+		micro.Name("greeter"),
+		micro.Server(grpcs.NewServer()),
+		micro.Client(pod.NewClient(registry, grpcc.NewClient())),
+		micro.Registry(registry),
+		pod.Lifecycle(registry),
+	)
+	fmt.Println(service.Options().Registry)
+	// Output: kubernetes
 }

@@ -152,6 +152,20 @@ func (s *Server) pid(t testing.TB) int {
 	return pid
 }
 
+// EtcdProgram returns the path of the etcd program, for tests that start an etcd of their own.
+func (s *Server) EtcdProgram(t testing.TB) string {
+	t.Helper()
+	pid, err := exec.Command("pgrep", "-f", "etcd --data-dir=.*"+filepath.Join(s.stateDir(), "pki")).Output()
+	if err != nil {
+		t.Fatalf("looking for etcd: %v", err)
+	}
+	path, err := os.Readlink("/proc/" + strings.TrimSpace(string(pid)) + "/exe")
+	if err != nil {
+		t.Fatalf("looking for the program of etcd: %v", err)
+	}
+	return path
+}
+
 // Compact makes etcd forget every version but the current one, so that a watch
 // from an older version is refused with 410 Gone.
 func (s *Server) Compact(t testing.TB) {

@@ -341,7 +341,7 @@ func TestErrorNamesRemedy(t *testing.T) {
 		{
 			name: "no such ConfigMap",
 			url:  status(http.StatusNotFound, "NotFound", `configmaps "go-micro-config" not found`),
-			want: get + `configmaps "go-micro-config" not found: create it, or check the name and the namespace`,
+			want: get + `configmaps "go-micro-config" not found: create it, or check the name and the namespace; if kustomize generates it, set generatorOptions: {disableNameSuffixHash: true}`,
 		},
 		{
 			name: "no right to read it",

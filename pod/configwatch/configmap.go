@@ -5,22 +5,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"path"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
-	"github.com/micro/go-micro/v2/config"
 	"github.com/micro/go-micro/v2/config/source"
 	"github.com/micro/go-micro/v2/logger"
+	corev1 "k8s.io/api/core/v1"
 )
 
-// ConfigMap is one ConfigMap as a source of go-micro's configuration; the package
-// comment says how its values are read. Make it with New. It is safe for concurrent use.
+// ConfigMap is one ConfigMap, or one Secret, as a source of go-micro's configuration; the package
+// comment says how its values are read. Make it with New or NewSecret. It is safe for concurrent use.
 type ConfigMap struct {
 	env             apiserver.Environment
+	kind            kind
 	namespace, name string
 
 	ctx   context.Context // ends with Close
@@ -42,18 +44,35 @@ func New(namespace, name string) *ConfigMap {
 	return newConfigMap(apiserver.ProcessEnvironment, namespace, name)
 }
 
+// NewSecret is New for a Secret. It needs the same verbs on secrets. The log names keys of a Secret, never values.
+func NewSecret(namespace, name string) *ConfigMap {
+	return newSource(apiserver.ProcessEnvironment, kindSecret, namespace, name)
+}
+
+// kind is the kind of the object that holds the values.
+type kind string
+
+const (
+	kindConfigMap kind = "ConfigMap"
+	kindSecret    kind = "Secret"
+)
+
 func newConfigMap(env apiserver.Environment, namespace, name string) *ConfigMap {
-	c := &ConfigMap{env: env, namespace: namespace, name: name, watchers: map[*watcher]struct{}{}, invalid: map[string]string{}}
+	return newSource(env, kindConfigMap, namespace, name)
+}
+
+func newSource(env apiserver.Environment, kind kind, namespace, name string) *ConfigMap {
+	c := &ConfigMap{env: env, kind: kind, namespace: namespace, name: name, watchers: map[*watcher]struct{}{}, invalid: map[string]string{}}
 	c.ctx, c.close = context.WithCancel(context.Background())
 	return c
 }
 
-// String returns "configmap", as the configmap plugin does.
-func (c *ConfigMap) String() string { return "configmap" }
+// String returns "configmap", as the configmap plugin does, or "secret".
+func (c *ConfigMap) String() string { return strings.ToLower(string(c.kind)) }
 
 // Write always returns an error: use kubectl to change a ConfigMap.
 func (c *ConfigMap) Write(*source.ChangeSet) error {
-	return fmt.Errorf("writing ConfigMap %q: not supported; change it with kubectl", path.Join(c.namespace, c.name))
+	return fmt.Errorf("writing %s %q: not supported; change it with kubectl", c.kind, path.Join(c.namespace, c.name))
 }
 
 // Read gets the ConfigMap from the API server, which has 5 s to answer. The error wraps
@@ -97,7 +116,7 @@ func (c *ConfigMap) Watch() (source.Watcher, error) {
 			return nil, err
 		}
 	}
-	return c.watch(context.Background(), a, last, false), nil
+	return c.watch(context.Background(), a, last, false, make(chan struct{}, 1)), nil
 }
 
 // Status is what a collector of metrics reads of a ConfigMap; see package metrics.
@@ -139,129 +158,45 @@ func (c *ConfigMap) Close() error {
 	return nil
 }
 
-// Follow yields the configuration at once, and again after each change of the ConfigMap,
-// until ctx ends or the loop breaks; after that no goroutine is left. Follow reads the
-// sources in before once, at the start, and merges them in their order, the ConfigMap
-// last: if two sources hold the same key, the later source wins.
-//
-// A slow loop misses intermediate configurations and gets the latest. A change that does
-// not affect the content, such as a new label, yields nothing. After the ConfigMap was
-// deleted, Follow yields a configuration without it.
-//
-// If the first read fails, Follow yields the error and ends: the ConfigMap does not exist,
-// the right to get it is missing, or there is no cluster. If the API server cannot be reached, for example
-// because a sidecar has not started yet, Follow retries instead, as it does after later failures. It logs when the
-// failures begin and end. It needs the verbs get, list and watch on configmaps.
-//
-// Each configuration is a snapshot that stays valid and may be shared by goroutines. Only
-// its own Set and Del change it; Load and Watch return an error, and it needs no Close.
-func (c *ConfigMap) Follow(ctx context.Context, before ...source.Source) iter.Seq2[config.Config, error] {
-	return func(yield func(config.Config, error) bool) {
-		sets, w, err := c.start(ctx, before)
-		if err != nil {
-			if !errors.Is(err, source.ErrWatcherStopped) {
-				yield(nil, err)
-			}
-			return
-		}
-		defer func() { _ = w.Stop() }()
-		merge := func(set *source.ChangeSet) (config.Config, error) {
-			cfg, err := newSnapshot(append(sets, set)...)
-			if err != nil {
-				return nil, fmt.Errorf("merging ConfigMap %q: %w", w.fullName, err)
-			}
-			return cfg, nil
-		}
-		cfg, err := merge(w.last)
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		for {
-			if err == nil && !yield(cfg, nil) {
-				return
-			}
-			set, stopped := w.Next()
-			if stopped != nil {
-				return
-			}
-			if cfg, err = merge(set); err != nil {
-				logger.Warnf("Config [configmap] %v; keeping the last configuration", err)
-			}
-		}
-	}
-}
-
-// start reads the sources before the ConfigMap, and the ConfigMap, and begins to watch it. It retries while
-// the API server cannot be reached. It returns source.ErrWatcherStopped after the end of ctx and after Close.
-func (c *ConfigMap) start(ctx context.Context, before []source.Source) (sets []*source.ChangeSet, w *watcher, err error) {
-	a, err := c.connect()
-	if err != nil {
-		return nil, nil, err
-	}
-	starting, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.ctx, cancel)()
-	var retry apiserver.Retry
-	for {
-		var content *source.ChangeSet
-		if sets, err = readAll(starting, before); err == nil {
-			content, err = c.get(starting, a, true)
-		}
-		if starting.Err() != nil {
-			err = source.ErrWatcherStopped
-		}
-		news := retry.Ended(err)
-		switch {
-		case err == nil:
-			if news {
-				logger.Infof("Config [configmap] Reading ConfigMap %q works", path.Join(a.Namespace, c.name))
-			}
-			return sets, c.watch(ctx, a, content, true), nil
-		case !apiserver.Unreachable(err):
-			a.Close()
-			return nil, nil, err
-		case news:
-			logger.Warnf("Config [configmap] %v; retrying", err)
-		}
-		retry.Wait(starting, a.RetryAfter())
-	}
-}
-
-func readAll(ctx context.Context, sources []source.Source) (sets []*source.ChangeSet, err error) {
-	for _, s := range sources {
-		var set *source.ChangeSet
-		if m, ok := s.(*ConfigMap); ok {
-			set, err = m.read(ctx, true)
-		} else {
-			set, err = s.Read()
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading source %q: %w", s, err)
-		}
-		sets = append(sets, set)
-	}
-	return sets, nil
-}
-
 // connect makes a connection for one Read, Watch or Follow, which closes it.
 func (c *ConfigMap) connect() (*apiserver.Connection, error) {
 	if c.ctx.Err() != nil {
-		return nil, fmt.Errorf("reading ConfigMap %q: it is closed", path.Join(c.namespace, c.name))
+		return nil, fmt.Errorf("reading %s %q: it is closed", c.kind, path.Join(c.namespace, c.name))
 	}
 	a, err := apiserver.Connect(c.env, apiserver.Options{Namespace: c.namespace})
 	if err != nil {
-		return nil, fmt.Errorf("reading ConfigMap %q: %w", path.Join(c.namespace, c.name), err)
+		return nil, fmt.Errorf("reading %s %q: %w", c.kind, path.Join(c.namespace, c.name), err)
 	}
 	return a, nil
 }
 
 func (c *ConfigMap) get(ctx context.Context, a *apiserver.Connection, exact bool) (*source.ChangeSet, error) {
-	m, err := a.GetConfigMap(ctx, c.name)
-	if err != nil {
-		return nil, fmt.Errorf("reading ConfigMap %q: %w", path.Join(a.Namespace, c.name), err)
+	var data map[string]string
+	var err error
+	if c.kind == kindSecret {
+		var s *corev1.Secret
+		s, err = a.GetSecret(ctx, c.name)
+		data = texts(s)
+	} else {
+		var m *corev1.ConfigMap
+		m, err = a.GetConfigMap(ctx, c.name)
+		data = m.Data
 	}
-	return c.changeSet(m.Data, exact), nil
+	if err != nil {
+		return nil, fmt.Errorf("reading %s %q: %w", c.kind, path.Join(a.Namespace, c.name), err)
+	}
+	return c.changeSet(data, exact), nil
+}
+
+// texts returns the values of a Secret as those of a ConfigMap, without binary ones.
+func texts(s *corev1.Secret) map[string]string {
+	data := map[string]string{}
+	for k, v := range s.Data {
+		if utf8.Valid(v) {
+			data[k] = string(v)
+		}
+	}
+	return data
 }
 
 // changeSet converts the data of a ConfigMap to go-micro's form, for Follow with exact
@@ -280,8 +215,11 @@ func (c *ConfigMap) changeSet(data map[string]string, exact bool) *source.Change
 			delete(c.invalid, k)
 			continue
 		}
+		if c.kind == kindSecret {
+			err = errors.New("it cannot be parsed") // the error may quote the value
+		}
 		if c.invalid[k] != v {
-			logger.Warnf("Config [configmap] Reading key %q of ConfigMap %q as text: %v", k, c.name, err)
+			logger.Warnf("Config [configmap] Reading key %q of %s %q as text: %v", k, c.kind, c.name, err)
 		}
 		values[k], c.invalid[k] = v, v
 	}

@@ -668,7 +668,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("a", "b=c\nd")
 	f.Fuzz(func(t *testing.T, key, value string) {
 		c := newConfigMap(apiserver.Environment{}, "", mapName)
-		cfg, err := newSnapshot(c.changeSet(map[string]string{key: value}, true))
+		cfg, err := newSnapshot(&misreadings{}, c.changeSet(map[string]string{key: value}, true))
 		if err != nil {
 			return // the value holds a ${NAME} that breaks the JSON
 		}

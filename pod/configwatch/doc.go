@@ -10,7 +10,8 @@
 //	}
 //
 // The body of the loop runs with the current configuration, and again after each change
-// of the ConfigMap. A program that wants the configuration only once, or merges it with
+// of the ConfigMap, or of a ConfigMap or Secret that Follow merges before it. A program that wants the
+// configuration only once, or merges it with
 // config.NewConfig, uses a ConfigMap as any other source: Read returns the content, and
 // Watch returns a watcher.
 //
@@ -20,7 +21,9 @@
 // .json, .yaml or .yml, the value is parsed and the key holds the tree:
 // cfg.Get("app.yaml", "db", "host"). If a value holds several YAML documents, only the
 // first one is read. A byte order mark before JSON or YAML is ignored. A value that cannot be parsed stays a
-// string, and the log has one line about it. go-micro replaces ${NAME} in a value by the environment variable
+// string, and the log has one line about it. It also has one line about a key that is read as text or as a map of
+// texts and is something else, for which go-micro returns the default. go-micro replaces ${NAME} in a value by the
+// environment variable
 // NAME, as it does for every source. binaryData is ignored.
 //
 // Follow keeps all digits of an integer in JSON, and of 64 bits in YAML; a longer one in YAML counts as a
@@ -42,8 +45,8 @@
 // one that is refused up to 30 s apart. A watch whose connection has become silent is given up, and
 // retried, after 15 s.
 //
-// The service account needs these verbs on the ConfigMap, which k8s/configmap-rbac.yaml
-// grants:
+// The service account needs these verbs on each ConfigMap or Secret. For one ConfigMap k8s/configmap-rbac.yaml
+// grants them:
 //
 //	get           Read, and the first read of Follow
 //	list, watch   Follow and Watch

@@ -23,3 +23,15 @@ func ExampleConfigMap_Follow() {
 		fmt.Println(cfg.Get("DB_HOST").String("localhost"), cfg.Get("app.yaml", "db", "port").Int(5432))
 	}
 }
+
+// A base, a Secret and an override are followed together. If two hold the same key, the later one wins.
+func ExampleNewSecret() {
+	base, password := configwatch.New("", "base"), configwatch.NewSecret("", "database")
+	for cfg, err := range configwatch.New("", "override").Follow(context.Background(), base, password) {
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(cfg.Get("DB_HOST").String("localhost"), len(cfg.Get("password").String("")))
+	}
+}

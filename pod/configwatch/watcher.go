@@ -25,6 +25,7 @@ type watcher struct {
 	changed    chan struct{} // holds one element after a change that Next has not seen
 
 	mu      sync.Mutex
+	known   bool              // the API server has sent the content, or that there is none
 	data    map[string]string // the latest content
 	deleted bool              // the ConfigMap does not exist
 	last    *source.ChangeSet // what the reader received last
@@ -33,12 +34,13 @@ type watcher struct {
 var (
 	_ source.Watcher                       = (*watcher)(nil)
 	_ apiserver.Handler[*corev1.ConfigMap] = (*watcher)(nil)
+	_ apiserver.Handler[*corev1.Secret]    = secretHandler{}
 )
 
 // watch returns a watcher whose Next first returns content that differs from last. Its Stop
-// closes the connection.
-func (c *ConfigMap) watch(ctx context.Context, a *apiserver.Connection, last *source.ChangeSet, exact bool) *watcher {
-	w := &watcher{configMap: c, connection: a, fullName: path.Join(a.Namespace, c.name), exact: exact, changed: make(chan struct{}, 1), last: last}
+// closes the connection. Several watchers may share the channel changed, of which Next is then not called.
+func (c *ConfigMap) watch(ctx context.Context, a *apiserver.Connection, last *source.ChangeSet, exact bool, changed chan struct{}) *watcher {
+	w := &watcher{configMap: c, connection: a, fullName: path.Join(a.Namespace, c.name), exact: exact, changed: changed, last: last}
 	w.ctx, w.cancel = context.WithCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -46,7 +48,13 @@ func (c *ConfigMap) watch(ctx context.Context, a *apiserver.Connection, last *so
 		w.cancel() // Next returns ErrWatcherStopped
 	}
 	c.watchers[w] = struct{}{}
-	w.running.Go(func() { a.ListWatchConfigMap(w.ctx, c.name, w) })
+	w.running.Go(func() {
+		if c.kind == kindSecret {
+			a.ListWatchSecret(w.ctx, c.name, secretHandler{w})
+		} else {
+			a.ListWatchConfigMap(w.ctx, c.name, w)
+		}
+	})
 	return w
 }
 
@@ -62,16 +70,26 @@ func (w *watcher) Next() (*source.ChangeSet, error) {
 		if w.ctx.Err() != nil {
 			return nil, source.ErrWatcherStopped
 		}
-		w.mu.Lock()
-		set := w.configMap.changeSet(w.data, w.exact)
-		if !bytes.Equal(set.Data, w.last.Data) {
-			w.last = set
-			w.mu.Unlock()
-			w.configMap.reloaded()
+		if set := w.latest(); set != nil {
 			return set, nil
 		}
-		w.mu.Unlock()
 	}
+}
+
+// latest returns the latest content if it differs from the content that it returned last, otherwise nil.
+func (w *watcher) latest() *source.ChangeSet {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.known {
+		return nil
+	}
+	set := w.configMap.changeSet(w.data, w.exact)
+	if bytes.Equal(set.Data, w.last.Data) {
+		return nil
+	}
+	w.last = set
+	w.configMap.reloaded()
+	return set
 }
 
 // Stop ends Next and the watcher's goroutine, and waits for the goroutine. Stopping twice
@@ -91,11 +109,11 @@ func (w *watcher) set(data map[string]string, deleted bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if deleted && !w.deleted {
-		logger.Warnf("Config [configmap] ConfigMap %q was deleted", w.fullName)
+		logger.Warnf("Config [configmap] %s %q was deleted", w.configMap.kind, w.fullName)
 	} else if !deleted && w.deleted {
-		logger.Infof("Config [configmap] ConfigMap %q was created again", w.fullName)
+		logger.Infof("Config [configmap] %s %q was created again", w.configMap.kind, w.fullName)
 	}
-	w.data, w.deleted = data, deleted
+	w.data, w.deleted, w.known = data, deleted, true
 	select {
 	case w.changed <- struct{}{}:
 	default:
@@ -120,8 +138,23 @@ func (w *watcher) Replace(maps []*corev1.ConfigMap) {
 // StateChanged logs that watching the ConfigMap began to fail, or works again.
 func (w *watcher) StateChanged(err error) {
 	if err != nil {
-		logger.Warnf("Config [configmap] Watching ConfigMap %q: %v; retrying", w.fullName, err)
+		logger.Warnf("Config [configmap] Watching %s %q: %v; retrying", w.configMap.kind, w.fullName, err)
 	} else {
-		logger.Infof("Config [configmap] Watching ConfigMap %q again", w.fullName)
+		logger.Infof("Config [configmap] Watching %s %q again", w.configMap.kind, w.fullName)
 	}
+}
+
+// secretHandler gives a watcher the values of a Secret.
+type secretHandler struct{ *watcher }
+
+func (h secretHandler) Update(s *corev1.Secret) { h.set(texts(s), false) }
+
+func (h secretHandler) Delete(*corev1.Secret) { h.set(nil, true) }
+
+func (h secretHandler) Replace(secrets []*corev1.Secret) {
+	if len(secrets) == 0 {
+		h.Delete(nil)
+		return
+	}
+	h.Update(secrets[0])
 }

@@ -206,6 +206,15 @@ func (c *Connection) GetConfigMap(ctx context.Context, name string) (*corev1.Con
 	return &m, c.Explain(err, "get", "configmaps", "configmaps")
 }
 
+// GetSecret gets one Secret. It needs the verb get on secrets.
+func (c *Connection) GetSecret(ctx context.Context, name string) (*corev1.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	var s corev1.Secret
+	err := c.client.Get().Namespace(c.Namespace).Resource("secrets").Name(name).Context(ctx).Do().Into(&s)
+	return &s, c.Explain(err, "get", "secrets", "secrets")
+}
+
 // list gets one page of a resource's objects.
 func (c *Connection) list(ctx context.Context, resource string, options metav1.ListOptions, into runtime.Object) error {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, requestFailure{}, new(error)), CallTimeout)

@@ -43,6 +43,8 @@ func (c *Connection) Explain(err error, verb, resource, object string) error {
 	switch {
 	case (apierrors.IsUnauthorized(err) || strings.Contains(err.Error(), `"system:anonymous"`)) && strings.HasPrefix(c.Host, "http://"):
 		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
+	case apierrors.IsForbidden(err) && resource == "secrets": // no manifest of this project grants it
+		remedy = fmt.Sprintf(": the account lacks the verb %q on secrets; grant it in a Role that names the Secret in resourceNames, as k8s/configmap-rbac.yaml does for a ConfigMap", verb)
 	case apierrors.IsForbidden(err) && !c.OutsideCluster && strings.Contains(err.Error(), `:default" cannot `): // User "system:serviceaccount:NAMESPACE:default"
 		remedy = fmt.Sprintf(": the pod runs as the service account \"default\": set serviceAccountName: %s in its manifest, to which %s grants the verb %q on %s", grants[resource].serviceAccount, grants[resource].manifest, verb, resource)
 	case apierrors.IsForbidden(err) && c.OutsideCluster && resource != "configmaps":
@@ -56,7 +58,7 @@ func (c *Connection) Explain(err error, verb, resource, object string) error {
 	case apierrors.IsNotFound(err) && verb == "patch":
 		remedy = ": this is not the pod's name; set POD_NAME from metadata.name in the pod's manifest"
 	case apierrors.IsNotFound(err) && verb == "get":
-		remedy = ": create it, or check the name and the namespace"
+		remedy = ": create it, or check the name and the namespace; if kustomize generates it, set generatorOptions: {disableNameSuffixHash: true}"
 	case errors.As(err, new(pluginPending)): // it says enough
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():
 		remedy = fmt.Sprintf(": the API server at %s does not answer", c.Host)

@@ -85,6 +85,19 @@ func (c *Connection) ListWatchConfigMap(ctx context.Context, name string, h Hand
 	(&listWatch[*corev1.ConfigMap]{connection: c, resource: "configmaps", selector: Selector{Fields: "metadata.name=" + name}, page: list, handler: h}).run(ctx)
 }
 
+// ListWatchSecret is ListWatchConfigMap for a Secret. It needs the verbs list and watch on secrets.
+func (c *Connection) ListWatchSecret(ctx context.Context, name string, h Handler[*corev1.Secret]) {
+	list := func(ctx context.Context, options metav1.ListOptions) (page []*corev1.Secret, _ metav1.ListMeta, _ error) {
+		var secrets corev1.SecretList
+		err := c.list(ctx, "secrets", options, &secrets)
+		for i := range secrets.Items {
+			page = append(page, &secrets.Items[i])
+		}
+		return page, secrets.ListMeta, err
+	}
+	(&listWatch[*corev1.Secret]{connection: c, resource: "secrets", selector: Selector{Fields: "metadata.name=" + name}, page: list, handler: h}).run(ctx)
+}
+
 // object is a Kubernetes object of a certain type.
 type object interface {
 	runtime.Object

@@ -41,9 +41,9 @@ lint() {
 }
 
 other_systems() {
-	step 'Programs on a laptop: they compile for Windows and macOS' '1 s, the first time 10 minutes'
+	step 'Other systems: the programs, and all packages that a service imports, compile for Windows and macOS' '1 s, the first time 10 minutes'
 	for system in windows darwin; do
-		GOOS=$system nice go build ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config
+		GOOS=$system nice go build ./go-micro-srv ./go-micro-web ./go-micro-client ./go-micro-config ./pod ./pod/configwatch ./pod/debugtrace ./pod/metrics ./pod/tracing ./test/process
 	done
 }
 

@@ -2,22 +2,11 @@
 package process
 
 import (
-	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 )
-
-// Time returns the processor time of this process, which other processes do not change.
-func Time(t testing.TB) time.Duration {
-	t.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
 
 // CheckNoLeak fails the test if it leaves a goroutine behind, except those that exist already, such as
 // those of initialized packages, and those that the options name. It says nothing about a test

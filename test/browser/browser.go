@@ -110,12 +110,16 @@ func (b *Tab) Do(actions ...chromedp.Action[chromedp.Void]) {
 	Run(b, chromedp.Steps(actions...))
 }
 
-// Wait waits until a JavaScript expression is true, at most a minute.
+// Wait waits until a JavaScript expression is true, at most a minute. While the page navigates, evaluations fail.
 func (b *Tab) Wait(what, expression string) {
 	b.T.Helper()
-	for end := time.Now().Add(time.Minute); !Evaluate[bool](b, "!!("+expression+")"); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		is, err := run(b, chromedp.Evaluate[bool]("!!("+expression+")"))
+		if is && err == nil {
+			return
+		}
 		if time.Now().After(end) {
-			b.T.Fatalf("waiting for %s: not within a minute; the page shows\n%s", what, Evaluate[string](b, `document.body.innerText`))
+			b.T.Fatalf("waiting for %s: not within a minute (%v); the page shows\n%s", what, err, Evaluate[string](b, `document.body.innerText`))
 		}
 	}
 }
@@ -123,13 +127,17 @@ func (b *Tab) Wait(what, expression string) {
 // Run runs an action and returns its result.
 func Run[T any](b *Tab, action chromedp.Action[T]) T {
 	b.T.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
-	defer cancel()
-	v, err := chromedp.Run(ctx, action)
+	v, err := run(b, action)
 	if err != nil {
 		b.T.Fatal(err)
 	}
 	return v
+}
+
+func run[T any](b *Tab, action chromedp.Action[T]) (T, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
+	defer cancel()
+	return chromedp.Run(ctx, action)
 }
 
 // Evaluate returns the value of a JavaScript expression.

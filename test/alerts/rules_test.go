@@ -4,8 +4,6 @@ package alerts
 
 import (
 	"fmt"
-	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -13,44 +11,61 @@ import (
 
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
-	"sigs.k8s.io/yaml"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 )
-
-const component = "../../k8s/components/monitoring-operator/"
 
 // read decodes a file of the component. A field that the type does not have is an error.
 func read(t *testing.T, file string, into any) {
 	t.Helper()
-	b, err := os.ReadFile(component + file)
-	if err == nil {
-		err = yaml.UnmarshalStrict(b, into)
-	}
-	if err != nil {
-		t.Fatalf("%s: %v", file, err)
+	if err := decode(component, file, into); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// readRules returns the rules as Prometheus reads them.
 func readRules(t *testing.T) []rulefmt.RuleGroup {
 	t.Helper()
-	var r monitoring.PrometheusRule
-	read(t, "rules.yaml", &r)
-	if r.APIVersion != "monitoring.coreos.com/v1" || r.Kind != monitoring.PrometheusRuleKind {
-		t.Errorf("rules.yaml has the kind %s of %s", r.Kind, r.APIVersion)
-	}
-	spec, err := yaml.Marshal(r.Spec)
+	groups, err := rulesOf(component)
 	if err != nil {
 		t.Fatal(err)
 	}
-	groups, errs := rulefmt.Parse(spec, false, model.UTF8Validation, promQL, slog.New(slog.DiscardHandler))
-	for _, err := range errs {
-		t.Errorf("rules.yaml: %v", err)
+	return groups
+}
+
+// record returns the recording of series in the notation of promtool's unit tests. A series gets the labels of the scraped
+// pod that it does not have.
+func record(t *testing.T, series ...string) *recording {
+	t.Helper()
+	r := &recording{labels: map[uint64]labels.Labels{}, samples: map[uint64][]chunks.Sample{}}
+	for _, s := range series {
+		l, values, err := promQL.ParseSeriesDesc(s)
+		if err != nil {
+			t.Fatalf("reading the series %q: %v", s, err)
+		}
+		b := labels.NewBuilder(l)
+		for name, value := range map[string]string{"namespace": "go-micro", "job": "shop", "pod": "shop-1", "container": "shop"} {
+			if !l.Has(name) {
+				b.Set(name, value)
+			}
+		}
+		for i, v := range values {
+			at := time.Duration(i) * scrapeInterval
+			if r.last = max(r.last, at); !v.Omitted {
+				r.add(b.Labels(), sample{at.Milliseconds(), v.Value})
+			}
+		}
 	}
-	if groups == nil {
-		t.FailNow()
+	return r
+}
+
+func evaluate(t *testing.T, r *recording, groups []rulefmt.RuleGroup) []firing {
+	t.Helper()
+	fired, err := r.evaluate(t.Context(), groups)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return groups.Groups
+	return fired
 }
 
 func TestPodMonitor(t *testing.T) {
@@ -100,7 +115,7 @@ var healthy = []string{
 }
 
 func TestHealthyServicesRaiseNoAlert(t *testing.T) {
-	for _, f := range record(t, healthy...).evaluate(t, readRules(t)) {
+	for _, f := range evaluate(t, record(t, healthy...), readRules(t)) {
 		t.Error(f, f.annotations)
 	}
 }
@@ -192,7 +207,7 @@ func TestAlerts(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string
 			var texts strings.Builder
-			for _, f := range record(t, c.series...).evaluate(t, readRules(t)) {
+			for _, f := range evaluate(t, record(t, c.series...), readRules(t)) {
 				got = append(got, f.String())
 				fmt.Fprintln(&texts, f.annotations)
 			}

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,7 +39,14 @@ type budget struct {
 	hold          time.Duration // instead of the fault's own, to save time; 0 keeps it
 	newCallers    bool          // callers that have seen no earlier fault
 	check         func(*testing.T, faults.Span, []faults.Second, faults.Second)
+
+	// The alerts of k8s/components/monitoring-operator that must fire with durations divided by alertDivisor, and those that may. No
+	// other alert may fire.
+	alerts, mayFire []string
 }
+
+// alertDivisor makes the durations of the alerts those of the faults: 15 s of an ejection instead of 5 minutes.
+const alertDivisor = 20
 
 // orderBudgets are those of test/orders while go-micro-srv is broken, and of one fault of its own: how many calls may fail. For go-micro's
 // client nothing is demanded.
@@ -52,22 +61,22 @@ var failedStream = regexp.MustCompile("^(TrackOrder|ImportOrders|SyncOrders): ")
 
 var budgets = []budget{
 	// These five faults share their callers, so that the watch that survived one fault must also survive the next.
-	{"api-frozen", 0, 0.8, 0, true, nil},
-	{"api-killed", 0, 0, 0, false, nil},
-	{"container-killed", 0, 0, 0, false, nil},
-	{"pod-deleted", 0, 0, 0, false, nil},
-	{"scaling", 0, 0, 0, false, nil},
+	{"api-frozen", 0, 0.8, 0, true, nil, []string{"MicroRegistryStale"}, nil},
+	{"api-killed", 0, 0, 0, false, nil, nil, nil},
+	{"container-killed", 0, 0, 0, false, nil, nil, nil},
+	{"pod-deleted", 0, 0, 0, false, nil, nil, nil},
+	{"scaling", 0, 0, 0, false, nil, nil, nil},
 	// An instance that failed before is ejected for longer, which would hide the detection.
 	// The calls that fail are those in flight when the replica stops, and those that are sent until it counts as stalled,
 	// which are rarely more than one because the other replicas then have fewer calls in flight.
-	{"replica-frozen", 4, 0.75, 15 * time.Second, true, nil},
-	{"packets-dropped", 4, 0.75, 15 * time.Second, true, nil},
-	{"replica-slow", 0, 0.75, 10 * time.Second, true, latencyRecovers},
-	{"replica-failing", 8, 0.75, 10 * time.Second, false, failingReplicaAvoided},
+	{"replica-frozen", 4, 0.75, 15 * time.Second, true, nil, nil, []string{"MicroInstanceEjected"}},
+	{"packets-dropped", 4, 0.75, 15 * time.Second, true, nil, nil, []string{"MicroInstanceEjected"}},
+	{"replica-slow", 0, 0.75, 10 * time.Second, true, latencyRecovers, nil, nil},
+	{"replica-failing", 8, 0.75, 10 * time.Second, false, failingReplicaAvoided, nil, []string{"MicroInstanceEjected"}},
 	// The first seconds decide. Pods that Kubernetes reports as not ready, which happens after 50 s, are a part of api-frozen.
 	// One call of each of the 8 callers may fail: with half of the replicas gone, a choice between two lost ones can hit every
 	// caller until they count as stalled, and a caller whose call waits makes no other.
-	{"node-lost", 8, 0.5, 30 * time.Second, true, probesUnnoticed},
+	{"node-lost", 8, 0.5, 30 * time.Second, true, probesUnnoticed, []string{"MicroHalfEjected", "MicroInstanceEjected"}, []string{"MicroErrorBudgetBurnsFast"}},
 }
 
 // TestFaults breaks parts of the cluster one after the other while 8 callers with package pod and
@@ -77,7 +86,7 @@ func TestFaults(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	// The other tests run beside this one. With the load of `make faults`, a machine with two slow cores would be busy all
 	// the time, and calls would fail for that reason.
-	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: clusterName}, Image: probeImage, Pause: 60 * time.Millisecond}
+	target := &faults.Target{Cluster: faults.Cluster{Root: root, Name: clusterName}, Image: probeImage, Pause: 60 * time.Millisecond, Samples: true}
 	t.Cleanup(func() {
 		if err := target.Remove(context.Background()); err != nil {
 			t.Error(err)
@@ -89,8 +98,13 @@ func TestFaults(t *testing.T) {
 	fatal(t, orders.Deploy(ctx))
 
 	var loads, orderLoads map[string]*faults.Load // by client
+	var samples bytes.Buffer
+	var begins []time.Time // of the faults
 	for i, b := range budgets {
 		if b.newCallers {
+			if loads != nil {
+				samples.Write(loads[faults.Pod].Samples())
+			}
 			for _, l := range loads {
 				fatal(t, l.Stop(ctx))
 			}
@@ -100,6 +114,7 @@ func TestFaults(t *testing.T) {
 			orderLoads = startClients(t, ctx, orders, "calls")
 		}
 		sharesCallers := i+1 < len(budgets) && !budgets[i+1].newCallers
+		begins = append(begins, time.Now())
 		t.Run(b.fault, func(t *testing.T) {
 			start := time.Now()
 			runFault(t, ctx, target, loads[faults.Plugin], b, sharesCallers)
@@ -121,6 +136,49 @@ func TestFaults(t *testing.T) {
 			}
 			orderLoads = nil
 			fatal(t, orders.Scale(ctx, 0))
+		}
+	}
+	samples.Write(loads[faults.Pod].Samples())
+	t.Run("alerts", func(t *testing.T) { checkAlerts(t, &samples, begins) })
+}
+
+// checkAlerts replays the metrics of all faults and compares the alerts that have begun to fire during each fault with its budget.
+func checkAlerts(t *testing.T, samples *bytes.Buffer, begins []time.Time) {
+	t.Logf("%d bytes of samples", samples.Len())
+	replay := exec.Command("go", "run", "./live", filepath.Join(root, "k8s/components/monitoring-operator"), fmt.Sprint(alertDivisor))
+	var messages bytes.Buffer
+	replay.Dir, replay.Stdin, replay.Stderr = filepath.Join(root, "test/alerts"), samples, &messages
+	out, err := replay.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, &messages)
+	}
+	var all []struct {
+		Alert, Summary string
+		From, Until    time.Time
+	}
+	fatal(t, json.Unmarshal(out, &all))
+	fired := make([]map[string]bool, len(budgets))
+	for _, a := range all {
+		i := len(begins) - 1
+		for i > 0 && a.From.Before(begins[i]) {
+			i--
+		}
+		t.Logf("%s: %s after %.1f s, for %.1f s: %s", budgets[i].fault, a.Alert, a.From.Sub(begins[i]).Seconds(), a.Until.Sub(a.From).Seconds(), a.Summary)
+		if fired[i] == nil {
+			fired[i] = map[string]bool{}
+		}
+		fired[i][a.Alert] = true
+	}
+	for i, b := range budgets {
+		for _, alert := range b.alerts {
+			if !fired[i][alert] {
+				t.Errorf("%s: %s did not fire", b.fault, alert)
+			}
+		}
+		for alert := range fired[i] {
+			if !slices.Contains(b.alerts, alert) && !slices.Contains(b.mayFire, alert) {
+				t.Errorf("%s: %s has fired", b.fault, alert)
+			}
 		}
 	}
 }

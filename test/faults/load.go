@@ -113,7 +113,8 @@ type Load struct {
 	mu       sync.Mutex
 	partial  []byte
 	seconds  []Second
-	messages strings.Builder // the lines that are not seconds
+	messages strings.Builder // the lines that are neither seconds nor samples
+	samples  bytes.Buffer
 	onSecond func(Second)
 	err      error // why the output has ended
 }
@@ -204,6 +205,11 @@ func (l *Load) Write(b []byte) (int, error) {
 			fields := bytes.SplitN(line, []byte(" "), 4)
 			text = fields[len(fields)-1]
 		}
+		if bytes.HasPrefix(text, []byte("sample ")) {
+			l.samples.Write(text)
+			l.samples.WriteByte('\n')
+			continue
+		}
 		var s Second
 		if json.Unmarshal(text, &s) != nil || s.End.IsZero() {
 			l.messages.Write(text)
@@ -222,6 +228,13 @@ func (l *Load) Seconds() (all []Second, messages string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.seconds), l.messages.String(), l.err
+}
+
+// Samples returns the lines with metrics since the start, as test/alerts reads them.
+func (l *Load) Samples() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Clone(l.samples.Bytes())
 }
 
 // SecondsUntil waits until every call that started before the given time has ended, and

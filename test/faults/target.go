@@ -33,10 +33,11 @@ const (
 // or failing by a signal. A Target is not safe for concurrent use.
 type Target struct {
 	Cluster
-	Image  string        // of the probe, already loaded into the cluster
-	Orders bool          // test/orders instead of go-micro-srv
-	Pause  time.Duration // of a caller after each call; 0 is DefaultPause
-	Load   *Load         // the callers that must find the replicas again after a fault
+	Image   string        // of the probe, already loaded into the cluster
+	Orders  bool          // test/orders instead of go-micro-srv
+	Pause   time.Duration // of a caller after each call; 0 is DefaultPause
+	Samples bool          // the callers of go-micro-srv with package pod print metrics, those of the replicas included
+	Load    *Load         // the callers that must find the replicas again after a fault
 
 	victims int // how many replicas have been chosen
 }
@@ -57,7 +58,11 @@ func (t *Target) Clients() []Client {
 			{Pod, []string{"order", "4", pause}},
 		}
 	}
-	return []Client{{Plugin, []string{"call", "-upstream", callers, pause}}, {Pod, []string{"call", callers, pause}}}
+	withPod := []string{"call", callers, pause}
+	if t.Samples {
+		withPod = []string{"call", "-samples", callers, pause}
+	}
+	return []Client{{Plugin, []string{"call", "-upstream", callers, pause}}, {Pod, withPod}}
 }
 
 // Start starts a client in a pod whose name begins with a prefix. The client with package pod becomes t.Load.
@@ -119,7 +124,8 @@ func (t *Target) rolledOut(ctx context.Context) error {
 func (t *Target) useProbe(deployment *string) error {
 	for old, replacement := range map[string]string{
 		"image: 846602483/go-micro-srv:kubernetes": "image: " + t.Image + "\n          args: [greeter]",
-		"replicas: 2": fmt.Sprintf("replicas: %d", Replicas),
+		"replicas: 2":                    fmt.Sprintf("replicas: %d", Replicas),
+		"            - name: GOMEMLIMIT": "            - {name: POD_METRICS_ADDRESS, value: \":9464\"}\n            - name: GOMEMLIMIT",
 	} {
 		if strings.Count(*deployment, old) != 1 {
 			return fmt.Errorf("reading go-micro-srv/k8s/deployment.yaml: it does not contain %q once", old)

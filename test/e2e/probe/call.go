@@ -91,6 +91,7 @@ func call(args []string) error {
 	upstream := flags.Bool("upstream", false, "use go-micro's registry plugin and default selector instead of package pod")
 	retries := flags.Int("retries", client.DefaultRetries, "how often go-micro's client retries a failed call")
 	name := flags.String("name", "probe", "the name to send")
+	samples := flags.Bool("samples", false, "print the metrics of this process and of the instances too, once a second")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -114,7 +115,15 @@ func call(args []string) error {
 			return err
 		}
 	}
-	greeter := proto.NewGreeterService("go-micro-srv", newClient(*upstream, client.WrapCall(tries), client.Retries(*retries)))
+	opts := []client.Option{client.WrapCall(tries), client.Retries(*retries)}
+	caller := newClient(*upstream, opts...)
+	if *samples {
+		r := newRegistry()
+		c := pod.NewClient(r, grpcc.NewClient(opts...))
+		printSamples(r, func() []pod.InstanceCalls { return c.Instances("go-micro-srv") })
+		caller = c
+	}
+	greeter := proto.NewGreeterService("go-micro-srv", caller)
 	return c.run(callers, pause, func() error {
 		_, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: *name})
 		return err
@@ -175,8 +184,12 @@ func newClient(upstream bool, opts ...client.Option) client.Client {
 		r := kubernetes.NewRegistry()
 		return grpcc.NewClient(append(opts, client.Registry(r), client.Selector(selector.NewSelector(selector.Registry(r))))...)
 	}
+	return pod.NewClient(newRegistry(), grpcc.NewClient(opts...))
+}
+
+func newRegistry() *pod.Registry {
 	events := pod.Events{Ejected: func(_, _, address string, duration time.Duration, cause error) {
 		fmt.Fprintf(os.Stderr, "ejected %s for %s: %v\n", address, duration, cause)
 	}}
-	return pod.NewClient(pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(events)), grpcc.NewClient(opts...))
+	return pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(events))
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -59,6 +60,7 @@ func greeter() error {
 		micro.Client(grpcc.NewClient()),
 		micro.Registry(registry),
 		pod.Lifecycle(registry),
+		metrics.Serve(registry),
 	)
 	handler := new(Greeter)
 	go handler.obey()

@@ -1,10 +1,10 @@
 package alerts
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
-	"testing"
 	"time"
 
 	"github.com/prometheus/common/model"
@@ -51,32 +51,6 @@ func (r *recording) add(l labels.Labels, s sample) {
 	r.samples[l.Hash()] = append(r.samples[l.Hash()], s)
 }
 
-// record returns the recording of series in the notation of promtool's unit tests. A series gets the labels of the scraped
-// pod that it does not have.
-func record(t *testing.T, series ...string) *recording {
-	t.Helper()
-	r := &recording{labels: map[uint64]labels.Labels{}, samples: map[uint64][]chunks.Sample{}}
-	for _, s := range series {
-		l, values, err := promQL.ParseSeriesDesc(s)
-		if err != nil {
-			t.Fatalf("reading the series %q: %v", s, err)
-		}
-		b := labels.NewBuilder(l)
-		for name, value := range map[string]string{"namespace": "go-micro", "job": "shop", "pod": "shop-1", "container": "shop"} {
-			if !l.Has(name) {
-				b.Set(name, value)
-			}
-		}
-		for i, v := range values {
-			at := time.Duration(i) * scrapeInterval
-			if r.last = max(r.last, at); !v.Omitted {
-				r.add(b.Labels(), sample{at.Milliseconds(), v.Value})
-			}
-		}
-	}
-	return r
-}
-
 // Select returns the series that match.
 func (r *recording) Select(_ bool, _ *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
 	var found seriesSet
@@ -99,18 +73,23 @@ func (s *seriesSet) At() storage.Series              { return s.series[s.next-1]
 func (*seriesSet) Err() error                        { return nil }
 func (*seriesSet) Warnings() annotations.Annotations { return nil }
 
-// firing is an alert that fires from one evaluation to another, until "the end" if it fires at the end of the recording.
+// firing is an alert that fires from one evaluation to another.
 type firing struct {
-	alert, from, until string
-	annotations        map[string]string
+	alert       string
+	from, until time.Duration // until is -1 if it fires at the end of the recording
+	annotations map[string]string
 }
 
-func (f firing) String() string { return fmt.Sprintf("%s from %s to %s", f.alert, f.from, f.until) }
+func (f firing) String() string {
+	if f.until < 0 {
+		return fmt.Sprintf("%s from %s to the end", f.alert, f.from)
+	}
+	return fmt.Sprintf("%s from %s to %s", f.alert, f.from, f.until)
+}
 
 // evaluate evaluates the rules at each interval of their group, from the beginning to the end of a recording, and returns
 // what has fired.
-func (r *recording) evaluate(t *testing.T, groups []rulefmt.RuleGroup) (fired []firing) {
-	t.Helper()
+func (r *recording) evaluate(ctx context.Context, groups []rulefmt.RuleGroup) (fired []firing, err error) {
 	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1e8, Timeout: time.Minute, Parser: promQL, EnableAtModifier: true, EnableNegativeOffset: true})
 	defer engine.Close()
 	queryable := &storage.MockQueryable{MockQuerier: &storage.MockQuerier{SelectMockFunction: r.Select}}
@@ -119,21 +98,25 @@ func (r *recording) evaluate(t *testing.T, groups []rulefmt.RuleGroup) (fired []
 		for at := time.Duration(0); at <= r.last; at += time.Duration(g.Interval) {
 			for i, rule := range g.Rules {
 				now := time.UnixMilli(at.Milliseconds())
-				q, err := engine.NewInstantQuery(t.Context(), queryable, nil, rule.Expr, now)
+				q, err := engine.NewInstantQuery(ctx, queryable, nil, rule.Expr, now)
 				if err != nil {
-					t.Fatalf("%s%s: %v", rule.Record, rule.Alert, err)
+					return nil, fmt.Errorf("%s%s: %w", rule.Record, rule.Alert, err)
 				}
-				result := q.Exec(t.Context())
+				result := q.Exec(ctx)
 				vector, err := result.Vector()
 				if err != nil {
-					t.Fatalf("%s%s: %v", rule.Record, rule.Alert, err)
+					return nil, fmt.Errorf("%s%s: %w", rule.Record, rule.Alert, err)
 				}
 				if rule.Record != "" {
 					for _, v := range vector {
 						r.add(labels.NewBuilder(v.Metric).Set(model.MetricNameLabel, rule.Record).Labels(), sample{at.Milliseconds(), v.F})
 					}
 				} else {
-					fired = append(fired, active[i].update(t, rule, at, vector)...)
+					ended, err := active[i].update(ctx, rule, at, vector)
+					if err != nil {
+						return nil, err
+					}
+					fired = append(fired, ended...)
 				}
 				q.Close()
 			}
@@ -141,12 +124,12 @@ func (r *recording) evaluate(t *testing.T, groups []rulefmt.RuleGroup) (fired []
 		for _, a := range active {
 			for _, hash := range slices.Sorted(maps.Keys(a)) {
 				if s := a[hash]; s.fires {
-					fired = append(fired, firing{s.rule, s.firesSince.String(), "the end", s.annotations})
+					fired = append(fired, firing{s.rule, s.firesSince, -1, s.annotations})
 				}
 			}
 		}
 	}
-	return fired
+	return fired, nil
 }
 
 // alerts are the active alerts of one rule, by their labels.
@@ -161,8 +144,7 @@ type state struct {
 
 // update does what Prometheus does after it has evaluated the rule of an alert (rules/alerting.go, Eval). It returns the
 // alerts that have ended.
-func (a *alerts) update(t *testing.T, rule rulefmt.Rule, at time.Duration, vector promql.Vector) (ended []firing) {
-	t.Helper()
+func (a *alerts) update(ctx context.Context, rule rulefmt.Rule, at time.Duration, vector promql.Vector) (ended []firing, err error) {
 	if *a == nil {
 		*a = alerts{}
 	}
@@ -170,7 +152,7 @@ func (a *alerts) update(t *testing.T, rule rulefmt.Rule, at time.Duration, vecto
 	for _, v := range vector {
 		hash := labels.NewBuilder(v.Metric).Del(model.MetricNameLabel).Labels().Hash()
 		if found[hash] {
-			t.Fatalf("%s: two alerts have the labels %s", rule.Alert, v.Metric)
+			return nil, fmt.Errorf("%s: two alerts have the labels %s", rule.Alert, v.Metric)
 		}
 		found[hash] = true
 		s := (*a)[hash]
@@ -178,7 +160,10 @@ func (a *alerts) update(t *testing.T, rule rulefmt.Rule, at time.Duration, vecto
 			s = &state{rule: rule.Alert, activeSince: at}
 			(*a)[hash] = s
 		}
-		s.kept, s.annotations = false, expand(t, rule, at, v)
+		s.kept = false
+		if s.annotations, err = expand(ctx, rule, at, v); err != nil {
+			return nil, err
+		}
 		if !s.fires && at-s.activeSince >= time.Duration(rule.For) {
 			s.fires, s.firesSince = true, at
 		}
@@ -194,24 +179,23 @@ func (a *alerts) update(t *testing.T, rule rulefmt.Rule, at time.Duration, vecto
 			continue
 		}
 		if s.fires {
-			ended = append(ended, firing{rule.Alert, s.firesSince.String(), at.String(), s.annotations})
+			ended = append(ended, firing{rule.Alert, s.firesSince, at, s.annotations})
 		}
 		delete(*a, hash)
 	}
-	return ended
+	return ended, nil
 }
 
 // expand returns the annotations of an alert. Labels that it does not have are an error.
-func expand(t *testing.T, rule rulefmt.Rule, at time.Duration, v promql.Sample) map[string]string {
-	t.Helper()
+func expand(ctx context.Context, rule rulefmt.Rule, at time.Duration, v promql.Sample) (map[string]string, error) {
 	expanded := map[string]string{}
 	data := template.AlertTemplateData(v.Metric.Map(), nil, "", v)
 	for name, text := range rule.Annotations {
 		const variables = "{{$labels := .Labels}}{{$value := .Value}}"
 		var err error
-		if expanded[name], err = template.NewTemplateExpander(t.Context(), variables+text, rule.Alert, data, model.Time(at.Milliseconds()), nil, nil, []string{"missingkey=error"}).Expand(); err != nil {
-			t.Errorf("%s: the annotation %s: %v", rule.Alert, name, err)
+		if expanded[name], err = template.NewTemplateExpander(ctx, variables+text, rule.Alert, data, model.Time(at.Milliseconds()), nil, nil, []string{"missingkey=error"}).Expand(); err != nil {
+			return nil, fmt.Errorf("%s: the annotation %s: %w", rule.Alert, name, err)
 		}
 	}
-	return expanded
+	return expanded, nil
 }

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// measured are the prefixes of the metrics that k8s/components/monitoring-operator/rules.yaml reads.
+var measured = []string{"micro_registry_", "micro_api_patches_total", "micro_client_ejected", "micro_client_ejections_refused_total", "micro_lifecycle_", "rpc_client_call_duration_seconds"}
+
+// printSamples prints, once a second, the metrics of this process and of the instances of go-micro-srv that it calls, as test/alerts
+// reads them.
+func printSamples(r *pod.Registry, instances func() []pod.InstanceCalls) {
+	all := prometheus.NewRegistry()
+	all.MustRegister(metrics.New(r))
+	own := promhttp.HandlerFor(all, promhttp.HandlerOpts{})
+	web := &http.Client{Timeout: 900 * time.Millisecond}
+	go func() {
+		for range time.Tick(time.Second) {
+			rsp := httptest.NewRecorder()
+			own.ServeHTTP(rsp, httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/metrics", http.NoBody))
+			printScrape(rsp.Body, os.Getenv("POD_NAME"))
+			var scrapes sync.WaitGroup
+			for _, i := range instances() {
+				scrapes.Go(func() {
+					host, _, _ := net.SplitHostPort(i.Address)
+					if rsp, err := web.Get("http://" + net.JoinHostPort(host, "9464") + "/metrics"); err == nil {
+						defer rsp.Body.Close()
+						printScrape(rsp.Body, i.Pod)
+					}
+				})
+			}
+			scrapes.Wait()
+		}
+	}()
+}
+
+var printing sync.Mutex
+
+// printScrape prints the samples of one pod, with the labels that a scraper adds.
+func printScrape(text io.Reader, pod string) {
+	at := time.Now().UnixMilli()
+	var out strings.Builder
+	for lines := bufio.NewScanner(text); lines.Scan(); {
+		line := lines.Text()
+		space := strings.LastIndexByte(line, ' ')
+		if space < 0 || !hasPrefix(line, measured) {
+			continue
+		}
+		name, labels, _ := strings.Cut(strings.TrimSuffix(line[:space], "}"), "{")
+		if labels != "" {
+			labels += ","
+		}
+		fmt.Fprintf(&out, "sample %d %s %s{%snamespace=%q,pod=%q}\n", at, line[space+1:], name, labels, "go-micro-faults", pod)
+	}
+	printing.Lock()
+	defer printing.Unlock()
+	_, _ = io.WriteString(os.Stdout, out.String())
+}
+
+func hasPrefix(s string, prefixes []string) bool {
+	for _, p := range prefixes {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}

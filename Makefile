@@ -101,7 +101,7 @@ mutants: ## change one expression at a time in pod/internal and count what the t
 compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (6 minutes, the first time 15)
 	@test/compat.sh
 
-bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write test/bench/RESULTS.md (30 minutes)
+bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write test/bench/RESULTS.md (35 minutes)
 	@go run ./test/bench
 
 screenshots: ## renew the pictures of the page in media/ (2 minutes)

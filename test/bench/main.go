@@ -4,7 +4,7 @@
 // selector and gRPC client, and with other RPC libraries. It prints a section of Markdown
 // for each group of measurements and writes the sections to test/bench/RESULTS.md.
 //
-//	go run ./test/bench                  everything, about 30 minutes on two cores
+//	go run ./test/bench                  everything, about 35 minutes on two cores
 //	go run ./test/bench -only choice     one group; the other sections stay
 //	go run ./test/bench -short           fewer and shorter measurements, writes no file
 //
@@ -91,7 +91,7 @@ var groups = []group{
 	{"choice", "Choice of an instance", "5 minutes", choice},
 	{"mixed", "Slow calls, streams and fast calls together", "1 minute", mixed},
 	{"retries", "Retries", "30 s", retryCosts},
-	{"overload", "Overload", "5 minutes", overloaded},
+	{"overload", "Overload", "10 minutes", overloaded},
 	{"memory", "Idle memory", "20 s", idleMemory},
 }
 

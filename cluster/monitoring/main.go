@@ -47,7 +47,7 @@ func progress(format string, args ...any) {
 // run shows the metrics of a cluster of the checkout root at an address, or at another one if that is in use, until ctx ends.
 func run(ctx context.Context, root, name, address string) error {
 	k := kubectl{filepath.Join(root, ".cluster", name)}
-	if _, err := os.Stat(filepath.Join(k.dir, "ready")); err != nil {
+	if !k.runs() {
 		return fmt.Errorf("looking for cluster %q: it does not run; start it with `make demo%s`", name, option(name))
 	}
 	api, err := k.apiServer(ctx)
@@ -77,7 +77,7 @@ func run(ctx context.Context, root, name, address string) error {
 		}
 		progress("the metrics of %d pods: http://%s/vmui/#/dashboards", pods, s.address)
 		progress("Ctrl-C ends it")
-		return s.until(ctx, func() bool { return k.runs() })
+		return s.until(ctx, k.runs)
 	})
 }
 
@@ -102,7 +102,7 @@ func (k kubectl) output(ctx context.Context, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// runs reports whether the cluster is still there.
+// runs reports whether the cluster runs.
 func (k kubectl) runs() bool {
 	_, err := os.Stat(filepath.Join(k.dir, "ready"))
 	return err == nil

@@ -37,7 +37,7 @@ func (c *ConfigMap) Follow(ctx context.Context, before ...source.Source) iter.Se
 	return func(yield func(config.Config, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		f := follower{sources: append(slices.Clone(before), c), changed: make(chan struct{}, 1), reported: &misreadings{}}
+		f := follow{sources: append(slices.Clone(before), c), changed: make(chan struct{}, 1), reported: &misreadings{}}
 		defer f.stop()
 		for _, s := range f.sources {
 			if m, ok := s.(*ConfigMap); ok {
@@ -69,8 +69,8 @@ func (c *ConfigMap) Follow(ctx context.Context, before ...source.Source) iter.Se
 	}
 }
 
-// follower is one loop over Follow.
-type follower struct {
+// follow is the state of one loop over Follow.
+type follow struct {
 	sources     []source.Source
 	sets        []*source.ChangeSet     // the content of each source
 	connections []*apiserver.Connection // of each source of this package, otherwise nil
@@ -80,7 +80,7 @@ type follower struct {
 }
 
 // start reads the sources and begins to watch those of this package. It retries while the API server cannot be reached.
-func (f *follower) start(ctx context.Context) error {
+func (f *follow) start(ctx context.Context) error {
 	f.sets = make([]*source.ChangeSet, len(f.sources))
 	f.connections = make([]*apiserver.Connection, len(f.sources))
 	f.watchers = make([]*watcher, len(f.sources))
@@ -123,7 +123,7 @@ func (f *follower) start(ctx context.Context) error {
 	}
 }
 
-func (f *follower) read(ctx context.Context) (err error) {
+func (f *follow) read(ctx context.Context) (err error) {
 	for i, s := range f.sources {
 		if a := f.connections[i]; a != nil {
 			f.sets[i], err = s.(*ConfigMap).get(ctx, a, true)
@@ -137,7 +137,7 @@ func (f *follower) read(ctx context.Context) (err error) {
 	return nil
 }
 
-func (f *follower) retryAfter() (longest time.Duration) {
+func (f *follow) retryAfter() (longest time.Duration) {
 	for _, a := range f.connections {
 		if a != nil {
 			longest = max(longest, a.RetryAfter())
@@ -147,7 +147,7 @@ func (f *follower) retryAfter() (longest time.Duration) {
 }
 
 // next waits until the content of a source differs, and returns false at the end of ctx.
-func (f *follower) next(ctx context.Context) bool {
+func (f *follow) next(ctx context.Context) bool {
 	for {
 		select {
 		case <-ctx.Done():
@@ -171,7 +171,7 @@ func (f *follower) next(ctx context.Context) bool {
 	}
 }
 
-func (f *follower) merge() (config.Config, error) {
+func (f *follow) merge() (config.Config, error) {
 	cfg, err := newSnapshot(f.reported, f.sets...)
 	if err != nil {
 		last := len(f.sources) - 1
@@ -181,7 +181,7 @@ func (f *follower) merge() (config.Config, error) {
 	return cfg, nil
 }
 
-func (f *follower) stop() {
+func (f *follow) stop() {
 	for i, a := range f.connections {
 		if w := f.watchers[i]; w != nil {
 			_ = w.Stop()

@@ -12,9 +12,9 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// follower keeps the instances of one service in memory: it reads them at the beginning, after each
+// informer keeps the instances of one service in memory: it reads them at the beginning, after each
 // beginning of a watch, and once a minute, and applies the events of the watch in between.
-type follower struct {
+type informer struct {
 	*Registry
 	service  string
 	publish  func([]*registry.Service, error)
@@ -28,7 +28,7 @@ type follower struct {
 // publish is called by one goroutine, for which stop waits.
 func (r *Registry) Follow(service string, publish func([]*registry.Service, error)) (stop func()) {
 	ctx, cancel := context.WithCancel(r.ctx)
-	f := &follower{Registry: r, service: service, publish: publish, results: make(chan *registry.Result), watching: make(chan struct{}, 1)}
+	f := &informer{Registry: r, service: service, publish: publish, results: make(chan *registry.Result), watching: make(chan struct{}, 1)}
 	var running sync.WaitGroup
 	go f.watch(ctx) // stop does not wait for it: only the registry can end Next
 	running.Go(func() { f.run(ctx) })
@@ -39,10 +39,10 @@ func (r *Registry) Follow(service string, publish func([]*registry.Service, erro
 	}
 }
 
-func (f *follower) reading() string      { return "Reading service \"" + f.service + "\" from" }
-func (f *follower) watchingName() string { return "Watching service \"" + f.service + "\" in" }
+func (f *informer) reading() string      { return "Reading service \"" + f.service + "\" from" }
+func (f *informer) watchingName() string { return "Watching service \"" + f.service + "\" in" }
 
-func (f *follower) run(ctx context.Context) {
+func (f *informer) run(ctx context.Context) {
 	failures := 0
 	var again <-chan time.Time
 	read := true
@@ -67,7 +67,7 @@ func (f *follower) run(ctx context.Context) {
 }
 
 // read reads all instances and reports whether it succeeded.
-func (f *follower) read(ctx context.Context) bool {
+func (f *informer) read(ctx context.Context) bool {
 	failed := func(err error) {
 		if ctx.Err() == nil {
 			f.report(f.reading(), err)
@@ -91,9 +91,9 @@ func (f *follower) read(ctx context.Context) bool {
 	return true
 }
 
-func (f *follower) all() []*registry.Service { return slices.Collect(maps.Values(f.nodes)) }
+func (f *informer) all() []*registry.Service { return slices.Collect(maps.Values(f.nodes)) }
 
-func (f *follower) add(s *registry.Service) {
+func (f *informer) add(s *registry.Service) {
 	if s == nil || s.Name != f.service {
 		return
 	}
@@ -109,7 +109,7 @@ func (f *follower) add(s *registry.Service) {
 
 // apply applies an event. It reports whether all instances must be read, because the event does not say
 // which have changed, or nothing was read yet.
-func (f *follower) apply(r *registry.Result) (read bool) {
+func (f *informer) apply(r *registry.Result) (read bool) {
 	if r == nil || r.Service == nil || r.Service.Name != f.service {
 		return false
 	}
@@ -130,7 +130,7 @@ func (f *follower) apply(r *registry.Result) (read bool) {
 }
 
 // watch passes on the events of the old registry, whose watch it begins again when it has ended.
-func (f *follower) watch(ctx context.Context) {
+func (f *informer) watch(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -150,7 +150,7 @@ func (f *follower) watch(ctx context.Context) {
 }
 
 // watchOnce passes on the events of one watch, and returns why it has ended.
-func (f *follower) watchOnce(ctx context.Context) error {
+func (f *informer) watchOnce(ctx context.Context) error {
 	late := func(err error) { f.report(f.watchingName(), err) }
 	w, err := call(ctx, func() (registry.Watcher, error) {
 		w, err := f.old.Watch(registry.WatchService(f.service))

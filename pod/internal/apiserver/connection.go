@@ -199,20 +199,21 @@ func (c *Connection) PatchPod(ctx context.Context, patch []byte) (*corev1.Pod, e
 
 // GetConfigMap gets one ConfigMap. It needs the verb get on configmaps.
 func (c *Connection) GetConfigMap(ctx context.Context, name string) (*corev1.ConfigMap, error) {
-	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
-	defer cancel()
 	var m corev1.ConfigMap
-	err := c.client.Get().Namespace(c.Namespace).Resource("configmaps").Name(name).Context(ctx).Do().Into(&m)
-	return &m, c.Explain(err, "get", "configmaps", "configmaps")
+	return &m, c.get(ctx, "configmaps", name, &m)
 }
 
 // GetSecret gets one Secret. It needs the verb get on secrets.
 func (c *Connection) GetSecret(ctx context.Context, name string) (*corev1.Secret, error) {
+	var s corev1.Secret
+	return &s, c.get(ctx, "secrets", name, &s)
+}
+
+func (c *Connection) get(ctx context.Context, resource, name string, into runtime.Object) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	var s corev1.Secret
-	err := c.client.Get().Namespace(c.Namespace).Resource("secrets").Name(name).Context(ctx).Do().Into(&s)
-	return &s, c.Explain(err, "get", "secrets", "secrets")
+	err := c.client.Get().Namespace(c.Namespace).Resource(resource).Name(name).Context(ctx).Do().Into(into)
+	return c.Explain(err, "get", resource, resource)
 }
 
 // list gets one page of a resource's objects.

@@ -82,7 +82,7 @@ func (m Metadata) Diff(desired Metadata) Metadata {
 
 func diffValues(observed, desired map[string]*string) (diff map[string]*string) {
 	for k, want := range desired {
-		if got := observed[k]; (got == nil) != (want == nil) || got != nil && *got != *want {
+		if !equal(observed[k], want) {
 			if diff == nil {
 				diff = map[string]*string{}
 			}
@@ -99,12 +99,15 @@ func (m Metadata) Contradicts(desired Metadata) bool {
 
 func contradicts(values, desired map[string]*string) bool {
 	for k, v := range values {
-		if want, ok := desired[k]; ok && ((v == nil) != (want == nil) || v != nil && *v != *want) {
+		if want, ok := desired[k]; ok && !equal(v, want) {
 			return true
 		}
 	}
 	return false
 }
+
+// equal reports whether two values are the same, or both absent.
+func equal(a, b *string) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // With returns the keys of both, with the values of other where both have one.
 func (m Metadata) With(other Metadata) Metadata {

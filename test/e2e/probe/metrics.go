@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -58,7 +59,7 @@ func printScrape(text io.Reader, pod string) {
 	for lines := bufio.NewScanner(text); lines.Scan(); {
 		line := lines.Text()
 		space := strings.LastIndexByte(line, ' ')
-		if space < 0 || !hasPrefix(line, measured) {
+		if space < 0 || !slices.ContainsFunc(measured, func(prefix string) bool { return strings.HasPrefix(line, prefix) }) {
 			continue
 		}
 		name, labels, _ := strings.Cut(strings.TrimSuffix(line[:space], "}"), "{")
@@ -70,13 +71,4 @@ func printScrape(text io.Reader, pod string) {
 	printing.Lock()
 	defer printing.Unlock()
 	_, _ = io.WriteString(os.Stdout, out.String())
-}
-
-func hasPrefix(s string, prefixes []string) bool {
-	for _, p := range prefixes {
-		if strings.HasPrefix(s, p) {
-			return true
-		}
-	}
-	return false
 }

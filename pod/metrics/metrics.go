@@ -17,7 +17,7 @@
 //
 // The number of series is bounded by the program and by the pods that it calls, not by its callers: a method that a
 // server does not have counts as _OTHER, as does an HTTP method that nobody knows and a path without a handler. A pod that was never
-// called has no series, a called one at most seven, and they vanish within 60 s of its end. No series has the id
+// called has no series, a called one at most six, and they vanish within 60 s of its end. No series has the id
 // of an instance.
 //
 // # Exemplars

@@ -12,10 +12,13 @@ import (
 // of 15 and 30 s, and gone within 60 s.
 const keepGone = 30 * time.Second
 
-// calledPod is a pod that was called. There are no series of pods that were not.
+// calledPod is a pod that was called. There are no series of pods that were not. Attempts that say nothing about the pod
+// are counted together, without its name.
 type calledPod struct{ service, pod string }
 
-var outcomes = [...]string{"answered", "server_error", "refused", "timed_out", "lost_connection", "inconclusive"}
+const inconclusive = "inconclusive" // the outcome of an attempt that says nothing about the pod
+
+var outcomes = [...]string{"answered", "server_error", "refused", "timed_out", "lost_connection", inconclusive}
 
 // podAttempts are the attempts that went to a pod, by their outcome.
 type podAttempts struct {
@@ -43,6 +46,9 @@ type attempts struct {
 
 func (a *attempts) ended(e pod.Attempt) {
 	k := calledPod{e.Service, e.Pod}
+	if e.Outcome == inconclusive {
+		k.pod = ""
+	}
 	p, known := a.byPod.all()[k]
 	if !known {
 		p = a.byPod.get(k)
@@ -58,29 +64,33 @@ func (a *attempts) clean(called []pod.CalledService) {
 	now := secondsNow()
 	a.cleaned.Store(now)
 	all := a.byPod.all()
+	keep := func(k calledPod) {
+		if p := all[k]; p != nil {
+			p.last.Store(now)
+		}
+	}
 	for _, s := range called {
+		keep(calledPod{service: s.Name})
 		for _, i := range s.Calls {
-			if p := all[calledPod{s.Name, i.Pod}]; p != nil {
-				p.last.Store(now)
-			}
+			keep(calledPod{s.Name, i.Pod})
 		}
 	}
 	a.byPod.remove(func(_ calledPod, p *podAttempts) bool { return now-p.last.Load() > int64(keepGone/time.Second) })
 }
 
 var (
-	attemptsDesc = prometheus.NewDesc("micro_client_attempts_total", "Attempts of calls, and streams, that have ended, by called pod and outcome.", []string{labelServer, labelServerPod, labelOutcome}, nil)
+	attemptsDesc = prometheus.NewDesc("micro_client_attempts_total", "Attempts of calls, and streams, that have ended, by outcome and called pod, which is empty if the outcome is inconclusive.", []string{labelServer, labelServerPod, labelOutcome}, nil)
 	inFlightDesc = prometheus.NewDesc("micro_client_in_flight", "Calls and streams in flight, by called pod.", []string{labelServer, labelServerPod}, nil)
 	ejectedDesc  = prometheus.NewDesc("micro_client_ejected", "Routable instances that are ejected now.", []string{labelServer}, nil)
 )
 
-// collect sends at most seven series for each called pod.
+// collect sends at most six series for each called pod.
 func (a *attempts) collect(called []pod.CalledService, ch chan<- prometheus.Metric) {
 	a.clean(called)
 	all := a.byPod.all()
 	for k, p := range all {
 		for i, name := range outcomes {
-			if n := p.counts[i].Load(); n > 0 || i == 0 {
+			if n := p.counts[i].Load(); n > 0 || i == 0 && k.pod != "" {
 				ch <- prometheus.MustNewConstMetric(attemptsDesc, prometheus.CounterValue, float64(n), k.service, k.pod, name)
 			}
 		}

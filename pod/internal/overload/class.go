@@ -11,12 +11,14 @@ import (
 const (
 	// A window, in which calls are counted before the limit changes, takes at least windowTime and the usual duration of the
 	// calls, and has at least minCalls. Envoy's adaptive concurrency filter has windows of 100 ms and 50 calls by
-	// default; two of ours together are as long.
-	windowTime = 50 * time.Millisecond
-	minCalls   = 20
+	// default; two of ours together are as long. A class without a limit has windows of calmWindowTime.
+	windowTime     = 50 * time.Millisecond
+	calmWindowTime = 20 * time.Millisecond
+	minCalls       = 20
 
-	// Calls wait for each other if they take overloaded times as long as normal in hotWindows windows in a row, 100 ms as
-	// CoDel's interval (RFC 8289, section 4.2): a queue that lasts, not a burst or a pause of the machine.
+	// Calls wait for each other if they take overloaded times as long as normal in hotWindows windows in a row: a queue that lasts,
+	// not a burst or a pause of the machine. These windows take 40 ms or more. CoDel waits for its interval of 100 ms (RFC 8289,
+	// section 4.2), in which the queue would grow so long at three times the load that the wait of its calls decided the p99 of a minute.
 	overloaded = 2
 	hotWindows = 2
 
@@ -110,7 +112,7 @@ func (c *class) end(now, began int64, m *Method) {
 	if w.began == c.since {
 		length *= 2 // at first only the short ones of the calls that count end
 	}
-	if elapsed := now - w.began; w.calls >= minCalls && elapsed >= max(int64(windowTime), length) {
+	if elapsed := now - w.began; w.calls >= minCalls && elapsed >= max(int64(c.windowTime()), length) {
 		n := float64(w.calls)
 		log = w.logs / n
 		s := sample{slowness: math.Exp(log), least: math.Exp(log - 2*math.Sqrt(max(0, w.squares/n-log*log)/n)), refused: float64(c.refused.Swap(0)) / n}
@@ -119,6 +121,13 @@ func (c *class) end(now, began int64, m *Method) {
 		c.adapted.Store(now)
 		c.adapt(now, s)
 	}
+}
+
+func (c *class) windowTime() time.Duration {
+	if c.limit.Load() == noLimit {
+		return calmWindowTime
+	}
+	return windowTime
 }
 
 // adapt sets the limit at the end of a window.
@@ -140,7 +149,7 @@ func (c *class) adapt(now int64, s sample) {
 		c.busy = now
 		c.samples[0] = sample{slowness: c.normal, rate: s.rate}
 		c.count = 1
-		c.setLimit(now, 1) // the queue that is there is drained anyway
+		c.setLimit(now, 1, s) // the queue that is there is drained anyway
 	}
 }
 
@@ -152,16 +161,20 @@ func (c *class) follow(now int64, s sample) {
 		c.busy = now
 		c.samples[c.count%len(c.samples)] = s
 		c.count++
-		c.setLimit(now, gains[(c.count+1)%len(gains)])
+		c.setLimit(now, gains[(c.count+1)%len(gains)], s)
 	case now-c.busy >= int64(calmTime):
 		c.lift()
 	default:
-		c.setLimit(now, gains[0])
+		c.setLimit(now, gains[0], s)
 	}
 }
 
 // setLimit sets the limit to the product of rate and duration, multiplied by a gain.
-func (c *class) setLimit(now int64, gain float64) {
+//
+// Except to drain the queue, it adds what the last window calls for. The lowest slowness of several windows is too low if
+// durations vary much, by about the error of one. And the calls in flight vary by their square root at random, but if most calls
+// are refused, the next one comes as soon as one ends.
+func (c *class) setLimit(now int64, gain float64, last sample) {
 	rate := 0.
 	for _, s := range c.samples[:min(c.count, len(c.samples))] {
 		rate = max(rate, s.rate)
@@ -169,7 +182,7 @@ func (c *class) setLimit(now int64, gain float64) {
 	product := rate * c.slowness()
 	limit := product * gain
 	if gain >= 1 {
-		limit += math.Sqrt(product)
+		limit = limit*last.slowness/last.least + math.Sqrt(product)/(1+last.refused)
 	}
 	next := max(minLimit, int64(math.Round(limit)))
 	if c.limit.Swap(next) > next {

@@ -29,7 +29,9 @@ const (
 	rateWindows     = 2 * durationWindows
 	durationWindows = len(gains) + 2
 
-	minLimit = 2
+	// As many calls are always admitted: so few wait at most minLimit times as long as they take, and a replica that becomes slow for
+	// another reason refuses none of a few callers. Netflix's Gradient2Limit admits 20 at least, Envoy's filter 3.
+	minLimit = 8
 
 	// A limit ends calmTime after the last window with more refusals than fewRefused of its answers: with fewer, the calls would hardly
 	// wait without the limit. kratos refuses calls for 1 s after the last refusal, and go-zero's cool-off takes 1 s,
@@ -55,6 +57,7 @@ type class struct {
 	limit    atomic.Int64 // noLimit if the class is not overloaded
 	refused  atomic.Int64 // calls since the window began
 	adapted  atomic.Int64 // time of the end of the last window
+	queue    queue        // for the CPUs
 
 	mu      sync.Mutex
 	window  window
@@ -91,6 +94,7 @@ func (c *class) end(now, began int64, m *Method) {
 	if duration > int64(maxDuration) {
 		return
 	}
+	c.queue.work.Add(duration)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	usual, w := m.usual.Load(), &c.window

@@ -12,6 +12,10 @@
 //	Method    is asked before a call begins (Begin), and knows the usual duration of its calls
 //	Call      a call in flight, whose end must be reported (End)
 //	class     limits the calls of methods that usually take about as long, such as 10 to 100 ms
+//	queue     refuses those of its calls that have waited too long for a CPU
+//
+// Handlers that use a CPU all the time are never many in flight: the calls wait before their handler begins. A queue for each
+// class refuses those that have waited for too long.
 //
 // There is no limit as long as no calls wait for each other, however many are in flight. Slow methods do not take
 // the places of fast ones, because they are in another class.
@@ -68,12 +72,15 @@ type Call struct {
 	began  int64
 }
 
-// Begin begins a call. It returns false if the call must be refused. A nil method has no limit.
-func (m *Method) Begin(now int64) (Call, bool) {
+// Begin begins a call that arrived before it got a CPU. It returns false if the call must be refused. A nil method has no limit.
+func (m *Method) Begin(arrived, now int64) (Call, bool) {
 	if m == nil {
 		return Call{}, true
 	}
 	c := m.class.Load()
+	if !c.queue.admit(now, now-arrived, m.usual.Load()) {
+		return Call{}, false
+	}
 	if n := c.inFlight.Add(1); n > c.limit.Load() && c.mayRefuse(now) {
 		c.inFlight.Add(-1)
 		return Call{}, false

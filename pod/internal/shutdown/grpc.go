@@ -93,7 +93,10 @@ func (s *grpcService) setUpServer(srv server.Server, c client.Client) (err error
 	if s.methods, err = gomicro.Methods(srv); err != nil {
 		return err
 	}
+	options := []grpc.ServerOption{grpc.StaticStreamWindowSize(gomicro.FlowControlWindow), grpc.StaticConnWindowSize(gomicro.FlowControlWindow),
+		grpc.ChainStreamInterceptor(s.intercept)}
 	if s.AdaptiveLimit {
+		options = append(options, arrivals(gomicro.ServerOptions(srv.Options()))...)
 		if s.limit, err = newCallLimit(srv.Options().Name, s.methods); err != nil {
 			return err
 		}
@@ -102,9 +105,7 @@ func (s *grpcService) setUpServer(srv server.Server, c client.Client) (err error
 	if srv.Handle(srv.NewHandler(handler.NewHandler(c), server.InternalHandler(true))) == nil {
 		return errors.New("the service runs another server than that of micro.NewService: give micro.Server to micro.NewService, not to service.Init, and no flag --server")
 	}
-	if err = initServer(srv,
-		grpc.StaticStreamWindowSize(gomicro.FlowControlWindow), grpc.StaticConnWindowSize(gomicro.FlowControlWindow),
-		grpc.ChainStreamInterceptor(s.intercept)); err != nil {
+	if err = initServer(srv, options...); err != nil {
 		return err
 	}
 	return srv.Init(server.WrapHandler(recoverPanics), func(o *server.Options) { // the first wrapper is the outermost

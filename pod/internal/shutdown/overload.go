@@ -1,8 +1,10 @@
 package shutdown
 
 import (
+	"context"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 )
 
 const overloaded = "overloaded: too many calls in flight"
@@ -50,13 +53,56 @@ func (l *callLimit) serve(method string, srv any, stream grpc.ServerStream, next
 	if m == nil {
 		return next(srv, stream)
 	}
-	call, ok := m.Begin(overload.Clock())
+	ctx := stream.Context()
+	if err := ctx.Err(); err != nil { // the caller no longer waits
+		return status.FromContextError(err).Err()
+	}
+	now := overload.Clock()
+	call, ok := m.Begin(arrivalOf(ctx, now), now)
 	if !ok {
 		stream.SetTrailer(noRetry)
 		return l.refusal
 	}
 	defer func() { call.End(overload.Clock()) }()
 	return next(srv, stream)
+}
+
+// arrival is the context of a call with the time at which its header was read, before a goroutine of its own waited for a CPU.
+type arrival struct {
+	context.Context
+	time int64
+}
+
+type arrivalKey struct{}
+
+func (a *arrival) Value(key any) any {
+	if key == (arrivalKey{}) {
+		return a
+	}
+	return a.Context.Value(key)
+}
+
+// arrivalOf returns the time at which a call arrived, or now if it is not known.
+func arrivalOf(ctx context.Context, now int64) int64 {
+	if a, ok := ctx.Value(arrivalKey{}).(*arrival); ok {
+		return a.time
+	}
+	return now
+}
+
+// arrivals returns the option that makes a server note when calls arrive, or none if the user's options contain grpc.InTapHandle,
+// which grpc allows once.
+func arrivals(user []grpc.ServerOption) (option []grpc.ServerOption) {
+	defer func() {
+		if recover() != nil { // grpc: "The tap handle was already set and may not be reset."
+			option = nil
+		}
+	}()
+	option = []grpc.ServerOption{grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) {
+		return &arrival{ctx, overload.Clock()}, nil
+	})}
+	grpc.NewServer(slices.Concat(option, user)...).Stop()
+	return option
 }
 
 // requestLimit refuses requests of a web service that has too many.
@@ -81,7 +127,8 @@ func (l *requestLimit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		l.next.ServeHTTP(w, r)
 		return
 	}
-	call, ok := l.method(r.URL.Path).Begin(overload.Clock())
+	now := overload.Clock()
+	call, ok := l.method(r.URL.Path).Begin(now, now)
 	if !ok {
 		w.Header().Set("Retry-After", "1") // seconds: the shortest time that the header can have
 		w.Header().Set("Cache-Control", "no-store")

@@ -1,11 +1,14 @@
 package shutdown
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +25,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -31,7 +35,7 @@ func overloadMethod(t *testing.T, m *overload.Method) (end func()) {
 	t.Helper()
 	now := overload.Clock()
 	begin := func() overload.Call {
-		c, ok := m.Begin(now)
+		c, ok := m.Begin(now, now)
 		if !ok {
 			t.Fatal("a call is refused before the overload")
 		}
@@ -52,7 +56,7 @@ func overloadMethod(t *testing.T, m *overload.Method) (end func()) {
 	}
 	var held []overload.Call
 	for len(held) < 100 {
-		c, ok := m.Begin(now)
+		c, ok := m.Begin(now, now)
 		if !ok {
 			return func() {
 				for _, c := range held {
@@ -120,6 +124,97 @@ func TestCallsThatAreTooManyAreRefused(t *testing.T) {
 	}
 	_ = reflection.CloseSend()
 	_ = stop()
+}
+
+// A call arrives when its header is read, before it waits for a CPU, unless the service has a tap of its own, which is kept.
+func TestArrivalOfACall(t *testing.T) {
+	var tapped, handled atomic.Int64
+	mine := grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { tapped.Add(1); return ctx, nil })
+	var arrived atomic.Int64
+	look := grpc.ChainStreamInterceptor(func(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		handled.Add(1)
+		arrived.Store(arrivalOf(s.Context(), 0))
+		return next(srv, s)
+	})
+	for name, options := range map[string][]grpc.ServerOption{"without a tap": {look}, "with a tap": {look, mine}} {
+		t.Run(name, func(t *testing.T) {
+			c, _, _, _ := newConfig()
+			c.DrainWait, c.AdaptiveLimit = 0, true
+			conn, stop := startService(t, micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"), grpcs.Options(options...))),
+				micro.Registry(c.Registry), withOrders(new(Orders)), newGRPCService(c).addTo)
+			before := overload.Clock()
+			for range 2 { // the second one also sees the context of a connection that is in use
+				if err := place(t.Context(), conn, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			hasTap := len(options) == 2
+			if got := arrived.Load(); hasTap != (got == 0) || !hasTap && (got < before || got > overload.Clock()) {
+				t.Errorf("the call arrived at %d, after %d", got, before)
+			}
+			if want := map[bool]int64{true: 2}[hasTap]; tapped.Swap(0) != want || handled.Swap(0) != 2 {
+				t.Errorf("the user's tap and interceptor have not seen all calls")
+			}
+			_ = stop()
+		})
+	}
+}
+
+// serverStream is a call with a context.
+type serverStream struct {
+	grpc.ServerStream
+	ctx     context.Context
+	trailer metadata.MD
+}
+
+func (s *serverStream) Context() context.Context       { return s.ctx }
+func (s *serverStream) SetTrailer(trailer metadata.MD) { s.trailer = trailer }
+
+func TestCallsThatHaveWaitedLongAreRefused(t *testing.T) {
+	l, err := newCallLimit("greeter", map[string]bool{"Orders/Place": false})
+	if err != nil {
+		t.Fatal(err)
+	}
+	handled := 0
+	serve := func(ctx context.Context) (error, metadata.MD) {
+		s := &serverStream{ctx: ctx}
+		return l.serve("Orders/Place", nil, s, func(any, grpc.ServerStream) error { handled++; return nil }), s.trailer
+	}
+	m, now := l.methods["Orders/Place"], overload.Clock()
+	isRefused := false
+	for step := 0; !isRefused; step++ { // each call has waited for a second and uses all CPUs for 10 ms
+		if step == 100 {
+			t.Fatal("calls that have waited for a second are not refused")
+		}
+		for range runtime.GOMAXPROCS(0) {
+			if c, ok := m.Begin(now-int64(time.Second), now); ok {
+				c.End(now + int64(10*time.Millisecond))
+			} else {
+				isRefused = true
+			}
+		}
+		now += int64(10 * time.Millisecond)
+	}
+	if err, trailer := serve(&arrival{t.Context(), overload.Clock() - int64(time.Second)}); status.Code(err) != codes.ResourceExhausted || trailer.Get("grpc-retry-pushback-ms")[0] != "-1" || handled != 0 {
+		t.Errorf("a call that has waited for a second ends with %v and %v, handled: %v", err, trailer, handled != 0)
+	}
+	if err, _ := serve(&arrival{t.Context(), overload.Clock()}); err != nil || handled != 1 {
+		t.Errorf("a call that has not waited ends with %v", err)
+	}
+}
+
+// Nobody waits for the answer to a call that was cancelled while it waited.
+func TestCancelledCallsAreNotHandled(t *testing.T) {
+	l, err := newCallLimit("greeter", map[string]bool{"Orders/Place": false})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = l.serve("Orders/Place", nil, &serverStream{ctx: ctx}, func(any, grpc.ServerStream) error { t.Error("the call is handled"); return nil })
+	if status.Code(err) != codes.Canceled {
+		t.Errorf("the call ends with %v", err)
+	}
 }
 
 func TestStreamsAreNotRefused(t *testing.T) {

@@ -51,7 +51,7 @@ func overloaded(n sizes) (string, error) {
 		work, text string
 		count      int
 	}{{load.Workers, "8 workers", 4}, {load.CPU, "CPU", 1}} {
-		rows := make([][]string, 5)
+		rows := make([][]string, 6)
 		for _, l := range columns {
 			r, err := overloadOf(load.Job{Library: l, Work: w.work, Count: w.count, Duration: n.Overload, Retry: true})
 			if err != nil {
@@ -61,13 +61,14 @@ func overloaded(n sizes) (string, error) {
 				fmt.Sprintf("%.0f", r.Peak),
 				fmt.Sprintf("%.0f %% (%.0f a second)", 100*r.Rate/r.Peak, r.Rate),
 				fmt.Sprintf("%s, %.1fx (%s)", format(r.Disturbed), float64(r.Disturbed)/float64(r.Calm), format(r.Calm)),
+				fmt.Sprintf("%s, %.1fx (%s)", format(r.DisturbedAtServers), float64(r.DisturbedAtServers)/float64(max(1, r.CalmAtServers)), format(r.CalmAtServers)),
 				format(r.Refused),
 				fmt.Sprintf("%.2f", r.Attempts),
 			} {
 				rows[i] = append(rows[i], cell)
 			}
 		}
-		for i, what := range []string{"peak, calls a second", "goodput, of the peak", "p99 of answered calls, of that without load", "p99 of a refusal", "attempts of a call"} {
+		for i, what := range []string{"peak, calls a second", "goodput, of the peak", "p99 of answered calls, of that without load", "the same, measured in the servers", "p99 of a refusal", "attempts of a call"} {
 			t.row(w.text+": "+what, rows[i]...)
 		}
 	}
@@ -76,7 +77,8 @@ A service gets three times the calls of its peak, for %s, at random times. *8 wo
 works for 10 ms without a CPU. *CPU*: a call of one instance uses the CPU for 5 ms. Servers and client are two processes with a CPU each, so that they do not compete; all
 instances have one CPU together. The *peak* is that of as many callers as there are workers, or of 2 for *CPU*. *Goodput* is the
 calls that are answered in that time. The p99 of answered calls includes the beginning of the overload; *without load* is 30 %% of the
-capacity. A *refusal* is measured in the server, from the beginning of the call to its status; without refusals it is the time of calls that time out.
+capacity. A *refusal* is measured in the server, from the beginning of the call to its status; without refusals it is the time of calls that time out. What is *measured in the servers* is without
+the wait of the client for its own CPU, and without that of a call for a goroutine in the server.
 kratos has the middleware ratelimit.Server(), which refuses calls when the CPU is used to 80 %%, go-zero its default, 90 %%, go-micro nothing,
 and pod/ pod.AdaptiveLimit. %s
 `, n.Overload, setUp), nil

@@ -93,6 +93,8 @@ type Result struct {
 	Collecting  float64         // share of the CPU time that the garbage collector takes, of throughput
 	Resident    int             // most memory of the process that was resident, of throughput
 	FailedCalls int             // calls that failed for the caller, of killed
+
+	CalmAtServers, DisturbedAtServers time.Duration // p99 of the answered calls, measured in the servers of overload
 }
 
 // Quantiles are those of Result.Percentiles.

@@ -88,15 +88,16 @@ func ofCPU() func(context.Context) error {
 
 // Refusals are what the servers of limitedServers saw.
 type Refusals struct {
-	Calls int64         // with those that were refused
-	P99   time.Duration // from the beginning of a call to its refusal, measured in the server
+	Calls    int64         // with those that were refused
+	P99      time.Duration // from the beginning of a call to its refusal, measured in the server
+	Answered time.Duration // p99 of the calls without an error, measured in the server
 }
 
-// refusals measures the calls that end with an error. ServeHTTP answers with the Refusals since the last answer.
+// refusals measures the calls, and tells those that end with an error apart. ServeHTTP answers with the Refusals since the last answer.
 type refusals struct {
-	calls atomic.Int64
-	mu    sync.Mutex
-	took  []time.Duration
+	calls          atomic.Int64
+	mu             sync.Mutex
+	took, answered []time.Duration
 }
 
 func (r *refusals) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
@@ -108,22 +109,30 @@ func (r *refusals) HandleRPC(_ context.Context, s stats.RPCStats) {
 		return
 	}
 	r.calls.Add(1)
-	if end.Error != nil {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.took = append(r.took, end.EndTime.Sub(end.BeginTime))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if took := end.EndTime.Sub(end.BeginTime); end.Error != nil {
+		r.took = append(r.took, took)
+	} else {
+		r.answered = append(r.answered, took)
 	}
 }
 
 func (r *refusals) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	answer := Refusals{Calls: r.calls.Swap(0)}
-	if slices.Sort(r.took); len(r.took) > 0 {
-		answer.P99 = r.took[len(r.took)*99/100]
-	}
-	r.took = nil
+	answer := Refusals{r.calls.Swap(0), p99(r.took), p99(r.answered)}
+	r.took, r.answered = nil, nil
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// p99 sorts durations.
+func p99(all []time.Duration) time.Duration {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[len(all)*99/100]
 }
 
 func ask(url string) (r Refusals, err error) {
@@ -152,7 +161,14 @@ func overload(l Library, j Job) (r Result, err error) {
 		return record.wait().between(start.Add(d/4), start.Add(d))
 	}
 	const calm = 4 * time.Second
+	if _, err := ask(j.Servers[0]); err != nil {
+		return r, err
+	}
 	usual := run(calm, func(r *recorder) { r.random(0.3*capacity, calm) })
+	usualAtServers, err := ask(j.Servers[0])
+	if err != nil {
+		return r, err
+	}
 	peak := run(calm, func(r *recorder) { r.closed(callers, time.Now().Add(calm)) })
 	best := float64(len(peak.answered())) / (calm * 3 / 4).Seconds()
 	time.Sleep(warmUp)
@@ -169,6 +185,7 @@ func overload(l Library, j Job) (r Result, err error) {
 	}
 	answered := all.answered()
 	return Result{Calm: usual.p99(), Peak: best, Rate: float64(len(answered.before(end))) / end.Sub(start).Seconds(), Disturbed: answered.p99(), Refused: refusals.P99,
+		CalmAtServers: usualAtServers.Answered, DisturbedAtServers: refusals.Answered,
 		Attempts: ratio(int(refusals.Calls), len(all)), Failed: usual.failed()}, nil
 }
 

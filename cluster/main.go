@@ -48,8 +48,8 @@
 // The node is one set of Linux namespaces: network, processes, mounts, hostname,
 // IPC and cgroups, and also a user namespace when the caller is not root. It runs
 // upstream's etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
-// kubelet, kube-proxy, CoreDNS, containerd and runc. It keeps its data in memory
-// and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
+// kubelet, kube-proxy, CoreDNS, containerd and runc, and the demo's signer of pod certificates
+// (package signer). It keeps its data in memory and its logs in .cluster/NAME/log. Its firewall rules, interfaces, mounts and
 // sysctls are private to its namespaces and disappear with them. The node can read the
 // host's files, but can write only to .cluster/NAME. In a cluster that root has started, root in
 // the node could undo this with mount and mknod: it prevents mistakes, not attacks.
@@ -78,6 +78,7 @@
 //	cgroup cleaner    on the host; removes the cgroups after the supervisor has ended
 //	init              process 1 of the node; ends when the supervisor's pipe closes
 //	node manager      child of init; runs the components and serves the host's listeners
+//	pod signer        child of the node manager; one of the components
 //
 // All of them hold the cluster's lock. When the supervisor ends, even by SIGKILL, the
 // kernel closes the supervisor's end of the pipe, init exits, and the kernel kills every

@@ -19,6 +19,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/cluster/forwarder"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/image"
 	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
+	"github.com/jiangjiancc/go_micro_k8s/cluster/signer"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -158,16 +159,20 @@ func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(k
 	start("kubelet", "--config="+cp.etc("kubelet.yaml"), "--kubeconfig="+cp.etc("kubelet.conf"), "--node-ip="+cp.network.nodeIPs(), "--hostname-override="+nodeName)
 	start("kube-proxy", "--config="+cp.etc("kube-proxy.yaml"))
 	request := cp.client("client-kubeconfig")
-	for file, resource := range map[string]string{"coredns-role.json": "clusterroles", "coredns-binding.json": "clusterrolebindings"} {
-		object, err := templates.ReadFile("templates/" + file)
-		if err != nil {
-			return err
-		}
-		if _, err := request("POST", cp.server()+"/apis/rbac.authorization.k8s.io/v1/"+resource, string(object)); err != nil {
-			return fmt.Errorf("granting CoreDNS what it reads: %w", err)
+	for _, name := range []string{"coredns", "pod-signer"} {
+		for file, resource := range map[string]string{"-role.json": "clusterroles", "-binding.json": "clusterrolebindings"} {
+			object, err := templates.ReadFile("templates/" + name + file)
+			if err != nil {
+				return err
+			}
+			if _, err := request("POST", cp.server()+"/apis/rbac.authorization.k8s.io/v1/"+resource, string(object)); err != nil {
+				return fmt.Errorf("granting %s its rights: %w", name, err)
+			}
 		}
 	}
 	start("coredns", "--conf="+cp.etc("Corefile"))
+	p.start("pod-signer", "/proc/self/exe", "pod-signer", "-server="+cp.server(), "-dir="+cp.path("signer"),
+		"-server-ca="+cp.cert("ca.crt"), "-cert="+cp.cert("pod-signer.crt"), "-key="+cp.cert("pod-signer.key"))
 	if err := p.await(ctx, "the node to be Ready", func() bool { return nodeReady(request, cp.server()) }); err != nil {
 		return err
 	}
@@ -237,6 +242,7 @@ func (cp *controlPlane) writeNodeFiles(s state) error {
 	p, server := cp.pki, cp.server()
 	return errors.Join(
 		p.Issue("kubelet-serving", nodeName, nil, nodeName, cp.ip),
+		p.Issue("pod-signer", signer.User, nil),
 		p.Kubeconfig(cp.path("kubeconfig"), "https://"+s.API, "admin", "system:masters"),
 		p.Kubeconfig(cp.etc("controller-manager.conf"), server, "system:kube-controller-manager"),
 		p.Kubeconfig(cp.etc("scheduler.conf"), server, "system:kube-scheduler"),

@@ -10,6 +10,7 @@ import (
 
 const (
 	namespace      = "go-micro"
+	faults         = "go-micro-faults" // of make faults
 	scrapeInterval = "2s"
 )
 
@@ -62,7 +63,7 @@ func scrapeConfig(a apiServer) []byte {
 		"scrape_configs": []object{{
 			"job_name": namespace,
 			"kubernetes_sd_configs": []object{{
-				"role": "pod", "api_server": a.url, "namespaces": object{"names": []string{namespace}}, "tls_config": tls}},
+				"role": "pod", "api_server": a.url, "namespaces": object{"names": []string{namespace, faults}}, "tls_config": tls}},
 			"scheme": scheme, "tls_config": tls,
 			"relabel_configs": []object{
 				{"action": "keep", "source_labels": []string{meta + "annotation_prometheus_io_scrape"}, "regex": "true"},

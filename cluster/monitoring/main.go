@@ -1,5 +1,5 @@
 // Monitoring shows the metrics of the demo in a browser until Ctrl-C: `make monitoring`. It builds VictoriaMetrics, once, and runs it on
-// this machine. VictoriaMetrics finds the pods of the namespace go-micro through the API server of the cluster, by the annotations of
+// this machine. VictoriaMetrics finds the pods of the namespaces go-micro and go-micro-faults through the API server, by the annotations of
 // k8s/components/monitoring, scrapes them through the API server too, and shows the panels of
 // k8s/components/monitoring-operator/dashboard.json. Its data are in a temporary directory, which is removed at the end.
 //

@@ -28,27 +28,35 @@ import (
 const (
 	metrics = "# TYPE micro_registry_registered gauge\nmicro_registry_registered{service_name=\"greeter\"} 1\n"
 	pods    = `{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[%s]}`
-	pod     = `{"metadata":{"name":"%[1]s","namespace":"go-micro","uid":"%[1]s","labels":{"app":"go-micro-srv"},"annotations":{%[2]s}},
+	pod     = `{"metadata":{"name":"%[1]s","namespace":"%[4]s","uid":"%[1]s","labels":{"app":"go-micro-srv"},"annotations":{%[2]s}},
 		"spec":{"containers":[{"name":"c","ports":[{"containerPort":9100,"name":"grpc","protocol":"TCP"},{"containerPort":9464,"name":"metrics","protocol":"TCP"}]}]},
 		"status":{"phase":"%[3]s","podIP":"192.0.2.1"}}`
 	annotations = `"prometheus.io/scrape":"true","prometheus.io/port":"9464","prometheus.io/path":"/metrics"`
 )
 
-// newAPIServer returns an API server with three pods, of which one is running and has metrics, and the client certificate that it wants.
+// newAPIServer returns an API server with three pods, of which one is running and has metrics, with a client of the faults, which has them
+// too, and the client certificate that it wants.
 func newAPIServer(t *testing.T) apiServer {
 	t.Helper()
 	cert, key := clientCertificate(t)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /api/v1/namespaces/go-micro/pods", func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Get("watch") != "" {
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush()
-			<-r.Context().Done()
-			return
-		}
-		fmt.Fprintf(w, pods, strings.Join([]string{fmt.Sprintf(pod, "srv-1", annotations, "Running"), fmt.Sprintf(pod, "other", "", "Running"), fmt.Sprintf(pod, "over", annotations, "Failed")}, ","))
-	})
-	mux.HandleFunc("GET /api/v1/namespaces/go-micro/pods/srv-1:9464/proxy/metrics", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(metrics)) })
+	for namespace, items := range map[string][]string{
+		"go-micro":        {fmt.Sprintf(pod, "srv-1", annotations, "Running", "go-micro"), fmt.Sprintf(pod, "other", "", "Running", "go-micro"), fmt.Sprintf(pod, "over", annotations, "Failed", "go-micro")},
+		"go-micro-faults": {fmt.Sprintf(pod, "faults-pod", annotations, "Running", "go-micro-faults")},
+	} {
+		mux.HandleFunc("GET /api/v1/namespaces/"+namespace+"/pods", func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("watch") != "" {
+				w.WriteHeader(http.StatusOK)
+				_ = http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+				return
+			}
+			fmt.Fprintf(w, pods, strings.Join(items, ","))
+		})
+	}
+	for _, path := range []string{"go-micro/pods/srv-1", "go-micro-faults/pods/faults-pod"} {
+		mux.HandleFunc("GET /api/v1/namespaces/"+path+":9464/proxy/metrics", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(metrics)) })
+	}
 	srv := httptest.NewUnstartedServer(mux)
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(cert)
@@ -150,7 +158,10 @@ func TestScrapesThroughTheAPIServer(t *testing.T) {
 			return err
 		}
 		var series []struct{ Metric map[string]string }
-		if err := s.wait(t.Context(), time.Minute, func() bool { series = query(t, s, "micro_registry_registered"); return len(series) > 0 }); err != nil {
+		if err := s.wait(t.Context(), time.Minute, func() bool {
+			series = query(t, s, `micro_registry_registered{namespace="go-micro"}`)
+			return len(series) > 0
+		}); err != nil {
 			t.Errorf("waiting for the metrics of the pod: %v", err)
 		}
 		for label, want := range map[string]string{"pod": "srv-1", "namespace": "go-micro", "job": "go-micro-srv", "instance": "srv-1", "service_name": "greeter"} {
@@ -159,8 +170,11 @@ func TestScrapesThroughTheAPIServer(t *testing.T) {
 			}
 		}
 		b, err := s.get("/api/v1/targets?state=active")
-		if err != nil || strings.Count(string(b), `"scrapeUrl"`) != 1 {
-			t.Errorf("the targets are %s, %v; want the one pod that runs and has metrics", b, err)
+		if err != nil || strings.Count(string(b), `"scrapeUrl"`) != 2 {
+			t.Errorf("the targets are %s, %v; want the two pods that run and have metrics", b, err)
+		}
+		if err := s.wait(t.Context(), time.Minute, func() bool { return len(query(t, s, `micro_registry_registered{pod="faults-pod"}`)) == 1 }); err != nil {
+			t.Errorf("waiting for the metrics of the client of the faults: %v", err)
 		}
 		checkDashboard(t, s)
 		if page, err := s.get("/vmui/"); err != nil || !strings.Contains(string(page), "<html") {

@@ -122,6 +122,9 @@ type Load struct {
 // Restricted is the security context that Pod Security demands in the namespaces of k8s/namespace.yaml.
 const Restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`
 
+// scraped are the annotations by which make monitoring finds the pods that serve metrics.
+const scraped = `prometheus.io/scrape: "true", prometheus.io/port: "9464", prometheus.io/path: /metrics`
+
 // StartLoad starts the probe with the given arguments in a pod. onSecond, if not nil, is called
 // in another goroutine for every second as it is read.
 func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, args []string, onSecond func(Second)) (*Load, error) {
@@ -132,9 +135,10 @@ func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, arg
 	if err != nil {
 		return nil, err
 	}
-	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
+	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}, annotations: {%[6]s}}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
-  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], %[5]s}]}}`, pod, namespace, image, quoted, Restricted)
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: POD_METRICS_ADDRESS, value: ":9464"}], ports: [{containerPort: 9464}], %[5]s}]}}`,
+		pod, namespace, image, quoted, Restricted, scraped)
 	if _, err := c.kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 		return nil, err
 	}

@@ -125,7 +125,9 @@ func (t *Target) useProbe(deployment *string) error {
 	for old, replacement := range map[string]string{
 		"image: 846602483/go-micro-srv:kubernetes": "image: " + t.Image + "\n          args: [greeter]",
 		"replicas: 2":                    fmt.Sprintf("replicas: %d", Replicas),
+		"  template:\n    metadata:\n":   "  template:\n    metadata:\n      annotations: {" + scraped + "}\n",
 		"            - name: GOMEMLIMIT": "            - {name: POD_METRICS_ADDRESS, value: \":9464\"}\n            - name: GOMEMLIMIT",
+		"          ports:\n":             "          ports:\n            - {containerPort: 9464, name: metrics}\n",
 	} {
 		if strings.Count(*deployment, old) != 1 {
 			return fmt.Errorf("reading go-micro-srv/k8s/deployment.yaml: it does not contain %q once", old)

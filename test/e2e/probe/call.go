@@ -117,11 +117,8 @@ func call(args []string) error {
 	}
 	opts := []client.Option{client.WrapCall(tries), client.Retries(*retries)}
 	caller := newClient(*upstream, opts...)
-	if *samples {
-		r := newRegistry()
-		c := pod.NewClient(r, grpcc.NewClient(opts...))
-		printSamples(r, func() []pod.InstanceCalls { return c.Instances("go-micro-srv") })
-		caller = c
+	if c, ok := caller.(*pod.Client); ok && *samples {
+		printSamples(func() []pod.InstanceCalls { return c.Instances("go-micro-srv") })
 	}
 	greeter := proto.NewGreeterService("go-micro-srv", caller)
 	return c.run(callers, pause, func() error {
@@ -184,7 +181,9 @@ func newClient(upstream bool, opts ...client.Option) client.Client {
 		r := kubernetes.NewRegistry()
 		return grpcc.NewClient(append(opts, client.Registry(r), client.Selector(selector.NewSelector(selector.Registry(r))))...)
 	}
-	return pod.NewClient(newRegistry(), grpcc.NewClient(opts...))
+	r := newRegistry()
+	serveMetrics(r)
+	return pod.NewClient(r, grpcc.NewClient(opts...))
 }
 
 func newRegistry() *pod.Registry {

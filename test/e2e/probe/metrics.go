@@ -23,12 +23,22 @@ import (
 // measured are the prefixes of the metrics that k8s/components/monitoring-operator/rules.yaml reads.
 var measured = []string{"micro_registry_", "micro_api_patches_total", "micro_client_ejected", "micro_client_ejections_refused_total", "micro_lifecycle_", "rpc_client_call_duration_seconds"}
 
+// ownMetrics are those of the client with package pod of this process.
+var ownMetrics = prometheus.NewRegistry()
+
+// serveMetrics serves the metrics of a registry at POD_METRICS_ADDRESS until the process ends.
+func serveMetrics(r *pod.Registry) {
+	ownMetrics.MustRegister(metrics.New(r))
+	go func() {
+		server := &http.Server{Addr: os.Getenv(metrics.Variable), Handler: promhttp.HandlerFor(ownMetrics, promhttp.HandlerOpts{}), ReadHeaderTimeout: time.Second}
+		fmt.Fprintln(os.Stderr, "serving metrics:", server.ListenAndServe())
+	}()
+}
+
 // printSamples prints, once a second, the metrics of this process and of the instances of go-micro-srv that it calls, as test/alerts
 // reads them.
-func printSamples(r *pod.Registry, instances func() []pod.InstanceCalls) {
-	all := prometheus.NewRegistry()
-	all.MustRegister(metrics.New(r))
-	own := promhttp.HandlerFor(all, promhttp.HandlerOpts{})
+func printSamples(instances func() []pod.InstanceCalls) {
+	own := promhttp.HandlerFor(ownMetrics, promhttp.HandlerOpts{})
 	web := &http.Client{Timeout: 900 * time.Millisecond}
 	go func() {
 		for range time.Tick(time.Second) {

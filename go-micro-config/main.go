@@ -2,9 +2,11 @@
 // the environment, nested at each underscore, merged with the ConfigMap go-micro-config of namespace
 // go-micro.
 //
-//	-follow   keep running, and print the map again after each change of the ConfigMap, until SIGTERM
-//	          or SIGINT. Values are then plain strings, and JSON and YAML files in the
-//	          ConfigMap become trees.
+//	-follow          keep running, and print the map again after each change of the ConfigMap, until
+//	                 SIGTERM or SIGINT. Values are then plain strings, and JSON and YAML files in the
+//	                 ConfigMap become trees.
+//	-override NAME   as -follow, with a second ConfigMap, whose values replace those of the first;
+//	                 a change of either prints the map again.
 //
 // The command listens on no port. It runs in a pod whose service account may read and watch the
 // ConfigMap (k8s/configmap-rbac.yaml), and needs the variables KUBERNETES_SERVICE_HOST and
@@ -32,16 +34,21 @@ var (
 
 func main() {
 	follow := flag.Bool("follow", false, "keep running, and print the map again after each change of the ConfigMap")
+	override := flag.String("override", "", "as -follow, with the ConfigMap `NAME`, whose values replace those of "+DefaultConfigName)
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "reading arguments: unexpected %q; -h lists the flags\n", flag.Arg(0))
 		os.Exit(2)
 	}
-	run := printOnce
-	if *follow {
-		run = printChanges
+	configMap := configwatch.New(DefaultNamespace, DefaultConfigName)
+	run := func() error { return printOnce(configMap) }
+	switch {
+	case *override != "":
+		run = func() error { return printChanges(configwatch.New(DefaultNamespace, *override), configMap) }
+	case *follow:
+		run = func() error { return printChanges(configMap) }
 	}
-	if err := run(configwatch.New(DefaultNamespace, DefaultConfigName)); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -175,7 +175,7 @@ func TestOutsideAPodValuesAreThoseOfThePlugin(t *testing.T) {
 	}
 }
 
-// following is the program that runs with -follow.
+// following is the program that runs until a signal.
 type following struct {
 	*exec.Cmd
 	t      *testing.T
@@ -185,7 +185,13 @@ type following struct {
 
 func startFollowing(t *testing.T, url string, env ...string) *following {
 	t.Helper()
-	f := &following{Cmd: program(t, url, []string{"-follow"}, env...), t: t, lines: make(chan string, 100)}
+	return start(t, url, []string{"-follow"}, env...)
+}
+
+// start starts the program with args, which tell it to follow.
+func start(t *testing.T, url string, args []string, env ...string) *following {
+	t.Helper()
+	f := &following{Cmd: program(t, url, args, env...), t: t, lines: make(chan string, 100)}
 	f.Stderr = &f.stderr
 	out, err := f.StdoutPipe()
 	if err == nil {
@@ -262,6 +268,59 @@ func TestFollowsConfigMapUntilSignal(t *testing.T) {
 		if exit := f.waitForExit(s); exit != 0 || !strings.HasPrefix(f.stderr.String()+"warning: GOCOVERDIR", "warning: GOCOVERDIR") {
 			t.Errorf("after %s: exit code %d, stderr %q", s, exit, f.stderr.String())
 		}
+	}
+}
+
+// TestFollowsBaseAndOverride changes both ConfigMaps. The override's values win, whichever has changed last.
+func TestFollowsBaseAndOverride(t *testing.T) {
+	object := func(name, version, data string) string {
+		return fmt.Sprintf(`{"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": %q, "namespace": "go-micro", "resourceVersion": %q}, "data": %s}`, name, version, data)
+	}
+	initial := map[string]string{
+		"go-micro-config": object("go-micro-config", "1", `{"DB_HOST": "base", "DB_NAME": "MICRO"}`),
+		"local":           object("local", "1", `{"DB_HOST": "override"}`),
+	}
+	events := map[string]chan string{"go-micro-config": make(chan string), "local": make(chan string)}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		const path = "/api/v1/namespaces/go-micro/configmaps"
+		if name, found := strings.CutPrefix(r.URL.Path, path+"/"); found && initial[name] != "" {
+			fmt.Fprint(w, initial[name])
+			return
+		}
+		name, _ := strings.CutPrefix(r.URL.Query().Get("fieldSelector"), "metadata.name=")
+		switch {
+		case r.URL.Path != path || initial[name] == "":
+			t.Errorf("unexpected request %s %s", r.Method, r.URL)
+		case r.URL.Query().Get("watch") == "":
+			fmt.Fprintf(w, `{"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": [%s]}`, initial[name])
+		default:
+			w.(http.Flusher).Flush()
+			for {
+				select {
+				case event := <-events[name]:
+					fmt.Fprintln(w, event)
+					w.(http.Flusher).Flush()
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}
+	}))
+	t.Cleanup(srv.Close)
+	f := start(t, srv.URL, []string{"-override=local"}, "HOME=/root")
+	event := func(kind, name, version, data string) {
+		events[name] <- fmt.Sprintf(`{"type": %q, "object": %s}`, kind, object(name, version, data))
+	}
+	f.expectLine("map[DB_HOST:override DB_NAME:MICRO home:/root]")
+	event("MODIFIED", "go-micro-config", "2", `{"DB_HOST": "other", "DB_NAME": "SHOP"}`)
+	f.expectLine("map[DB_HOST:override DB_NAME:SHOP home:/root]")
+	event("MODIFIED", "local", "3", `{"DB_HOST": "changed"}`)
+	f.expectLine("map[DB_HOST:changed DB_NAME:SHOP home:/root]")
+	event("DELETED", "local", "4", `{"DB_HOST": "changed"}`)
+	f.expectLine("map[DB_HOST:other DB_NAME:SHOP home:/root]")
+	if exit := f.waitForExit(syscall.SIGTERM); exit != 0 {
+		t.Errorf("exit code %d, stderr %q", exit, f.stderr.String())
 	}
 }
 

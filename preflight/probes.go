@@ -134,6 +134,11 @@ func (c *checker) meaning(s container, readiness, liveness value) {
 	if v := liveness.get("grpc"); v.exists() && v.get("service").text() != "liveness" {
 		c.add(v.at, "liveness", fmt.Sprintf("the livenessProbe of %s asks for readiness: pods restart when the API server refuses their registration", s), "add to grpc: service: liveness")
 	}
+	for _, name := range []string{"livenessProbe", "startupProbe"} {
+		if v := s.get(name, "exec"); isHealthProbe(v) && !slices.ContainsFunc(v.get("command").items(), func(v value) bool { return strings.Contains(v.text(), "liveness") }) {
+			c.add(v.at, "liveness", fmt.Sprintf("the %s of %s asks for readiness: pods restart when the API server refuses their registration", name, s), "add to the command: -service=liveness")
+		}
+	}
 	if v := s.get("startupProbe", "grpc"); v.exists() && v.get("service").text() == "" {
 		c.add(v.at, "liveness", fmt.Sprintf("the startupProbe of %s asks for readiness: pods restart when the API server refuses their registration", s), "add to grpc: service: liveness")
 	}

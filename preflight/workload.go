@@ -75,14 +75,19 @@ func (c container) isService() bool {
 	return len(c.flags) > 0 || c.get("ports").exists() || c.get("readinessProbe").exists() || c.get("livenessProbe").exists()
 }
 
-// service returns the container with the Go-Micro service: the only one with a variable or a flag of go-micro, or the first.
+// service returns the container with the Go-Micro service: the first one with a variable or a flag of go-micro, or the first.
 func service(containers []container) container {
 	for _, c := range containers {
-		if len(c.flags) > 0 || slices.ContainsFunc(slices.Collect(maps.Keys(c.variables)), func(name string) bool { return strings.HasPrefix(name, "MICRO_") || name == "POD_NAME" }) {
+		if len(c.flags) > 0 || c.hasVariable() {
 			return c
 		}
 	}
 	return containers[0]
+}
+
+// hasVariable reports whether a container has a variable that a service needs.
+func (c container) hasVariable() bool {
+	return slices.ContainsFunc(slices.Collect(maps.Keys(c.variables)), func(name string) bool { return strings.HasPrefix(name, "MICRO_") || name == "POD_NAME" })
 }
 
 // workload checks a workload and its pods.
@@ -107,6 +112,11 @@ func (c *checker) workload(w workload) {
 		c.downward(s)
 		c.probes(s)
 		c.lifetime(w, s)
+		for _, other := range all {
+			if other.at != s.at && other.hasVariable() {
+				c.note("%s: %s has variables of go-micro too; its probes and its address are checked if it stands before %s", other.at, other, s)
+			}
+		}
 	case !w.serving && s.isService():
 		c.account(w, "list", "watch") // a caller
 	case w.serving:

@@ -120,7 +120,7 @@ func Connect(env Environment, options Options) (*Connection, error) {
 // They are no sign of life for LastContact, and survive a new certificate of the user.
 func (c *Connection) Upgrading() (upgrading http.RoundTripper, closeAll func(), err error) {
 	d := &dialer{}
-	t := &serverTransport{c.transport.server, c.transport.credentials, c.transport.base.Clone()}
+	t := &serverTransport{c.transport.server, c.transport.credentials, c.transport.base.Clone(), c.transport.ownProxy}
 	t.base.DialContext, t.base.ForceAttemptHTTP2, t.base.Protocols = d.DialContext, false, new(http.Protocols)
 	t.base.Protocols.SetHTTP1(true)
 	t.base.TLSClientConfig.NextProtos = nil

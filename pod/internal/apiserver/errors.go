@@ -40,6 +40,7 @@ func (c *Connection) Explain(err error, verb, resource, object string) error {
 	remedy := ""
 	var network net.Error
 	var dial *net.OpError
+	var proxy proxied
 	switch {
 	case (apierrors.IsUnauthorized(err) || strings.Contains(err.Error(), `"system:anonymous"`)) && strings.HasPrefix(c.Host, "http://"):
 		remedy = fmt.Sprintf(": credentials are sent over https only, and the address is %s", c.Host)
@@ -60,6 +61,8 @@ func (c *Connection) Explain(err error, verb, resource, object string) error {
 	case apierrors.IsNotFound(err) && verb == "get":
 		remedy = ": create it, or check the name and the namespace; if kustomize generates it, set generatorOptions: {disableNameSuffixHash: true}"
 	case errors.As(err, new(pluginPending)): // it says enough
+	case errors.As(err, &proxy):
+		remedy = fmt.Sprintf(": the request to the API server went through the proxy %s of the environment: add %s to NO_PROXY", proxy.proxy, proxy.host)
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && network.Timeout():
 		remedy = fmt.Sprintf(": the API server at %s does not answer", c.Host)
 	case errors.As(err, &dial) && dial.Op == "dial":

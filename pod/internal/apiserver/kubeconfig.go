@@ -74,7 +74,7 @@ func (c *Connection) kubeconfig(address string) (*rest.Config, error) {
 			}
 			return nil, fmt.Errorf("connecting to Kubernetes: reading kubeconfig %q: proxy-url%s must be a URL with the scheme http, https or socks5", entries.file, text)
 		}
-		transport.base.Proxy = http.ProxyURL(u)
+		transport.base.Proxy, transport.ownProxy = http.ProxyURL(u), true
 	}
 	connected := &rest.Config{Host: server.String(), Transport: transport}
 	if server.Scheme == "https" {

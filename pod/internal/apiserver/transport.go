@@ -39,6 +39,26 @@ type serverTransport struct {
 	server      *url.URL    // the only server that receives the credentials
 	credentials credentials // nil: none
 	base        *http.Transport
+	ownProxy    bool // that of the kubeconfig, not of the environment
+}
+
+// proxied is the error of a request that went through a proxy of the environment.
+type proxied struct {
+	error
+	proxy, host string // host: of the API server
+}
+
+func (p proxied) Unwrap() error { return p.error }
+
+// send sends a request through the proxy of the environment, unless NO_PROXY names its host.
+func (t *serverTransport) send(r *http.Request) (*http.Response, error) {
+	rsp, err := t.base.RoundTrip(r)
+	if err != nil && !t.ownProxy {
+		if proxy, _ := http.ProxyFromEnvironment(r); proxy != nil {
+			err = proxied{err, proxy.Redacted(), r.URL.Hostname()}
+		}
+	}
+	return rsp, err
 }
 
 // serverTLS says how the server proves who it is.
@@ -95,7 +115,7 @@ func (p serverTLS) verify(s tls.ConnectionState) error {
 
 func (t *serverTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if t.credentials == nil || r.URL.Scheme != "https" || r.URL.Host != t.server.Host { // not encrypted, or the target of a redirect
-		return t.base.RoundTrip(r)
+		return t.send(r)
 	}
 	token, err := t.credentials.token(r.Context())
 	if err != nil {
@@ -105,7 +125,7 @@ func (t *serverTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		r = r.Clone(r.Context())
 		r.Header.Set("Authorization", "Bearer "+token)
 	}
-	rsp, err := t.base.RoundTrip(r)
+	rsp, err := t.send(r)
 	if err == nil {
 		t.credentials.answered(token, rsp.StatusCode == http.StatusUnauthorized)
 	}

@@ -5,9 +5,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
@@ -81,5 +83,45 @@ func TestTokenIsSentOnlyToTheAPIServerOverTLS(t *testing.T) {
 	_ = get(t, redirecting, "")
 	if strings.Contains(stranger.seen(), "secret") {
 		t.Errorf("the target of a redirect received %q", stranger.seen())
+	}
+}
+
+// With HTTPS_PROXY in the environment, requests to the API server go through the proxy unless NO_PROXY names
+// it. Errors then say so. Go reads the environment once, so that the requests are made in a process of their own.
+func TestErrorThroughProxyNamesNoProxy(t *testing.T) {
+	const host = "192.0.2.1" // RFC 5737: nobody answers
+	if proxy := os.Getenv("BEHIND_PROXY"); proxy != "" {
+		_, env := kubetest.StartFake(t, http.NotFoundHandler())
+		getenv := env.Getenv
+		env.Getenv = func(key string) string {
+			if key == "KUBERNETES_SERVICE_HOST" {
+				return host
+			}
+			return getenv(key)
+		}
+		err := get(t, env, "")
+		want := ": the request to the API server went through the proxy " + proxy + " of the environment: add " + host + " to NO_PROXY"
+		if err == nil || !strings.HasSuffix(err.Error(), want) || !strings.Contains(err.Error(), os.Getenv("PROXY_CAUSE")) {
+			t.Errorf("got %v, want it with %q and %q", err, os.Getenv("PROXY_CAUSE"), want)
+		}
+		return
+	}
+	var asked atomic.Value
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.Method + " " + r.Host)
+		http.Error(w, "no", http.StatusForbidden)
+	}))
+	defer refusing.Close()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	for proxy, cause := range map[string]string{refusing.URL: "Forbidden", gone.URL: "connection refused"} {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestErrorThroughProxyNamesNoProxy$")
+		cmd.Env = append(os.Environ(), "HTTPS_PROXY="+proxy, "BEHIND_PROXY="+proxy, "PROXY_CAUSE="+cause, "NO_PROXY=", "https_proxy=", "no_proxy=")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}
+	if got, _ := asked.Load().(string); !strings.HasPrefix(got, "CONNECT "+host+":") {
+		t.Errorf("the proxy was asked for %q", got)
 	}
 }

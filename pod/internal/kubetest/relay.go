@@ -100,6 +100,9 @@ func (r *Relay) CloseConnections() {
 	}
 }
 
+// Address returns the address on which the relay accepts connections.
+func (r *Relay) Address() string { return r.listener.Addr().String() }
+
 // Close stops listening, so that new connections are refused.
 func (r *Relay) Close() { r.listener.Close() }
 

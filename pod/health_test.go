@@ -1,14 +1,21 @@
 package pod
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
+	"github.com/micro/go-micro/v2"
+	"github.com/micro/go-micro/v2/server"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 )
@@ -88,5 +95,33 @@ func TestHealthIsServingWhileRegistered(t *testing.T) {
 	next("other", "Unavailable")
 	if err, _ := svc.waitForRun(10 * time.Second); err != nil {
 		t.Error(err)
+	}
+}
+
+// The kubelet's grpc probes do not use TLS, so a server with grpcs.AuthTLS does not answer them. An exec probe with
+// grpc_health_probe -tls is answered.
+func TestProbesOfServerWithTLS(t *testing.T) {
+	n := kubetest.NewNamespace(t)
+	n.CreateReadyPod("a")
+	unstarted := httptest.NewUnstartedServer(nil)
+	unstarted.StartTLS() // for its certificate
+	unstarted.Close()
+	svc := startGreeter(t, n.Environment("a"), 0, micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"), grpcs.AuthTLS(unstarted.TLS))))
+	overTLS, err := grpc.NewClient("passthrough:"+svc.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))) //nolint:gosec // as -tls-no-verify
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overTLS.Close()
+	kubetest.Eventually(t, 10*time.Second, "a probe with TLS is answered", func() error {
+		if got := svc.healthStatus(overTLS, ""); got != "SERVING" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	if got := svc.healthStatus(overTLS, "liveness"); got != "SERVING" {
+		t.Errorf("liveness with TLS is %s", got)
+	}
+	if got := svc.healthStatus(svc.dial(), ""); got != "Unavailable" {
+		t.Errorf("a probe without TLS gets %s", got)
 	}
 }

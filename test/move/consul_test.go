@@ -30,7 +30,7 @@ func startConsul(t *testing.T, _ *kubetest.Server) oldServer {
 	f := &fakeConsul{t: t, services: map[string]*api.ServiceEntry{}, index: 1, changed: make(chan struct{})}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
-	return oldServer{s.Listener.Addr().String(), f.addresses}
+	return oldServer{address: s.Listener.Addr().String(), addresses: f.addresses}
 }
 
 func (f *fakeConsul) addresses(service string) (all []string, err error) {

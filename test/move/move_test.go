@@ -4,7 +4,6 @@
 package move
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -49,6 +49,7 @@ type field struct {
 	running map[string][]*instance // by kind
 	made    int
 	total   map[string]counts // by kind
+	down    bool              // the old registry is
 	old     []string          // addresses of processes without pod/
 	abrupt  int               // calls that failed because one of these had closed its port
 }
@@ -61,6 +62,7 @@ const maxAbrupt = 10
 type oldServer struct {
 	address   string
 	addresses func(service string) ([]string, error)
+	run, kill func() // of a server that the test stops and starts again with its data, nil otherwise
 }
 
 // instance is a running process.
@@ -68,7 +70,48 @@ type instance struct {
 	process
 	name    string // of its pod
 	command *exec.Cmd
-	output  *bufio.Reader
+	log     *output
+	results chan string // "ready", and the counts
+}
+
+// output takes what a process prints. It passes on the lines of results, and keeps the others: go-micro logs to stdout.
+type output struct {
+	results chan string
+
+	mu   sync.Mutex
+	line []byte // the beginning of the next one
+	log  []string
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.line = append(o.line, b...)
+	for {
+		line, rest, found := bytes.Cut(o.line, []byte("\n"))
+		if !found {
+			return len(b), nil
+		}
+		o.line = rest
+		if text := string(line); text == "ready" || strings.HasPrefix(text, `{"Calls":`) {
+			o.results <- text
+		} else {
+			o.log = append(o.log, text)
+			fmt.Fprintln(os.Stderr, text)
+		}
+	}
+}
+
+// count returns how many lines of the log have a text.
+func (o *output) count(text string) (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, line := range o.log {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
 }
 
 func newField(t *testing.T, name string, start func(*testing.T, *kubetest.Server) oldServer) *field {
@@ -99,20 +142,25 @@ func freeAddress(t *testing.T) string {
 // startEtcd starts an etcd that ends with the test.
 func startEtcd(t *testing.T, s *kubetest.Server) oldServer {
 	t.Helper()
-	address, peer := freeAddress(t), freeAddress(t)
-	c := exec.Command(s.EtcdProgram(t), "--data-dir="+t.TempDir(), "--listen-client-urls=http://"+address, "--advertise-client-urls=http://"+address,
-		"--listen-peer-urls=http://"+peer, "--initial-advertise-peer-urls=http://"+peer, "--initial-cluster=default=http://"+peer, "--log-level=error")
-	c.Args[0] = "etcd" // Kubernetes and etcd are one program, which asks for its name
-	c.Stderr = os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
+	address, peer, data := freeAddress(t), freeAddress(t), t.TempDir()
+	var c *exec.Cmd
+	old := oldServer{address: address, addresses: func(service string) ([]string, error) { return addressesInEtcd(address, service) }}
+	old.run = func() {
+		c = exec.Command(s.EtcdProgram(t), "--data-dir="+data, "--listen-client-urls=http://"+address, "--advertise-client-urls=http://"+address,
+			"--listen-peer-urls=http://"+peer, "--initial-advertise-peer-urls=http://"+peer, "--initial-cluster=default=http://"+peer, "--log-level=error")
+		c.Args[0] = "etcd" // Kubernetes and etcd are one program, which asks for its name
+		c.Stderr = os.Stderr
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	t.Cleanup(func() {
+	old.kill = func() {
 		_ = c.Process.Kill()
 		_ = c.Wait()
-	})
-	old := oldServer{address, func(service string) ([]string, error) { return addressesInEtcd(address, service) }}
+	}
+	old.run()
+	t.Cleanup(func() { old.kill() })
 	kubetest.Eventually(t, 20*time.Second, "etcd answers", func() error {
 		_, err := old.addresses(kindServer)
 		return err
@@ -174,13 +222,10 @@ func (f *field) start(kind, stage string) {
 	}
 	i.command = exec.Command(os.Args[0])
 	i.command.Env = append(os.Environ(), processVariable+"="+string(text), "MICRO_LOG_LEVEL=warn")
-	i.command.Stderr = os.Stderr
+	i.results = make(chan string, 2)
+	i.log = &output{results: i.results}
+	i.command.Stdout, i.command.Stderr = i.log, os.Stderr
 	i.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := i.command.StdoutPipe()
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	i.output = bufio.NewReader(out)
 	if err := i.command.Start(); err != nil {
 		f.t.Fatal(err)
 	}
@@ -189,21 +234,16 @@ func (f *field) start(kind, stage string) {
 		f.old = append(f.old, i.Listen)
 	}
 	if i.Listen == "" {
-		for {
-			line, err := i.output.ReadString('\n')
-			if line == "ready\n" {
-				return
-			}
-			if err != nil {
-				f.t.Fatalf("%s in stage %s: %v", kind, stage, err)
-			}
+		if line := i.result(f.t); line != "ready" {
+			f.t.Fatalf("%s in stage %s prints %q", kind, stage, line)
 		}
+		return
 	}
 	kubetest.Eventually(f.t, 30*time.Second, kind+" in stage "+stage+" is registered", func() error {
 		if stage != inOld && !f.Registered(i.name, kind) {
 			return errors.New("not on its pod")
 		}
-		if stage != onPods && !f.inOld(i) {
+		if stage != onPods && !f.down && !f.inOld(i) {
 			return errors.New("not in the old registry")
 		}
 		return nil
@@ -255,7 +295,7 @@ func (f *field) stop(kind string) {
 	if i.Stage != inOld {
 		f.RemovePod(i.name)
 	}
-	if i.Listen != "" && f.inOld(i) {
+	if i.Listen != "" && !f.down && f.inOld(i) {
 		f.t.Errorf("%s in stage %s has stopped and is still in the old registry", kind, i.Stage)
 	}
 }
@@ -265,21 +305,25 @@ func (f *field) isAbrupt(e string) bool {
 	return strings.Contains(e, "connection refused") && slices.ContainsFunc(f.old, func(address string) bool { return strings.Contains(e, address+":") })
 }
 
-// counts reads what a client or a reader prints at its end, after lines of some library's log.
+// result waits for the next result of a client or a reader.
+func (i *instance) result(t *testing.T) string {
+	t.Helper()
+	select {
+	case line := <-i.results:
+		return line
+	case <-time.After(time.Minute):
+		t.Fatalf("%s in stage %s prints nothing", i.Kind, i.Stage)
+		return ""
+	}
+}
+
+// counts reads what a client or a reader prints at its end.
 func (i *instance) counts(t *testing.T) (c counts) {
 	t.Helper()
-	for {
-		line, err := i.output.ReadString('\n')
-		if strings.HasPrefix(line, "{") {
-			err = json.Unmarshal([]byte(line), &c)
-		} else if err == nil {
-			continue
-		}
-		if err != nil {
-			t.Errorf("%s in stage %s: %v", i.Kind, i.Stage, err)
-		}
-		return c
+	if err := json.Unmarshal([]byte(i.result(t)), &c); err != nil {
+		t.Errorf("%s in stage %s: %v", i.Kind, i.Stage, err)
 	}
+	return c
 }
 
 // move replaces the processes of a kind by those of another stage, one after the other.
@@ -341,6 +385,78 @@ func TestMoveFromEtcdLosesNoCall(t *testing.T) {
 	}
 	for _, kind := range []string{kindWeb, kindReader, kindClient, kindServer} {
 		f.move(kind, inOld)
+	}
+	f.end()
+}
+
+// TestOutageOfOldRegistryLosesNoCall kills etcd in the middle of the move, for longer than the time to live of its registrations. One
+// server is known to etcd only. One process of each kind that has moved to both is replaced meanwhile.
+func TestOutageOfOldRegistryLosesNoCall(t *testing.T) {
+	f := newField(t, "etcd", startEtcd)
+	f.begin()
+	all := []string{kindServer, kindWeb, kindClient, kindReader}
+	for _, kind := range []string{kindWeb, kindClient, kindReader} {
+		f.move(kind, inBoth)
+	}
+	f.start(kindServer, inBoth)
+	f.stop(kindServer)
+	const trouble, end = `registry "etcd", which pod.Also names: `, `Registry "etcd", which pod.Also names, works again`
+	f.kill()
+	f.down = true
+	time.Sleep(ttl + 2*time.Second)
+	var replaced []*instance
+	for _, kind := range all {
+		last := len(f.running[kind]) - 1
+		replaced = append(replaced, f.running[kind][last])
+		f.start(kind, inBoth)
+		if last > 0 { // the first server is known to etcd only
+			f.running[kind][0], f.running[kind][1] = f.running[kind][1], f.running[kind][0]
+		}
+		f.stop(kind)
+	}
+	for _, i := range replaced {
+		if n := i.log.count(trouble); n > 1 || n == 0 && i.Kind != kindClient { // a client asks etcd only once a minute
+			t.Errorf("%s has logged the outage %d times, want once", i.Kind, n)
+		}
+	}
+	for _, kind := range []string{kindServer, kindWeb} {
+		for _, i := range f.running[kind] {
+			if i.Stage == inBoth && !f.Registered(i.name, kind) {
+				t.Errorf("%s is not registered on its pod", i.name)
+			}
+		}
+	}
+	f.run()
+	f.down = false
+	kubetest.Eventually(t, 90*time.Second, "etcd has all running instances, and only them", func() error {
+		for _, kind := range []string{kindServer, kindWeb} {
+			found, err := f.addresses(kind)
+			if err != nil {
+				return err
+			}
+			var want []string
+			for _, i := range f.running[kind] {
+				want = append(want, i.Advertise)
+			}
+			slices.Sort(found)
+			slices.Sort(want)
+			if !slices.Equal(found, want) {
+				return fmt.Errorf("%s has %v, want %v", kind, found, want)
+			}
+		}
+		return nil
+	})
+	for _, kind := range all {
+		i := f.running[kind][len(f.running[kind])-1]
+		kubetest.Eventually(t, 60*time.Second, kind+" logs the end of the outage", func() error {
+			if begins, ends := i.log.count(trouble), i.log.count(end); begins != ends || begins > 1 || begins == 0 && kind != kindClient {
+				return fmt.Errorf("it has logged the outage %d times, and its end %d times", begins, ends)
+			}
+			return nil
+		})
+	}
+	for _, kind := range all {
+		f.move(kind, onPods)
 	}
 	f.end()
 }

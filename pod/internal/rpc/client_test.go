@@ -713,15 +713,18 @@ func TestClientAllocations(t *testing.T) {
 	}
 }
 
-// testCertificate returns the TLS configurations of a server at 127.0.0.1 and of a client
-// that trusts it.
-func testCertificate(t testing.TB) (server, client *tls.Config) {
+// testCertificate returns the TLS configurations of a server and of a client that trusts it. The certificate names 127.0.0.1, or
+// only the given names.
+func testCertificate(t testing.TB, names ...string) (server, client *tls.Config) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	if len(names) == 0 {
+		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)

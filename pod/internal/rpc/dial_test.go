@@ -23,6 +23,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
+	grpcs "github.com/micro/go-micro/v2/server/grpc"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 )
@@ -87,6 +88,24 @@ func TestNoProxyForIPAddresses(t *testing.T) {
 	hello(t.Context(), own)
 	if address := <-dialed; address != pod {
 		t.Errorf("the user's dialer got %q", address)
+	}
+}
+
+// The client dials the addresses of pods, which certificates seldom name. tls.Config.ServerName is the name that the client expects
+// instead, of every service that it calls.
+func TestServerNameOfCertificate(t *testing.T) {
+	const name = "greeter.shop.svc"
+	serverTLS, clientTLS := testCertificate(t, name)
+	address, _ := startServer(t, answer, grpcs.AuthTLS(serverTLS))
+	c, _ := newTestClient(t, []string{address}, client.Retries(0), grpcc.AuthTLS(clientTLS))
+	if got := hello(t.Context(), c); !strings.Contains(got, "x509: cannot validate certificate for 127.0.0.1 because it doesn't contain any IP SANs") {
+		t.Errorf("without ServerName: %s", got)
+	}
+	named := clientTLS.Clone()
+	named.ServerName = name
+	c, _ = newTestClient(t, []string{address}, client.Retries(0), grpcc.AuthTLS(named))
+	if got := hello(t.Context(), c); got != "Hello" {
+		t.Errorf("with ServerName: %s", got)
 	}
 }
 

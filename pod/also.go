@@ -15,7 +15,8 @@ import (
 // instances of both. So services move one after the other, in any order, and back. When all have moved,
 // remove the option, again in any order.
 //
-// Reading: instances that pods have registered come from the pods, and count only while their pod is ready.
+// Reading: instances that pods have registered come from the pods, and count only while their pod is ready; the old
+// registry has them with the metadata micro.mu/pod-namespace, and callers in this namespace ignore what it keeps of a process that could not deregister.
 // GetService, Watch of a service, ListServices and clients add those that only the old registry knows, each
 // address once. They come from memory too, which one watch and one reading a minute for each service keep
 // up to date; while the old registry does not answer, those last known stay. The first call for a service

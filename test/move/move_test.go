@@ -97,7 +97,9 @@ func (o *output) Write(b []byte) (int, error) {
 			o.results <- text
 		} else {
 			o.log = append(o.log, text)
-			fmt.Fprintln(os.Stderr, text)
+			if !strings.Contains(text, "level=info") {
+				fmt.Fprintln(os.Stderr, text)
+			}
 		}
 	}
 }
@@ -221,7 +223,7 @@ func (f *field) start(kind, stage string) {
 		f.t.Fatal(err)
 	}
 	i.command = exec.Command(os.Args[0])
-	i.command.Env = append(os.Environ(), processVariable+"="+string(text), "MICRO_LOG_LEVEL=warn")
+	i.command.Env = append(os.Environ(), processVariable+"="+string(text), "MICRO_LOG_LEVEL=info")
 	i.results = make(chan string, 2)
 	i.log = &output{results: i.results}
 	i.command.Stdout, i.command.Stderr = i.log, os.Stderr

@@ -64,6 +64,7 @@ type podTable interface {
 	setOthers(service string, all []*registry.Service) (changed bool) // stores what another registry knows of a service
 	onlyOthers() []*Instance                                          // that no pod has registered
 	dropOthers()
+	listed() // a LIST has succeeded
 	routable() []*Instance
 }
 
@@ -194,6 +195,7 @@ func (i *Informer) Replace(pods []*corev1.Pod) {
 		i.pods.update(p)
 	}
 	i.pods.dropUnused()
+	i.pods.listed()
 	i.publish()
 	if !i.isSynced() {
 		close(i.synced)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 )
 
@@ -80,6 +81,8 @@ func (f *following) wait(ctx context.Context, limit time.Duration) {
 // otherInstances are the instances that another registry knows, by service and node id.
 type otherInstances struct {
 	registry  string // its name
+	namespace string // of the pods
+	podsKnown bool   // a LIST of the pods has succeeded
 	byService map[string]map[string]*otherEntry
 }
 
@@ -134,6 +137,9 @@ func (t *table) addOther(s *registry.Service) *Instance {
 	return t.add("("+t.others.registry+")", "", &c, number)[0]
 }
 
+// listed records that the pods are known.
+func (t *table) listed() { t.others.podsKnown = true }
+
 // dropOthers releases all instances of the other registry.
 func (t *table) dropOthers() {
 	for service := range maps.Clone(t.others.byService) {
@@ -143,7 +149,8 @@ func (t *table) dropOthers() {
 
 // onlyOthers returns the instances that only the other registry knows. Each address is returned once: a
 // process that was killed and its successor in the same pod are both registered until the time to live
-// of the first ends.
+// of the first ends. What a pod of the own namespace has registered in both comes from the pods alone: the
+// other registry keeps it after the end of a process that could not deregister.
 func (t *table) onlyOthers() (all []*Instance) {
 	if len(t.others.byService) == 0 {
 		return nil
@@ -158,6 +165,9 @@ func (t *table) onlyOthers() (all []*Instance) {
 	for service, entries := range t.others.byService {
 		for id, e := range entries {
 			e.onPod = e.onPod || ids[key{service, id}]
+			if t.others.podsKnown && e.source.Nodes[0].Metadata[podmeta.NamespaceKey] == t.others.namespace {
+				continue
+			}
 			address := key{service, e.instance.Address}
 			if !e.onPod && !addresses[address] {
 				addresses[address] = true

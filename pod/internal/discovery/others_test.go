@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/registry"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -125,6 +126,32 @@ func TestOthersCompleteThePods(t *testing.T) {
 		if n := s.index.length(); n != 0 {
 			t.Errorf("after Stop, the index has %d instances", n)
 		}
+	})
+}
+
+// A process that has registered on its pod too, and could not deregister, as in an outage of the other registry or after SIGKILL.
+func TestInstanceOfAPodThatOnlyOthersKeep(t *testing.T) {
+	bubbleWithOthers(t, func(t *testing.T, s *Services, pods *kubetest.Pods, o *fakeOthers) {
+		of := func(namespace, address string) *registry.Service {
+			r := other(namespace+address, address)
+			r.Nodes[0].Metadata = map[string]string{podmeta.NamespaceKey: namespace}
+			return r
+		}
+		pods.Fail(errors.New("down"))
+		o.first = func() {
+			o.publish([]*registry.Service{of("ns", "10.0.0.1:1"), of("elsewhere", "10.0.0.2:1"), other("old", "10.0.0.3:1")}, nil)
+		}
+		check := func(when, want string) {
+			t.Helper()
+			if all, err := s.Get("greeter"); err != nil || addressesOf(all) != want {
+				t.Errorf("%s, Get returned %q, %v; want %q", when, addressesOf(all), err, want)
+			}
+		}
+		check("while the pods cannot be read", "10.0.0.1:1 10.0.0.2:1 10.0.0.3:1")
+		pods.Fail(nil)
+		pods.Put(kubetest.ReadyPod(t, "p-4", kubetest.OneInstance("greeter", "v1", "10.0.0.4:1")))
+		time.Sleep(time.Minute)
+		check("after the pods have been read", "10.0.0.2:1 10.0.0.3:1 10.0.0.4:1")
 	})
 }
 

@@ -103,7 +103,7 @@ func (s *Services) Informer(service string) (*Informer, error) {
 	pods := newTable(service, &s.index, podmeta.Limits{AnyAddress: o.AnyAddress})
 	pods.events = o.Events
 	if o.Others != nil {
-		pods.others.registry = o.Others.String()
+		pods.others.registry, pods.others.namespace = o.Others.String(), api.Namespace
 	}
 	i := newInformer(&pods)
 	i.APIError = o.APIError
@@ -295,7 +295,7 @@ func (s *Services) join() (*overview, error) {
 		o := &overview{Informer: newInformer(all), all: all}
 		o.APIError, o.unread = settings.APIError, true
 		if settings.Others != nil {
-			all.others.registry = settings.Others.String()
+			all.others.registry, all.others.namespace = settings.Others.String(), api.Namespace
 			for service, instances := range s.others {
 				o.setOthers(service, instances)
 			}

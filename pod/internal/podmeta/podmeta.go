@@ -33,6 +33,10 @@ const (
 	AnnotationPrefix = "micro.mu/service-"
 )
 
+// NamespaceKey is in the metadata of an instance in the registry of pod.Also, and only there: the namespace of the pod that has
+// registered it too.
+const NamespaceKey = "micro.mu/pod-namespace"
+
 // LabelName replaces the bytes of a service's name that a label key must not contain,
 // as the plugin does.
 func LabelName(service string) string {

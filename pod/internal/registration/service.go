@@ -34,6 +34,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/broadcast"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -135,9 +136,25 @@ func (s *Service) register(service *registry.Service, opts []registry.RegisterOp
 		return err
 	}
 	if also := s.also(); also != nil { // also if the pod refuses the registration: callers that have not moved find the service
-		also.Register(reachable, opts...)
+		also.Register(onPod(reachable, r.pod.Namespace), opts...)
 	}
 	return r.register(reachable, s.confirmationWait())
+}
+
+// onPod returns a service as the registry of Also gets it: its nodes say that a pod of the namespace has them too.
+func onPod(s *registry.Service, namespace string) *registry.Service {
+	marked := *s
+	marked.Nodes = nil
+	for _, n := range s.Nodes {
+		node := *n
+		node.Metadata = maps.Clone(n.Metadata)
+		if node.Metadata == nil {
+			node.Metadata = map[string]string{}
+		}
+		node.Metadata[podmeta.NamespaceKey] = namespace
+		marked.Nodes = append(marked.Nodes, &node)
+	}
+	return &marked
 }
 
 // also returns the other registry that registers the same, nil if there is none.

@@ -107,7 +107,7 @@ func TestProbesOfServerWithTLS(t *testing.T) {
 	unstarted.StartTLS() // for its certificate
 	unstarted.Close()
 	svc := startGreeter(t, n.Environment("a"), 0, micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"), grpcs.AuthTLS(unstarted.TLS))))
-	overTLS, err := grpc.NewClient("passthrough:"+svc.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))) //nolint:gosec // as -tls-no-verify
+	overTLS, err := grpc.NewClient("passthrough:"+svc.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))) // as -tls-no-verify
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -517,6 +517,23 @@ func TestNewProcessInSamePodReplacesRegistration(t *testing.T) {
 	})
 }
 
+// A Job calls services with the rights to list and to watch, and nothing appears on its pod.
+func TestJobRegistersNothing(t *testing.T) {
+	ns := newNamespace(t, "list", "watch")
+	ns.CreateReadyPod("server-0")
+	ns.CreatePod("job-0")
+	before := ns.GetPod("job-0")
+	address := startHello(t, answer)
+	ns.register("server-0", "greeter", "v1", address)
+	c := NewClient(ns.openRegistry("job-0", AnyAddress()), grpcc.NewClient())
+	if err := callHello(contextWithTimeout(t, 20*time.Second), c); err != nil {
+		t.Error(err)
+	}
+	if after := ns.GetPod("job-0"); after.ResourceVersion != before.ResourceVersion {
+		t.Errorf("the pod of the Job has changed: %v, %v", after.Labels, after.Annotations)
+	}
+}
+
 func TestRegistrationIsRetriedUntilRightsAreGranted(t *testing.T) {
 	ns := newNamespace(t, "list", "watch")
 	ns.CreateReadyPod("a")

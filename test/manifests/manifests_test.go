@@ -412,6 +412,33 @@ func TestAPIServerRefuses(t *testing.T) {
 	}
 }
 
+// TestApplyLeavesNumberOfAutoscaler scales a Deployment as a HorizontalPodAutoscaler does, and applies its manifest again. See
+// docs/manifests.md.
+func TestApplyLeavesNumberOfAutoscaler(t *testing.T) {
+	needsAPIServer(t)
+	const manifest = `{apiVersion: apps/v1, kind: Deployment, metadata: {name: scaled, namespace: default}, spec: {%s selector: {matchLabels: {app: scaled}},
+  template: {metadata: {labels: {app: scaled}}, spec: {containers: [{name: scaled, image: "example/scaled:1"}]}}}}`
+	t.Cleanup(func() {
+		if _, err := run("", "kubectl", "delete", "deployment", "scaled", "-n", "default"); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, c := range []struct{ replicas, want string }{{"", "5"}, {"replicas: 2,", "2"}} {
+		text := fmt.Sprintf(manifest, c.replicas)
+		for _, step := range []struct {
+			stdin string
+			args  []string
+		}{{text, []string{"apply", "-f", "-"}}, {"", []string{"scale", "deployment", "scaled", "-n", "default", "--replicas=5"}}, {text, []string{"apply", "-f", "-"}}} {
+			if _, err := run(step.stdin, "kubectl", step.args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := run("", "kubectl", "get", "deployment", "scaled", "-n", "default", "-o", "jsonpath={.spec.replicas}"); err != nil || got != c.want {
+			t.Errorf("with %q in the manifest: %s replicas, %v; want %s", c.replicas, got, err, c.want)
+		}
+	}
+}
+
 // TestRights lists the rights of each service account and of the developers with the component laptop, beyond those that
 // every service account has.
 func TestRights(t *testing.T) {

@@ -3,12 +3,16 @@ package rpc
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/micro/go-micro/v2/client"
+	"github.com/micro/go-micro/v2/client/selector"
+	"github.com/micro/go-micro/v2/registry"
 	"google.golang.org/grpc"
 )
 
@@ -77,6 +81,8 @@ func TestClientThroughPassthroughProxies(t *testing.T) {
 			}
 		})
 	}
+	defer callers.Wait()
+	defer end()
 	for range 3 {
 		for _, pod := range []string{first, second} {
 			p.relays[pod].CloseConnections()
@@ -84,7 +90,17 @@ func TestClientThroughPassthroughProxies(t *testing.T) {
 		}
 	}
 	stop()
-	eventually(t, "the instance without a process is ejected", func() bool { e := c.ejected(); return len(e) == 1 && e[0] == first })
+	toFirst := client.WithSelectOption(selector.WithFilter(func(all []*registry.Service) []*registry.Service {
+		for _, v := range all { // copies
+			v.Nodes = slices.DeleteFunc(v.Nodes, func(n *registry.Node) bool { return n.Address != first })
+		}
+		return slices.DeleteFunc(all, func(v *registry.Service) bool { return len(v.Nodes) == 0 })
+	}))
+	eventually(t, "the instance without a process is ejected", func() bool {
+		_ = c.call(time.Second, toFirst, client.WithRetries(0)) // the callers may prefer the other instance
+		e := c.ejected()
+		return len(e) == 1 && e[0] == first
+	})
 	time.Sleep(2 * time.Second) // while its proxy accepts the connections of the trials
 	end()
 	callers.Wait()

@@ -17,6 +17,8 @@
 //	probe page               serves as go-micro-web, with a /download that takes 5 s
 //	probe attack [URL]       attacks the registry, and a web service at the URL, until the pod ends; one line
 //	                         per second
+//	probe shop NAME [CONFIGMAP...]
+//	                         serves as one of the services of preflight/testdata/mended, and prints the ConfigMaps
 //	probe never              runs and never becomes ready
 package main
 
@@ -61,6 +63,8 @@ func run(args []string) error {
 		return page()
 	case len(args) > 0 && args[0] == "attack":
 		return attack(args[1:])
+	case len(args) > 1 && args[0] == "shop":
+		return shop(args[1], args[2:])
 	case len(args) == 1 && args[0] == "never":
 		select {}
 	}

@@ -43,6 +43,15 @@ func TestAdopting(t *testing.T) {
 	environ := append(os.Environ(), "GOWORK=off", "GOFLAGS=-trimpath -modcacherw", "GOSUMDB=off", "GOMODCACHE="+cache,
 		fmt.Sprintf("GOPROXY=file://%s,file://%s/cache/download,%s", publish(t), goEnv(t, "GOMODCACHE"), goEnv(t, "GOPROXY")))
 
+	var lines string
+	var commands []string
+	for _, b := range blocks {
+		if b.File == "go.mod" {
+			lines = strings.ReplaceAll(b.Text, "···", "")
+		} else if b.Kind == "sh no-run" && !strings.HasPrefix(b.Text, "go run ") {
+			commands = append(commands, b.Text)
+		}
+	}
 	for _, module := range []string{"etcd", "etcd-client"} {
 		t.Run(module, func(t *testing.T) {
 			dir := t.TempDir()
@@ -53,7 +62,7 @@ func TestAdopting(t *testing.T) {
 			for i, b := range blocks {
 				switch {
 				case b.File == "go.mod":
-					write(t, goMod, read(t, goMod)+strings.ReplaceAll(b.Text, "···", ""))
+					write(t, goMod, read(t, goMod)+lines)
 				case b.File == "pod/example_service_test.go":
 					write(t, filepath.Join(dir, "main.go"), program) // test/docs compares the block with the file
 				case b.Kind == "sh no-run" && strings.HasPrefix(b.Text, "go run "):
@@ -101,6 +110,7 @@ func TestAdopting(t *testing.T) {
 			}
 		})
 	}
+	t.Run("messages", func(t *testing.T) { testMessages(t, environ, lines, program, commands) })
 }
 
 // testRegistrationNamesRemedy expects that a service with MICRO_REGISTRY=etcd logs the error

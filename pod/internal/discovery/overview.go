@@ -64,11 +64,7 @@ func (t *allServices) update(p *corev1.Pod) (changed bool) {
 		before = slices.Concat(t.deregistered[p.Name], t.pods[p.Name].instances)
 	}
 	changed = t.table.update(p)
-	registered := t.pods[p.Name].annotations
-	t.setDeregistered(p.Name, slices.DeleteFunc(before, func(i *Instance) bool {
-		_, ok := registered[i.annotation]
-		return ok
-	}))
+	t.setDeregistered(p.Name, slices.DeleteFunc(before, func(i *Instance) bool { return t.pods[p.Name].has(i.annotation) }))
 	if reason := reasonOf(p); reason != t.reasons[p.Name] {
 		t.reasons[p.Name], changed = reason, true
 	}

@@ -44,15 +44,27 @@ type podEntry struct {
 	nodeUnreachable bool
 	terminating     bool
 
-	annotations map[string]uint64 // hashes of the annotations that the instances come from, by key
+	annotations []annotation // that the instances come from, by key
 	ips         []netip.Addr
-	reported    map[string]bool // skipped annotations that the log has reported, at most maxWarningsPerPod
+	reported    map[string]bool // skipped annotations that the log has reported, at most maxWarningsPerPod; nil if there are none
+}
+
+// annotation is the key of an annotation and a hash of its value. A pod usually has one, for which a map would take 300 bytes.
+type annotation struct {
+	key  string
+	hash uint64
+}
+
+// has reports whether the pod has an annotation.
+func (e *podEntry) has(key string) bool {
+	return slices.ContainsFunc(e.annotations, func(a annotation) bool { return a.key == key })
 }
 
 // sharedVersion is the part of the annotations that all instances of one version have in
 // common. All of them share one copy.
 type sharedVersion struct {
 	service   *registry.Service // without nodes and endpoints
+	metadata  map[string]string // of the last node; those of most nodes are equal
 	endpoints *endpointText     // nil if they are not kept
 	number    uint64            // of the endpoints
 	key       uint64
@@ -113,14 +125,14 @@ func (t *table) update(p *corev1.Pod) (changed bool) {
 		e, changed = nil, true
 	}
 	if e == nil {
-		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time, annotations: map[string]uint64{}, reported: map[string]bool{}}
+		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time}
 		t.pods[p.Name] = e
 	}
-	annotations := map[string]uint64{}
-	for k, v := range p.Annotations {
-		annotations[k] = maphash.String(seed, v)
+	var annotations []annotation
+	for _, k := range slices.Sorted(maps.Keys(p.Annotations)) {
+		annotations = append(annotations, annotation{k, maphash.String(seed, p.Annotations[k])})
 	}
-	if ips := podmeta.PodIPs(p); !maps.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
+	if ips := podmeta.PodIPs(p); !slices.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
 		before := e.instances
 		e.instances, e.annotations, e.ips = nil, annotations, ips
 		t.decode(e, p)
@@ -137,7 +149,8 @@ func (t *table) update(p *corev1.Pod) (changed bool) {
 // decode makes the instances of an entry from the annotations of its pod.
 func (t *table) decode(e *podEntry, p *corev1.Pod) {
 	var used podmeta.Usage
-	for _, k := range slices.Sorted(maps.Keys(e.annotations)) {
+	for _, a := range e.annotations {
+		k := a.key
 		s, endpoints, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], e.ips, &used)
 		if err != nil {
 			e.reportSkipped(t.events, p.Name, k, err)
@@ -154,6 +167,9 @@ func (t *table) decode(e *podEntry, p *corev1.Pod) {
 func (e *podEntry) reportSkipped(hub *events.Hub, pod, annotation string, err error) {
 	if e.reported[annotation] || len(e.reported) == maxWarningsPerPod {
 		return
+	}
+	if e.reported == nil {
+		e.reported = map[string]bool{}
 	}
 	e.reported[annotation] = true
 	if skipped := hub.Get().SkippedRegistration; skipped != nil {
@@ -175,6 +191,11 @@ func (t *table) add(pod, annotation string, s *registry.Service, endpoints uint6
 	}
 	for _, n := range nodes {
 		version.uses++
+		if maps.Equal(n.Metadata, version.metadata) {
+			n.Metadata = version.metadata
+		} else {
+			version.metadata = n.Metadata
+		}
 		i, _ := NewInstance(*n, version.service, pod)
 		i.version, i.annotation = version, annotation
 		t.index.add(i)

@@ -1,6 +1,11 @@
 package discovery
 
 import (
+	"fmt"
+	"maps"
+	"reflect"
+	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
@@ -88,6 +93,53 @@ func TestNoAnnotationCrashesClients(t *testing.T) {
 			readAsGoMicro(s.Services()) // another copy, without what the first reader wrote
 		}()
 	}
+}
+
+// The instances of a version share the metadata of their nodes if it is equal.
+func TestInstancesShareEqualMetadata(t *testing.T) {
+	i := newServiceInformer("greeter")
+	const annotation = `{"name":"greeter","version":"v1","metadata":{"a":"b"},"nodes":[{"id":"%[1]s","address":"10.0.0.1:1","metadata":{"broker":"http","protocol":"%[2]s"}}]}`
+	protocols := map[string]string{"p-1": "grpc", "p-2": "mucp", "p-3": "grpc", "p-4": "grpc"}
+	var pods []*corev1.Pod
+	for _, name := range slices.Sorted(maps.Keys(protocols)) {
+		pods = append(pods, podRegistering(name, map[string]string{"greeter": fmt.Sprintf(annotation, name, protocols[name])}))
+	}
+	i.Replace(pods)
+	metadata := map[string]uintptr{} // of pods
+	for _, instance := range i.Snapshot().Instances {
+		if got := instance.Metadata["protocol"]; got != protocols[instance.Pod] || len(instance.Metadata) != 2 {
+			t.Errorf("the metadata of %s is %v", instance.Pod, instance.Metadata)
+		}
+		metadata[instance.Pod] = reflect.ValueOf(instance.Metadata).Pointer()
+	}
+	if len(metadata) != 4 || metadata["p-3"] != metadata["p-4"] || metadata["p-2"] == metadata["p-3"] {
+		t.Errorf("the maps of the pods are %x", metadata)
+	}
+}
+
+// What a client keeps of an instance that it does not call, such as those outside its subset.
+func TestInstanceTakesLittleMemory(t *testing.T) {
+	const annotation = `{"name":"greeter","version":"latest","nodes":[{"id":"greeter-%d","address":"10.0.0.1:1","metadata":{"broker":"http","protocol":"grpc","registry":"kubernetes","server":"grpc","transport":"grpc"}}]}`
+	const count = 5000
+	i := newServiceInformer("greeter")
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	func() {
+		var listed []*corev1.Pod
+		for n := range count {
+			listed = append(listed, i.trim(podRegistering(fmt.Sprint("p-", n), map[string]string{"greeter": fmt.Sprintf(annotation, n)})))
+		}
+		i.Replace(listed)
+	}()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	each := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) / count
+	t.Logf("%d bytes for each instance", each)
+	if each > 1200 {
+		t.Errorf("an instance takes %d bytes, want at most 1200", each)
+	}
+	runtime.KeepAlive(i)
 }
 
 func FuzzTable(f *testing.F) {

@@ -361,7 +361,7 @@ func garbage(n sizes) (string, error) {
 	t.row("resident memory, at most", memory...)
 	return t.String() + fmt.Sprintf(`
 As in *Throughput*, with pod/ only: client and server in one process, %s each, the median of %d alternating rounds; latency is p50 / p99. The manifests
-set GOMEMLIMIT to 90 %% of their memory limit of 128Mi. The memory includes the record of each call, which the benchmark keeps.
+set GOMEMLIMIT to 90 %% of their memory limit of 128Mi. That of go-micro-srv, which serves calls, also sets GOGC=200. The memory includes the record of each call, which the benchmark keeps.
 `, n.LoadTime, n.LoadRounds), nil
 }
 

@@ -355,6 +355,23 @@ func TestTracesComponent(t *testing.T) {
 	}
 }
 
+// GOGC is set where it pays, in the service that serves calls, and GOMEMLIMIT bounds what it costs.
+func TestGOGC(t *testing.T) {
+	gogc, memory := regexp.MustCompile(`name: GOGC #.*\n +value: "200"\n`), regexp.MustCompile(`name: GOMEMLIMIT `)
+	for _, dir := range folders(t) {
+		for _, file := range files(dir) {
+			manifest, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := strings.HasSuffix(file, "go-micro-srv/k8s/deployment.yaml")
+			if got := gogc.Match(manifest); got != want || got && !memory.Match(manifest) {
+				t.Errorf("%s: GOGC is set: %v, want %v, and with GOMEMLIMIT only", file, got, want)
+			}
+		}
+	}
+}
+
 // TestMemoryLimits compares GOMEMLIMIT with 90 % of the memory limit in every manifest of a container.
 func TestMemoryLimits(t *testing.T) {
 	limits, memory := regexp.MustCompile(`limits: \{memory: (\d+)Mi\}`), regexp.MustCompile(`name: GOMEMLIMIT .*\n +value: (\d+)MiB\n`)

@@ -1,5 +1,5 @@
 # `make` lists the targets. CLUSTER=NAME selects the cluster. push, images, deploy and undeploy also take REGISTRY= and TAG=;
-# deploy and undeploy take COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
+# demo, deploy and undeploy take COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 KUBE     := GOOS= GOARCH= go run -C cluster .
@@ -13,7 +13,7 @@ help: ## show this list
 ## Try it
 
 demo: ## start a cluster, run the four services on it and show what they do
-	@CLUSTER='$(CLUSTER)' ./demo.sh
+	@CLUSTER='$(CLUSTER)' COMPONENTS='$(COMPONENTS)' ./demo.sh
 
 faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME, OF=orders (15 minutes)
 	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' ./demo.sh

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the walk-through of README.md: starts a cluster, loads the four images and
-# applies the manifests. It prints each command before it runs the command. A second
-# run loads and restarts only the services that have changed.
+# applies the manifests, with the components in COMPONENTS. It prints each command before it
+# runs the command. A second run loads and restarts only the services that have changed.
 set -eu
 cd "$(dirname "$0")"
 
@@ -91,26 +91,35 @@ for s in $services; do
 	esac
 done
 
-title 'The manifests, in the order of the README'
-show kubectl apply -f k8s/namespace.yaml
-show kubectl apply -f k8s/configmap-rbac.yaml
-show kubectl apply -f k8s/pod-rbac.yaml
-show kubectl apply -f k8s/pod-admission.yaml
+if [ -z "${COMPONENTS:-}" ]; then
+	title 'The manifests, in the order of the README'
+	show kubectl apply -f k8s/namespace.yaml
+	show kubectl apply -f k8s/configmap-rbac.yaml
+	show kubectl apply -f k8s/pod-rbac.yaml
+	show kubectl apply -f k8s/pod-admission.yaml
+fi
 for s in $changed; do # the tag stays the same, so a pod uses the new image only after a restart
 	case $s in
 	go-micro-config) kubectl delete pod -n go-micro "$s" --ignore-not-found >/dev/null ;;
 	*) kubectl get deployment -n go-micro "$s" >/dev/null 2>&1 && kubectl rollout restart -n go-micro "deployment/$s" ;;
 	esac || true
 done
-deployment go-micro-srv
-show kubectl apply -f go-micro-srv/k8s/service.yaml
-show kubectl apply -f go-micro-srv/k8s/pdb.yaml
-deployment go-micro-web
-show kubectl apply -f go-micro-web/k8s/service.yaml
-show kubectl apply -f go-micro-web/k8s/pdb.yaml
-deployment go-micro-client
-show kubectl apply -f go-micro-config/k8s/configmap.yaml
-show kubectl apply -f go-micro-config/k8s/pod.yaml
+if [ -n "${COMPONENTS:-}" ]; then
+	case " $COMPONENTS " in *' traces '*) ;; *) COMPONENTS="$COMPONENTS traces" ;; esac # the last step names the page of traces
+	title "The manifests, with the components $COMPONENTS"
+	printf '\n$ make deploy COMPONENTS="%s"\n' "$COMPONENTS"
+	PATH=$dir/bin:$PATH make --no-print-directory deploy COMPONENTS="$COMPONENTS"
+else
+	deployment go-micro-srv
+	show kubectl apply -f go-micro-srv/k8s/service.yaml
+	show kubectl apply -f go-micro-srv/k8s/pdb.yaml
+	deployment go-micro-web
+	show kubectl apply -f go-micro-web/k8s/service.yaml
+	show kubectl apply -f go-micro-web/k8s/pdb.yaml
+	deployment go-micro-client
+	show kubectl apply -f go-micro-config/k8s/configmap.yaml
+	show kubectl apply -f go-micro-config/k8s/pod.yaml
+fi
 
 title 'The state of the pods'
 for s in go-micro-srv go-micro-web go-micro-client; do

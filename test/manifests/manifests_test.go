@@ -88,7 +88,7 @@ func folders(t *testing.T) []string {
 	components = slices.DeleteFunc(components, func(dir string) bool { // local-images has only patches, monitoring-operator custom resources
 		return len(files(dir)) == 0 || filepath.Base(dir) == "monitoring-operator"
 	})
-	if err != nil || len(components) != 2 {
+	if err != nil || len(components) != 3 {
 		t.Fatalf("components with manifests: %q, %v", components, err)
 	}
 	return append(append(all, filepath.Join(root, "k8s")), components...)
@@ -138,7 +138,8 @@ func TestApply(t *testing.T) {
 		t.Fatalf("the API server has version %q, want %q", version.ServerVersion.GitVersion, want)
 	}
 	for _, what := range [][]string{{"-k", "k8s"}, {"-f", "k8s/components/network-policy/network-policy.yaml"},
-		{"-f", "k8s/components/laptop/laptop-rbac.yaml"}, {"-f", "go-micro-config/k8s/follow.yaml"}} {
+		{"-f", "k8s/components/laptop/laptop-rbac.yaml"}, {"-f", "k8s/components/identity/accounts.yaml"}, {"-f", "k8s/components/identity/callers.yaml"},
+		{"-f", "go-micro-config/k8s/follow.yaml"}} {
 		for i := range 2 {
 			out, err := run("", "kubectl", "apply", "--validate=strict", "--warnings-as-errors", what[0], what[1])
 			if err != nil {

@@ -53,7 +53,7 @@ func (f finding) Error() string { return f.problem + "; " + f.remedy }
 
 // run prints the result of every check and returns whether all are true.
 func (v verifier) run(ctx context.Context) bool {
-	checks := []check{v.namespaceExists}
+	checks := []check{v.namespaceExists, v.identity}
 	for _, s := range []string{"go-micro-srv", "go-micro-web", "go-micro-client"} {
 		checks = append(checks, func(ctx context.Context) (string, error) { return v.deployment(ctx, s) })
 	}
@@ -369,6 +369,72 @@ func (v verifier) monitoring(ctx context.Context) (string, error) {
 	default:
 		return "", finding{fmt.Sprintf("reading the PodMonitor and the alerts: %v", err), "your user needs the right to get them", false}
 	}
+}
+
+// identity checks what the component identity needs of the cluster. Without it, pods wait for their certificates without an error.
+func (v verifier) identity(ctx context.Context) (string, error) {
+	out, err := v.output(ctx, "get", "configmap", "go-micro-srv-callers", "-n", namespace, "--ignore-not-found", "-o", "name")
+	if err != nil || len(out) == 0 {
+		return "", nil // deployed without the component; if the API server does not answer, other checks say so
+	}
+	var d struct {
+		Spec struct{ Template struct{ Spec podIdentity } }
+	}
+	err = v.get(ctx, &d, "deployment", "go-micro-srv")
+	if err != nil && !strings.Contains(err.Error(), "NotFound") { // the API server may have refused it
+		return "", finding{fmt.Sprintf("go-micro-srv: %v", err), "your user needs the right to get Deployments", false}
+	}
+	signer, elsewhere := d.Spec.Template.Spec.signer()
+	if elsewhere {
+		return "go-micro-srv has its identity from other files than pod certificates", nil
+	}
+	resources, err := v.output(ctx, "api-resources", "--api-group=certificates.k8s.io", "-o", "name", "--cached=false")
+	if err != nil {
+		return "", finding{fmt.Sprintf("reading which certificates the API server serves: %v", err), "run it again", false}
+	}
+	if !strings.Contains(string(resources), "podcertificaterequests") {
+		return "", finding{"the component identity needs pod certificates, and this API server serves no podcertificaterequests: they came with Kubernetes 1.35 and are on since 1.37",
+			"run `make undeploy COMPONENTS=identity` and deploy without it, or with files from elsewhere, such as cert-manager's csi-driver-spiffe: docs/identity.md", true}
+	}
+	if signer == "" {
+		return "", nil // the services were deployed again without the component
+	}
+	bundles, err := v.output(ctx, "get", "clustertrustbundles", "-o", `jsonpath={range .items[*]}{.spec.signerName}{"\n"}{end}`)
+	if err != nil {
+		return "", finding{fmt.Sprintf("listing the ClusterTrustBundles: %v", err), "your user needs the right to list them", false}
+	}
+	if !strings.Contains("\n"+string(bundles), "\n"+signer+"\n") {
+		return "", finding{fmt.Sprintf("no ClusterTrustBundle is of the signer %q, so pods wait for their volume", signer),
+			"run a signer of that name, or write the name of the cluster's signer into k8s/components/identity/kustomization.yaml: docs/identity.md", false}
+	}
+	return fmt.Sprintf("the signer %q issues the certificates of the pods", signer), nil
+}
+
+// podIdentity has the fields of a pod template that the component identity sets.
+type podIdentity struct {
+	Containers []struct{ Env []struct{ Name string } }
+	Volumes    []struct {
+		Projected struct {
+			Sources []struct{ PodCertificate struct{ SignerName string } }
+		}
+	}
+}
+
+// signer returns the signer of the pods' certificates, or whether their identity is in files from elsewhere.
+func (p podIdentity) signer() (name string, elsewhere bool) {
+	for _, volume := range p.Volumes {
+		for _, s := range volume.Projected.Sources {
+			if s.PodCertificate.SignerName != "" {
+				return s.PodCertificate.SignerName, false
+			}
+		}
+	}
+	for _, c := range p.Containers {
+		for _, e := range c.Env {
+			elsewhere = elsewhere || e.Name == "POD_IDENTITY"
+		}
+	}
+	return "", elsewhere
 }
 
 // lastLine returns the last line that is not empty.

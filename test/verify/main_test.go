@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,6 +16,20 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	switch args := os.Args[1:]; {
+	case os.Getenv("FAKE_IDENTITY") != "": // lines of: part of the arguments, a tab, the answer; "!" before an error
+		for line := range strings.Lines(os.Getenv("FAKE_IDENTITY")) {
+			part, answer, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+			if !strings.Contains(strings.Join(args, " "), part) {
+				continue
+			}
+			if text, isError := strings.CutPrefix(answer, "!"); isError {
+				fmt.Fprintln(os.Stderr, text)
+				os.Exit(1)
+			}
+			fmt.Print(strings.ReplaceAll(answer, "|", "\n"))
+			return
+		}
+		os.Exit(1)
 	case slices.Contains(args, "deployment"):
 		fmt.Print(`{"metadata": {"generation": 3}, "spec": {"replicas": 2}, "status": {"observedGeneration": 3, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2}}`)
 	case slices.Contains(args, "namespace"):
@@ -95,6 +110,45 @@ func TestMonitoringNeedsCustomResources(t *testing.T) {
 		}
 		if !strings.Contains(text, tt.want) || tt.want == "" && text != "" {
 			t.Errorf("with %q and %q make verify-deploy says %q, want %q", tt.dashboard, tt.err, text, tt.want)
+		}
+	}
+}
+
+// make verify-deploy refuses the component identity where pods would wait for certificates that nobody issues.
+func TestIdentity(t *testing.T) {
+	const (
+		component  = "configmap\tconfigmap/go-micro-srv-callers\n"
+		deployment = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{"env": [{"name": "POD_IDENTITY"}]}], "volumes": [{"name": "identity", "projected": {"sources": [{"podCertificate": {"signerName": "go-micro.local/pod"}}]}}]}}}}` + "\n"
+		files      = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{"env": [{"name": "POD_IDENTITY"}]}], "volumes": [{"name": "identity", "csi": {"driver": "spiffe.csi.cert-manager.io"}}]}}}}` + "\n"
+		plaintext  = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{}]}}}}` + "\n"
+		refused    = "deployment\t" + `!Error from server (NotFound): deployments.apps "go-micro-srv" not found` + "\n"
+		old        = "api-resources\tcertificatesigningrequests.certificates.k8s.io\n"
+		today      = "api-resources\tcertificatesigningrequests.certificates.k8s.io|clustertrustbundles.certificates.k8s.io|podcertificaterequests.certificates.k8s.io\n"
+		noBundle   = "clustertrustbundles\tkubernetes.io/kube-apiserver-serving|go-micro.local/pods|\n"
+		bundle     = "clustertrustbundles\tkubernetes.io/kube-apiserver-serving|go-micro.local/pod|\n"
+	)
+	for name, tt := range map[string]struct {
+		answers, ok, problem, remedy string
+		final                        bool
+	}{
+		"without the component":           {"configmap\t\n", "", "", "", false},
+		"deployed again without it":       {component + plaintext + today, "", "", "", false},
+		"with it":                         {component + deployment + today + bundle, `the signer "go-micro.local/pod" issues`, "", "", false},
+		"Kubernetes without certificates": {component + deployment + old, "", "serves no podcertificaterequests", "docs/identity", true},
+		"which refused the Deployment":    {component + refused + old, "", "serves no podcertificaterequests", "csi-driver-spiffe", true},
+		"with files from elsewhere":       {component + files + old, "other files", "", "", false},
+		"no signer":                       {component + deployment + today + noBundle, "", `no ClusterTrustBundle is of the signer "go-micro.local/pod"`, "docs/identity", false},
+		"no right to list bundles":        {component + deployment + today + "clustertrustbundles\t!forbidden\n", "", "listing the ClusterTrustBundles: forbidden", "right", false},
+	} {
+		t.Setenv("FAKE_PODS", "")
+		t.Setenv("FAKE_IDENTITY", tt.answers)
+		text, err := verifier{kubectl: os.Args[0]}.identity(t.Context())
+		f := finding{}
+		if err != nil && !errors.As(err, &f) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if tt.ok == "" && text != "" || !strings.Contains(text, tt.ok) || (f.problem == "") != (tt.problem == "") || !strings.Contains(f.problem, tt.problem) || !strings.Contains(f.remedy, tt.remedy) || f.final != tt.final {
+			t.Errorf("%s: make verify-deploy says %q, %v", name, text, err)
 		}
 	}
 }

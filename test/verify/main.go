@@ -415,7 +415,7 @@ type podIdentity struct {
 	Containers []struct{ Env []struct{ Name string } }
 	Volumes    []struct {
 		Projected struct {
-			Sources []struct{ PodCertificate struct{ SignerName string } }
+			Sources []map[string]struct{ SignerName string } // by kind, of which each source has one
 		}
 	}
 }
@@ -423,9 +423,9 @@ type podIdentity struct {
 // signer returns the signer of the pods' certificates, or whether their identity is in files from elsewhere.
 func (p podIdentity) signer() (name string, elsewhere bool) {
 	for _, volume := range p.Volumes {
-		for _, s := range volume.Projected.Sources {
-			if s.PodCertificate.SignerName != "" {
-				return s.PodCertificate.SignerName, false
+		for _, source := range volume.Projected.Sources {
+			if certificate, ok := source["podCertificate"]; ok || len(source) == 0 { // an API server without pod certificates drops the field
+				return certificate.SignerName, false
 			}
 		}
 	}

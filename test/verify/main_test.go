@@ -119,6 +119,7 @@ func TestIdentity(t *testing.T) {
 	const (
 		component  = "configmap\tconfigmap/go-micro-srv-callers\n"
 		deployment = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{"env": [{"name": "POD_IDENTITY"}]}], "volumes": [{"name": "identity", "projected": {"sources": [{"podCertificate": {"signerName": "go-micro.local/pod"}}]}}]}}}}` + "\n"
+		dropped    = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{"env": [{"name": "POD_IDENTITY"}]}], "volumes": [{"name": "identity", "projected": {"sources": [{}, {"configMap": {"name": "x"}}]}}]}}}}` + "\n"
 		files      = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{"env": [{"name": "POD_IDENTITY"}]}], "volumes": [{"name": "identity", "csi": {"driver": "spiffe.csi.cert-manager.io"}}]}}}}` + "\n"
 		plaintext  = "deployment\t" + `{"spec": {"template": {"spec": {"containers": [{}]}}}}` + "\n"
 		refused    = "deployment\t" + `!Error from server (NotFound): deployments.apps "go-micro-srv" not found` + "\n"
@@ -136,6 +137,7 @@ func TestIdentity(t *testing.T) {
 		"with it":                         {component + deployment + today + bundle, `the signer "go-micro.local/pod" issues`, "", "", false},
 		"Kubernetes without certificates": {component + deployment + old, "", "serves no podcertificaterequests", "docs/identity", true},
 		"which refused the Deployment":    {component + refused + old, "", "serves no podcertificaterequests", "csi-driver-spiffe", true},
+		"which dropped the volume":        {component + dropped + old, "", "serves no podcertificaterequests", "docs/identity", true},
 		"with files from elsewhere":       {component + files + old, "other files", "", "", false},
 		"no signer":                       {component + deployment + today + noBundle, "", `no ClusterTrustBundle is of the signer "go-micro.local/pod"`, "docs/identity", false},
 		"no right to list bundles":        {component + deployment + today + "clustertrustbundles\t!forbidden\n", "", "listing the ClusterTrustBundles: forbidden", "right", false},

@@ -38,7 +38,8 @@ func ConnectionLimit(total, client int) LifecycleOption {
 // has confirmed the registration, and the process has received no signal to stop. The
 // name "liveness" is SERVING as long as the process answers; liveness does not depend on
 // the API server. Any other name is NOT_FOUND. Kubernetes' grpc probes use this
-// protocol (KEP-2727). Neither micro.Auth nor a router, a wrapper of micro.WrapHandler or a
+// protocol (KEP-2727). With POD_HEALTH_ADDRESS in the environment, such as :9101, the same is also answered there, in
+// plaintext, because these probes speak no TLS; see package pod/identity. Neither micro.Auth nor a router, a wrapper of micro.WrapHandler or a
 // grpc.ChainStreamInterceptor sees the calls of health and of Reflection, so that they refuse
 // no probe. Only a grpc.StreamInterceptor sees them.
 //
@@ -140,7 +141,7 @@ func Draining(ctx context.Context) <-chan struct{} { return shutdown.Draining(ct
 func (r *Registry) lifecycle(opts []LifecycleOption) shutdown.Config {
 	c := shutdown.Config{Registry: r, Registration: r.registration, Retain: r.retain, Release: r.release,
 		DrainWait: shutdown.DefaultDrainWait, Getenv: r.env.Getenv, Limits: shutdown.DefaultLimits,
-		Events: &r.events, Started: r.started}
+		Events: &r.events, Started: r.started, ServerOptions: r.serverOptions}
 	for _, o := range opts {
 		o(&c)
 	}

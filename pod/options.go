@@ -15,6 +15,7 @@ const (
 	subsetKey
 	throughAPIServerKey
 	alsoKey
+	credentialsKey
 )
 
 // setOption returns an option that sets a value.

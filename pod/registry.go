@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
@@ -43,6 +44,7 @@ type Registry struct {
 	running    []func() shutdown.ServiceStatus // of the lifecycles that have started
 
 	events events.Hub
+	secure atomic.Pointer[secured] // nil without WithCredentials
 }
 
 var _ registry.Registry = (*Registry)(nil)
@@ -63,11 +65,19 @@ func newRegistry(env apiserver.Environment, plugin Plugin, opts ...registry.Opti
 	r := &Registry{env: env}
 	r.registration = registration.New(registration.Options{Plugin: plugin, Getenv: env.Getenv, Connect: r.ownPod, Timeout: r.timeout, APIError: r.reportAPIError, Events: &r.events, Also: r.alsoRegisters})
 	r.setServices(discovery.New(r.readable, r.readSettings))
+	r.apply(opts)
+	return r
+}
+
+// apply applies options. The caller holds r.mu, if the registry is in use.
+func (r *Registry) apply(opts []registry.Option) {
 	for _, o := range opts {
 		o(&r.options)
 	}
 	r.events.Set(observersOf(r.options).callbacks())
-	return r
+	if c, ok := optionOf[Credentials](r.options, credentialsKey); ok {
+		r.secure.Store(&secured{c})
+	}
 }
 
 func (r *Registry) setServices(s *discovery.Services) {
@@ -97,10 +107,7 @@ func anyAddress(o registry.Options) bool {
 func (r *Registry) Init(opts ...registry.Option) error {
 	r.mu.Lock()
 	before := slices.Clone(r.options.Addrs)
-	for _, o := range opts {
-		o(&r.options)
-	}
-	r.events.Set(observersOf(r.options).callbacks())
+	r.apply(opts)
 	disconnect := func() {}
 	if !slices.Equal(r.options.Addrs, before) {
 		disconnect = r.detach()

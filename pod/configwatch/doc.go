@@ -35,6 +35,17 @@
 // so that "localhost" becomes the map {"localhost": ""}. Its watcher does not notice when
 // the ConfigMap is created or deleted, cannot be stopped, and has no time limit.
 //
+// # From a ConfigMap to a printed map
+//
+// An edit takes these steps:
+//
+//	Connection.ListWatchConfigMap (pod/internal/apiserver) receives the ConfigMap from the watch
+//	watcher.Update                (watcher.go)             keeps its data
+//	watcher.Next                  (watcher.go)             returns the data as a change set
+//	newSnapshot                   (snapshot.go)            merges it with the other sources
+//	ConfigMap.Follow              (configmap.go)           yields the configuration
+//	printChanges                  (go-micro-config)        prints its map
+//
 // # API server
 //
 // In a pod the package finds the API server through the environment that Kubernetes gives

@@ -636,9 +636,9 @@ func TestSelectorReportsEjections(t *testing.T) {
 		time.Sleep(time.Second)
 		good := chooseOne(t, s)
 		for _, c := range s.Instances("greeter") {
-			want := InstanceCalls{Pod: pod, Address: bad.Address, Report: callstats.Report{Failures: 1, EjectedFor: 4 * time.Second}}
+			want := InstanceCalls{Instance: bad, Pod: pod, Address: bad.Address, Report: callstats.Report{Failures: 1, EjectedFor: 4 * time.Second}}
 			if c.Address == good.Node.Address {
-				want = InstanceCalls{Pod: good.Instance.Pod, Address: good.Node.Address, Report: callstats.Report{InFlight: 1}}
+				want = InstanceCalls{Instance: good.Instance, Pod: good.Instance.Pod, Address: good.Node.Address, Report: callstats.Report{InFlight: 1}}
 			}
 			if c != want {
 				t.Errorf("instances has %+v, want %+v", c, want)

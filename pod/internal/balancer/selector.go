@@ -30,6 +30,7 @@ import (
 	"sync/atomic"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/callstats"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
@@ -221,6 +222,7 @@ func (s *Selector) String() string { return "pod" }
 
 // InstanceCalls is what is known of the calls to one instance.
 type InstanceCalls struct {
+	Instance     *discovery.Instance
 	Pod, Address string
 	callstats.Report
 }
@@ -244,7 +246,7 @@ func (c *Choosers) Instances(service string) []InstanceCalls {
 	now := callstats.Clock()
 	var all []InstanceCalls
 	for _, i := range chooser.members.present(chooser.instances()) {
-		all = append(all, InstanceCalls{Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(now)})
+		all = append(all, InstanceCalls{Instance: i, Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(now)})
 	}
 	return all
 }

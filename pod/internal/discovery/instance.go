@@ -22,7 +22,15 @@ type Instance struct {
 	registered context.Context
 	leave      context.CancelFunc // ends registered
 
-	_ [8]byte // makes the size 256, so that all instances begin at a cache line
+	entry *podEntry // nil if the instance is on no pod of a table; with it the size is 256, so that all instances begin at a cache line
+}
+
+// PodUID returns the uid of the instance's pod, "" if it is not known.
+func (i *Instance) PodUID() string {
+	if i.entry == nil {
+		return ""
+	}
+	return string(i.entry.uid)
 }
 
 // endpointText returns the endpoints of the instance, nil if they are not kept.

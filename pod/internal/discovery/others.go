@@ -134,7 +134,7 @@ func (t *table) addOther(s *registry.Service) *Instance {
 	}
 	c := *s
 	c.Endpoints = nil
-	return t.add("("+t.others.registry+")", "", &c, number)[0]
+	return t.add(nil, "("+t.others.registry+")", "", &c, number)[0]
 }
 
 // listed records that the pods are known.

@@ -158,7 +158,7 @@ func (t *table) decode(e *podEntry, p *corev1.Pod) {
 		}
 		delete(e.reported, k)
 		if t.service == "" || s.Name == t.service {
-			e.instances = append(e.instances, t.add(p.Name, k, s, endpoints)...)
+			e.instances = append(e.instances, t.add(e, p.Name, k, s, endpoints)...)
 		}
 	}
 }
@@ -179,7 +179,7 @@ func (e *podEntry) reportSkipped(hub *events.Hub, pod, annotation string, err er
 }
 
 // add makes the instances of one annotation.
-func (t *table) add(pod, annotation string, s *registry.Service, endpoints uint64) (all []*Instance) {
+func (t *table) add(e *podEntry, pod, annotation string, s *registry.Service, endpoints uint64) (all []*Instance) {
 	nodes := s.Nodes
 	s.Nodes = nil
 	b, _ := json.Marshal(s)
@@ -197,7 +197,7 @@ func (t *table) add(pod, annotation string, s *registry.Service, endpoints uint6
 			version.metadata = n.Metadata
 		}
 		i, _ := NewInstance(*n, version.service, pod)
-		i.version, i.annotation = version, annotation
+		i.version, i.annotation, i.entry = version, annotation, e
 		t.index.add(i)
 		all = append(all, i)
 	}

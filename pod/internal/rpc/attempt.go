@@ -191,7 +191,8 @@ func (k *call) invoke(ctx context.Context, node *registry.Node, req client.Reque
 	if extra := gomicro.CallOptions(*opts); len(extra) > 0 {
 		options = append(options[:len(options):len(options)], extra...)
 	}
-	conn, err := k.client.connections.acquire(k.target(node))
+	i, address := k.target(node)
+	conn, err := k.client.connections.acquire(i, address, k.service)
 	if err != nil {
 		return clientError("Error sending request: " + err.Error())
 	}

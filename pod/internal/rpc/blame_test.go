@@ -367,7 +367,7 @@ func TestClientDoesNotBlameForWrongSettingsOfAnotherClient(t *testing.T) {
 		"no TLS":         nil,
 		"no certificate": {grpcc.AuthTLS(&tls.Config{MinVersion: tls.VersionTLS12})},
 	} {
-		wrong := New(grpcc.NewClient(append(opts, client.Retries(0), client.Selector(right.Options().Selector))...), right.instanceOf, noPath, nil)
+		wrong := New(grpcc.NewClient(append(opts, client.Retries(0), client.Selector(right.Options().Selector))...), right.instanceOf, noPath, noCredentials, nil)
 		for range 50 {
 			if err := callGreeter(t.Context(), wrong); err == nil {
 				t.Fatal("a call with wrong settings succeeds")
@@ -477,16 +477,16 @@ func TestProbeDoesNotBlameForWrongSettings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := New(grpcc.NewClient(opts...), nil, noPath, nil)
+			c := New(grpcc.NewClient(opts...), nil, noPath, noCredentials, nil)
 			t.Cleanup(func() { _ = c.Close() })
-			conn, err := c.connections.acquire(i, "")
+			conn, err := c.connections.acquire(i, "", "")
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.release()
 			ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
 			defer cancel()
-			o, err := conn.checkHealth(ctx, conn.channel)
+			o, err := conn.checkHealth(ctx, conn.channel.ClientConn)
 			if want := name == "right"; (err == nil) != want || !want && o != outcome.Inconclusive {
 				t.Errorf("outcome %v: %v", o, err)
 			}

@@ -57,9 +57,9 @@ var _ client.Client = (*Client)(nil)
 
 // New returns a client with the options of a client of go-micro. instanceOf returns the instance
 // whose node a selector of another package or a wrapper has given to the client, nil if there is none.
-// path returns the path to instances, nil if they are dialed directly. The hub may be nil.
-func New(c client.Client, instanceOf func(*registry.Node) *discovery.Instance, path func() Path, hub *events.Hub) *Client {
-	p := &Client{Client: c, instanceOf: instanceOf, events: hub, connections: connections{open: map[*connection]bool{}, path: path, events: hub}}
+// path returns the path to instances, nil if they are dialed directly. credentials returns those of connections, nil without any. The hub may be nil.
+func New(c client.Client, instanceOf func(*registry.Node) *discovery.Instance, path func() Path, credentials func() Credentials, hub *events.Hub) *Client {
+	p := &Client{Client: c, instanceOf: instanceOf, events: hub, connections: connections{open: map[*connection]bool{}, path: path, credentials: credentials, events: hub}}
 	p.probes.context, p.probes.cancel = context.WithCancel(context.Background())
 	p.configure()
 	if wrappers := c.Options().Wrappers; len(wrappers) > 0 {

@@ -9,7 +9,6 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
-	"google.golang.org/grpc"
 )
 
 // connections are the open connections of a client: one to each instance and each address
@@ -18,6 +17,8 @@ import (
 type connections struct {
 	forCalls sync.Map    // of *connection, by *discovery.Instance or address
 	path     func() Path // that leads to instances
+
+	credentials func() Credentials // nil for plaintext
 
 	mu       sync.Mutex
 	settings *settings // of connections that are opened from now on
@@ -32,8 +33,8 @@ type connections struct {
 // connection is the connection to one instance or address, which grpc-go opens again whenever it
 // breaks.
 type connection struct {
-	channel  *grpc.ClientConn
-	target   any           // *discovery.Instance or address
+	channel  channel
+	target   any           // *discovery.Instance or fixedAddress
 	path     Path          // nil for the network
 	used     atomic.Bool   // since the last closeIdle
 	answered atomic.Bool   // whether a call was ever answered
@@ -48,12 +49,15 @@ type connection struct {
 
 var errClosed = errors.New("the client is closed")
 
-// acquire returns the connection for a call or stream to an instance, or to an address if the
+// acquire returns the connection for a call or stream to an instance, or to an address of a service if the
 // instance is nil. The caller releases it at the end of the call or stream.
-func (c *connections) acquire(i *discovery.Instance, address string) (*connection, error) {
+func (c *connections) acquire(i *discovery.Instance, address, service string) (*connection, error) {
 	var target any = i
 	if i == nil {
-		target = address
+		if c.credentials() == nil {
+			service = ""
+		}
+		target = fixedAddress{address, service}
 	}
 	for {
 		if v, ok := c.forCalls.Load(target); ok {
@@ -92,11 +96,11 @@ func (c *connections) dial(i *discovery.Instance, target any) (*connection, erro
 }
 
 // add makes a channel the connection for the calls to a target. The caller holds the lock.
-func (c *connections) add(channel *grpc.ClientConn, i *discovery.Instance, target any) *connection {
+func (c *connections) add(channel channel, i *discovery.Instance, target any) *connection {
 	conn := &connection{channel: channel, target: target, stop: func() bool { return false }}
 	conn.used.Store(true)
 	if i != nil {
-		c.events.WatchConnection(&c.closing, channel, events.Instance{Service: i.Service.Name, Pod: i.Pod, Address: i.Address})
+		c.events.WatchConnection(&c.closing, channel.ClientConn, events.Instance{Service: i.Service.Name, Pod: i.Pod, Address: i.Address})
 		conn.path = c.path()
 		conn.stop = i.AfterLeave(func() {
 			c.mu.Lock()
@@ -111,7 +115,7 @@ func (c *connections) add(channel *grpc.ClientConn, i *discovery.Instance, targe
 }
 
 // dialAgain opens another channel to an instance or an address.
-func (c *connections) dialAgain(target any) (*grpc.ClientConn, error) {
+func (c *connections) dialAgain(target any) (channel, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.channelTo(target)
@@ -119,7 +123,7 @@ func (c *connections) dialAgain(target any) (*grpc.ClientConn, error) {
 
 // renew makes later calls use a channel of dialAgain instead of a connection, unless the connection is
 // already leaving.
-func (c *connections) renew(old *connection, channel *grpc.ClientConn) {
+func (c *connections) renew(old *connection, channel channel) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if old.leaving {
@@ -229,7 +233,7 @@ func (c *connections) closeAll() {
 }
 
 // judge returns what the outcome of a call says about the instance. A handshake that fails although
-// an earlier one did not is the instance's fault. Otherwise the settings of this client may be
+// an earlier one did not is the instance's fault, and so is one in which it is not who it should be. Otherwise the settings of this client may be
 // wrong, such as its TLS certificate; then the calls to all instances fail, which only the
 // comparison of server errors shows.
 //
@@ -239,7 +243,7 @@ func (c *connection) judge(o outcome.Outcome, err error) (outcome.Outcome, error
 		o, err = c.path.Judge(o, err)
 	}
 	switch {
-	case o == outcome.FailedHandshake && c.answered.Load():
+	case o == outcome.FailedHandshake && (c.answered.Load() || c.channel.handshake != nil && c.channel.isImpostor.Load()):
 		return outcome.LostConnection, err
 	case o == outcome.FailedHandshake:
 		return outcome.ServerError, err

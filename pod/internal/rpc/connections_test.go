@@ -16,7 +16,7 @@ import (
 // newConnections returns the connections of a client with options. They are closed at the end of the test.
 func newConnections(t *testing.T, opts ...client.Option) *connections {
 	t.Helper()
-	c := &connections{path: noPath, open: map[*connection]bool{}}
+	c := &connections{path: noPath, credentials: noCredentials, open: map[*connection]bool{}}
 	c.replace(newSettings(grpcc.NewClient(opts...).Options()))
 	t.Cleanup(c.closeAll)
 	return c
@@ -34,9 +34,9 @@ func (c *connections) mustAcquire(t *testing.T, target any) *connection {
 	var conn *connection
 	var err error
 	if i, ok := target.(*discovery.Instance); ok {
-		conn, err = c.acquire(i, "")
+		conn, err = c.acquire(i, "", "")
 	} else {
-		conn, err = c.acquire(nil, target.(string))
+		conn, err = c.acquire(nil, target.(string), "")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -152,9 +152,9 @@ func TestConnectionsClose(t *testing.T) {
 	for _, target := range []any{i, "127.0.0.1:1"} {
 		var err error
 		if target == i {
-			_, err = c.acquire(i, "")
+			_, err = c.acquire(i, "", "")
 		} else {
-			_, err = c.acquire(nil, target.(string))
+			_, err = c.acquire(nil, target.(string), "")
 		}
 		if !errors.Is(err, errClosed) {
 			t.Errorf("a call after Close gets %v", err)
@@ -167,7 +167,7 @@ func TestConnectionsIdle(t *testing.T) {
 	const ttl = time.Minute
 	s := newSettings(grpcc.NewClient(client.PoolTTL(ttl)).Options())
 	synctest.Test(t, func(t *testing.T) {
-		c := &connections{path: noPath, open: map[*connection]bool{}, settings: s}
+		c := &connections{path: noPath, credentials: noCredentials, open: map[*connection]bool{}, settings: s}
 		i, _ := newInstance("127.0.0.1:1")
 		unusedInstance, unusedAddress := c.mustAcquire(t, i), c.mustAcquire(t, "127.0.0.1:1")
 		unusedInstance.release()
@@ -212,7 +212,7 @@ func TestConnectionsIdleAfterInit(t *testing.T) {
 		settings[ttl] = newSettings(grpcc.NewClient(client.PoolTTL(ttl)).Options())
 	}
 	synctest.Test(t, func(t *testing.T) {
-		c := &connections{path: noPath, open: map[*connection]bool{}}
+		c := &connections{path: noPath, credentials: noCredentials, open: map[*connection]bool{}}
 		defer c.closeAll()
 		for ttl, s := range settings {
 			c.replace(s)

@@ -43,20 +43,28 @@ type Path interface {
 }
 
 // channelTo returns a channel to an instance or an address. The caller holds the lock.
-func (c *connections) channelTo(target any) (*grpc.ClientConn, error) {
+func (c *connections) channelTo(target any) (channel, error) {
+	to, _ := target.(fixedAddress)
 	i, ok := target.(*discovery.Instance)
 	if !ok {
-		return c.settings.dial(target.(string))
+		return c.settings.dial(to, nil, c.credentials())
 	}
+	to = fixedAddress{i.Address, i.Service.Name}
 	if path := c.path(); path != nil {
-		return c.settings.dial(i.Address, path.DialOption(i.Pod))
+		return c.settings.dial(to, i, c.credentials(), path.DialOption(i.Pod))
 	}
-	return c.settings.dial(i.Address)
+	return c.settings.dial(to, i, c.credentials())
 }
 
-// dial returns a connection to an address, which connects with the first call.
-func (s *settings) dial(address string, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
-	target, creds := gomicro.Target(address, s.tls)
+// dial returns a channel to an address, which connects with the first call.
+func (s *settings) dial(to fixedAddress, i *discovery.Instance, secure Credentials, extra ...grpc.DialOption) (ch channel, err error) {
+	target, creds := gomicro.Target(to.address, s.tls)
+	if secure != nil && creds.Info().SecurityProtocol != "tls" {
+		if secured := secure(to.service, to.address, i); secured != nil {
+			ch.handshake = &handshake{}
+			creds = recorded{secured, ch.handshake}
+		}
+	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
@@ -73,5 +81,6 @@ func (s *settings) dial(address string, extra ...grpc.DialOption) (*grpc.ClientC
 	if gomicro.IsIP(target) {
 		options = append(options, grpc.WithNoProxy()) // HTTPS_PROXY is for the internet, and NO_PROXY seldom names the pods' network
 	}
-	return grpc.NewClient(target, append(slices.Concat(options, extra, s.dialOptions), grpc.WithChainUnaryInterceptor(netanswer.Interceptor))...)
+	ch.ClientConn, err = grpc.NewClient(target, append(slices.Concat(options, extra, s.dialOptions), grpc.WithChainUnaryInterceptor(netanswer.Interceptor))...)
+	return ch, err
 }

@@ -53,6 +53,9 @@ func newServices(t testing.TB, api podwatch.API) *discovery.Services {
 // noPath is the network.
 func noPath() Path { return nil }
 
+// noCredentials are those of plaintext.
+func noCredentials() Credentials { return nil }
+
 // newClientOf returns a Client that calls services.
 func newClientOf(t testing.TB, services *discovery.Services, opts ...client.Option) *Client {
 	return newClientFrom(t, services, grpcc.NewClient(opts...))
@@ -65,7 +68,7 @@ func newClientFrom(t testing.TB, services *discovery.Services, grpcClient client
 		choosers := balancer.NewChoosers(services, func() balancer.Options { return balancer.Options{Events: events} })
 		_ = grpcClient.Init(client.Selector(balancer.NewSelector(r, func(registry.Registry) *balancer.Choosers { return choosers })))
 	}
-	c := New(grpcClient, services.InstanceOf, noPath, nil)
+	c := New(grpcClient, services.InstanceOf, noPath, noCredentials, nil)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -46,13 +45,13 @@ func (p *probes) startDue(choice balancer.Choice, c *connections) {
 		return
 	}
 	isRunning := p.run(b.Instance.Address, b.Done, func(ctx context.Context) (outcome.Outcome, error) {
-		conn, err := c.acquire(b.Instance, "")
+		conn, err := c.acquire(b.Instance, "", "")
 		if err != nil {
 			return outcome.Inconclusive, err
 		}
 		defer conn.release()
 		if conn.channel.GetState() != connectivity.Ready {
-			return conn.checkHealth(ctx, conn.channel) // with the next attempt to connect
+			return conn.checkHealth(ctx, conn.channel.ClientConn) // with the next attempt to connect
 		}
 		return c.probeAgain(ctx, conn)
 	})
@@ -68,7 +67,7 @@ func (p *probes) startForAddress(conn *connection, c *connections) {
 	if last != nil && now.Sub(*last) < probeTimeout || conn.channel.GetState() != connectivity.Ready || !conn.probed.CompareAndSwap(last, &now) {
 		return
 	}
-	p.run(fmt.Sprint(conn.target), func(error, bool) {}, func(ctx context.Context) (outcome.Outcome, error) { return c.probeAgain(ctx, conn) })
+	p.run(conn.target.(fixedAddress).address, func(error, bool) {}, func(ctx context.Context) (outcome.Outcome, error) { return c.probeAgain(ctx, conn) })
 }
 
 // run runs a probe in a goroutine of its own, and then calls done with its error, which is nil if it
@@ -118,7 +117,7 @@ func (c *connections) probeAgain(ctx context.Context, conn *connection) (outcome
 			_ = channel.Close()
 		}
 	}()
-	o, err := conn.checkHealth(ctx, channel)
+	o, err := conn.checkHealth(ctx, channel.ClientConn)
 	if isAnswered = err == nil; isAnswered {
 		c.renew(conn, channel)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 
@@ -32,6 +33,7 @@ type grpcService struct {
 	server      server.Server
 	connections *grpc.Server                  // serves the connections of server
 	health      map[string]grpc.StreamHandler // methods of the health service by their paths
+	port        healthPort                    // of POD_HEALTH_ADDRESS
 	closing     chan struct{}                 // closed when the server begins to close its connections
 	waits       *sync.WaitGroup               // of server.Wait; nil if the option is not given
 	names       handlerNames
@@ -57,7 +59,7 @@ func (s *grpcService) addTo(o *micro.Options) {
 	o.AfterStart = append([]func() error{s.started}, o.AfterStart...)
 	// The user's functions may close what handlers and subscribers need.
 	o.BeforeStop = append([]func() error{s.beforeStop}, o.BeforeStop...)
-	o.AfterStop = append([]func() error{s.drainLateMessages}, append(o.AfterStop, s.end)...)
+	o.AfterStop = append([]func() error{s.drainLateMessages}, append(o.AfterStop, s.port.close, s.end)...)
 }
 
 // setUp adds the lifecycle to the service before its server starts. The options are those of
@@ -78,6 +80,9 @@ func (s *grpcService) setUp(o *micro.Options) error {
 		return fmt.Errorf("adding the lifecycle to service %q: %w", o.Server.Options().Name, err)
 	}
 	if err := s.useRegistry(o.Server.Options().Name, o.Server.Options().Registry); err != nil {
+		return err
+	}
+	if err := s.port.serve(s.Getenv(healthVariable), s.health); err != nil {
 		return err
 	}
 	s.Retain()
@@ -104,6 +109,9 @@ func (s *grpcService) setUpServer(srv server.Server, c client.Client) (err error
 	// Run has added this handler to the server that it starts. A server takes it only once.
 	if srv.Handle(srv.NewHandler(handler.NewHandler(c), server.InternalHandler(true))) == nil {
 		return errors.New("the service runs another server than that of micro.NewService: give micro.Server to micro.NewService, not to service.Init, and no flag --server")
+	}
+	if s.ServerOptions != nil {
+		options = append(slices.Clip(s.ServerOptions()), options...)
 	}
 	if err = initServer(srv, options...); err != nil {
 		return err

@@ -37,6 +37,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/weblimit"
 	"github.com/micro/go-micro/v2/logger"
 	"github.com/micro/go-micro/v2/registry"
+	"google.golang.org/grpc"
 )
 
 // Registration is the registration of this process's services, as registration.Service
@@ -64,6 +65,8 @@ type Config struct {
 	Limits       weblimit.Limits // of a web service without the option web.Server
 
 	AdaptiveLimit bool // refuse calls that are too many
+
+	ServerOptions func() []grpc.ServerOption // that come before all others of a gRPC server; may be nil
 
 	Events  *events.Hub                       // may be nil
 	Started func(status func() ServiceStatus) // called when the service starts; may be nil

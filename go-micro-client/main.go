@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/identity"
 	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
@@ -36,6 +37,7 @@ func main() {
 		micro.Registry(registry),                                 // finds go-micro-srv in Kubernetes
 		pod.Lifecycle(registry),                                  // health, readiness, drain
 		metrics.Serve(registry),                                  // if POD_METRICS_ADDRESS is set
+		identity.Serve(registry),                                 // mutual TLS, if POD_IDENTITY is set
 	)
 	service.Init()
 	go registryRPCHandler(service.Client())

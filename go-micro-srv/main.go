@@ -13,6 +13,7 @@ import (
 	"os"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/identity"
 	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
@@ -51,6 +52,7 @@ func run() error {
 		pod.Lifecycle(registry),  // health, readiness, drain
 		pod.Reflection(registry), // grpcurl can list and call the Greeter
 		metrics.Serve(registry),  // if POD_METRICS_ADDRESS is set
+		identity.Serve(registry), // mutual TLS, if POD_IDENTITY is set
 	)
 	service.Init()
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/go-micro-web/dashboard"
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/identity"
 	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	"github.com/micro/go-micro/v2/web"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
@@ -37,8 +38,9 @@ func run() error {
 		web.Name(DefaultServiceName),
 		web.Registry(registry), // registers with Kubernetes
 		web.Address(DefaultServerPort),
-		pod.WebLifecycle(registry), // health, readiness, drain
-		metrics.ServeWeb(registry)) // if POD_METRICS_ADDRESS is set
+		pod.WebLifecycle(registry),  // health, readiness, drain
+		metrics.ServeWeb(registry),  // if POD_METRICS_ADDRESS is set
+		identity.ServeWeb(registry)) // calls over mutual TLS, if POD_IDENTITY is set
 
 	service.HandleFunc("/", podName)
 	service.Handle("/registry/", dashboard.New(registry)) // the live page

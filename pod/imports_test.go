@@ -16,6 +16,7 @@ var walls = map[string]string{
 	"internal/debughandler": "",
 	"internal/events":       "",
 	"internal/gomicro":      "",
+	"internal/mtls":         "",
 	"internal/netanswer":    "",
 	"internal/overload":     "",
 	"internal/podmeta":      "",
@@ -42,6 +43,7 @@ var walls = map[string]string{
 	"configwatch": "internal/apiserver",
 	"debugtrace":  "internal/debughandler",
 	"":            "internal/also internal/apiserver internal/balancer internal/callstats internal/discovery internal/events internal/gomicro internal/hedge internal/portforward internal/registration internal/rpc internal/shutdown",
+	"identity":    " internal/mtls",
 	"metrics":     " configwatch internal/weblimit", // and pod itself, whose name is empty here
 	"tracing":     " internal/events",
 	// What tests import

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/identity"
 	"github.com/micro/go-micro/v2"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
 	microerrors "github.com/micro/go-micro/v2/errors"
@@ -53,6 +54,7 @@ func Serve(version string) error {
 		micro.WrapHandler(authenticate, limitRate(callsPerSecond)),
 		pod.Lifecycle(registry),
 		pod.Reflection(registry),
+		identity.Serve(registry),
 	)
 	service.Init()
 	h := &handler{address: os.Getenv("POD_IP") + port, created: micro.NewEvent(topicCreated, service.Client()), shipped: micro.NewEvent(topicShipped, service.Client())}

@@ -21,13 +21,12 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 )
 
-// Plugin is the constructor of a registry plugin, such as kubernetes.NewRegistry. The
-// registry calls it for each new registration, with the address of a local listener
-// that receives what the plugin writes.
+// Plugin is the constructor of a registry plugin, such as kubernetes.NewRegistry. The registry calls it for each new registration, with
+// the address of a local listener that receives what the plugin writes.
 type Plugin = func(...registry.Option) registry.Registry
 
-// Registry finds services by watching pods, and registers a service by patching
-// the process's own pod. Make it with NewRegistry. It is safe for concurrent use.
+// Registry finds services by watching pods, and registers a service by patching the process's own pod. Make it with NewRegistry. It is
+// safe for concurrent use.
 type Registry struct {
 	env          apiserver.Environment
 	registration *registration.Service // writes
@@ -49,13 +48,12 @@ type Registry struct {
 
 var _ registry.Registry = (*Registry)(nil)
 
-// NewRegistry returns a registry that writes what the plugin would write, and reads
-// pods without the plugin. It makes no call and starts no goroutine before it is used.
+// NewRegistry returns a registry that writes what the plugin would write, and reads pods without the plugin. It makes no call and starts
+// no goroutine before it is used.
 //
-// The first call replaces go-micro's trace.DefaultTracer by a tracer that records the same spans
-// and allocates less memory, unless the program has set another one. A program may set another
-// one later, too, before micro.NewService. go-micro reads the variable without a lock: make the
-// first registry before you start services that do not use it.
+// The first call replaces go-micro's trace.DefaultTracer by a tracer that records the same spans and allocates less memory, unless the
+// program has set another one. A program may set another one later, too, before micro.NewService. go-micro reads the variable without a
+// lock: make the first registry before you start services that do not use it.
 func NewRegistry(plugin Plugin, opts ...registry.Option) *Registry {
 	return newRegistry(apiserver.ProcessEnvironment, plugin, opts...)
 }
@@ -89,11 +87,9 @@ func (r *Registry) setServices(s *discovery.Services) {
 	})
 }
 
-// AnyAddress returns an option that makes a registry accept addresses that are not
-// IPs of the pod that registers them. By default it skips such registrations,
-// because a compromised pod could use them to redirect calls. Services need the
-// option if the services that they call run with --server_advertise, or in a pod with
-// hostNetwork on a Kubernetes node with several addresses.
+// AnyAddress returns an option that makes a registry accept addresses that are not IPs of the pod that registers them. By default it skips
+// such registrations, because a compromised pod could use them to redirect calls. Services need the option if the services that they call
+// run with --server_advertise, or in a pod with hostNetwork on a Kubernetes node with several addresses.
 func AnyAddress() registry.Option { return setOption(anyAddressKey, true) }
 
 func anyAddress(o registry.Options) bool {
@@ -101,9 +97,8 @@ func anyAddress(o registry.Options) bool {
 	return ok
 }
 
-// Init applies options: Timeout, and Addrs, whose first address replaces the API
-// server's. A changed address closes the connection to the old API server; go-micro's
-// next call of Register registers with the new one.
+// Init applies options: Timeout, and Addrs, whose first address replaces the API server's. A changed address closes the connection to the
+// old API server; go-micro's next call of Register registers with the new one.
 func (r *Registry) Init(opts ...registry.Option) error {
 	r.mu.Lock()
 	before := slices.Clone(r.options.Addrs)
@@ -124,13 +119,11 @@ func (r *Registry) Options() registry.Options {
 	return r.options
 }
 
-// String returns "kubernetes", as the plugin does, so that logs and metadata are
-// the same as without this package.
+// String returns "kubernetes", as the plugin does, so that logs and metadata are the same as without this package.
 func (r *Registry) String() string { return "kubernetes" }
 
-// Close stops every goroutine of the registry and waits for them. It closes the clients
-// that NewClient has made, whose calls in flight fail. It does not
-// deregister: the pod keeps its registrations. Closing twice is no error.
+// Close stops every goroutine of the registry and waits for them. It closes the clients that NewClient has made, whose calls in flight
+// fail. It does not deregister: the pod keeps its registrations. Closing twice is no error.
 func (r *Registry) Close() error {
 	r.mu.Lock()
 	r.closed = true
@@ -146,8 +139,8 @@ func (r *Registry) Close() error {
 	return nil
 }
 
-// detach removes the connection and everything that uses it from the registry, and
-// returns a function that stops their goroutines. The caller holds r.mu.
+// detach removes the connection and everything that uses it from the registry, and returns a function that stops their goroutines. The
+// caller holds r.mu.
 func (r *Registry) detach() (disconnect func()) {
 	conn, path, stopRegistrar := r.conn, r.path, r.registration.Detach()
 	r.conn, r.path = nil, nil
@@ -198,35 +191,29 @@ func (r *Registry) timeout() time.Duration {
 
 // ---- Registering ----
 
-// Register registers the service on the process's own pod and waits until the API
-// server has confirmed it, for at most registry.Timeout, 5 s by default. With a
-// Lifecycle it does not wait, since readiness reports the outcome.
+// Register registers the service on the process's own pod and waits until the API server has confirmed it, for at most registry.Timeout, 5
+// s by default. With a Lifecycle it does not wait, since readiness reports the outcome.
 //
-// After an error the registry keeps trying in the background, unless the API server
-// calls the registration invalid. Register makes no request when the pod already
-// has the registration, so go-micro's periodic calls of Register cost nothing.
+// After an error the registry keeps trying in the background, unless the API server calls the registration invalid. Register makes no
+// request when the pod already has the registration, so go-micro's periodic calls of Register cost nothing.
 //
-// Register replaces an address of the pod's network interfaces by the pod's IP, which
-// POD_IP contains. Without POD_IP it refuses an address that no other pod can reach, such
-// as a loopback address. It refuses a service whose label key equals that of another
-// registered service, as with the names a/b and a:b. Services with the same name and version but
-// different nodes, such as the topics of go-micro's HTTP broker, become one service with all nodes.
+// Register replaces an address of the pod's network interfaces by the pod's IP, which POD_IP contains. Without POD_IP it refuses an
+// address that no other pod can reach, such as a loopback address. It refuses a service whose label key equals that of another registered
+// service, as with the names a/b and a:b. Services with the same name and version but different nodes, such as the topics of go-micro's
+// HTTP broker, become one service with all nodes.
 //
-// It needs the verb patch on pods, and the verbs list and watch to notice that
-// something else removed the registration. Outside of the cluster, with a kubeconfig, it
-// registers nothing and returns nil.
+// It needs the verb patch on pods, and the verbs list and watch to notice that something else removed the registration. Outside of the
+// cluster, with a kubeconfig, it registers nothing and returns nil.
 func (r *Registry) Register(s *registry.Service, opts ...registry.RegisterOption) error {
 	return r.registration.Register(s, opts...)
 }
 
-// Deregister removes the service from the process's own pod and waits as Register
-// does. It needs the verb patch on pods.
+// Deregister removes the service from the process's own pod and waits as Register does. It needs the verb patch on pods.
 func (r *Registry) Deregister(s *registry.Service, opts ...registry.DeregisterOption) error {
 	return r.registration.Deregister(s, opts...)
 }
 
-// Registered reports whether the API server has confirmed everything that was
-// registered, and nothing has removed it since.
+// Registered reports whether the API server has confirmed everything that was registered, and nothing has removed it since.
 func (r *Registry) Registered() bool { return r.registration.Registered() }
 
 // ownPod returns the process's own pod, to which the first call connects.
@@ -273,14 +260,12 @@ func (r *Registry) release() error {
 
 // ---- Reading ----
 
-// GetService returns the service's versions with their routable instances: those
-// whose pod is running, ready and not terminating. It reads from memory. Only the
-// first call for a name waits for the API server, for at most registry.Timeout, 5 s by
-// default. The caller may modify the result.
+// GetService returns the service's versions with their routable instances: those whose pod is running, ready and not terminating. It reads
+// from memory. Only the first call for a name waits for the API server, for at most registry.Timeout, 5 s by default. The caller may
+// modify the result.
 //
-// GetService returns registry.ErrNotFound when no such pod has registered the service, and refuses
-// an empty name. It
-// needs the verbs list and watch on pods.
+// GetService returns registry.ErrNotFound when no such pod has registered the service, and refuses an empty name. It needs the verbs list
+// and watch on pods.
 func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry.Service, error) {
 	all, err := r.services.Get(name)
 	if err != nil {
@@ -292,8 +277,8 @@ func (r *Registry) GetService(name string, _ ...registry.GetOption) ([]*registry
 	return all, nil
 }
 
-// ListServices returns the names of all services that have a routable instance. The
-// first call waits as GetService does. It needs the verbs list and watch on pods.
+// ListServices returns the names of all services that have a routable instance. The first call waits as GetService does. It needs the
+// verbs list and watch on pods.
 func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, error) {
 	all, err := r.services.List()
 	if err != nil {
@@ -302,11 +287,9 @@ func (r *Registry) ListServices(...registry.ListOption) ([]*registry.Service, er
 	return all, nil
 }
 
-// Watch returns a watcher of the changes from now on: the changes of one service with
-// registry.WatchService, otherwise the changes of all services. Each result holds one
-// instance and its action is create, update or delete. A slow reader delays nothing: it
-// receives the difference between what it saw last and the current state. Watch
-// needs the verbs list and watch on pods.
+// Watch returns a watcher of the changes from now on: the changes of one service with registry.WatchService, otherwise the changes of all
+// services. Each result holds one instance and its action is create, update or delete. A slow reader delays nothing: it receives the
+// difference between what it saw last and the current state. Watch needs the verbs list and watch on pods.
 func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error) {
 	var o registry.WatchOptions
 	for _, opt := range opts {
@@ -319,8 +302,8 @@ func (r *Registry) Watch(opts ...registry.WatchOption) (registry.Watcher, error)
 	return w, nil
 }
 
-// instanceOf returns the instance to which a node that the selector returned
-// belongs, nil when this registry does not know the node or no longer does.
+// instanceOf returns the instance to which a node that the selector returned belongs, nil when this registry does not know the node or no
+// longer does.
 func (r *Registry) instanceOf(n *registry.Node) *discovery.Instance { return r.services.InstanceOf(n) }
 
 // readable returns the API server for reading.
@@ -342,9 +325,8 @@ func (r *Registry) readSettings() discovery.Settings {
 
 // ---- Observing ----
 
-// LastContact returns when the API server last sent anything. The registry's data is
-// at most as old as that, plus the 15 s after which it gives up a silent connection.
-// LastContact is zero before the first contact, and after Close.
+// LastContact returns when the API server last sent anything. The registry's data is at most as old as that, plus the 15 s after which it
+// gives up a silent connection. LastContact is zero before the first contact, and after Close.
 func (r *Registry) LastContact() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -354,23 +336,18 @@ func (r *Registry) LastContact() time.Time {
 	return r.conn.LastContact()
 }
 
-// Observe yields all instances of all services in every state, at once and after
-// each change, by service and oldest pod first. It is for displays; callers use
-// a Client or GetService. A slow reader misses intermediate states and receives the
-// latest.
+// Observe yields all instances of all services in every state, at once and after each change, by service and oldest pod first. It is for
+// displays; callers use a Client or GetService. A slow reader misses intermediate states and receives the latest.
 //
-// An instance that has deregistered is shown as Terminating until its pod is gone.
-// Observe knows only instances that were registered at some time since it began,
-// because a deregistration leaves no trace on the pod.
+// An instance that has deregistered is shown as Terminating until its pod is gone. Observe knows only instances that were registered at
+// some time since it began, because a deregistration leaves no trace on the pod.
 //
-// A yielded error means that the API server cannot be watched now. It comes with the
-// instances as they were last known; there are none before the first LIST. The
-// sequence continues, and yields again when watching works again. It ends with ctx, or
-// with a last error when the registry cannot connect or is closed.
+// A yielded error means that the API server cannot be watched now. It comes with the instances as they were last known; there are none
+// before the first LIST. The sequence continues, and yields again when watching works again. It ends with ctx, or with a last error when
+// the registry cannot connect or is closed.
 //
-// One LIST and one WATCH of pods serve all observers, ListServices and Watch of all services.
-// They begin with the first use and end with the last observer, but after ListServices or Watch
-// only with Close. Observe needs the verbs list and watch on pods.
+// One LIST and one WATCH of pods serve all observers, ListServices and Watch of all services. They begin with the first use and end with
+// the last observer, but after ListServices or Watch only with Close. Observe needs the verbs list and watch on pods.
 func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 	return func(yield func([]Instance, error) bool) {
 		for observed, err := range r.services.Observe(ctx) {

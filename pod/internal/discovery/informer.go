@@ -15,8 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Informer keeps the snapshot of one service, or of all services, up to date. It runs
-// one goroutine from start to stop.
+// Informer keeps the snapshot of one service, or of all services, up to date. It runs one goroutine from start to stop.
 //
 // The snapshots that Snapshot returns one after the other have these properties:
 //
@@ -52,8 +51,7 @@ type Informer struct {
 	err    error      // of the last attempt to list and watch; nil if it succeeded
 }
 
-// podTable is the pods that an informer holds: a table of one service, or allServices. The
-// informer's lock guards it.
+// podTable is the pods that an informer holds: a table of one service, or allServices. The informer's lock guards it.
 type podTable interface {
 	trim(p *corev1.Pod) *corev1.Pod
 	dropUnused()                         // after remove, and after the updates with the pods that trim has returned
@@ -108,8 +106,8 @@ func (i *Informer) stop() {
 // Snapshot returns the current snapshot.
 func (i *Informer) Snapshot() *Snapshot { return i.current.Load() }
 
-// Wait waits for the first LIST, for at most limit or until ctx ends, and returns an error as
-// soon as the LIST fails. After the first LIST it returns at once.
+// Wait waits for the first LIST, for at most limit or until ctx ends, and returns an error as soon as the LIST fails. After the first LIST
+// it returns at once.
 func (i *Informer) Wait(ctx context.Context, limit time.Duration) error {
 	select {
 	case <-i.synced:
@@ -210,8 +208,8 @@ func (i *Informer) StateChanged(err error) {
 	i.changed.Notify()
 }
 
-// publish stores the table's routable instances as the snapshot, unless nobody reads it. The
-// time grows with the number of pods. The caller holds i.mu.
+// publish stores the table's routable instances as the snapshot, unless nobody reads it. The time grows with the number of pods. The
+// caller holds i.mu.
 func (i *Informer) publish() {
 	if !i.unread {
 		i.current.Store(&Snapshot{i.pods.routable()})

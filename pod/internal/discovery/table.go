@@ -21,9 +21,8 @@ import (
 // maxWarningsPerPod bounds the log lines about skipped registrations of one pod.
 const maxWarningsPerPod = 10
 
-// table holds the instances that pods have in their annotations, and whether the pods can
-// receive calls. An informer of one service has a table, the overview has allServices, which
-// knows more. Its owner locks it.
+// table holds the instances that pods have in their annotations, and whether the pods can receive calls. An informer of one service has a
+// table, the overview has allServices, which knows more. Its owner locks it.
 type table struct {
 	service   string // whose instances the table holds; "" for all services
 	limits    podmeta.Limits
@@ -60,8 +59,7 @@ func (e *podEntry) has(key string) bool {
 	return slices.ContainsFunc(e.annotations, func(a annotation) bool { return a.key == key })
 }
 
-// sharedVersion is the part of the annotations that all instances of one version have in
-// common. All of them share one copy.
+// sharedVersion is the part of the annotations that all instances of one version have in common. All of them share one copy.
 type sharedVersion struct {
 	service   *registry.Service // without nodes and endpoints
 	metadata  map[string]string // of the last node; those of most nodes are equal
@@ -76,9 +74,8 @@ func newTable(service string, x *index, l podmeta.Limits) table {
 		endpoints: endpointTexts{byNumber: map[uint64]*endpointText{}}}
 }
 
-// trim returns a pod with only what the table reads. A registration has a number in the place of
-// its endpoints, so that thousands of pods of a LIST take little memory together. The result of
-// trim may be trimmed again.
+// trim returns a pod with only what the table reads. A registration has a number in the place of its endpoints, so that thousands of pods
+// of a LIST take little memory together. The result of trim may be trimmed again.
 func (t *table) trim(p *corev1.Pod) *corev1.Pod {
 	p = trimmed(p)
 	for k, v := range p.Annotations {
@@ -91,12 +88,12 @@ func (t *table) trim(p *corev1.Pod) *corev1.Pod {
 	return p
 }
 
-// dropUnused drops the endpoints that no version uses: those of removed pods, and those that trim has
-// kept of a registration that is skipped.
+// dropUnused drops the endpoints that no version uses: those of removed pods, and those that trim has kept of a registration that is
+// skipped.
 func (t *table) dropUnused() { t.endpoints.dropUnused() }
 
-// wants reports whether the table holds instances of the registration of a pod under a label name.
-// Without the label GetService of the plugin does not find the pod either.
+// wants reports whether the table holds instances of the registration of a pod under a label name. Without the label GetService of the
+// plugin does not find the pod either.
 func (t *table) wants(p *corev1.Pod, labelName string) bool {
 	return (t.service == "" || labelName == podmeta.LabelName(t.service)) && p.Labels[podmeta.SelectorPrefix+labelName] == podmeta.TypeValue
 }
@@ -221,11 +218,9 @@ var seed = maphash.MakeSeed()
 
 // routable returns the instances that can receive calls.
 //
-// Instances on unreachable Kubernetes nodes count as routable while they outnumber the
-// ready instances of their service. It is then more likely that no node could report,
-// as after a long outage of the API server, than that most nodes are lost; a call to a
-// lost instance fails and is retried. Otherwise all calls would go to the few pods
-// whose node reports first.
+// Instances on unreachable Kubernetes nodes count as routable while they outnumber the ready instances of their service. It is then more
+// likely that no node could report, as after a long outage of the API server, than that most nodes are lost; a call to a lost instance
+// fails and is retried. Otherwise all calls would go to the few pods whose node reports first.
 func (t *table) routable() []*Instance {
 	type count struct{ ready, unreachable int }
 	counts := map[string]count{} // by service

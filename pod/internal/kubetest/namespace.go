@@ -35,8 +35,8 @@ type Namespace struct {
 	t *testing.T
 }
 
-// CheckNoLeak fails the test if it leaves goroutines behind, except those that go-micro leaves:
-// the one of a client, until the client is garbage collected, and those in the given functions.
+// CheckNoLeak fails the test if it leaves goroutines behind, except those that go-micro leaves: the one of a client, until the client is
+// garbage collected, and those in the given functions.
 func CheckNoLeak(t testing.TB, functions ...string) {
 	t.Helper()
 	var options []goleak.Option
@@ -46,9 +46,8 @@ func CheckNoLeak(t testing.TB, functions ...string) {
 	process.CheckNoLeak(t, options...)
 }
 
-// NewNamespace creates a namespace whose service account may do what
-// k8s/pod-rbac.yaml grants, or only the given verbs on pods. The test fails if it leaves
-// goroutines behind.
+// NewNamespace creates a namespace whose service account may do what k8s/pod-rbac.yaml grants, or only the given verbs on pods. The test
+// fails if it leaves goroutines behind.
 func NewNamespace(t *testing.T, verbs ...string) *Namespace {
 	t.Helper()
 	server := Start(t)
@@ -72,8 +71,7 @@ func NewNamespace(t *testing.T, verbs ...string) *Namespace {
 	return n
 }
 
-// Grant creates a role with one rule and binds it to the service account. It returns
-// when the API server knows it.
+// Grant creates a role with one rule and binds it to the service account. It returns when the API server knows it.
 func (n *Namespace) Grant(role string, rule rbacv1.PolicyRule) {
 	n.t.Helper()
 	_, err := n.Admin.RbacV1().Roles(n.Name).Create(&rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: role}, Rules: []rbacv1.PolicyRule{rule}})
@@ -164,8 +162,7 @@ func (n *Namespace) GetPod(name string) *corev1.Pod {
 	return p
 }
 
-// TerminatePod deletes a pod gracefully. Since no kubelet confirms the end of its
-// containers, the pod stays and is terminating.
+// TerminatePod deletes a pod gracefully. Since no kubelet confirms the end of its containers, the pod stays and is terminating.
 func (n *Namespace) TerminatePod(name string) {
 	n.t.Helper()
 	if err := n.Admin.CoreV1().Pods(n.Name).Delete(name, &metav1.DeleteOptions{}); err != nil {
@@ -182,8 +179,8 @@ func (n *Namespace) RemovePod(name string) {
 	}
 }
 
-// Register writes the labels and the annotation of a service onto a pod, as the
-// registry plugin does. The service's name must be valid in a label key.
+// Register writes the labels and the annotation of a service onto a pod, as the registry plugin does. The service's name must be valid in
+// a label key.
 func (n *Namespace) Register(pod, service, annotation string) {
 	n.t.Helper()
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
@@ -238,8 +235,7 @@ func WriteVolumeFile(t testing.TB, dir, name string, content []byte) {
 	}
 }
 
-// Token returns a token of the service account. A token that is bound to an object
-// becomes invalid when the object is deleted.
+// Token returns a token of the service account. A token that is bound to an object becomes invalid when the object is deleted.
 func (n *Namespace) Token(bound *authenticationv1.BoundObjectReference) string {
 	n.t.Helper()
 	r, err := n.Admin.CoreV1().ServiceAccounts(n.Name).CreateToken(ServiceAccount, &authenticationv1.TokenRequest{

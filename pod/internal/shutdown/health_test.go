@@ -2,6 +2,7 @@ package shutdown
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strings"
 	"testing"
@@ -74,7 +75,9 @@ func TestHealthPort(t *testing.T) {
 		return nil
 	})
 	expect("during the drain", livenessName, "SERVING")
-	<-stopped
+	if err := <-stopped; !errors.Is(err, errRelease) {
+		t.Errorf("the service ended with %v, want the error of closing the registry", err)
+	}
 	if conn, err := net.Dial("tcp", address); err == nil {
 		conn.Close()
 		t.Error("the port is open after the end of the service")

@@ -128,9 +128,6 @@ const scraped = `prometheus.io/scrape: "true", prometheus.io/port: "9464", prome
 // StartLoad starts the probe with the given arguments in a pod. onSecond, if not nil, is called
 // in another goroutine for every second as it is read.
 func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, args []string, onSecond func(Second)) (*Load, error) {
-	if _, err := c.Kubectl(ctx, "delete", "pod", pod, "-n", namespace, "--ignore-not-found"); err != nil {
-		return nil, err
-	}
 	quoted, err := json.Marshal(args)
 	if err != nil {
 		return nil, err
@@ -139,6 +136,14 @@ func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, arg
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
   env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: POD_METRICS_ADDRESS, value: ":9464"}], ports: [{containerPort: 9464}], %[5]s}]}}`,
 		pod, namespace, image, quoted, Restricted, scraped)
+	return StartLoadPod(ctx, c, namespace, pod, manifest, onSecond)
+}
+
+// StartLoadPod is StartLoad with the manifest of the pod, whose container must have the name main.
+func StartLoadPod(ctx context.Context, c Cluster, namespace, pod, manifest string, onSecond func(Second)) (*Load, error) {
+	if _, err := c.Kubectl(ctx, "delete", "pod", pod, "-n", namespace, "--ignore-not-found"); err != nil {
+		return nil, err
+	}
 	if _, err := c.kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/identity"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 	"github.com/micro/go-micro/v2/client"
@@ -190,5 +191,7 @@ func newRegistry() *pod.Registry {
 	events := pod.Events{Ejected: func(_, _, address string, duration time.Duration, cause error) {
 		fmt.Fprintf(os.Stderr, "ejected %s for %s: %v\n", address, duration, cause)
 	}}
-	return pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(events))
+	r := pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(events))
+	_ = identity.Serve(r) // secures the clients of r at once, if POD_IDENTITY is set
+	return r
 }

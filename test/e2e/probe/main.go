@@ -19,6 +19,8 @@
 //	                         per second
 //	probe shop NAME [CONFIGMAP...]
 //	                         serves as one of the services of preflight/testdata/mended, and prints the ConfigMaps
+//	probe capture TIME PORT TEXT   reads the packets of TCP port PORT on all interfaces, and counts those that contain TEXT; on the
+//	                         node, as root
 //	probe never              runs and never becomes ready
 package main
 
@@ -65,6 +67,8 @@ func run(args []string) error {
 		return attack(args[1:])
 	case len(args) > 1 && args[0] == "shop":
 		return shop(args[1], args[2:])
+	case len(args) == 4 && args[0] == "capture":
+		return capture(args[1], args[2], args[3])
 	case len(args) == 1 && args[0] == "never":
 		select {}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
+	"github.com/jiangjiancc/go_micro_k8s/pod/identity"
 	"github.com/jiangjiancc/go_micro_k8s/pod/metrics"
 	proto "github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2"
@@ -61,6 +62,7 @@ func greeter() error {
 		micro.Registry(registry),
 		pod.Lifecycle(registry),
 		metrics.Serve(registry),
+		identity.Serve(registry),
 	)
 	handler := new(Greeter)
 	go handler.obey()

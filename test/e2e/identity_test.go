@@ -1,0 +1,209 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/jiangjiancc/go_micro_k8s/test/faults"
+)
+
+// identityPod is the manifest of a pod that runs the probe with the certificate of its service account.
+func identityPod(name, account string, labels map[string]string, env []string, args ...string) string {
+	var variables strings.Builder
+	for _, v := range env {
+		key, value, _ := strings.Cut(v, "=")
+		fmt.Fprintf(&variables, ", {name: %s, value: %q}", key, value)
+	}
+	return fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: %[3]s, annotations: {micro.mu/services: go-micro-srv}},
+  spec: {restartPolicy: Never, serviceAccountName: %[4]q, terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[5]q, args: %[6]s, %[7]s,
+  volumeMounts: [{name: identity, mountPath: /var/run/secrets/pod-identity}],
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}},
+    {name: POD_IDENTITY, value: /var/run/secrets/pod-identity}%[8]s]}],
+  volumes: [{name: identity, projected: {sources: [
+    {podCertificate: {signerName: go-micro.local/pod, keyType: ECDSAP256, credentialBundlePath: credentialbundle.pem}},
+    {clusterTrustBundle: {signerName: go-micro.local/pod, labelSelector: {}, path: trustbundle.pem}}]}}]}}`,
+		name, namespace, must(json.Marshal(labels)), account, probeImage, must(json.Marshal(args)), faults.Restricted, &variables)
+}
+
+// startIdentityLoad calls go-micro-srv with the certificate of a service account until the test ends.
+func startIdentityLoad(t *testing.T, name, account, mode string) *load {
+	t.Helper()
+	manifest := identityPod(name, account, map[string]string{"app": name}, []string{"POD_IDENTITY_MODE=" + mode}, "call", "-retries=0", "2", "20ms")
+	l, err := faults.StartLoadPod(context.Background(), faults.Cluster{Root: root, Name: clusterName}, namespace, name, manifest, nil)
+	fatal(t, err)
+	started := &load{Load: l, pod: name}
+	t.Cleanup(func() { started.stop(t) })
+	return started
+}
+
+// lastSecond returns the calls of a second that began after this call.
+func lastSecond(t *testing.T, l *load) faults.Second {
+	t.Helper()
+	all := l.secondsUntil(t, time.Now().Add(2*time.Second))
+	return all[len(all)-1]
+}
+
+// captured counts the packets of calls to go-micro-srv on the node, and those that contain a greeting.
+func captured(t *testing.T, program string) (c struct{ Packets, Text int }) {
+	t.Helper()
+	fatal(t, json.Unmarshal([]byte(onNode(t, program, "capture", "2s", "9100", "Hello")), &c))
+	return c
+}
+
+// TestIdentity changes the services from plaintext to mutual TLS and back under load, with certificates that kubelet gets from
+// the signer of the cluster, and attacks them while only TLS is allowed.
+func TestIdentity(t *testing.T) {
+	deploy := func(components string) {
+		t.Helper()
+		begin := time.Now()
+		fatal(t, command(3*time.Minute, nil, "make", "deploy", "COMPONENTS="+components))
+		rolledOut(t)
+		t.Logf("COMPONENTS=%q: rolled out in %.1f s", components, time.Since(begin).Seconds())
+	}
+	deploy("")
+	t.Cleanup(func() {
+		if t.Failed() {
+			deploy("") // the next tests call in plaintext
+		}
+		kubectl(t, "delete", "-f", "k8s/components/identity/accounts.yaml", "-f", "k8s/components/identity/callers.yaml", "--ignore-not-found")
+	})
+	kubectl(t, "apply", "-f", "k8s/components/identity/accounts.yaml")
+	program := filepath.Join(t.TempDir(), "probe")
+	fatal(t, command(5*time.Minute, nil, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./test/e2e/probe"))
+	calls := startIdentityLoad(t, "identity-calls", "go-micro-client", "permissive")
+	if c := captured(t, program); c.Text == 0 {
+		t.Errorf("%d packets of calls in plaintext, %d with a greeting: the capture sees nothing", c.Packets, c.Text)
+	}
+
+	deploy("identity identity-permissive")
+	deploy("identity")
+	t.Run("strict", func(t *testing.T) { attackIdentities(t, program) })
+	fatal(t, command(time.Minute, nil, "go", "run", "./test/verify", "-timeout=30s"))
+	deploy("identity identity-permissive")
+	deploy("")
+
+	succeeded, failed, refused, first := 0, 0, 0, ""
+	for _, s := range calls.secondsUntil(t, time.Now()) {
+		succeeded += s.Succeeded
+		if strings.Contains(s.Error, "not calling go-micro-srv at ") { // without retries, the call fails that finds out who the impostor is
+			refused += s.Failed
+		} else if failed += s.Failed; first == "" {
+			first = s.Error
+		}
+	}
+	t.Logf("%d calls succeeded during the change to strict and back, %d failed, %d were not sent to the impostor", succeeded, failed, refused)
+	if succeeded == 0 || failed > 0 || refused > 4 { // of two callers
+		t.Errorf("%d calls succeeded, %d failed and %d were not sent to the impostor, want at most 4, and none to fail: %s\n%s", succeeded, failed, refused, first, calls.messages)
+	}
+}
+
+// attackIdentities runs while go-micro-srv answers TLS only. The signer is away meanwhile.
+func attackIdentities(t *testing.T, program string) {
+	stranger := startIdentityLoad(t, "identity-stranger", "micro-services", "strict")
+	plain := startLoad(t, "identity-plain", "call", "-retries=0", "1", "100ms") // without a certificate
+	t.Cleanup(func() { plain.stop(t) })
+	// Its registration says go-micro-srv, and its certificate micro-services.
+	apply(t, identityPod("identity-impostor", "micro-services", map[string]string{"app": "go-micro-srv"}, []string{"MICRO_SERVER_ADDRESS=:9100"}, "greeter"))
+	t.Cleanup(func() {
+		kubectl(t, "delete", "pod", "identity-impostor", "-n", namespace, "--wait=false", "--ignore-not-found")
+	})
+	eventually(t, time.Minute, "registration of the impostor", func() error {
+		var p corev1.Pod
+		if err := getPod("identity-impostor", &p); err != nil {
+			return err
+		}
+		if p.Labels["micro.mu/selector-go-micro-srv"] == "" || !faults.IsReady(p) {
+			return fmt.Errorf("labels %v, %s", p.Labels, p.Status.Phase)
+		}
+		return nil
+	})
+	owner := startIdentityLoad(t, "identity-permitted", "go-micro-web", "strict")
+
+	signer := nodeProcess(t, "^/proc/self/exe pod-signer")
+	onNode(t, "kill", "-STOP", signer)
+	resumed := false
+	resume := func() {
+		if !resumed {
+			resumed = true
+			onNode(t, "kill", "-CONT", signer)
+		}
+	}
+	t.Cleanup(resume)
+	away := time.Now()
+	apply(t, identityPod("identity-waits", "micro-services", nil, nil, "never"))
+	t.Cleanup(func() {
+		kubectl(t, "delete", "pod", "identity-waits", "-n", namespace, "--wait=false", "--ignore-not-found")
+	})
+
+	if c := captured(t, program); c.Packets == 0 || c.Text > 0 {
+		t.Errorf("%d packets of calls, %d with a greeting in clear; want many and none", c.Packets, c.Text)
+	}
+	for _, tt := range []struct {
+		name  string
+		calls *load
+		ok    bool
+	}{{"go-micro-web, which is a permitted caller", owner, true}, {"the account micro-services", stranger, false}, {"a pod without a certificate", plain, false}} {
+		if s := lastSecond(t, tt.calls); tt.ok && (s.Succeeded == 0 || s.Failed > 0) || !tt.ok && (s.Succeeded > 0 || s.Failed == 0) {
+			t.Errorf("%s: %d calls succeeded, %d failed: %s", tt.name, s.Succeeded, s.Failed, s.Error)
+		} else {
+			t.Logf("%s: %d calls succeeded, %d failed: %s", tt.name, s.Succeeded, s.Failed, s.Error)
+		}
+	}
+	const refusal = "refusing calls of spiffe://cluster.local/ns/go-micro/sa/micro-services"
+	for _, p := range pods(t, "go-micro-srv") {
+		if p.Name == "identity-impostor" {
+			continue
+		}
+		if log := kubectl(t, "logs", p.Name, "-n", namespace); strings.Count(log, refusal) != 1 || !strings.Contains(log, "it speaks plaintext") {
+			t.Errorf("the log of %s has no line, or several, for a refused caller:\n%s", p.Name, log)
+		}
+	}
+	if log := kubectl(t, "logs", "identity-impostor", "-n", namespace); strings.Contains(log, "calls this service") {
+		t.Errorf("a client calls the impostor:\n%s", log)
+	}
+
+	// A pod gets its files again when its annotations change; otherwise within a minute and a half.
+	permit := func(accounts string) {
+		t.Helper()
+		kubectl(t, "patch", "configmap", "go-micro-srv-callers", "-n", namespace, "--type=merge", "-p", string(must(json.Marshal(map[string]any{"data": map[string]string{"callers": accounts}}))))
+		kubectl(t, "annotate", "pods", "-n", namespace, "-l", "app=go-micro-srv", "--overwrite", "changed="+fmt.Sprint(time.Now().Unix()))
+	}
+	permit("go-micro-client\nmicro-services\n")
+	eventually(t, 2*time.Minute, "the calls of the account that is a caller now", func() error {
+		if s := lastSecond(t, stranger); s.Succeeded == 0 || s.Failed > 0 {
+			return fmt.Errorf("%d succeeded, %d failed: %s", s.Succeeded, s.Failed, s.Error)
+		}
+		return nil
+	})
+	eventually(t, 2*time.Minute, "no more calls of the account that was a caller", func() error {
+		if s := lastSecond(t, owner); s.Succeeded > 0 || s.Failed == 0 {
+			return fmt.Errorf("%d succeeded, %d failed", s.Succeeded, s.Failed)
+		}
+		return nil
+	})
+	kubectl(t, "apply", "-f", "k8s/components/identity/callers.yaml")
+	kubectl(t, "annotate", "pods", "-n", namespace, "-l", "app=go-micro-srv", "changed-")
+
+	if out := kubectl(t, "get", "pod", "identity-waits", "-n", namespace); !strings.Contains(out, "ContainerCreating") {
+		t.Errorf("without the signer a new pod does not wait for its certificate: %s", out)
+	}
+	t.Logf("the signer was away for %.0f s", time.Since(away).Seconds())
+	resume()
+	eventually(t, time.Minute, "the pod that waited for the signer", func() error {
+		var out bytes.Buffer
+		if err := command(time.Minute, &out, "kubectl", "wait", "pod/identity-waits", "-n", namespace, "--for=condition=Ready", "--timeout=30s"); err != nil {
+			return err
+		}
+		return nil
+	})
+}

@@ -31,6 +31,14 @@ type Callee struct {
 // those of a client with grpcc.AuthTLS, do not use the credentials.
 func WithCredentials(c Credentials) registry.Option { return setOption(credentialsKey, c) }
 
+// Credentials returns those of a connection to a callee for clients of other packages, such as a plain gRPC client; nil for plaintext.
+func (r *Registry) Credentials(to Callee) credentials.TransportCredentials {
+	if s := r.secure.Load(); s != nil {
+		return s.Client(to)
+	}
+	return nil
+}
+
 // Reconnect makes the clients of the registry open new connections for the calls that begin later, as after a change of
 // their credentials. Calls in flight end on the connections of before.
 func (r *Registry) Reconnect() {

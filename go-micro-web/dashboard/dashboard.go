@@ -116,7 +116,7 @@ func New(registry *pod.Registry) http.Handler {
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
 	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, debugtrace.Client(serviceName, c)), podName, ownNamespace())
 	if debugtrace.On() {
-		d.traces = newTraces()
+		d.traces = newTraces(registry)
 	}
 	_ = registry.Init(pod.WithEvents(d.hub.changes.events()), pod.WithEvents(d.traffic.events())) // Init of a registry returns no error
 	return d.handler()

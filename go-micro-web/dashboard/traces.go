@@ -13,8 +13,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod"
 	"github.com/jiangjiancc/go_micro_k8s/pod/debugtrace"
 	"github.com/micro/go-micro/v2/logger"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -37,7 +39,7 @@ var tracesTemplate = template.Must(template.ParseFS(assets, "assets/traces.html"
 // traces reads the spans that the pods keep, and joins them. It is safe for concurrent use.
 type traces struct {
 	own   func() ([]debugtrace.Span, error)
-	other func(ctx context.Context, address string) ([]debugtrace.Span, error) // of a gRPC service
+	other func(ctx context.Context, p tracedPod) ([]debugtrace.Span, error)    // of a gRPC service
 	web   func(ctx context.Context, address string) ([]debugtrace.Span, error) // of another pod of this service
 
 	timeout time.Duration // for all pods
@@ -47,8 +49,15 @@ type traces struct {
 	latest *traceList
 }
 
-func newTraces() *traces {
-	return &traces{own: debugtrace.Own, other: debugtrace.Read, web: webSpans, timeout: spansTimeout}
+// newTraces returns traces of the pods that a registry finds. It asks gRPC services with the registry's credentials.
+func newTraces(r *pod.Registry) *traces {
+	other := func(ctx context.Context, p tracedPod) ([]debugtrace.Span, error) {
+		if secure := r.Credentials(pod.Callee{Service: p.Service, Address: p.Address, Pod: p.Pod}); secure != nil {
+			return debugtrace.Read(ctx, p.Address, grpc.WithTransportCredentials(secure))
+		}
+		return debugtrace.Read(ctx, p.Address)
+	}
+	return &traces{own: debugtrace.Own, other: other, web: webSpans, timeout: spansTimeout}
 }
 
 // traceList is what the pods kept at one time. It is immutable.
@@ -136,7 +145,7 @@ func (t *traces) read(v *view) *traceList {
 			case ownServices[p.Service]:
 				p.spans, err = t.web(ctx, p.Address)
 			default:
-				p.spans, err = t.other(ctx, p.Address)
+				p.spans, err = t.other(ctx, *p)
 			}
 			p.spans = p.spans[:min(len(p.spans), maxPodSpans)]
 			p.Spans, p.Problem = len(p.spans), spansProblem(err)

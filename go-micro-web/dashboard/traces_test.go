@@ -3,6 +3,8 @@ package dashboard
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,8 +20,10 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/debugtrace"
 	"github.com/jiangjiancc/go_micro_k8s/test/process"
 	debug "github.com/micro/go-micro/v2/debug/service/proto"
+	"github.com/micro/go-plugins/registry/kubernetes/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 )
 
@@ -179,8 +183,8 @@ func retriedTraces() *traces {
 	return &traces{
 		timeout: time.Minute,
 		own:     func() ([]debugtrace.Span, error) { return caller, nil },
-		other: func(_ context.Context, address string) ([]debugtrace.Span, error) {
-			switch address {
+		other: func(_ context.Context, p tracedPod) ([]debugtrace.Span, error) {
+			switch p.Address {
 			case "10.244.0.1:9100":
 				return fails, nil
 			case "10.244.0.2:9100":
@@ -188,7 +192,7 @@ func retriedTraces() *traces {
 			case "10.244.0.3:9100":
 				return nil, status.Error(codes.PermissionDenied, "Debug.Trace is off: <script>")
 			}
-			return nil, fmt.Errorf("asking %s", address)
+			return nil, fmt.Errorf("asking %s", p.Address)
 		},
 		web: func(_ context.Context, address string) ([]debugtrace.Span, error) {
 			return nil, errors.New("no answer of the web pod at <" + address + ">")
@@ -285,13 +289,13 @@ func TestWebPods(t *testing.T) {
 }
 
 // debugServer is a gRPC server whose Debug.Trace answers with as many spans as go-micro keeps, or never.
-func debugServer(t *testing.T, spans []*debug.Span) string {
+func debugServer(t *testing.T, spans []*debug.Span, opts ...grpc.ServerOption) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+	s := grpc.NewServer(append(opts, grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
 		if spans == nil {
 			<-stream.Context().Done()
 			return nil
@@ -300,7 +304,7 @@ func debugServer(t *testing.T, spans []*debug.Span) string {
 			return err
 		}
 		return stream.SendMsg(&debug.TraceResponse{Spans: spans})
-	}))
+	}))...)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -336,7 +340,7 @@ func TestTracesOfTenPodsInTime(t *testing.T) {
 	}
 	// view returns the page and how long it takes. The timeout is not that of New, which a busy machine may exceed.
 	view := func(timeout time.Duration) (string, time.Duration) {
-		srv := serveTraced(t, &traces{own: func() ([]debugtrace.Span, error) { return nil, nil }, other: debugtrace.Read, timeout: timeout}, instances...)
+		srv := serveTraced(t, &traces{own: func() ([]debugtrace.Span, error) { return nil, nil }, other: newTraces(pod.NewRegistry(kubernetes.NewRegistry)).other, timeout: timeout}, instances...)
 		defer srv.Close()
 		get(t, srv.URL+root) // the registry is read
 		started := time.Now()
@@ -359,8 +363,43 @@ func TestTracesOfTenPodsInTime(t *testing.T) {
 	if body, took := view(5 * time.Second); strings.Count(body, "<a href=\"traces?id=") != 100 || !strings.Contains(body, "no answer") || took < 5*time.Second || took > 30*time.Second {
 		t.Errorf("with a pod that does not answer the page takes %s:\n%s", took, body)
 	}
-	if newTraces().timeout != spansTimeout {
+	if newTraces(pod.NewRegistry(kubernetes.NewRegistry)).timeout != spansTimeout {
 		t.Error("the page waits for pods without limit")
+	}
+}
+
+// identities are credentials of a registry that remember for whom they were.
+type identities struct {
+	config  *tls.Config
+	callees []pod.Callee
+}
+
+func (i *identities) Client(to pod.Callee) credentials.TransportCredentials {
+	i.callees = append(i.callees, to)
+	return credentials.NewTLS(i.config)
+}
+
+func (i *identities) Server() []grpc.ServerOption { return nil }
+
+// The page asks services that speak only TLS with the credentials of its registry.
+func TestTracesOverTLS(t *testing.T) {
+	https := httptest.NewTLSServer(http.NotFoundHandler())
+	defer https.Close()
+	server := &tls.Config{Certificates: https.TLS.Certificates}
+	address := debugServer(t, []*debug.Span{{Trace: "a", Id: "b", Name: hello}}, grpc.Creds(credentials.NewTLS(server)))
+	roots := x509.NewCertPool()
+	roots.AddCert(https.Certificate())
+	secure := &identities{config: &tls.Config{RootCAs: roots, ServerName: "example.com"}}
+	r := pod.NewRegistry(kubernetes.NewRegistry, pod.WithCredentials(secure))
+	asked := tracedPod{Service: "go-micro-srv", Pod: "go-micro-srv-1", Address: address}
+	if spans, err := newTraces(r).other(t.Context(), asked); err != nil || len(spans) != 1 {
+		t.Errorf("%d spans, %v", len(spans), err)
+	}
+	if len(secure.callees) != 1 || secure.callees[0].Service != asked.Service || secure.callees[0].Pod != asked.Pod || secure.callees[0].Address != address {
+		t.Errorf("the credentials are for %+v", secure.callees)
+	}
+	if _, err := newTraces(pod.NewRegistry(kubernetes.NewRegistry)).other(t.Context(), asked); err == nil {
+		t.Error("the server also answers in plaintext")
 	}
 }
 

@@ -201,7 +201,7 @@ end_to_end_faults() { e2e e2e-faults -run "$faults"; }
 end_to_end() { e2e e2e -skip "$documents|$faults"; }
 
 together unit_tests static_checks_and_documents
-step 'End to end: faults; rollouts, attacks, configuration and the page' '9 minutes'
+step 'End to end: faults; rollouts, attacks, identities, configuration and the page' '12 minutes'
 together end_to_end end_to_end_faults
 
 if grep -hs . "$reruns"/report.*; then

@@ -1,5 +1,5 @@
 # `make` lists the targets. CLUSTER=NAME selects the cluster. push, images, deploy and undeploy also take REGISTRY= and TAG=;
-# demo, deploy and undeploy take COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
+# demo and cluster-up take NODES=, demo, deploy and undeploy COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 KUBE     := GOOS= GOARCH= go run -C cluster .
@@ -12,8 +12,8 @@ help: ## show this list
 
 ## Try it
 
-demo: ## start a cluster, run the four services on it and show what they do
-	@CLUSTER='$(CLUSTER)' COMPONENTS='$(COMPONENTS)' ./demo.sh
+demo: ## start a cluster, run the four services on it and show what they do; NODES=3 in three zones
+	@CLUSTER='$(CLUSTER)' NODES='$(NODES)' COMPONENTS='$(COMPONENTS)' ./demo.sh
 
 faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME, OF=orders (15 minutes)
 	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' ./demo.sh
@@ -22,8 +22,8 @@ faults: ## break the demo cluster in 11 ways while go-micro's plugin and pod/ ca
 monitoring: ## show the metrics of the demo in a browser, with VictoriaMetrics, until Ctrl-C (2 minutes the first time)
 	@GOOS= GOARCH= go run -C cluster ./monitoring -name '$(CLUSTER)'
 
-cluster-up: ## start only the cluster, without the services
-	@$(KUBE) up -name '$(CLUSTER)'
+cluster-up: ## start only the cluster, without the services; NODES=3 in three zones
+	@$(KUBE) up -name '$(CLUSTER)' -nodes '$(NODES)'
 
 load: ## build the four images without Docker and load them into the cluster
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER='$(CLUSTER)' || exit; done

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the walk-through of README.md: starts a cluster, loads the four images and
+# Runs the walk-through of README.md: starts a cluster of NODES nodes, by default one, loads the four images and
 # applies the manifests, with the components in COMPONENTS. It prints each command before it
 # runs the command. A second run loads and restarts only the services that have changed.
 set -eu
@@ -73,7 +73,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 title 'A cluster'
-launcher up
+launcher up -nodes "${NODES:-1}"
 export KUBECONFIG="$dir/kubeconfig" KUBECACHEDIR="$dir/kubectl-cache" # relative, because the checkout's path may contain a colon, which separates paths in KUBECONFIG
 
 title 'Four programs, four images'

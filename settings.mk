@@ -1,6 +1,7 @@
 # Included by Makefile and service.mk: the settings that a caller may give, and the flags of every go command.
 
 CLUSTER  ?= demo
+NODES    ?= 1
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
 
@@ -19,6 +20,8 @@ IMAGE.pattern      := ($(host)/)?$(component)(/$(component))*(:$(tag))?
 IMAGE.example      := docker.io/you/go-micro-srv:v1.2
 CLUSTER.pattern    := [A-Za-z0-9][A-Za-z0-9_-]{0,62}
 CLUSTER.example    := demo
+NODES.pattern      := [1-9]
+NODES.example      := 3
 COMPONENTS.pattern := ($(component)( +$(component))*)?
 COMPONENTS.example := network-policy
 FAULT.pattern      := ([a-z]+(-[a-z]+)*)?
@@ -32,7 +35,7 @@ endef
 quote   = '$(subst ','\'',$(1))'
 refuse  = $(error reading $(1)="$(if $(findstring @,$(value $(1))),···,$(value $(1)))": it is not valid; write it as $($(1).example))
 matches = $(shell printf '%s\n' $(call quote,$($(1))) | LC_ALL=C grep -Exq -e $(call quote,$($(1).pattern)) && echo yes)
-settings := REGISTRY TAG IMAGE CLUSTER COMPONENTS FAULT K8S_MICRO_SOURCE
+settings := REGISTRY TAG IMAGE CLUSTER NODES COMPONENTS FAULT K8S_MICRO_SOURCE
 # First refuse values with a $ or a newline, because make would expand them; only defaults
 # in a Makefile may refer to other variables. Then refuse values that do not match.
 $(foreach v,$(settings),$(if $(filter undefined file,$(origin $(v))),,\

@@ -29,6 +29,7 @@ type upOptions struct {
 	controlPlane, foreground bool
 	apiServer                string // path of another kube-apiserver, "" for the one of cluster/kube
 	ipFamily                 string // ipv4, ipv6 or dual
+	nodes                    int
 }
 
 // up starts the cluster unless it is running.
@@ -39,13 +40,19 @@ func (c *cluster) up(o upOptions) error {
 	if o.ipFamily != "ipv4" && o.controlPlane {
 		return fmt.Errorf("reading -ip-family %q: it needs a node; leave out -control-plane", o.ipFamily)
 	}
+	if o.nodes < 1 || o.nodes > maxNodes {
+		return fmt.Errorf("reading -nodes %d: use 1 to %d", o.nodes, maxNodes)
+	}
+	if o.nodes > 1 && (o.controlPlane || o.ipFamily != "ipv4") {
+		return fmt.Errorf("reading -nodes %d: several nodes need IPv4; leave out -control-plane and -ip-family", o.nodes)
+	}
 	lock, err := c.lockOrReady()
 	if errors.Is(err, errRunning) {
 		s, err := c.running()
 		if err != nil {
 			return err
 		}
-		if want := (state{ControlPlane: o.controlPlane, IPFamily: o.ipFamily}); s.kind() != want.kind() {
+		if want := (state{ControlPlane: o.controlPlane, IPFamily: o.ipFamily, Nodes: o.nodes}); s.kind() != want.kind() {
 			return fmt.Errorf("starting cluster %q: it is already running, %s; stop it with `down` or use another -name", c.name, s.kind())
 		}
 		progress("cluster %q is already running: Kubernetes %s, %s", c.name, s.Version, s.kind())
@@ -75,11 +82,15 @@ func (c *cluster) up(o upOptions) error {
 	if err := errors.Join(private.Dir(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
-	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, IPFamily: o.ipFamily, APIServer: o.apiServer, Tools: t}
+	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, IPFamily: o.ipFamily, Nodes: o.nodes, APIServer: o.apiServer, Tools: t}
 	if err := c.save(s); err != nil {
 		return err
 	}
-	progress("starting cluster %q, Kubernetes %s, %s: usually under 10 seconds (logs: %s)", c.name, s.Version, s.kind(), c.path("log"))
+	usual := 10
+	if o.nodes > 1 {
+		usual = 5 * (o.nodes + 1)
+	}
+	progress("starting cluster %q, Kubernetes %s, %s: usually under %d seconds (logs: %s)", c.name, s.Version, s.kind(), usual, c.path("log"))
 
 	process, err := c.startSupervisor(stop, lock)
 	if err != nil {
@@ -198,6 +209,9 @@ func (c *cluster) status() error {
 		return err
 	}
 	fmt.Printf("cluster     %s, %s, Kubernetes %s, up since %s\n", c.name, s.kind(), s.Version, s.Started.Format(time.DateTime))
+	if s.Nodes > 1 {
+		fmt.Printf("nodes       %s\n", describeNodes(s.nodes()))
+	}
 	fmt.Printf("API server  https://%s\n", s.API)
 	fmt.Printf("logs        %s\n", c.path("log"))
 	fmt.Print(c.hint(s))

@@ -30,9 +30,9 @@ func TestNothingIsLeftOnTheHost(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 		},
-		"SIGKILL of the supervisor": func(t *testing.T, root string) {
-			c := up(t, root)
-			runPod(t, root)
+		"SIGKILL of the supervisor of three nodes": func(t *testing.T, root string) {
+			c := up(t, root, "-nodes", "3")
+			checkNodes(t, root)
 			s, err := c.state()
 			if err != nil {
 				t.Fatal(err)
@@ -342,8 +342,10 @@ func TestClustersAreIndependent(t *testing.T) {
 	if out, err := cli(t, first, "up"); err != nil || !strings.Contains(out, "is already running") {
 		t.Errorf("second up: %v: %s", err, out)
 	}
-	if out, err := cli(t, first, "up", "-ip-family", "dual"); err == nil || !strings.Contains(out, "already running, one node; stop it with `down`") {
-		t.Errorf("up with another IP family: %v: %s", err, out)
+	for _, args := range [][]string{{"-ip-family", "dual"}, {"-nodes", "3"}} {
+		if out, err := cli(t, first, append([]string{"up"}, args...)...); err == nil || !strings.Contains(out, "already running, one node; stop it with `down`") {
+			t.Errorf("up %q: %v: %s", args, err, out)
+		}
 	}
 	if _, err := os.Stat(filepath.Join(home, "mine")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("up created the user's kubeconfig: %v", err)

@@ -20,7 +20,8 @@ import (
 type components struct {
 	logs    string // directory
 	env     []string
-	files   []*os.File // file descriptors 3 and up of every process
+	prepare func(*exec.Cmd) // sets the attributes of every process
+	files   []*os.File      // file descriptors 3 and up of every process
 	restart atomic.Bool
 	exited  chan error // the error of the first process that ended while the cluster started
 	stopped context.Context
@@ -43,7 +44,7 @@ func environment() (env []string) {
 // newComponents returns an empty set of components that inherit env, files and the
 // variables of environment.
 func newComponents(logs string, env []string, files ...*os.File) *components {
-	p := &components{logs: logs, env: append(environment(), env...), files: files, exited: make(chan error, 1)}
+	p := &components{logs: logs, env: append(environment(), env...), prepare: endWithParent, files: files, exited: make(chan error, 1)}
 	p.stopped, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -99,7 +100,7 @@ func (p *components) run(name, program string, args []string) error {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 3 * time.Second // then SIGKILL
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles, cmd.Env = log, log, p.files, p.env
-	endWithParent(cmd)
+	p.prepare(cmd)
 	err = cmd.Run()
 	if err == nil {
 		err = errors.New("exit status 0")

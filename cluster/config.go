@@ -20,11 +20,12 @@ var templates embed.FS
 //go:embed pause/Dockerfile
 var pauseDockerfile []byte
 
-// nodeConfig is the data that the templates in templates/etc may use.
+// nodeConfig is the data of one node that the templates in templates/etc may use.
 type nodeConfig struct {
 	Etc, PKI         string // directories
 	CNIPlugins, Runc string // directory and program
-	NodeName, NodeIP string
+	NodeName         string
+	DNS              string // address of CoreDNS
 	Network          network
 	Registry         string // its address
 	PauseImage       string

@@ -72,8 +72,8 @@ apt update && apt download uidmap && dpkg-deb -x uidmap*.deb .`
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// TestOrdinaryUser runs a cluster without root: a pod that runs as another user works,
-// and after SIGKILL of the supervisor nothing is left.
+// TestOrdinaryUser runs a cluster of two nodes without root: pods that run as another user work
+// on both, and after SIGKILL of the supervisor nothing is left.
 func TestOrdinaryUser(t *testing.T) {
 	cache := provideTools(t).Cache
 	provideUidmap(t, cache)
@@ -87,7 +87,7 @@ func TestOrdinaryUser(t *testing.T) {
 		}
 	}
 	before := hostState(t, root)
-	if out, err := asOrdinaryUser(t, root, launcher(root, "up")).CombinedOutput(); err != nil {
+	if out, err := asOrdinaryUser(t, root, launcher(root, "up", "-nodes", "2")).CombinedOutput(); err != nil {
 		t.Fatalf("up: %v: %s", err, out)
 	}
 	c := demoCluster(root)
@@ -100,8 +100,9 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Errorf("the supervisor runs as root: %v\n%s", err, status)
 	}
 	runPod(t, root)
-	if out, err := cli(t, root, "kubectl", "--", "logs", "pause"); err != nil {
-		t.Errorf("logs: %v: %s", err, out)
+	checkPodOfEachNode(t, root, runPodOnEachNode(t, root, 2))
+	if out, err := asOrdinaryUser(t, root, launcher(root, "node", "-n", "2", "cat", "/proc/sys/kernel/hostname")).CombinedOutput(); err != nil || string(out) != "k8s-micro-2\n" {
+		t.Errorf("entering the second node: %v: %s", err, out)
 	}
 	address, err := asOrdinaryUser(t, root, launcher(root, "forward", "default/kubernetes:443")).Output()
 	if err != nil {

@@ -48,42 +48,51 @@ func initProcess(args []string) error {
 	}()
 	events, lock, api := inherited(4), inherited(5), inherited(6)
 	c, err := newCluster(args[0])
+	var s state
 	if err == nil {
-		err = c.mountNode()
+		s, err = c.state()
 	}
 	if err == nil {
-		err = syscall.Sethostname([]byte(nodeName))
+		err = c.mountNode(s.Tools.Cache)
+	}
+	if err == nil {
+		err = syscall.Sethostname([]byte(firstNode.name()))
 	}
 	if err != nil {
 		_, _ = fmt.Fprintf(events, "error making the node: %v\n", err)
 		return err
 	}
 	manager := exec.Command("/proc/self/exe", "node-manager", c.name)
-	manager.Stdout, manager.Stderr = os.Stdout, os.Stderr
 	manager.ExtraFiles = []*os.File{events, lock, api}
-	if err := manager.Start(); err != nil {
+	status, err := runManager(manager)
+	if err != nil {
 		return err
 	}
-	for { // instead of manager.Wait: process 1 also reaps the node's orphans
+	return fmt.Errorf("the node manager ended with status %d", status)
+}
+
+// runManager runs the node manager as the child of process 1, which also reaps the node's orphans, and returns its exit status.
+func runManager(manager *exec.Cmd) (status int, err error) {
+	manager.Stdout, manager.Stderr = os.Stdout, os.Stderr
+	if err := manager.Start(); err != nil {
+		return 0, err
+	}
+	for {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, 0, nil)
 		if err != nil && !errors.Is(err, syscall.EINTR) {
-			return err
+			return 0, err
 		}
 		if pid == manager.Process.Pid {
-			return fmt.Errorf("the node manager ended with status %d", status.ExitStatus())
+			return status.ExitStatus(), nil
 		}
 	}
 }
 
 // mountNode gives the node its own /proc, /sys, cgroups, /run and /var, so that
-// every component can use its default paths, and makes the host's file systems
-// read-only for the node.
-func (c *cluster) mountNode() error {
-	s, err := c.state()
-	if err != nil {
-		return err
-	}
+// every component can use its default paths, and makes the file systems of the host, or of the
+// first node, read-only for the node. The node sees c.dir and the cache at paths of its own.
+func (c *cluster) mountNode(cache string) error {
 	rootless, useCgroups := os.Getenv(envRootless) != "", os.Getenv(envNoCgroups) == ""
 	hierarchies := c.cgroups()
 	var errs []error
@@ -97,7 +106,7 @@ func (c *cluster) mountNode() error {
 	// Open these directories first: they may be below the host's /run or /var, which the
 	// node's own /run and /var hide.
 	shared := map[string]int{}
-	for nodeDir, hostDir := range map[string]string{nodeClusterDir: c.dir, nodeCacheDir: s.Tools.Cache} {
+	for nodeDir, hostDir := range map[string]string{nodeClusterDir: c.dir, nodeCacheDir: cache} {
 		fd, err := syscall.Open(hostDir, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("opening %q: %w", hostDir, err)

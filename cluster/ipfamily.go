@@ -1,12 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
 )
 
-// addresses are the addresses of the node, its pods and the Services in one IP family.
+// addresses are the addresses of a node, its pods and the Services in one IP family.
 // Those of IPv6 are unique local addresses (RFC 4193).
 type addresses struct {
 	NodeIP      string
@@ -27,6 +28,22 @@ type network []addresses
 
 // networks contains the values of -ip-family.
 var networks = map[string]network{"ipv4": {ipv4}, "ipv6": {ipv6}, "dual": {ipv4, ipv6}}
+
+// of returns the addresses of one node and of its pods. Only IPv4 clusters have several nodes.
+func (a addresses) of(n node) addresses {
+	if n != firstNode {
+		a.NodeIP, a.PodCIDR = fmt.Sprintf("10.10.0.%d", n), fmt.Sprintf("10.%d.0.0/16", 243+n)
+	}
+	return a
+}
+
+// of returns the network with the addresses of one node and of its pods.
+func (n network) of(number node) (own network) {
+	for _, a := range n {
+		own = append(own, a.of(number))
+	}
+	return own
+}
 
 func (n network) nodeIPs() string {
 	return n.join(func(a addresses) string { return a.NodeIP })

@@ -7,6 +7,29 @@ import (
 	"testing"
 )
 
+// No two nodes have the same name, and their addresses do not overlap with each other or with the Services.
+func TestAddressesOfNodes(t *testing.T) {
+	names, taken := map[string]bool{}, []netip.Prefix{netip.MustParsePrefix(ipv4.ServiceCIDR)}
+	for _, n := range (state{Nodes: maxNodes}).nodes() {
+		a := ipv4.of(n)
+		for _, own := range []netip.Prefix{netip.MustParsePrefix(a.PodCIDR), netip.PrefixFrom(netip.MustParseAddr(a.NodeIP), 32)} {
+			for _, other := range taken {
+				if own.Overlaps(other) || own != own.Masked() {
+					t.Errorf("%s: %s overlaps with %s, or is no subnet", n.name(), own, other)
+				}
+			}
+			taken = append(taken, own)
+		}
+		if names[n.name()] || n.zone() != string("abcabcabc"[n-1]) {
+			t.Errorf("node %d has the name %s and the zone %s", n, n.name(), n.zone())
+		}
+		names[n.name()] = true
+	}
+	if len(names) != maxNodes || ipv4.of(firstNode) != ipv4 {
+		t.Errorf("%d nodes, and the first has the addresses %+v", len(names), ipv4.of(firstNode))
+	}
+}
+
 func TestNetworks(t *testing.T) {
 	for family, want := range map[string][]string{
 		"ipv4": {"10.244.0.0/16"}, "ipv6": {"fd00:10:244::/64"}, "dual": {"10.244.0.0/16", "fd00:10:244::/64"},

@@ -1,6 +1,5 @@
-// Cluster runs a real Kubernetes cluster with one node on a machine without
-// Kubernetes. It needs Linux and Go; it needs neither Docker, nor an image registry,
-// nor root.
+// Cluster runs a real Kubernetes cluster on a machine without Kubernetes, with one node or
+// several. It needs Linux and Go; it needs neither Docker, nor an image registry, nor root.
 //
 //	go run -C cluster . up            build what is missing, start the cluster, print how kubectl reaches the cluster
 //	go run -C cluster . status        print the version, the start time and the directory of the logs
@@ -9,7 +8,7 @@
 //	go run -C cluster . save FILE IMAGE=DIR ...   build like load, and write the images to a file that other clusters can import
 //	go run -C cluster . kubectl ARG ...      run the kubectl of the cluster's Kubernetes version
 //	go run -C cluster . forward NAMESPACE/SERVICE:PORT   listen on the host's loopback for a Service until the cluster stops
-//	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node
+//	go run -C cluster . node CMD ...  run CMD in the network, process and mount namespaces of the node; node -n 2 CMD enters the second
 //	go run -C cluster . down          stop the cluster and remove everything it created
 //	go run -C cluster . build         only build and download what up needs
 //	go run -C cluster . clean         remove from the cache what this checkout does not need, such as other versions
@@ -57,7 +56,13 @@
 // Pods and Services have IPv4 addresses. up -ip-family ipv6 gives them IPv6 addresses
 // instead, and up -ip-family dual both.
 //
-// The node has an image registry. containerd pulls every image from this registry, also
+// up -nodes 3 starts further nodes, k8s-micro-2 and k8s-micro-3, each in namespaces of its own inside
+// the user namespace of the first node, with a containerd, a kubelet and a kube-proxy. The nodes are in the zones a, b
+// and c (label topology.kubernetes.io/zone). A veth pair joins each further node to the first, which has the control
+// plane and forwards the packets between the others. The pods of node N have addresses of 10.(243+N).0.0/16, and the
+// logs of its components are in .cluster/NAME/log/k8s-micro-N. A further node that is killed starts again.
+//
+// The cluster has an image registry. containerd pulls every image from this registry, also
 // if the image's name contains another one. Only the command load adds images to it. A minute
 // after load has replaced an image, the registry forgets the old one. Kubelet removes images
 // that no pod has used for half an hour.
@@ -79,6 +84,8 @@
 //	init              process 1 of the node; ends when the supervisor's pipe closes
 //	node manager      child of init; runs the components and serves the host's listeners
 //	pod signer        child of the node manager; one of the components
+//	further init      child of the node manager, which is then that of the first node; process 1 of a further node
+//	further manager   child of a further init; runs the components of its node
 //
 // All of them hold the cluster's lock. When the supervisor ends, even by SIGKILL, the
 // kernel closes the supervisor's end of the pipe, init exits, and the kernel kills every
@@ -104,6 +111,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -150,16 +158,18 @@ Environment:
 
 // ownFlags separates the launcher's own flags from the arguments of kubectl or of a command in
 // the node, which may begin with flags of the other program, such as kubectl -n.
-func ownFlags(args []string) (own, rest []string) {
-	if len(args) > 0 {
-		if name, _, hasValue := strings.Cut(args[0], "="); name == "-name" || name == "--name" {
-			n := 2
-			if hasValue {
-				n = 1
-			}
-			n = min(n, len(args))
-			own, args = args[:n], args[n:]
+func ownFlags(args []string, names ...string) (own, rest []string) {
+	for len(args) > 0 {
+		flag, _, hasValue := strings.Cut(args[0], "=")
+		if name := strings.TrimPrefix(strings.TrimPrefix(flag, "-"), "-"); name == flag || !slices.Contains(names, name) {
+			break
 		}
+		n := 2
+		if hasValue {
+			n = 1
+		}
+		n = min(n, len(args))
+		own, args = append(own, args[:n]...), args[n:]
 	}
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
@@ -183,6 +193,7 @@ func run(args []string) error {
 	if command == "up" {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
 		flags.StringVar(&o.ipFamily, "ip-family", "ipv4", "addresses of pods and Services: ipv4, ipv6, or dual for both with IPv4 first")
+		flags.IntVar(&o.nodes, "nodes", 1, fmt.Sprintf("number of nodes, 1 to %d; several are in the zones a, b and c in turn", maxNodes))
 		flags.StringVar(&o.apiServer, "kube-apiserver", "", "with -control-plane, the path of another kube-apiserver, for tests with other versions")
 		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
 	}
@@ -195,9 +206,14 @@ func run(args []string) error {
 	if command == "save" {
 		flags.StringVar(&arch, "arch", runtime.GOARCH, "processor architecture of the cluster's nodes: amd64 or arm64")
 	}
+	n := int(firstNode)
 	var rest []string
-	if command == "kubectl" || command == "node" {
-		args, rest = ownFlags(args)
+	switch command {
+	case "kubectl":
+		args, rest = ownFlags(args, "name")
+	case "node":
+		flags.IntVar(&n, "n", n, "number of the node")
+		args, rest = ownFlags(args, "name", "n")
 	}
 	_ = flags.Parse(args) // exits on error
 	args = append(flags.Args(), rest...)
@@ -232,7 +248,7 @@ func run(args []string) error {
 	case "forward":
 		return c.forward(args)
 	case "node":
-		return c.node(args)
+		return c.node(node(n), args)
 	}
 	return fmt.Errorf("running %q: no such command; use %s", command, commandNames)
 }

@@ -307,10 +307,14 @@ func TestOwnFlags(t *testing.T) {
 		"-- ip addr":                       "|ip addr",
 		"-name":                            "-name|",
 	} {
-		own, rest := ownFlags(strings.Fields(line))
+		own, rest := ownFlags(strings.Fields(line), "name")
 		if got := strings.Join(own, " ") + "|" + strings.Join(rest, " "); got != want {
 			t.Errorf("%q is separated into %q, want %q", line, got, want)
 		}
+	}
+	own, rest := ownFlags(strings.Fields("-name demo -n 2 ps -n 3"), "name", "n") // of the command node
+	if got := strings.Join(own, " ") + "|" + strings.Join(rest, " "); got != "-name demo -n 2|ps -n 3" {
+		t.Errorf("node: the arguments are separated into %q", got)
 	}
 }
 
@@ -334,6 +338,11 @@ func TestErrorMessages(t *testing.T) {
 		{[]string{"up", "-name", "../up"}, "want a plain word"},
 		{[]string{"up", "-ip-family", "IPv6"}, "use ipv4, ipv6 or dual"},
 		{[]string{"up", "-ip-family", "ipv6", "-control-plane"}, "leave out -control-plane"},
+		{[]string{"up", "-nodes", "0"}, "reading -nodes 0: use 1 to 9"},
+		{[]string{"up", "-nodes", "1000"}, "reading -nodes 1000: use 1 to 9"},
+		{[]string{"up", "-nodes", "two"}, `invalid value "two" for flag -nodes`},
+		{[]string{"up", "-nodes", "3", "-ip-family", "dual"}, "several nodes need IPv4; leave out -control-plane and -ip-family"},
+		{[]string{"up", "-nodes", "3", "-control-plane"}, "several nodes need IPv4; leave out -control-plane and -ip-family"},
 	} {
 		out, err := cli(t, root, c.args...)
 		if err == nil || !strings.Contains(out, c.want) {

@@ -25,7 +25,6 @@ import (
 )
 
 const (
-	nodeName   = "k8s-micro"
 	apiPort    = 6443
 	pauseImage = "docker.io/k8s-micro/pause:1"
 
@@ -37,11 +36,11 @@ const (
 
 var nodePlatform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 
-// nodeManager starts the components in the node's namespaces and serves the
-// host's listeners. It inherits the pipe to which it reports events (file descriptor
+// nodeManager starts the components of the first node in its namespaces, starts the further
+// nodes, and serves the host's listeners. It inherits the pipe to which it reports events (file descriptor
 // 3), the lock (4) and the host's listener for the API server (5).
 func nodeManager(args []string) (err error) {
-	events, _, apiFile := inherited(3), inherited(4), inherited(5)
+	events, lock, apiFile := inherited(3), inherited(4), inherited(5)
 	report := reporter(events)
 	defer func() {
 		if err != nil {
@@ -59,14 +58,14 @@ func nodeManager(args []string) (err error) {
 		return err
 	}
 	network := networks[s.IPFamily]
-	if err := setUpNetwork(network); err != nil {
+	if err := setUpNetwork(network, s.nodes()); err != nil {
 		return fmt.Errorf("setting up the node's network: %w", err)
 	}
 	cp := controlPlane{cluster: c, kube: s.Tools.Kube, ip: network[0].NodeIP, network: network, port: apiPort, etcdPort: 2379}
 	if err := errors.Join(cp.writeFiles(), cp.writeNodeFiles(s)); err != nil {
 		return fmt.Errorf("writing the node's configuration: %w", err)
 	}
-	if err := c.serveRegistry(); err != nil {
+	if err := c.serveRegistry(s.Nodes > 1); err != nil {
 		return fmt.Errorf("starting the image registry: %w", err)
 	}
 	go forwarder.Run(apiListener, hostPort(cp.ip, apiPort), nodeDialer.Dial, logLine)
@@ -76,21 +75,28 @@ func nodeManager(args []string) (err error) {
 	}
 	go receiveForwards(forwards)
 
-	p := newComponents(c.path("log"), []string{"PATH=" + s.Tools.Path(), "HOME=/var/lib", "TMPDIR=/run/tmp"})
+	p := newComponents(c.nodeLogs(firstNode), nodeEnvironment(s.Tools))
 	defer p.stop()
-	if err := cp.startNode(p, s.Tools, report); err != nil {
+	further := furtherNodes(c, lock)
+	defer further.stop()
+	if err := cp.startNodes(p, further, s, report); err != nil {
 		return err
 	}
-	if err := errors.Join(p.started(), c.markReady()); err != nil {
+	if err := errors.Join(p.started(), further.started(), c.markReady()); err != nil {
 		return err
 	}
 	report("ready", "")
 	select {} // the kernel ends this process when init exits
 }
 
-// serveRegistry starts the image registry. Its reader listens in the node for containerd;
-// its writer listens on a socket that only the cluster's owner can reach.
-func (c *cluster) serveRegistry() error {
+// nodeEnvironment returns the variables of a node's components.
+func nodeEnvironment(t programs.Tools) []string {
+	return []string{"PATH=" + t.Path(), "HOME=/var/lib", "TMPDIR=/run/tmp"}
+}
+
+// serveRegistry starts the image registry. Its reader listens in the node for containerd, and
+// for further nodes on a socket; its writer listens on a socket that only the cluster's owner can reach.
+func (c *cluster) serveRegistry(further bool) error {
 	requests, err := os.Create(c.path("log", "registry.log"))
 	if err != nil {
 		return err
@@ -107,6 +113,13 @@ func (c *cluster) serveRegistry() error {
 	serve := func(l net.Listener, h http.Handler) {
 		_ = (&http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}).Serve(l)
 	}
+	if further {
+		socket, err := c.listenUnix(readerSocket)
+		if err != nil {
+			return err
+		}
+		go serve(socket, images.Reader())
+	}
 	go serve(reader, images.Reader())
 	go serve(writer, images.Writer())
 	return nil
@@ -122,25 +135,23 @@ func (c *cluster) listenUnix(name string) (*net.UnixListener, error) {
 	return net.ListenUnix("unix", address)
 }
 
-// startNode starts the components and returns when the node is ready for pods.
-func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(kind, text string)) error {
+// startNodes starts the components, and returns when all nodes are ready for pods.
+func (cp *controlPlane) startNodes(p, further *components, s state, report func(kind, text string)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	p.start("containerd", filepath.Join(t.Bin, "containerd"), "--config", cp.etc("containerd.toml"))
+	t := s.Tools
+	cp.startContainerd(p, t, firstNode)
 	pushed := make(chan error, 1)
 	go func() { pushed <- cp.pushPause(ctx, t.Pause) }()
 	if err := cp.start(ctx, p); err != nil {
 		return err
 	}
 	report("step", "API server ready")
-	listens := func() bool {
-		conn, err := net.DialTimeout("unix", "/run/containerd/containerd.sock", time.Second)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
+	nodes := s.nodes()
+	for _, n := range nodes[1:] {
+		further.start(n.name(), "/proc/self/exe", "further-init", cp.name, strconv.Itoa(int(n)))
 	}
-	if err := errors.Join(<-pushed, p.await(ctx, "containerd", listens)); err != nil {
+	if err := errors.Join(<-pushed, awaitContainerd(ctx, p)); err != nil {
 		return err
 	}
 	start := func(name string, args ...string) {
@@ -156,8 +167,7 @@ func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(k
 		"--cluster-signing-cert-file="+cp.cert("ca.crt"), "--cluster-signing-key-file="+cp.cert("ca.key"),
 		"--service-cluster-ip-range="+cp.network.serviceCIDRs(), "--flex-volume-plugin-dir=/var/lib/kubelet/volumeplugins", "--profiling=false")...)
 	start("kube-scheduler", append(kubeconfigs(cp.etc("scheduler.conf")), "--leader-elect=false", "--profiling=false")...)
-	start("kubelet", "--config="+cp.etc("kubelet.yaml"), "--kubeconfig="+cp.etc("kubelet.conf"), "--node-ip="+cp.network.nodeIPs(), "--hostname-override="+nodeName)
-	start("kube-proxy", "--config="+cp.etc("kube-proxy.yaml"))
+	cp.startKubelet(p, s, firstNode)
 	request := cp.client("client-kubeconfig")
 	for _, name := range []string{"coredns", "pod-signer"} {
 		for file, resource := range map[string]string{"-role.json": "clusterroles", "-binding.json": "clusterrolebindings"} {
@@ -173,25 +183,57 @@ func (cp *controlPlane) startNode(p *components, t programs.Tools, report func(k
 	start("coredns", "--conf="+cp.etc("Corefile"))
 	p.start("pod-signer", "/proc/self/exe", "pod-signer", "-server="+cp.server(), "-dir="+cp.path("signer"),
 		"-server-ca="+cp.cert("ca.crt"), "-cert="+cp.cert("pod-signer.crt"), "-key="+cp.cert("pod-signer.key"))
-	if err := p.await(ctx, "the node to be Ready", func() bool { return nodeReady(request, cp.server()) }); err != nil {
-		return err
+	for _, n := range nodes {
+		starting := p // its components may end
+		if n != firstNode {
+			starting = further
+		}
+		if err := starting.await(ctx, "node "+n.name()+" to be Ready", func() bool { return nodeReady(request, cp.server(), n) }); err != nil {
+			return err
+		}
 	}
 	return p.await(ctx, "CoreDNS", cp.probe("client-kubeconfig", "http://127.0.0.1:8089/health"))
 }
 
-// nodeReady reports whether the Node object has the condition Ready.
-func nodeReady(request func(method, url, body string) ([]byte, error), server string) bool {
+func (c *cluster) startContainerd(p *components, t programs.Tools, n node) {
+	p.start("containerd", filepath.Join(t.Bin, "containerd"), "--config", c.nodeEtc(n, "containerd.toml"))
+}
+
+// awaitContainerd waits until containerd listens.
+func awaitContainerd(ctx context.Context, p *components) error {
+	return p.await(ctx, "containerd", func() bool {
+		conn, err := net.DialTimeout("unix", "/run/containerd/containerd.sock", time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+}
+
+// startKubelet starts kubelet and kube-proxy. The nodes of a cluster that has several are in zones.
+func (c *cluster) startKubelet(p *components, s state, n node) {
+	args := []string{"--config=" + c.nodeEtc(n, "kubelet.yaml"), "--kubeconfig=" + c.nodeEtc(n, "kubelet.conf"),
+		"--node-ip=" + networks[s.IPFamily].of(n).nodeIPs(), "--hostname-override=" + n.name()}
+	if s.Nodes > 1 {
+		args = append(args, "--node-labels="+zoneLabel+"="+n.zone())
+	}
+	p.start("kubelet", filepath.Join(s.Tools.Kube, "kubelet"), args...)
+	p.start("kube-proxy", filepath.Join(s.Tools.Kube, "kube-proxy"), "--config="+c.nodeEtc(n, "kube-proxy.yaml"))
+}
+
+// nodeReady reports whether a Node object has the condition Ready.
+func nodeReady(request func(method, url, body string) ([]byte, error), server string, name node) bool {
 	type condition struct{ Type, Status string }
 	var n struct {
 		Status struct{ Conditions []condition }
 	}
-	b, err := request("GET", server+"/api/v1/nodes/"+nodeName, "")
+	b, err := request("GET", server+"/api/v1/nodes/"+name.name(), "")
 	return err == nil && json.Unmarshal(b, &n) == nil && slices.Contains(n.Status.Conditions, condition{"Ready", "True"})
 }
 
-// setUpNetwork gives the node its addresses. The route through the loopback makes them the
-// source addresses of the connections to Services. No packet leaves the node.
-func setUpNetwork(n network) error {
+// setUpNetwork gives the first node its addresses. The route through the loopback makes them the
+// source addresses of the connections to Services. No packet leaves the nodes.
+func setUpNetwork(n network, nodes []node) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
@@ -208,6 +250,10 @@ func setUpNetwork(n network) error {
 			netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(ip), Flags: unix.IFA_F_NODAD}), // no check for duplicates, because the route needs the address at once
 			netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Type: kind, Scope: netlink.SCOPE_LINK, Src: ip, Dst: subnet}),
 			os.WriteFile("/proc/sys/net/"+forwarding, []byte("1"), 0))
+	}
+	for _, further := range nodes[1:] { // joinNetwork adds better routes; without them, packets to its pods vanish, as those to a lost machine
+		errs = append(errs, netlink.RouteAdd(&netlink.Route{Type: unix.RTN_UNREACHABLE, Dst: hostRoute(further), Priority: 1024}),
+			netlink.RouteAdd(&netlink.Route{Type: unix.RTN_BLACKHOLE, Dst: podRoute(further), Priority: 1024}))
 	}
 	return errors.Join(errs...)
 }
@@ -240,24 +286,31 @@ func (cp *controlPlane) writeNodeFiles(s state) error {
 		return err
 	}
 	p, server := cp.pki, cp.server()
-	return errors.Join(
-		p.Issue("kubelet-serving", nodeName, nil, nodeName, cp.ip),
+	errs := []error{
 		p.Issue("pod-signer", signer.User, nil),
 		p.Kubeconfig(cp.path("kubeconfig"), "https://"+s.API, "admin", "system:masters"),
 		p.Kubeconfig(cp.etc("controller-manager.conf"), server, "system:kube-controller-manager"),
 		p.Kubeconfig(cp.etc("scheduler.conf"), server, "system:kube-scheduler"),
-		p.Kubeconfig(cp.etc("kubelet.conf"), server, "system:node:"+nodeName, "system:nodes"),
-		p.Kubeconfig(cp.etc("kube-proxy.conf"), server, "system:kube-proxy"),
 		p.Kubeconfig(cp.etc("coredns.conf"), server, "coredns"),
-		writeConfig(cp.etc(""), nodeConfig{
-			Etc: cp.etc(""), PKI: cp.cert(""), CNIPlugins: s.Tools.CNI, Runc: runcPath,
-			NodeName: nodeName, NodeIP: cp.ip, Network: cp.network, Registry: registryAddress, PauseImage: pauseImage,
-			Cgroups: os.Getenv(envNoCgroups) == "",
-		}))
+	}
+	for _, n := range s.nodes() {
+		own := cp.network.of(n)
+		errs = append(errs,
+			os.MkdirAll(cp.nodeEtc(n, ""), 0o755), os.MkdirAll(cp.nodeLogs(n), 0o755),
+			p.Issue(n.name(), n.name(), nil, n.name(), own[0].NodeIP),
+			p.Kubeconfig(cp.nodeEtc(n, "kubelet.conf"), server, "system:node:"+n.name(), "system:nodes"),
+			p.Kubeconfig(cp.nodeEtc(n, "kube-proxy.conf"), server, "system:kube-proxy"),
+			writeConfig(cp.nodeEtc(n, ""), nodeConfig{
+				Etc: cp.nodeEtc(n, ""), PKI: cp.cert(""), CNIPlugins: s.Tools.CNI, Runc: runcPath,
+				NodeName: n.name(), DNS: cp.ip, Network: own, Registry: registryAddress, PauseImage: pauseImage,
+				Cgroups: os.Getenv(envNoCgroups) == "",
+			}))
+	}
+	return errors.Join(errs...)
 }
 
-// node runs a command in the node's namespaces.
-func (c *cluster) node(args []string) error {
+// node runs a command in the namespaces of a node.
+func (c *cluster) node(n node, args []string) error {
 	s, err := c.running()
 	if err != nil {
 		return err
@@ -265,13 +318,25 @@ func (c *cluster) node(args []string) error {
 	if s.Node == 0 {
 		return fmt.Errorf("entering the node of cluster %q: it has no node", c.name)
 	}
+	if !slices.Contains(s.nodes(), n) {
+		return fmt.Errorf("entering node %d of cluster %q: it has %s", n, c.name, s.kind())
+	}
 	if len(args) == 0 {
 		return errors.New("entering the node: no command; try `node ip addr`")
 	}
-	enter := []string{"-t", strconv.Itoa(s.Node), "-m", "-u", "-i", "-n", "-p", "-C", "--wd=/"}
+	namespaces := []string{"-m", "-u", "-i", "-n", "-p", "-C", "--wd=/"}
+	enter := append([]string{"-t", strconv.Itoa(s.Node)}, namespaces...)
 	if os.Getuid() != 0 {
 		enter = append(enter, "-U", "--preserve-credentials")
 	}
+	enter = append(enter, "--")
+	if n != firstNode { // a further node can be entered from the first
+		pid, err := os.ReadFile(c.pidFile(n))
+		if err != nil {
+			return fmt.Errorf("entering node %s of cluster %q: it is not running", n.name(), c.name)
+		}
+		enter = append(append(append(enter, "nsenter", "-t", string(pid)), namespaces...), "--")
+	}
 	os.Setenv("PATH", s.Tools.Relocated(nodeCacheDir).Path())
-	return runInTerminal("nsenter", append(append(enter, "--"), args...)...)
+	return runInTerminal("nsenter", append(enter, args...)...)
 }

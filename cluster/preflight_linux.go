@@ -26,15 +26,16 @@ func preflight(o upOptions) error {
 	if o.ipFamily != "ipv4" && !exists("/proc/net/if_inet6") {
 		return fail("this kernel has no IPv6", "leave out -ip-family")
 	}
-	if free := procNumber("/proc/meminfo", "MemAvailable:", 10); free > 0 && free < 3<<19 {
-		return fail(fmt.Sprintf("%d MB of memory available, 1.5 GB needed", free>>10), "close other programs")
+	further := o.nodes - 1
+	if free, needed := procNumber("/proc/meminfo", "MemAvailable:", 10), int64(1536+384*further)<<10; free > 0 && free < needed {
+		return fail(fmt.Sprintf("%d MB of memory available, %d MB needed", free>>10, needed>>10), "close other programs")
 	}
 	const files = 1024
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Max < files {
 		return fail(fmt.Sprintf("a process here may open %d files, %d needed", limit.Max, files), fmt.Sprintf("raise the limit with `ulimit -Hn %d`, as root", files))
 	}
-	const watchers = 24 // the components use 19, the rest is a reserve
+	watchers := 24 + 8*further // the components use 19, and 8 in each further node, the rest is a reserve
 	if n := inotifyInstances(watchers); n < watchers {
 		return fail(fmt.Sprintf("%d inotify instances left to this user, %d needed", n, watchers), "raise the limit with `sudo sysctl fs.inotify.max_user_instances=512`")
 	}

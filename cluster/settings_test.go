@@ -35,13 +35,18 @@ func TestMakeRefusesValues(t *testing.T) {
 	command := "touch " + marker
 	bad := []string{"", "v1&" + command, "v1;" + command, "`" + command + "`", "$(" + command + ")", "$(shell " + command + ")", "$$(" + command + ")", "${PATH}",
 		"v1'", `v1"`, "a b", "a,b", "v1\n" + command, "v1\n", "\\", "#", "ä", "-rm", "a/../b", "{a}", "*"}
+	badNodes := []string{"0", "10", "1000", "two", "-1"}
 	for target, variables := range map[string][]string{
 		"deploy": {"REGISTRY", "TAG"}, "undeploy": {"REGISTRY", "TAG"}, "push": {"REGISTRY", "TAG"}, "images": {"REGISTRY", "TAG"},
-		"demo": {"CLUSTER", "K8S_MICRO_SOURCE"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
+		"demo": {"CLUSTER", "NODES", "K8S_MICRO_SOURCE"}, "cluster-up": {"NODES"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
 		"-C go-micro-srv load": {"IMAGE", "CLUSTER", "TAG"}, "-C go-micro-web push": {"IMAGE"}, "-C go-micro-client docker-push": {"IMAGE", "REGISTRY"},
 	} {
 		for _, variable := range variables {
-			for _, value := range bad {
+			values := bad
+			if variable == "NODES" {
+				values = append(badNodes, bad...)
+			}
+			for _, value := range values {
 				if value == "" && (variable == "K8S_MICRO_SOURCE" || variable == "FAULT") { // the same as unset
 					continue
 				}
@@ -62,6 +67,7 @@ func TestMakeRefusesValues(t *testing.T) {
 	for target, values := range map[string][]string{
 		"deploy REGISTRY": {"846602483", "docker.io/you", "localhost:5000", "127.0.0.1:5000/a/b_c", "ghcr.io/o-r/x__y", "Registry.Example:443/a"},
 		"deploy TAG":      {"kubernetes", "v1.2-rc.1", "_x", "A"}, "-C go-micro-srv load IMAGE": {"a/b", "localhost:5000/b:c", "busybox:1.0"},
+		"cluster-up NODES":               {"1", "3", "9"},
 		"cluster-down CLUSTER":           {"demo", "e2e-demo", "A_1"},
 		"cluster-build K8S_MICRO_SOURCE": {"", "build", "download", "http://127.0.0.1:8080", "https://[::1]/a-b/c_d~e%20f/", "https://you@mirror.example"},
 	} {

@@ -82,10 +82,11 @@ type state struct {
 	Version      string    // of Kubernetes
 	Started      time.Time // when up began to start the cluster
 	Supervisor   int       // process id
-	Node         int       // process id of the node's init, 0 without a node
+	Node         int       // process id of the first node's init, 0 without a node
 	API          string    // address of the API server on the host's loopback
 	ControlPlane bool      // the cluster has no node
 	IPFamily     string    // ipv4, ipv6 or dual
+	Nodes        int       // how many Kubernetes nodes
 	APIServer    string    // path of another kube-apiserver than that of cluster/kube, or ""
 	Tools        programs.Tools
 }
@@ -98,6 +99,8 @@ func (s state) kind() string {
 		return "one node with IPv6 addresses"
 	case s.IPFamily == "dual":
 		return "one node with IPv4 and IPv6 addresses"
+	case s.Nodes > 1:
+		return fmt.Sprintf("%d nodes", s.Nodes)
 	}
 	return "one node"
 }

@@ -30,7 +30,7 @@ func removeCgroups(*cluster) error { return nil }
 // endWithParent has nothing to do: the binary of cluster/kube ends with its parent.
 func endWithParent(*exec.Cmd) {}
 
-func (c *cluster) node([]string) error { return preflight(upOptions{}) }
+func (c *cluster) node(node, []string) error { return preflight(upOptions{}) }
 
 func (c *cluster) forward([]string) error { return preflight(upOptions{}) }
 

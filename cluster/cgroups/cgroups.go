@@ -40,6 +40,9 @@ func parseMounts(mounts, name string) (set Set) {
 		if len(f) < 4 || f[2] != "cgroup" && f[2] != "cgroup2" || !strings.HasPrefix(f[1], "/sys/fs/cgroup") {
 			continue
 		}
+		if slices.ContainsFunc(set, func(g Cgroup) bool { return g.Mount == f[1] }) { // in the node, over the mount of the host
+			continue
+		}
 		g := Cgroup{Mount: f[1], FS: f[2], dir: filepath.Join(f[1], name)}
 		if !g.V2() {
 			var controllers []string

@@ -24,6 +24,8 @@ cgroup /somewhere/else cgroup rw,memory 0 0
 			{"/sys/fs/cgroup/systemd", "cgroup", "xattr,name=systemd", "/sys/fs/cgroup/systemd/x"},
 			{"/sys/fs/cgroup/unified", "cgroup2", "", "/sys/fs/cgroup/unified/x"},
 		}},
+		"in the node, over that of the host": {"cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\ntmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+			Set{{"/sys/fs/cgroup", "cgroup2", "", "/sys/fs/cgroup/x"}}},
 		"none": {"proc /proc proc rw 0 0\n", nil},
 	} {
 		if got := parseMounts(c.mounts, "x"); !slices.Equal(got, c.want) {

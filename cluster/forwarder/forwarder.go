@@ -1,5 +1,5 @@
 // Package forwarder forwards connections: those of the host's loopback to the API server and to
-// Services in the node.
+// Services in the node, and those of further nodes to the image registry.
 package forwarder
 
 import (
@@ -15,7 +15,7 @@ const maxForwarded = 1000
 // Log writes a line to a log, in the format of fmt.Printf.
 type Log func(format string, args ...any)
 
-// forwarder forwards the connections that a listener accepts to a TCP address.
+// forwarder forwards the connections that a listener accepts to a TCP address, or to another address that dial knows.
 type forwarder struct {
 	address string
 	dial    func(network, address string) (net.Conn, error)
@@ -82,7 +82,9 @@ func (f *forwarder) forward(client net.Conn) {
 	go func() {
 		defer close(sent)
 		copyBytes(server, client)
-		_ = server.(*net.TCPConn).CloseWrite()
+		if s, ok := server.(interface{ CloseWrite() error }); ok { // TCP or Unix
+			_ = s.CloseWrite()
+		}
 	}()
 	copyBytes(client, server)
 	client.Close() // ends the copy from the client, which may never close its side

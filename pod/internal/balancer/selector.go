@@ -202,7 +202,7 @@ func (s *Selector) Select(service string, opts ...selector.SelectOption) (select
 func nextOf(choose chooseFunc) selector.Next {
 	return func() (*registry.Node, error) {
 		c, err := choose(Attempt{})
-		c.doneAt(callstats.Clock(), outcome.Inconclusive, nil) // not an attempt that Events report
+		c.doneAt(c.call.Started, outcome.Inconclusive, nil) // not an attempt that Events report
 		return c.Node, err
 	}
 }

@@ -187,7 +187,7 @@ downloads() {
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race . standard-verbose ./test/e2e -count=1 -timeout 45m -tags e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy|Laptop)$' faults='^Test(Faults|Follow)$'
+documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy|Laptop)$' faults='^Test(Faults|FaultsInterrupted|Follow|Nodes)$'
 static_checks_and_documents() {
 	lint
 	other_systems
@@ -197,7 +197,7 @@ static_checks_and_documents() {
 	step 'End to end: the documents, the walk-through, deployments, IPv6 and programs on a laptop' '12 minutes'
 	e2e e2e -run "$documents"
 }
-end_to_end_faults() { e2e e2e-faults -run "$faults"; }
+end_to_end_faults() { E2E_NODES=3 e2e e2e-faults -run "$faults"; }
 end_to_end() { e2e e2e -skip "$documents|$faults"; }
 
 together unit_tests static_checks_and_documents

@@ -127,10 +127,16 @@ func probeFailed(t *testing.T, pod, kind string) error {
 // runPod runs an image once. It returns the log, and an error if the exit status is not 0.
 func runPod(t *testing.T, name, serviceAccount, image string, args ...string) (log string, err error) {
 	t.Helper()
+	return runPodOn(t, "", name, serviceAccount, image, args...)
+}
+
+// runPodOn is runPod on a node, or on any if node is "".
+func runPodOn(t *testing.T, node, name, serviceAccount, image string, args ...string) (log string, err error) {
+	t.Helper()
 	kubectl(t, "delete", "pod", name, "-n", namespace, "--ignore-not-found")
 	quoted := must(json.Marshal(append([]string{}, args...)))
-	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {restartPolicy: Never, serviceAccountName: %q,
-  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, serviceAccount, image, quoted, faults.Restricted))
+	apply(t, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %q, namespace: %q}, spec: {nodeName: %q, restartPolicy: Never, serviceAccountName: %q,
+  containers: [{name: main, image: %q, imagePullPolicy: Always, args: %s, %s}]}}`, name, namespace, node, serviceAccount, image, quoted, faults.Restricted))
 	var pod corev1.Pod
 	eventually(t, time.Minute, "end of pod "+name, func() error {
 		if err := getPod(name, &pod); err != nil {

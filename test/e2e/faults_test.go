@@ -60,12 +60,13 @@ var orderBudgets = map[string]map[string]int{
 var failedStream = regexp.MustCompile("^(TrackOrder|ImportOrders|SyncOrders): ")
 
 var budgets = []budget{
-	// These five faults share their callers, so that the watch that survived one fault must also survive the next.
+	// These six faults share their callers, so that the watch that survived one fault must also survive the next.
 	{"api-frozen", 0, 0.8, 0, true, nil, []string{"MicroRegistryStale"}, nil},
 	{"api-killed", 0, 0, 0, false, nil, nil, nil},
 	{"container-killed", 0, 0, 0, false, nil, nil, nil},
 	{"pod-deleted", 0, 0, 0, false, nil, nil, nil},
-	{"scaling", 0, 0, 0, false, nil, nil, nil},
+	{"drain", 0, 0, 0, false, nil, nil, nil},
+	{"scaling", 0, 0, 0, false, nil, nil, nil}, // also distributes the replicas, all on one node after drain, on two
 	// An instance that failed before is ejected for longer, which would hide the detection.
 	// The calls that fail are those in flight when the replica stops, and those that are sent until it counts as stalled,
 	// which are rarely more than one because the other replicas then have fewer calls in flight.
@@ -77,12 +78,15 @@ var budgets = []budget{
 	// One call of each of the 8 callers may fail: with half of the replicas gone, a choice between two lost ones can hit every
 	// caller until they count as stalled, and a caller whose call waits makes no other.
 	{"node-lost", 8, 0.5, 30 * time.Second, true, probesUnnoticed, []string{"MicroHalfEjected"}, []string{"MicroInstanceEjected", "MicroErrorBudgetBurnsFast"}},
+	// The same on both sides of the cut: outside of the zone, and inside, where the API server is out of reach too.
+	{"zone-cut", 8, 0.5, 20 * time.Second, true, noneFailsInCut, nil, []string{"MicroHalfEjected", "MicroInstanceEjected", "MicroErrorBudgetBurnsFast"}},
 }
 
 // TestFaults breaks parts of the cluster one after the other while 8 callers with package pod and
 // 8 with go-micro's plugin call 4 replicas. It asserts the budgets of package pod, and logs
 // what the plugin achieves. During the first faults three clients also call test/orders.
 func TestFaults(t *testing.T) {
+	needsNodes(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	// The other tests run beside this one. With the load of `make faults`, a machine with two slow cores would be busy all
 	// the time, and calls would fail for that reason.
@@ -113,11 +117,22 @@ func TestFaults(t *testing.T) {
 		if i == 0 {
 			orderLoads = startClients(t, ctx, orders, "calls")
 		}
+		var inside *faults.Load // in the zone that is cut off
+		if b.fault == "zone-cut" {
+			clients := target.Clients()
+			var err error
+			inside, err = target.StartOn(ctx, faults.CutNode, clients[len(clients)-1], "inside", nil)
+			fatal(t, err)
+		}
 		sharesCallers := i+1 < len(budgets) && !budgets[i+1].newCallers
 		begins = append(begins, time.Now())
 		t.Run(b.fault, func(t *testing.T) {
 			start := time.Now()
-			runFault(t, ctx, target, loads[faults.Plugin], b, sharesCallers)
+			span := runFault(t, ctx, target, loads[faults.Plugin], b, sharesCallers)
+			if inside != nil {
+				checkInside(t, ctx, inside, b, span)
+				fatal(t, inside.Stop(ctx))
+			}
 			if orderLoads != nil && b.fault != "container-killed" {
 				checkOrders(t, ctx, orderLoads, orderBudgets[b.fault], start)
 			}
@@ -221,7 +236,7 @@ func checkOrders(t *testing.T, ctx context.Context, loads map[string]*faults.Loa
 	}
 }
 
-func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *faults.Load, b budget, sharesCallers bool) {
+func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *faults.Load, b budget, sharesCallers bool) faults.Span {
 	fault, err := faults.Find(b.fault)
 	fatal(t, err)
 	if b.hold > 0 {
@@ -280,6 +295,34 @@ func runFault(t *testing.T, ctx context.Context, target *faults.Target, plugin *
 	}
 	_, messages, _ := target.Load.Seconds()
 	t.Logf("seconds of pod/ in which a try failed, from the injection:\n%s\n%s", strings.Join(notable, "\n"), messages)
+	return span
+}
+
+// noneFailsInCut demands that no call fails that begins 3 s after the cut. One that begins earlier may fail 10 s later, after two tries.
+func noneFailsInCut(t *testing.T, span faults.Span, log []faults.Second, _ faults.Second) {
+	t.Helper()
+	if failed := faults.Sum(log, span.Injected.Add(detectionTime+10*time.Second), time.Now()).Failed; failed > 0 {
+		t.Errorf("%d calls failed that began more than %s after the cut, want none", failed, detectionTime)
+	}
+}
+
+// checkInside checks the callers in the zone that was cut off.
+func checkInside(t *testing.T, ctx context.Context, inside *faults.Load, b budget, span faults.Span) {
+	t.Helper()
+	log, err := inside.SecondsUntil(ctx, time.Now())
+	fatal(t, err)
+	before, during := faults.Sum(log, time.Time{}, span.Begin), faults.Sum(log, span.Injected.Add(detectionTime), span.End)
+	failed := faults.Sum(log, span.Begin, time.Now()).Failed
+	t.Logf("inside: %d calls failed; from %s on: %.0f calls/s (%.0f %%)", failed, detectionTime, during.PerSecond(), 100*during.PerSecond()/before.PerSecond())
+	for _, s := range log {
+		if s.Failed > 0 {
+			t.Logf("%+6.1f s: %d failed: %s", s.End.Sub(span.Injected).Seconds(), s.Failed, s.Error)
+		}
+	}
+	if failed > b.maxFailed || during.Succeeded == 0 {
+		t.Errorf("inside, %d calls failed and %d succeeded, want at most %d failed", failed, during.Succeeded, b.maxFailed)
+	}
+	noneFailsInCut(t, span, log, before)
 }
 
 // latencyRecovers demands that 99 % of the calls are as fast as before once the slow replica
@@ -332,15 +375,20 @@ func failingReplicaAvoided(t *testing.T, span faults.Span, log []faults.Second, 
 }
 
 // TestFaultsInterrupted interrupts `make faults` in the middle of its worst fault, as Ctrl-C does, and
-// expects that no trace of it is left.
+// expects that no trace of it is left: the lost node is back, and only its pods have restarted.
 func TestFaultsInterrupted(t *testing.T) {
+	needsNodes(t)
 	kubectl(t, "apply", "-k", "k8s")
 	rolledOut(t)
 	state := func() string {
 		var b strings.Builder
 		for _, s := range services {
 			for _, p := range pods(t, s.name) {
-				fmt.Fprintln(&b, p.Name, faults.Restarts(p), faults.IsReady(p))
+				restarts := faults.Restarts(p)
+				if p.Spec.NodeName == faults.LostNode {
+					restarts = 0
+				}
+				fmt.Fprintln(&b, p.Name, restarts, faults.IsReady(p))
 			}
 		}
 		return b.String()
@@ -361,6 +409,7 @@ func TestFaultsInterrupted(t *testing.T) {
 		fmt.Fprintln(&output, lines.Text())
 		if strings.Contains(lines.Text(), " node-lost ") { // the first second of the fault
 			if failed++; failed == 6 {
+				onNode(t, "pkill", "-STOP", "-f", "kubelet --config") // as api-frozen does
 				fatal(t, cmd.Process.Signal(os.Interrupt))
 			}
 		}
@@ -377,10 +426,16 @@ func TestFaultsInterrupted(t *testing.T) {
 	if tables := onNode(t, "nft", "list", "tables"); strings.Contains(tables, "k8s_micro") {
 		t.Errorf("the firewall still has the table that drops packets: %s", tables)
 	}
+	if _, err := os.Stat(filepath.Join(root, ".cluster", clusterName, faults.LostNode+".pid")); err != nil {
+		t.Errorf("the lost node has not started again: %v", err)
+	}
 	if left := kubectl(t, "get", "namespace", faults.Namespace, "--ignore-not-found"); left != "" {
 		t.Errorf("the namespace is left: %s", left)
 	}
-	if after := state(); after != before {
-		t.Errorf("the pods of the demo before:\n%safter:\n%s", before, after)
-	}
+	eventually(t, time.Minute, "the pods of the demo as before", func() error { // those of the lost node were ready all the time, as the API server sees it
+		if after := state(); after != before {
+			return fmt.Errorf("before:\n%safter:\n%s", before, after)
+		}
+		return nil
+	})
 }

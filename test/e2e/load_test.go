@@ -25,7 +25,7 @@ type load struct {
 // startLoad starts the probe in a pod of its own with the given arguments.
 func startLoad(t *testing.T, name string, args ...string) *load {
 	t.Helper()
-	l, err := faults.StartLoad(context.Background(), faults.Cluster{Root: root, Name: clusterName}, namespace, name, probeImage, args, nil)
+	l, err := faults.StartLoad(context.Background(), faults.Cluster{Root: root, Name: clusterName}, namespace, name, "", probeImage, args, nil)
 	fatal(t, err)
 	return &load{Load: l, pod: name}
 }

@@ -8,6 +8,7 @@
 // if the test process is killed. `make test` runs these tests. One test:
 //
 //	go test -tags e2e ./test/e2e -run TestWalkthrough
+//	E2E_NODES=3 go test -tags e2e ./test/e2e -run TestNodes
 package e2e
 
 import (
@@ -17,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +35,9 @@ const (
 var (
 	root        = must(filepath.Abs("../.."))
 	clusterName = cmp.Or(os.Getenv("E2E_CLUSTER"), "e2e") // another name allows a second run at the same time
+
+	// nodes is how many nodes the cluster has. Tests that need several fail with one.
+	nodes = must(strconv.Atoi(cmp.Or(os.Getenv("E2E_NODES"), "1")))
 
 	// The environment before TestMain points it to the test cluster.
 	originalEnviron, originalPath = os.Environ(), os.Getenv("PATH")
@@ -57,7 +62,7 @@ func TestMain(m *testing.M) {
 // withCluster starts a cluster, runs f and removes the cluster. The cluster also
 // ends when this process is killed.
 func withCluster(f func() int) (code int, err error) {
-	kubeconfig, down, err := launch.Up(clusterName)
+	kubeconfig, down, err := launch.Up(clusterName, "-nodes", strconv.Itoa(nodes))
 	if err != nil {
 		return 0, err
 	}

@@ -116,17 +116,21 @@ func PodsOf(namespace, service string) string {
 	return "/api/v1/namespaces/" + namespace + "/pods?labelSelector=app%3D" + service
 }
 
-// node runs a shell script in the namespaces of the cluster's node and returns its output.
-// The arguments are $1, $2 and so on.
+// node runs a shell script in the namespaces of the cluster's first node and returns its output. The processes of all
+// nodes are visible there, and the packets between nodes go through it. The arguments are $1, $2 and so on.
 func (c Cluster) node(ctx context.Context, script string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return c.run(ctx, "", "go", c.launcher("node", append([]string{"sh", "-euc", script, "sh"}, args...)...)...)
 }
 
-// follow copies a growing file of the node, from its beginning, until ctx ends.
-func (c Cluster) follow(ctx context.Context, pattern string, lines io.Writer) error {
-	cmd := c.command(ctx, "go", c.launcher("node", "sh", "-c", "exec tail -n +1 -F "+pattern)...)
+// follow copies a growing file of a node, from its beginning, until ctx ends.
+func (c Cluster) follow(ctx context.Context, node, pattern string, lines io.Writer) error {
+	number := "1"
+	if further, ok := strings.CutPrefix(node, "k8s-micro-"); ok {
+		number = further
+	}
+	cmd := c.command(ctx, "go", "run", "-C", "cluster", ".", "node", "-name", c.Name, "-n", number, "--", "sh", "-c", "exec tail -n +1 -F "+pattern)
 	var messages bytes.Buffer
 	cmd.Stdout, cmd.Stderr = lines, &messages
 	if err := cmd.Run(); err != nil && ctx.Err() == nil {

@@ -6,7 +6,9 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +22,9 @@ type Fault struct {
 	Label       string        // in the picture, at most 22 characters
 	Description string        // one sentence
 	Hold        time.Duration // from the injection to the repair; 0 if Kubernetes repairs the damage, or if the fault is a change that ends by itself
+
+	// NeedsNodes tells that the cluster must have three nodes.
+	NeedsNodes bool
 
 	// inject returns when the fault has its effect. repair ends it and returns when the broken
 	// part works again; it may be nil.
@@ -62,17 +67,19 @@ func (f Fault) Run(ctx context.Context, t *Target) (Span, error) {
 
 // All lists the faults in the order in which `make faults` injects them.
 var All = []Fault{
-	{"api-frozen", "API server frozen", "API server frozen", "The API server stops for 100 s; then every pod is reported as not ready for a while.", 100 * time.Second, freezeAPIServer},
-	{"api-killed", "API server killed", "API server killed", "The API server is killed and starts again, which ends every watch.", 0, killAPIServer},
-	{"container-killed", "container killed", "container killed", "One replica is killed, as when it runs out of memory, and restarts at the same address.", 0, killContainer},
-	{"pod-deleted", "pod deleted by force", "pod deleted by force", "One replica is deleted without a grace period; it cannot deregister.", 0, forceDeletePod},
-	{"replica-frozen", "replica frozen", "replica frozen", "One replica stops for 30 s; its connections stay open.", 30 * time.Second, freezeReplica},
-	{"packets-dropped", "packets of a replica dropped", "packets dropped", "The network drops every packet from and to one replica for 30 s.", 30 * time.Second, dropPackets},
-	{"replica-slow", "replica 100 times slower", "replica is slow", "One replica needs 100 ms instead of about 1 ms for each call, for 30 s; it stays ready.", 30 * time.Second, signalReplica("USR1")},
-	{"replica-failing", "replica fails every call", "replica fails calls", "One replica answers every call at once with an error, for 30 s; it stays ready.", 30 * time.Second, signalReplica("USR2")},
-	{"node-lost", "half of the replicas lost", "half of replicas lost", "Half of the replicas, their network and their kubelet stop for 90 s.", 90 * time.Second, loseNode},
-	{"rolling-restart", "rolling restart", "rolling restart", "Every replica is replaced, one after the other.", 0, rollingRestart},
-	{"scaling", "scaled to 1, 8 and 1", "scaled to 1, 8 and 1", "The Deployment is scaled to 1, 8 and 1 replicas, and back.", 0, scaleDownAndUp},
+	{"api-frozen", "API server frozen", "API server frozen", "The API server stops for 100 s; then every pod is reported as not ready for a while.", 100 * time.Second, false, freezeAPIServer},
+	{"api-killed", "API server killed", "API server killed", "The API server is killed and starts again, which ends every watch.", 0, false, killAPIServer},
+	{"container-killed", "container killed", "container killed", "One replica is killed, as when it runs out of memory, and restarts at the same address.", 0, false, killContainer},
+	{"pod-deleted", "pod deleted by force", "pod deleted by force", "One replica is deleted without a grace period; it cannot deregister.", 0, false, forceDeletePod},
+	{"replica-frozen", "replica frozen", "replica frozen", "One replica stops for 30 s; its connections stay open.", 30 * time.Second, false, freezeReplica},
+	{"packets-dropped", "packets of a replica dropped", "packets dropped", "The network drops every packet from and to one replica for 30 s.", 30 * time.Second, false, dropPackets},
+	{"replica-slow", "replica 100 times slower", "replica is slow", "One replica needs 100 ms instead of about 1 ms for each call, for 30 s; it stays ready.", 30 * time.Second, false, signalReplica("USR1")},
+	{"replica-failing", "replica fails every call", "replica fails calls", "One replica answers every call at once with an error, for 30 s; it stays ready.", 30 * time.Second, false, signalReplica("USR2")},
+	{"node-lost", "half of the replicas lost", "half of replicas lost", "The node of half of the replicas is lost with its kubelet, its containerd and its network for 90 s, and starts again.", 90 * time.Second, true, loseNode},
+	{"zone-cut", "zone cut off", "zone cut off", "The zone of half of the replicas is cut off from the other zones and from the API server for 30 s.", 30 * time.Second, true, cutZone},
+	{"drain", "node drained", "node drained", "kubectl drain evicts the replicas of one node.", 0, true, drainNode},
+	{"rolling-restart", "rolling restart", "rolling restart", "Every replica is replaced, one after the other.", 0, false, rollingRestart},
+	{"scaling", "scaled to 1, 8 and 1", "scaled to 1, 8 and 1", "The Deployment is scaled to 1, 8 and 1 replicas, and back.", 0, false, scaleDownAndUp},
 }
 
 // Find returns the fault with the given name.
@@ -175,10 +182,14 @@ func freezeReplica(ctx context.Context, t *Target) ([]corev1.Pod, func(context.C
 // table is the name of the firewall table that drops packets.
 const table = "k8s_micro_faults"
 
+// each is a shell function that runs a command in the network of every node that is running.
+const each = `each() { "$@"; for pid in /run/k8s-micro/cluster/*.pid; do [ ! -e "$pid" ] || nsenter -t "$(cat "$pid")" -n -- "$@"; done; }
+`
+
 // drop is a shell function that drops all packets from and to IP addresses.
-const drop = `drop() { nft "add table ip ` + table + `; add chain ip ` + table + ` in { type filter hook prerouting priority -300; };
+const drop = each + `drop() { each nft "add table ip ` + table + `; add chain ip ` + table + ` in { type filter hook prerouting priority -300; };
 add chain ip ` + table + ` out { type filter hook output priority -300; }"
-for ip; do nft "add rule ip ` + table + ` in ip saddr $ip drop; add rule ip ` + table + ` in ip daddr $ip drop; add rule ip ` + table + ` out ip daddr $ip drop"; done; }
+for ip; do each nft "add rule ip ` + table + ` in ip saddr $ip drop; add rule ip ` + table + ` in ip daddr $ip drop; add rule ip ` + table + ` out ip daddr $ip drop"; done; }
 `
 
 func dropPackets(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
@@ -201,23 +212,58 @@ func signalReplica(signal string) func(context.Context, *Target) ([]corev1.Pod, 
 	}
 }
 
-// loseNode is what the clients see when one of two Kubernetes nodes is lost. The launcher has one
-// node, so the kubelet of that node stops, and half of the replicas on it with their network. After
-// 50 s without a heartbeat kube-controller-manager marks all pods of the node not ready, also
-// those that still answer; with two nodes it would mark only the lost half.
-func loseNode(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+// The replicas are on two nodes that break, one half on each, and the callers on the first node, which has the API server.
+const (
+	firstNode = "k8s-micro"
+	CutNode   = "k8s-micro-2" // zone-cut cuts it off, drain drains it
+	LostNode  = "k8s-micro-3" // node-lost kills it
+)
+
+// onNode returns the replicas of a node, which must be half of them.
+func (t *Target) onNode(ctx context.Context, node string) ([]corev1.Pod, error) {
 	all, err := t.pods(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	lost := all[:len(all)/2]
-	var names, ips []string
-	for _, p := range lost {
-		names, ips = append(names, p.Name), append(ips, p.Status.PodIP)
+	own := slices.DeleteFunc(slices.Clone(all), func(p corev1.Pod) bool { return p.Spec.NodeName != node })
+	if 2*len(own) != len(all) {
+		return nil, fmt.Errorf("%d of %d replicas are on node %q, want half; fault rolling-restart moves them", len(own), len(all), node)
 	}
-	_, err = t.node(ctx, processes+drop+fmt.Sprintf(`ids=$(pgrep -f -- "$1"; processes %s); drop %s; kill -STOP $ids`,
-		strings.Join(names, " "), strings.Join(ips, " ")), kubelet)
-	return lost, t.Restore, err
+	return own, nil
+}
+
+// cut is a shell function that drops all packets from and to a node, in the network of the first node, through which they go.
+// Taking the link down would also remove routes, and the senders would get errors.
+const cut = `cut() { nft "add table ip ` + table + `; add chain ip ` + table + ` in { type filter hook prerouting priority -300; };
+add chain ip ` + table + ` through { type filter hook forward priority -300; }; add chain ip ` + table + ` out { type filter hook output priority -300; };
+add rule ip ` + table + ` in iifname $1 drop; add rule ip ` + table + ` through oifname $1 drop; add rule ip ` + table + ` out oifname $1 drop"; }
+`
+
+func cutZone(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	victims, err := t.onNode(ctx, CutNode)
+	if err == nil {
+		_, err = t.node(ctx, cut+`cut "$1"`, CutNode)
+	}
+	return victims, t.Restore, err
+}
+
+// loseNode first cuts the node off, because the kernel would otherwise tell the clients of a killed process that its
+// connections are closed, which a machine without power does not.
+func loseNode(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	victims, err := t.onNode(ctx, LostNode)
+	if err == nil {
+		_, err = t.node(ctx, cut+`cut "$1"; cd /run/k8s-micro/cluster; touch "$1.off"; kill -KILL "$(cat "$1.pid")"`, LostNode)
+	}
+	return victims, t.Restore, err
+}
+
+func drainNode(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {
+	name, _ := t.service()
+	victims, err := t.onNode(ctx, CutNode)
+	if err == nil {
+		_, err = t.Kubectl(ctx, "drain", CutNode, "--pod-selector=app="+name, "--timeout=2m") // and no pod of another service
+	}
+	return victims, func(ctx context.Context) error { return errors.Join(t.Restore(ctx), t.rolledOut(ctx)) }, err
 }
 
 func rollingRestart(ctx context.Context, t *Target) ([]corev1.Pod, func(context.Context) error, error) {

@@ -125,17 +125,17 @@ const Restricted = `securityContext: {runAsNonRoot: true, allowPrivilegeEscalati
 // scraped are the annotations by which make monitoring finds the pods that serve metrics.
 const scraped = `prometheus.io/scrape: "true", prometheus.io/port: "9464", prometheus.io/path: /metrics`
 
-// StartLoad starts the probe with the given arguments in a pod. onSecond, if not nil, is called
+// StartLoad starts the probe with the given arguments in a pod, on a node if it is not "". onSecond, if not nil, is called
 // in another goroutine for every second as it is read.
-func StartLoad(ctx context.Context, c Cluster, namespace, pod, image string, args []string, onSecond func(Second)) (*Load, error) {
+func StartLoad(ctx context.Context, c Cluster, namespace, pod, node, image string, args []string, onSecond func(Second)) (*Load, error) {
 	quoted, err := json.Marshal(args)
 	if err != nil {
 		return nil, err
 	}
-	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}, annotations: {%[6]s}}, spec: {restartPolicy: Never, serviceAccountName: micro-services,
+	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}, annotations: {%[6]s}}, spec: {nodeName: %[7]q, restartPolicy: Never, serviceAccountName: micro-services,
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
   env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: POD_METRICS_ADDRESS, value: ":9464"}], ports: [{containerPort: 9464}], %[5]s}]}}`,
-		pod, namespace, image, quoted, Restricted, scraped)
+		pod, namespace, image, quoted, Restricted, scraped, node)
 	return StartLoadPod(ctx, c, namespace, pod, manifest, onSecond)
 }
 
@@ -150,15 +150,16 @@ func StartLoadPod(ctx context.Context, c Cluster, namespace, pod, manifest strin
 	if _, err := c.Kubectl(ctx, "wait", "-n", namespace, "pod/"+pod, "--for=condition=Ready", "--timeout=1m"); err != nil {
 		return nil, err
 	}
-	uid, err := c.Kubectl(ctx, "get", "pod", pod, "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+	about, err := c.Kubectl(ctx, "get", "pod", pod, "-n", namespace, "-o", "jsonpath={.metadata.uid} {.spec.nodeName}")
 	if err != nil {
 		return nil, err
 	}
+	uid, node, _ := strings.Cut(about, " ")
 	l := &Load{Pod: pod, cluster: c, namespace: namespace, done: make(chan struct{}), onSecond: onSecond}
 	ctx, l.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(l.done)
-		err := c.follow(ctx, fmt.Sprintf("/var/log/pods/%s_%s_%s/main/0.log", namespace, pod, uid), l)
+		err := c.follow(ctx, node, fmt.Sprintf("/var/log/pods/%s_%s_%s/main/0.log", namespace, pod, uid), l)
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.err = err

@@ -65,17 +65,22 @@ func (t *Target) Clients() []Client {
 	return []Client{{Plugin, []string{"call", "-upstream", callers, pause}}, {Pod, withPod}}
 }
 
-// Start starts a client in a pod whose name begins with a prefix. The client with package pod becomes t.Load.
+// Start starts a client in a pod whose name begins with a prefix, on the first node. The client with package pod becomes t.Load.
 func (t *Target) Start(ctx context.Context, c Client, prefix string, onSecond func(Second)) (*Load, error) {
-	pod := prefix + "-" + strings.TrimSuffix(c.Name, "/")
-	if t.Orders {
-		pod = "orders-" + pod
-	}
-	l, err := StartLoad(ctx, t.Cluster, Namespace, pod, t.Image, c.args, onSecond)
+	l, err := t.StartOn(ctx, firstNode, c, prefix, onSecond)
 	if err == nil && c.Name == Pod {
 		t.Load = l
 	}
 	return l, err
+}
+
+// StartOn starts a client in a pod on a node.
+func (t *Target) StartOn(ctx context.Context, node string, c Client, prefix string, onSecond func(Second)) (*Load, error) {
+	pod := prefix + "-" + strings.TrimSuffix(c.Name, "/")
+	if t.Orders {
+		pod = "orders-" + pod
+	}
+	return StartLoad(ctx, t.Cluster, Namespace, pod, node, t.Image, c.args, onSecond)
 }
 
 // service returns the name of the service and its Deployments.
@@ -103,10 +108,40 @@ func (t *Target) Deploy(ctx context.Context) error {
 	} else if err := t.useProbe(deployment); err != nil {
 		return err
 	}
+	nodes, err := t.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	if len(nodes) > 2 {
+		*deployment = t.onTwoNodes(*deployment)
+	}
 	if _, err := t.kubectl(ctx, strings.Join(manifests, "\n---\n"), "apply", "-f", "-"); err != nil {
 		return err
 	}
 	return t.rolledOut(ctx)
+}
+
+// Nodes returns the nodes.
+func (c Cluster) Nodes(ctx context.Context) ([]corev1.Node, error) {
+	var list corev1.NodeList
+	err := c.get(ctx, "/api/v1/nodes", &list)
+	return list.Items, err
+}
+
+// constraints put one half of the replicas on each of the nodes that break. A drained node does not count.
+const constraints = `      affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [
+        {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [` + CutNode + `, ` + LostNode + `]}]}]}}}
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, nodeTaintsPolicy: Honor,
+        matchLabelKeys: [pod-template-hash], labelSelector: {matchLabels: {app: %s}}}]
+`
+
+var ownConstraints = regexp.MustCompile(`(?m)^      topologySpreadConstraints:.*\n(        .*\n)+`)
+
+// onTwoNodes adds constraints to the manifest of the service.
+func (t *Target) onTwoNodes(manifest string) string {
+	name, _ := t.service()
+	manifest = ownConstraints.ReplaceAllString(manifest, "")
+	return strings.ReplaceAll(manifest, "      containers:\n", fmt.Sprintf(constraints, name)+"      containers:\n")
 }
 
 // rolledOut waits until the replicas are ready and no old ones are left.
@@ -154,17 +189,31 @@ func (t *Target) Remove(ctx context.Context) error {
 	return err
 }
 
-// Restore undoes what a fault has changed in the node: it resumes every process, removes the
-// firewall rules and waits for the API server and the kubelet.
+// Restore undoes what a fault has changed in the nodes: it resumes every process, removes the
+// firewall rules, lets a lost node start again, uncordons nodes and waits for the API server and the kubelets.
 func (t *Target) Restore(ctx context.Context) error {
 	// SIGCONT has no effect on a process that is not stopped.
-	if _, err := t.node(ctx, "kill -CONT -1; nft delete table ip "+table+" 2>/dev/null || true"); err != nil {
+	if _, err := t.node(ctx, each+"kill -CONT -1; each sh -c 'nft delete table ip "+table+" 2>/dev/null || true'; rm -f /run/k8s-micro/cluster/*.off"); err != nil {
 		return err
 	}
 	if err := t.apiServerReady(ctx); err != nil {
 		return err
 	}
-	_, err := t.Kubectl(ctx, "wait", "node", "--all", "--for=condition=Ready", "--timeout=2m")
+	nodes, err := t.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes { // a lost node may still be Ready
+		if err := Eventually(ctx, 2*time.Minute, "kubelet of node "+n.Name, func() error { return t.get(ctx, "/api/v1/nodes/"+n.Name+"/proxy/healthz", nil) }); err != nil {
+			return err
+		}
+		if n.Spec.Unschedulable {
+			if _, err := t.Kubectl(ctx, "uncordon", n.Name); err != nil {
+				return err
+			}
+		}
+	}
+	_, err = t.Kubectl(ctx, "wait", "node", "--all", "--for=condition=Ready", "--timeout=2m")
 	return err
 }
 

@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -84,6 +85,20 @@ func run(ctx context.Context, cluster, service, name string) (err error) {
 	dir := filepath.Join(root, ".cluster", cluster, "faults")
 	if _, err := os.Stat(filepath.Join(root, ".cluster", cluster, "ready")); err != nil {
 		return fmt.Errorf("looking for cluster %q: it does not run; start it with make demo", cluster)
+	}
+	nodes, err := target.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	if len(nodes) < 3 {
+		for _, f := range selected {
+			if f.NeedsNodes && name != "" {
+				return fmt.Errorf("injecting fault %q: cluster %q has one node, and this fault needs three; start another with make demo CLUSTER=zones NODES=3", f.Name, cluster)
+			} else if f.NeedsNodes {
+				fmt.Printf("Leaving out fault %s, because cluster %q has one node: make demo NODES=3 starts three\n", f.Name, cluster)
+			}
+		}
+		selected = slices.DeleteFunc(slices.Clone(selected), func(f faults.Fault) bool { return f.NeedsNodes })
 	}
 	fmt.Printf("Deploying four replicas and %d clients in the namespace %s\n", len(target.Clients()), faults.Namespace)
 	defer func() {

@@ -300,11 +300,13 @@ func TestBrowserKeepsCalling(t *testing.T) {
 	// Instance 2 stalls: it is ejected, gets no calls, and becomes not ready.
 	c.setTries(alternate(address(1), address(3)))
 	until := time.Now().Add(20 * time.Second).UTC().Round(time.Second)
-	c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-2", address(2)}: {InFlight: 1, EjectedUntil: until}})
+	c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-2", address(2)}: {InFlight: 1, EjectedUntil: until, Certificate: certificate{"<b>a signer", until}}})
 	d.hub.changes.events().Ejected("go-micro-srv", "go-micro-srv-2", address(2), 20*time.Second, errors.New("context deadline exceeded"))
 	b.Wait("the end of its share", share(2)+` === "0 %"`)
 	row := `[...document.querySelectorAll("#traffic tbody tr")].find(row => row.dataset.key.startsWith("go-micro-srv-2 ")).textContent`
 	b.Wait("its ejection", row+`.includes("ejected until `+clock(until, now())+` UTC")`)
+	encryption := "encrypted, certificate of <b>a signer until " + clock(until, now()) + " UTC"
+	b.Wait("its certificate, in its row only", `[...document.querySelectorAll("#services tr")].filter(row => row.querySelector(".encryption")?.textContent).map(row => row.dataset.key + " " + row.querySelector(".encryption").textContent).join() === "go-micro-srv-2 `+address(2)+` `+encryption+`"`)
 	b.Wait("its ejection in the text of the time line", `document.getElementById("timeline").getAttribute("aria-label").includes("go-micro-srv-2 ejected")`)
 	b.Wait("its ejection in the changes", `document.querySelector("#changes li").textContent.includes("ejected go-micro-srv-2 for 20s: a call got no answer in time")`)
 	stalled := greeterInstance(2, pod.NotReady)

@@ -114,7 +114,7 @@ func New(registry *pod.Registry) http.Handler {
 	podName := ownPodName()
 	c := pod.NewClient(registry, grpcc.NewClient())
 	startInformer := func() { _, _ = registry.GetService(greeterName) } // package pod logs the error and retries
-	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c) }, startInformer, proto.NewGreeterService(greeterName, debugtrace.Client(serviceName, c)), podName, ownNamespace())
+	d := newDashboard(registry, func() map[callTarget]targetCalls { return callsOf(c.Instances(greeterName)) }, startInformer, proto.NewGreeterService(greeterName, debugtrace.Client(serviceName, c)), podName, ownNamespace())
 	if debugtrace.On() {
 		d.traces = newTraces(registry)
 	}
@@ -133,13 +133,19 @@ func newDashboard(s source, currentCalls func() map[callTarget]targetCalls, onSt
 	return d
 }
 
-// callsOf returns the calls in flight to each instance of go-micro-srv, and its ejection.
-func callsOf(c *pod.Client) map[callTarget]targetCalls {
+// callsOf returns the calls in flight to each instance, its ejection and its certificate.
+func callsOf(instances []pod.InstanceCalls) map[callTarget]targetCalls {
 	byTarget := map[callTarget]targetCalls{}
-	for _, i := range c.Instances(greeterName) {
+	for _, i := range instances {
 		target := targetCalls{InFlight: i.InFlight}
 		if i.EjectedFor > 0 {
 			target.EjectedUntil = time.Now().Add(i.EjectedFor).UTC().Round(time.Second)
+		}
+		if c := i.Certificate; c != nil {
+			target.Certificate = certificate{clip(c.Issuer.CommonName), c.NotAfter.UTC()}
+			if c.Issuer.CommonName == "" {
+				target.Certificate.Signer = clip(c.Issuer.String())
+			}
 		}
 		byTarget[callTarget{i.Pod, i.Address}] = target
 	}

@@ -45,18 +45,19 @@ func TestEventsCarryEjectionsAndCallsInFlight(t *testing.T) {
 	}
 	until := time.Now().Add(time.Minute).UTC().Round(time.Second)
 	for _, step := range []struct {
-		calls targetCalls
-		want  string
+		calls            targetCalls
+		want, encryption string
 	}{
-		{targetCalls{InFlight: 1}, "1 call in flight"},
-		{targetCalls{InFlight: 2, EjectedUntil: until}, "ejected until " + clock(until, now()) + " UTC"},
-		{targetCalls{}, ""},
+		{targetCalls{InFlight: 1}, "1 call in flight", ""},
+		{targetCalls{InFlight: 2, EjectedUntil: until}, "ejected until " + clock(until, now()) + " UTC", ""},
+		{targetCalls{Certificate: certificate{"a signer", until}}, "", "encrypted, certificate of a signer until " + clock(until, now()) + " UTC"},
+		{targetCalls{}, "", ""},
 	} {
 		c.setCalls(map[callTarget]targetCalls{{"go-micro-srv-2", "10.244.0.2:9100"}: step.calls})
 		begin := time.Now()
 		v := s.next()
 		first, second := v.Services[0].Instances[0].Calls, v.Services[0].Instances[1].Calls
-		if first != nil || second == nil || *second != step.calls || second.Text() != step.want {
+		if first != nil || second == nil || *second != step.calls || second.Text() != step.want || second.Encryption() != step.encryption {
 			t.Errorf("after %+v the view shows %+v and %+v", step.calls, first, second)
 		}
 		if took := time.Since(begin); took > 10*time.Second {

@@ -113,6 +113,14 @@ type instance struct {
 type targetCalls struct {
 	InFlight     int       `json:"inFlight"`
 	EjectedUntil time.Time `json:"ejectedUntil,omitzero"` // to the second; absent if the instance is not ejected
+
+	Certificate certificate `json:"certificate,omitzero"` // of the instance; absent if the pod has no connection to it with mutual TLS
+}
+
+// certificate is that of an instance, as the pod that serves the page has verified it.
+type certificate struct {
+	Signer   string    `json:"signer"`
+	NotAfter time.Time `json:"notAfter"`
 }
 
 // callTarget is an instance of go-micro-srv, the only service that the page calls.
@@ -132,6 +140,15 @@ func (c *targetCalls) Text() string {
 		return count(c.InFlight, "call") + " in flight"
 	}
 	return ""
+}
+
+// Encryption says who has signed the certificate of the instance, and until when it is valid; "" without one. The script writes the
+// same text.
+func (c *targetCalls) Encryption() string {
+	if c == nil || c.Certificate == (certificate{}) {
+		return ""
+	}
+	return "encrypted, certificate of " + c.Certificate.Signer + " until " + clock(c.Certificate.NotAfter, now()) + " UTC"
 }
 
 // newView builds a view from an element of pod.Registry.Observe: instances sorted

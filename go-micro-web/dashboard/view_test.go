@@ -1,7 +1,10 @@
 package dashboard
 
 import (
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -112,5 +115,39 @@ func TestViewCostIsLinear(t *testing.T) {
 		if many > 4*few { // if the cost were quadratic, 10 times
 			t.Errorf("%s: 4 views of 5,000 instances take %s, 40 views of 500 %s", name, many, few)
 		}
+	}
+}
+
+// The page and the JSON show the certificates of the instances that have one, and nothing of the others, as without identities.
+func TestCertificates(t *testing.T) {
+	until := time.Now().Add(time.Hour).Truncate(time.Second)
+	issuedBy := func(signer pkix.Name) *x509.Certificate { return &x509.Certificate{Issuer: signer, NotAfter: until} }
+	calls := callsOf([]pod.InstanceCalls{
+		{Pod: "go-micro-srv-1", Address: address(1), InFlight: 2},
+		{Pod: "go-micro-srv-2", Address: address(2), Certificate: issuedBy(pkix.Name{CommonName: "a signer", Organization: []string{"a shop"}})},
+		{Pod: "go-micro-srv-3", Address: address(3), Certificate: issuedBy(pkix.Name{Organization: []string{"another shop"}})},
+	})
+	if want := map[callTarget]targetCalls{
+		{"go-micro-srv-1", address(1)}: {InFlight: 2},
+		{"go-micro-srv-2", address(2)}: {Certificate: certificate{"a signer", until.UTC()}},
+		{"go-micro-srv-3", address(3)}: {Certificate: certificate{"O=another shop", until.UTC()}},
+	}; !maps.Equal(calls, want) {
+		t.Errorf("the calls are %+v, want %+v", calls, want)
+	}
+	c, _, srv := serve(t, greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready), greeterInstance(3, pod.Ready))
+	c.setCalls(calls)
+	_, html := get(t, srv.URL+root)
+	_, services := get(t, srv.URL+root+"services.json")
+	at := clock(until, now())
+	for _, want := range []string{"encrypted, certificate of a signer until " + at + " UTC<", "encrypted, certificate of O=another shop until " + at + " UTC<"} {
+		if strings.Count(html, want) != 1 {
+			t.Errorf("the page does not contain %q once", want)
+		}
+	}
+	if n := strings.Count(html, "encrypted"); n != 2 {
+		t.Errorf("the page says %d times that an instance has a certificate, want 2", n)
+	}
+	if want := `"calls":{"inFlight":0,"certificate":{"signer":"a signer","notAfter":"` + until.UTC().Format(time.RFC3339) + `"}}`; strings.Count(services, want) != 1 || strings.Count(services, "certificate") != 2 {
+		t.Errorf("services.json does not contain %s once: %s", want, services)
 	}
 }

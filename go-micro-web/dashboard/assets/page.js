@@ -107,6 +107,7 @@ function updateInstance(row, instance) {
   setText(state.firstElementChild, instance.state)
   setText(byClass(row, 'reason'), instance.reason || '')
   setText(byClass(row, 'calls'), callsText(instance.calls))
+  setText(byClass(row, 'encryption'), encryptionText(instance.calls?.certificate))
   const [address, logs] = byClass(row, 'copy').children
   setLabel(address, `Copy the address of ${instance.pod}`)
   setLabel(logs, `Copy the kubectl logs command of ${instance.pod}`)
@@ -119,6 +120,9 @@ function callsText(calls) {
   if (calls?.ejectedUntil) return `ejected until ${utc(calls.ejectedUntil)} UTC`
   return calls?.inFlight ? `${count(calls.inFlight, 'call')} in flight` : ''
 }
+
+// encryptionText describes the certificate of an instance that the pod calls with mutual TLS.
+const encryptionText = certificate => certificate ? `encrypted, certificate of ${certificate.signer} until ${utc(certificate.notAfter)} UTC` : ''
 
 const endpointText = e => e.name + (e.request ? `(${e.request})` : '') + (e.response ? ` → ${e.response}` : '')
 

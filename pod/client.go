@@ -196,11 +196,11 @@ func (c *Client) InstanceOf(n *registry.Node) (calls InstanceCalls, ok bool) {
 	if i == nil {
 		return InstanceCalls{}, false
 	}
-	return instanceCalls(balancer.InstanceCalls{Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(callstats.Clock())}), true
+	return instanceCalls(balancer.InstanceCalls{Pod: i.Pod, Address: i.Address, Zone: i.Zone(), Report: i.Calls.Report(callstats.Clock())}), true
 }
 
 func instanceCalls(i balancer.InstanceCalls) InstanceCalls {
-	return InstanceCalls{Pod: i.Pod, Address: i.Address, InFlight: i.InFlight, Failures: i.Failures, EjectedFor: i.EjectedFor}
+	return InstanceCalls{Pod: i.Pod, Address: i.Address, Zone: i.Zone, InFlight: i.InFlight, Failures: i.Failures, EjectedFor: i.EjectedFor}
 }
 
 // Retries returns how many retries of the calls to a service this client has made and refused.
@@ -219,6 +219,7 @@ type Retries struct {
 // InstanceCalls is what a Client knows about the calls to one instance.
 type InstanceCalls struct {
 	Pod, Address string
+	Zone         string        // as in Instance
 	InFlight     int           // calls and streams in flight
 	Failures     int           // calls and probes in a row that failed by the instance's fault; failures within 5 s count once
 	EjectedFor   time.Duration // how long the ejection still lasts; 0 if the instance is not ejected

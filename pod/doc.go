@@ -80,6 +80,11 @@
 //
 // With the option Subset, a client calls a part of a service's instances.
 //
+// Since Kubernetes 1.35 pods have the label topology.kubernetes.io/zone. A client that knows its zone takes both instances from it, if the
+// service has 6 instances and the zone 72 % of its share. An instance that cannot be called is replaced by one of all zones, and a retry
+// goes to the other side. One of 32 calls goes to any zone, and more and more do while the answers of the own zone take more than 1.1 times
+// as long as those of the others: see internal/zone for the sources of these numbers. The option IgnoreZones turns this off.
+//
 // Filters and strategies given by selector.SelectOption or selector.SetStrategy are honoured; a filter sees copies, as with go-micro's own
 // selector.
 //
@@ -115,6 +120,7 @@
 //
 //	POD_NAME                  name of the process's own pod; set it from metadata.name (downward API)
 //	POD_IP                    address to register; set it from status.podIP (downward API)
+//	POD_ZONE                  zone of a process that registers nothing, from metadata.labels['topology.kubernetes.io/zone'] (downward API)
 //	POD_DEBUG_TRACE           on: the server answers Debug.Trace; see Lifecycle and package pod/debugtrace
 //	POD_IDENTITY              directory of the certificate for mutual TLS; see package pod/identity
 //	POD_HEALTH_ADDRESS        address of health without TLS, such as :9101; see Lifecycle

@@ -14,72 +14,66 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Events are callbacks for the collection of metrics; a field may be nil, and then its event costs
-// nothing. Pass them to NewRegistry with WithEvents. They report the events of that registry, of its
-// clients, and of the services with a Lifecycle or WebLifecycle that use it. The callbacks run in the goroutine
-// of the call or probe that they report, and must be fast and safe for concurrent use. A panic of Picked reaches the
-// caller. A panic of another callback is logged, because it may happen in a goroutine of this package, where it would
-// end the process. Registry.Status returns what changes without an event, such as the age of the snapshot that a client
-// chooses from. Package pod/metrics uses both.
+// Events are callbacks for the collection of metrics; a field may be nil, and then its event costs nothing. Pass them to NewRegistry with
+// WithEvents. They report the events of that registry, of its clients, and of the services with a Lifecycle or WebLifecycle that use it.
+// The callbacks run in the goroutine of the call or probe that they report, and must be fast and safe for concurrent use. A panic of Picked
+// reaches the caller. A panic of another callback is logged, because it may happen in a goroutine of this package, where it would end the
+// process. Registry.Status returns what changes without an event, such as the age of the snapshot that a client chooses from. Package
+// pod/metrics uses both.
 type Events struct {
 	// Picked reports that a call goes to an instance.
 	Picked func(service, pod, address string)
 
-	// AttemptEnded reports the end of an attempt of a call, or of a stream, that went to an instance of
-	// the registry. A call has one attempt, and one more for each retry and each second attempt of Hedge.
+	// AttemptEnded reports the end of an attempt of a call, or of a stream, that went to an instance of the registry. A call has one
+	// attempt, and one more for each retry and each second attempt of Hedge.
 	AttemptEnded func(Attempt)
 
-	// CallEnded reports the end of a call of a Client, with all its retries, or the end of a
-	// stream. ctx is the context of the call, below all wrappers of client.Wrap. Its metadata contain
-	// the ids of the trace.
+	// CallEnded reports the end of a call of a Client, with all its retries, or the end of a stream. ctx is the context of the call, below
+	// all wrappers of client.Wrap. Its metadata contain the ids of the trace.
 	CallEnded func(ctx context.Context, c Call)
 
-	// RetryDecided reports that a failed attempt of a call is repeated, that Hedge makes a second attempt, or that one of them is
-	// refused. An attempt for which no instance was found is repeated without a report. ctx is as for CallEnded.
+	// RetryDecided reports that a failed attempt of a call is repeated, that Hedge makes a second attempt, or that one of them is refused.
+	// An attempt for which no instance was found is repeated without a report. ctx is as for CallEnded.
 	RetryDecided func(ctx context.Context, r Retry)
 
-	// Ejected reports that an instance gets no calls for a duration, and the error of
-	// the call or probe that caused the ejection. An instance that fails again is ejected again. An
-	// ejection for no answer ends earlier if the instance answers.
+	// Ejected reports that an instance gets no calls for a duration, and the error of the call or probe that caused the ejection. An
+	// instance that fails again is ejected again. An ejection for no answer ends earlier if the instance answers.
 	Ejected func(service, pod, address string, duration time.Duration, cause error)
 
-	// EjectionDecided reports the same ejections as Ejected, with the kind of their cause, and also those
-	// that are refused because half of the instances are ejected already (gRFC A91 calls them
-	// unenforced). An instance that keeps failing is reported each time.
+	// EjectionDecided reports the same ejections as Ejected, with the kind of their cause, and also those that are refused because half of
+	// the instances are ejected already (gRFC A91 calls them unenforced). An instance that keeps failing is reported each time.
 	EjectionDecided func(Ejection)
 
-	// Readmitted reports that an ejected instance gets calls again, because it answered a
-	// call or a probe, and the time since the first of its ejections in a row.
+	// Readmitted reports that an ejected instance gets calls again, because it answered a call or a probe, and the time since the first of
+	// its ejections in a row.
 	Readmitted func(service, pod, address string, after time.Duration)
 
-	// ConnectionChanged reports what happens to a connection of a Client to an instance. While there is such a
-	// callback, each connection has a goroutine.
+	// ConnectionChanged reports what happens to a connection of a Client to an instance. While there is such a callback, each connection
+	// has a goroutine.
 	ConnectionChanged func(service, pod, address string, change ConnectionChange)
 
-	// ServedCall reports the end of a call or stream that a service with Lifecycle has served. Calls of health,
-	// reflection and go-micro's Debug are not reported. The metadata of ctx are grpc-go's.
+	// ServedCall reports the end of a call or stream that a service with Lifecycle has served. Calls of health, reflection and go-micro's
+	// Debug are not reported. The metadata of ctx are grpc-go's.
 	ServedCall func(ctx context.Context, c ServedCall)
 
-	// ServedRequest reports the end of a request that a service with WebLifecycle has served. The probes of
-	// /healthz and /readyz are not reported.
+	// ServedRequest reports the end of a request that a service with WebLifecycle has served. The probes of /healthz and /readyz are not
+	// reported.
 	ServedRequest func(r *http.Request, s ServedRequest)
 
-	// Patched reports a PATCH request for the process's own pod, and its error, nil if the API server has
-	// accepted it.
+	// Patched reports a PATCH request for the process's own pod, and its error, nil if the API server has accepted it.
 	Patched func(service string, err error)
 
-	// SkippedRegistration reports that the registration in an annotation of another pod is skipped, once until
-	// it changes, and why. The callback must not use the registry.
+	// SkippedRegistration reports that the registration in an annotation of another pod is skipped, once until it changes, and why. The
+	// callback must not use the registry.
 	SkippedRegistration func(pod, annotation string, err error)
 
-	// Drained reports the end of the drain of a service, the time since the signal to stop, and how many calls,
-	// messages or requests were cut off. The process usually ends right after.
+	// Drained reports the end of the drain of a service, the time since the signal to stop, and how many calls, messages or requests were
+	// cut off. The process usually ends right after.
 	Drained func(service string, took time.Duration, cutOff int)
 
-	// APIError reports that a request to the API server began to fail, or fails with
-	// another error than before, and with a nil error that it works again. The operation
-	// is as in the log: watching service "greeter", watching this process's pod, or
-	// writing service "greeter" to the pod.
+	// APIError reports that a request to the API server began to fail, or fails with another error than before, and with a nil error that
+	// it works again. The operation is as in the log: watching service "greeter", watching this process's pod, or writing service
+	// "greeter" to the pod.
 	APIError func(operation string, err error)
 }
 
@@ -102,6 +96,7 @@ type Retry struct {
 // Attempt is an attempt of a call, or a stream, that has ended.
 type Attempt struct {
 	Service, Pod, Address string
+	Zone                  string // same or other, as the zone of this process; "" if one of them is not known
 	Outcome               string // answered, server_error, refused, timed_out, lost_connection, or inconclusive, as after a cancellation
 	Duration              time.Duration
 	Err                   error // nil if it succeeded
@@ -141,9 +136,8 @@ type ServedRequest struct {
 	Duration       time.Duration
 }
 
-// WithEvents is an option of NewRegistry that adds callbacks. If several options add some,
-// all of them are called, in the order of the options. Init takes the option too, before the
-// registry is used.
+// WithEvents is an option of NewRegistry that adds callbacks. If several options add some, all of them are called, in the order of the
+// options. Init takes the option too, before the registry is used.
 func WithEvents(e Events) registry.Option {
 	return func(o *registry.Options) { setOption(eventsKey, append(slices.Clip(observersOf(*o)), e))(o) }
 }

@@ -22,6 +22,7 @@ var walls = map[string]string{
 	"internal/podmeta":      "",
 	"internal/subset":       "",
 	"internal/weblimit":     "",
+	"internal/zone":         "",
 	// A second registry
 	"internal/also": "internal/broadcast",
 	// The pods
@@ -33,7 +34,7 @@ var walls = map[string]string{
 	"internal/discovery": "internal/apiserver internal/broadcast internal/callstats internal/events internal/podmeta internal/podwatch",
 	"internal/hedge":     "internal/outcome",
 	"internal/retry":     "internal/gomicro",
-	"internal/balancer":  "internal/callstats internal/discovery internal/events internal/outcome internal/subset",
+	"internal/balancer":  "internal/callstats internal/discovery internal/events internal/outcome internal/subset internal/zone",
 	"internal/rpc":       "internal/balancer internal/codec internal/discovery internal/events internal/gomicro internal/hedge internal/netanswer internal/outcome internal/retry",
 	// From outside of the cluster
 	"internal/portforward": "internal/apiserver internal/outcome",

@@ -9,8 +9,8 @@ import (
 // State says whether an instance can receive calls, and if not, why.
 type State string
 
-// The states of an instance. GetService, Watch and clients find only Ready instances, and
-// also NodeUnreachable instances while these outnumber the Ready ones of the service.
+// The states of an instance. GetService, Watch and clients find only Ready instances, and also NodeUnreachable instances while these
+// outnumber the Ready ones of the service.
 const (
 	Ready           State = "ready"
 	NotReady        State = "not ready"        // the pod is not running, or its readiness probe fails
@@ -23,8 +23,8 @@ type Instance struct {
 	Service, Version string
 	Endpoints        []*registry.Endpoint // shared with other observers: do not modify
 	Address          string               // host:port
-	Pod              string
-	Created          time.Time // creation of the pod, to the second
+	Pod, Zone        string               // Zone is that of the pod's Kubernetes node; "" if it is not known
+	Created          time.Time            // creation of the pod, to the second
 	State            State
 	Reason           string // why the instance cannot receive calls, from the status of the pod; "" if it is Ready
 }

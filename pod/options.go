@@ -16,6 +16,7 @@ const (
 	throughAPIServerKey
 	alsoKey
 	credentialsKey
+	ignoreZonesKey
 )
 
 // setOption returns an option that sets a value.

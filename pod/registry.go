@@ -83,7 +83,8 @@ func (r *Registry) setServices(s *discovery.Services) {
 	r.choosers = balancer.NewChoosers(s, func() balancer.Options {
 		o := r.Options()
 		subset, _ := optionOf[int](o, subsetKey)
-		return balancer.Options{Events: observersOf(o).ofBalancer(), Subset: subset}
+		_, ignoreZones := optionOf[bool](o, ignoreZonesKey)
+		return balancer.Options{Events: observersOf(o).ofBalancer(), Subset: subset, Zone: r.registration.Zone, IgnoreZones: ignoreZones}
 	})
 }
 
@@ -357,7 +358,7 @@ func (r *Registry) Observe(ctx context.Context) iter.Seq2[[]Instance, error] {
 			instances := make([]Instance, len(observed))
 			for i, o := range observed {
 				instances[i] = Instance{Service: o.Service.Name, Version: o.Service.Version, Endpoints: o.Endpoints(),
-					Address: o.Address, Pod: o.Pod, Created: o.Created, State: State(o.State), Reason: o.Reason}
+					Address: o.Address, Pod: o.Pod, Zone: o.Zone, Created: o.Created, State: State(o.State), Reason: o.Reason}
 			}
 			if !yield(instances, err) {
 				return

@@ -5,6 +5,7 @@ import "time"
 // Status is what a collector of metrics reads at each scrape, beside the Events that it counts.
 type Status struct {
 	LastContact time.Time       // as Registry.LastContact
+	Zone        string          // of this process: that of its own pod, or POD_ZONE; "" if it is not known
 	Services    []ServiceStatus // of this process, in the order in which they started
 	Called      []CalledService // that this process has looked up or called, in no particular order
 	AlsoError   error           // why the registry of Also fails now; nil if it does not
@@ -43,10 +44,10 @@ type CalledService struct {
 	AlsoOnly  int             // number of instances that only the registry of Also knows: they have not moved to pods
 }
 
-// Status returns the current state of the registry, of the services of this process that use it, and
-// of the services that they call. Its time grows with the number of instances. It makes no call.
+// Status returns the current state of the registry, of the services of this process that use it, and of the services that they call. Its
+// time grows with the number of instances. It makes no call.
 func (r *Registry) Status() Status {
-	s := Status{LastContact: r.LastContact()}
+	s := Status{LastContact: r.LastContact(), Zone: r.registration.Zone()}
 	r.mu.Lock()
 	running := r.running
 	r.mu.Unlock()

@@ -3,6 +3,7 @@ package balancer
 import (
 	"context"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/subset"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/zone"
 	"github.com/micro/go-micro/v2/client/selector"
 	"github.com/micro/go-micro/v2/registry"
 )
@@ -30,7 +32,10 @@ type Events struct {
 // Options are what the options of a registry say about choosing.
 type Options struct {
 	Events []Events
-	Subset int // how many instances of a service to choose among; 0 for all
+	Subset int           // how many instances of a service to choose among; 0 for all
+	Zone   func() string // returns the zone of this process, "" while it is not known; may be nil
+
+	IgnoreZones bool // choose in all zones alike
 }
 
 // Choosers choose the instances of the services of one registry. All clients of the registry
@@ -88,6 +93,7 @@ type serviceChooser struct {
 	informer  *discovery.Informer
 	instances func() []*discovery.Instance // of the informer, except in simulations
 	members   members                      // among which it chooses
+	spill     zone.Spill                   // which share of the calls may leave the own zone
 	methods   callstats.Methods
 	events    []Events
 	random    *rand.Rand // nil except in simulations
@@ -115,14 +121,15 @@ type Attempt struct {
 
 func newServiceChooser(i *discovery.Informer, o Options) *serviceChooser {
 	c := &serviceChooser{informer: i, instances: func() []*discovery.Instance { return i.Snapshot().Instances }, events: o.Events}
-	c.members.subset = subset.New(o.Subset)
+	c.members = members{subset: subset.New(o.Subset), zones: zones{own: o.Zone, of: (*discovery.Instance).Zone, ignored: o.IgnoreZones}}
 	c.choose = func(a Attempt) (Choice, error) {
 		instances := i.Snapshot().Instances
 		if len(instances) == 0 {
 			return Choice{}, selector.ErrNotFound
 		}
 		now := callstats.Clock()
-		return c.pickBetter(c.members.of(instances, now), a, now), nil
+		all, zoned := c.members.of(instances, now)
+		return c.pickBetter(all, zoned, a, now), nil
 	}
 	c.next = nextOf(c.choose)
 	return c
@@ -148,8 +155,15 @@ type Choice struct {
 	Node     *registry.Node
 	Instance *discovery.Instance // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
 	chooser  *serviceChooser     // nil if the instance is nil
-	call     callstats.Call
+	call     callstats.Call      // its Mark is one of these
 }
+
+// How a choice was made.
+const (
+	zoneBlind uint8 = iota // without zones
+	stayed                 // the instance is in the own zone
+	crossed                // the instance is in another zone
+)
 
 // AsStream returns the choice as that of a stream: it counts as in flight until Done, but
 // its duration is not a latency, and its silence is not a stall. The client calls AsStream
@@ -179,7 +193,7 @@ func (c Choice) Done(o outcome.Outcome, err error) {
 	for _, e := range c.chooser.events {
 		if e.AttemptEnded != nil {
 			i := c.Instance
-			e.AttemptEnded(events.Attempt{Service: i.Service.Name, Pod: i.Pod, Address: i.Address, Outcome: o.String(), Duration: time.Duration(now - c.call.Started), Err: err})
+			e.AttemptEnded(events.Attempt{Service: i.Service.Name, Pod: i.Pod, Address: i.Address, Zone: c.chooser.members.zones.relation(i), Outcome: o.String(), Duration: time.Duration(now - c.call.Started), Err: err})
 		}
 	}
 }
@@ -189,9 +203,23 @@ func (c Choice) doneAt(now int64, o outcome.Outcome, err error) {
 	if i == nil {
 		return
 	}
+	c.reportToSpill(now, o)
 	c.chooser.apply(i, i.Calls.End(now, c.call, o), now, err)
 	if (o == outcome.LostConnection || o == outcome.TimedOut) && i.Calls.Unresponsive() {
 		c.chooser.addProbe(i, now)
+	}
+}
+
+// reportToSpill records how long a call has taken, before its method learns of it.
+func (c Choice) reportToSpill(now int64, o outcome.Outcome) {
+	if c.call.Mark == zoneBlind || o == outcome.Inconclusive {
+		return
+	}
+	if slowness := c.call.Slowness(now); slowness != 0 {
+		if o != outcome.Answered {
+			slowness = math.Inf(1)
+		}
+		c.chooser.spill.Ended(now, c.call.Mark == stayed, slowness)
 	}
 }
 
@@ -199,10 +227,23 @@ func (c Choice) doneAt(now int64, o outcome.Outcome, err error) {
 // unresponsive and stalled instances while there are others. If a trial of an instance is
 // due, and the time suffices for a retry by the usual latency, the attempt becomes the trial. It
 // chooses the instance of the attempt before only if no other is available.
-func (s *serviceChooser) pickBetter(instances []*discovery.Instance, attempt Attempt, now int64) Choice {
+//
+// With zoned, both instances are of the own zone, unless the call may leave it. The attempt after one that has
+// failed goes to the other side: the whole zone may have failed.
+func (s *serviceChooser) pickBetter(all []*discovery.Instance, zoned *chosen, attempt Attempt, now int64) Choice {
 	random, canRetry := s.uint64(), attempt.Spare > 0
-	a := s.draw(instances, uint32(random), nil, attempt.Previous, canRetry, now) //nolint:gosec // the lower half
-	b := s.draw(instances, uint32(random>>32), a, attempt.Previous, canRetry, now)
+	from, onlyLocal := all, false
+	if zoned != nil {
+		if attempt.Previous != nil {
+			onlyLocal = !zoned.isLocal(attempt.Previous)
+			from = zoned.side(onlyLocal)
+		} else if !s.spill.MayLeave(uint32(s.uint64())) { //nolint:gosec // the lower half
+			onlyLocal = true
+			from = zoned.side(true)
+		}
+	}
+	a, isOfA := s.draw(from, all, uint32(random), nil, attempt.Previous, canRetry, now) //nolint:gosec // the lower half
+	b, isOfB := s.draw(from, all, uint32(random>>32), a, attempt.Previous, canRetry, now)
 	method := s.methods.Find(attempt.Method.Name)
 	kind := callstats.StreamKind
 	if !attempt.Method.IsStream {
@@ -212,35 +253,49 @@ func (s *serviceChooser) pickBetter(instances []*discovery.Instance, attempt Att
 	switch {
 	case isTrial:
 	case b.Calls.BeginTrial(now, attempt.Spare, method):
-		a, isTrial = b, true
+		a, isOfA, isTrial = b, isOfB, true
 	case !b.Calls.Available(now, false):
 	case !a.Calls.Available(now, false), b.Calls.IsBetter(&a.Calls, kind, now):
-		a = b
+		a, isOfA = b, isOfB
 	}
 	for _, e := range s.events { // before the call counts: a callback may panic
 		if e.Picked != nil {
 			e.Picked(a.Service.Name, a.Pod, a.Address)
 		}
 	}
-	return Choice{Node: &a.Node, Instance: a, chooser: s, call: a.Calls.Begin(now, method, isTrial)}
+	c := Choice{Node: &a.Node, Instance: a, chooser: s, call: a.Calls.Begin(now, method, isTrial)}
+	if zoned != nil {
+		c.call.Mark = crossed
+		if onlyLocal && isOfA || zoned.isLocal(a) {
+			c.call.Mark = stayed
+		}
+	}
+	return c
 }
 
-// draw takes an instance at random. It avoids, as long as other instances are left, first
-// ejected and unresponsive instances, then the instance of the attempt before, then stalled
-// instances, and then the instance drawn. random decides about the first try.
-func (s *serviceChooser) draw(instances []*discovery.Instance, random uint32, drawn, previous *discovery.Instance, canRetry bool, now int64) *discovery.Instance {
+// draw takes an instance of a part of all at random, and reports whether it is of this part. It avoids, as long
+// as other instances are left, first ejected and unresponsive instances, then the instance of the attempt
+// before, then stalled instances, and then the instance drawn. random decides about the first try.
+//
+// An instance that cannot be called is replaced by one of all. So the others of its zone do not get its calls,
+// and calls leave a zone that has failed.
+func (s *serviceChooser) draw(from, all []*discovery.Instance, random uint32, drawn, previous *discovery.Instance, canRetry bool, now int64) (n *discovery.Instance, isOfPart bool) {
+	isOfPart = true
 	for range 4 { // the first try usually succeeds
-		if n := instances[below(random, len(instances))]; n != drawn && n != previous && n.Calls.Available(now, canRetry) && !n.Calls.Stalled(now) {
-			return n
+		n = from[below(random, len(from))]
+		if !n.Calls.Available(now, canRetry) || n.Calls.Stalled(now) {
+			from, isOfPart = all, false
+		} else if n != drawn && n != previous {
+			return n, isOfPart
 		}
 		random = uint32(s.uint64()) //nolint:gosec // the lower half
 	}
 	// Most instances are ejected or stalled: take the best of at most 32 instances,
 	// because the time of a choice must not grow with their number.
-	first := below(random, len(instances))
-	best, bestScore := instances[first], -1
-	for i := range min(len(instances), 32) {
-		n := instances[(first+i)%len(instances)]
+	first := below(random, len(from))
+	best, bestScore := from[first], -1
+	for i := range min(len(from), 32) {
+		n := from[(first+i)%len(from)]
 		score := 0
 		if n.Calls.Available(now, canRetry) {
 			score += 8
@@ -261,7 +316,7 @@ func (s *serviceChooser) draw(instances []*discovery.Instance, random uint32, dr
 			break
 		}
 	}
-	return best
+	return best, isOfPart
 }
 
 // below makes a random number one below n, which is less than 2^32, with a bias of at most n/2^32.

@@ -82,9 +82,9 @@ func (q *eventQueue) Pop() any {
 	return last
 }
 
-// candidate is what a simulation tests.
+// candidate is what a simulation tests. previous is the instance of the attempt before, -1 for the first one.
 type candidate interface {
-	begin(now time.Duration, m *simulatedMethod) (instance int, end func(now time.Duration, o outcome.Outcome))
+	begin(now time.Duration, m *simulatedMethod, previous int) (instance int, end func(now time.Duration, o outcome.Outcome))
 	join()
 }
 
@@ -124,7 +124,7 @@ type simple struct {
 
 func (b *simple) join() { b.n++ }
 
-func (b *simple) begin(time.Duration, *simulatedMethod) (int, func(time.Duration, outcome.Outcome)) {
+func (b *simple) begin(time.Duration, *simulatedMethod, int) (int, func(time.Duration, outcome.Outcome)) {
 	i := b.pick(b)
 	b.inFlight[i]++
 	return i, func(time.Duration, outcome.Outcome) { b.inFlight[i]-- }
@@ -154,8 +154,13 @@ func (b *podCandidate) join() {
 
 const simulationEpoch = 1 << 62
 
-func (b *podCandidate) begin(now time.Duration, m *simulatedMethod) (int, func(time.Duration, outcome.Outcome)) {
-	c := b.chooser.pickBetter(b.instances, Attempt{Method: Method{m.name, m.isStream}, Spare: time.Minute}, simulationEpoch+int64(now))
+func (b *podCandidate) begin(now time.Duration, m *simulatedMethod, previous int) (int, func(time.Duration, outcome.Outcome)) {
+	a := Attempt{Method: Method{m.name, m.isStream}, Spare: time.Minute}
+	if previous >= 0 {
+		a.Previous = b.instances[previous]
+	}
+	all, zoned := b.chooser.members.of(b.instances, simulationEpoch+int64(now))
+	c := b.chooser.pickBetter(all, zoned, a, simulationEpoch+int64(now))
 	if m.isStream {
 		c.call = c.Instance.Calls.BecomeStream(simulationEpoch+int64(now), c.call)
 	}
@@ -181,7 +186,7 @@ func (s simulation) run(make func(int, *rand.Rand) candidate) *simulation {
 	}
 	var arrive func(now time.Duration)
 	arrive = func(now time.Duration) {
-		s.attempt(clients[s.random.IntN(len(clients))], s.method(), now, now, s.retries)
+		s.attempt(clients[s.random.IntN(len(clients))], s.method(), now, now, s.retries, -1)
 		if next := now + time.Duration(s.random.ExpFloat64()/s.rate*float64(time.Second)); next < s.length {
 			s.at(next, func() { arrive(next) })
 		}
@@ -191,7 +196,7 @@ func (s simulation) run(make func(int, *rand.Rand) candidate) *simulation {
 		m := &s.methods[i]
 		for range m.first {
 			t := time.Duration(s.random.Int64N(int64(100 * time.Millisecond)))
-			s.at(t, func() { s.attempt(clients[s.random.IntN(len(clients))], m, t, t, s.retries) })
+			s.at(t, func() { s.attempt(clients[s.random.IntN(len(clients))], m, t, t, s.retries, -1) })
 		}
 	}
 	for len(s.events) > 0 {
@@ -214,14 +219,14 @@ func (s *simulation) method() *simulatedMethod {
 	return &s.methods[last]
 }
 
-func (s *simulation) attempt(b candidate, m *simulatedMethod, begin, now time.Duration, retries int) {
-	i, end := b.begin(now, m)
+func (s *simulation) attempt(b candidate, m *simulatedMethod, begin, now time.Duration, retries, previous int) {
+	i, end := b.begin(now, m, previous)
 	s.attempts = append(s.attempts, simulatedAttempt{now, m.name, i})
 	latency, o := m.answer(s.random, i, now)
 	s.at(now+latency, func() {
 		end(now+latency, o)
 		if o != outcome.Answered && retries > 0 {
-			s.attempt(b, m, begin, now+latency, retries-1)
+			s.attempt(b, m, begin, now+latency, retries-1, i)
 			return
 		}
 		s.calls = append(s.calls, simulatedCall{begin, now + latency - begin, m.name, o != outcome.Answered})
@@ -615,8 +620,8 @@ type observed struct {
 	ended func(instance int, begin time.Duration)
 }
 
-func (o *observed) begin(now time.Duration, m *simulatedMethod) (int, func(time.Duration, outcome.Outcome)) {
-	i, end := o.candidate.begin(now, m)
+func (o *observed) begin(now time.Duration, m *simulatedMethod, previous int) (int, func(time.Duration, outcome.Outcome)) {
+	i, end := o.candidate.begin(now, m, previous)
 	return i, func(t time.Duration, result outcome.Outcome) { end(t, result); o.ended(i, now) }
 }
 

@@ -14,7 +14,7 @@ import (
 // instances that calls choose among and that are neither ejected nor unresponsive.
 func (s *serviceChooser) others(suspect *discovery.Instance, now int64) iter.Seq[*callstats.Stats] {
 	return func(yield func(*callstats.Stats) bool) {
-		instances := s.members.last(s.instances())
+		instances := s.members.comparedWith(suspect, s.instances(), s.spill.Share() < 1)
 		first := below(uint32(s.uint64()), len(instances)) //nolint:gosec // the lower half
 		for i := range min(len(instances), callstats.MaxCompared+1) {
 			other := instances[(first+i)%len(instances)]

@@ -9,7 +9,7 @@
 //
 //	Selector.Chooser           (selector.go) filters, strategies, registries of other packages
 //	filterable                 (filter.go)   what filters get, and the instances that they leave
-//	members.of                 (members.go)  the subset of the instances, if the client calls only some
+//	members.of                 (members.go)  the subset of the instances, if the client calls only some; the own zone first
 //	serviceChooser.pickBetter  (choice.go)   takes the better of two instances
 //	Choice.AsStream            (choice.go)   the call has opened a stream
 //	Choice.Answered            (choice.go)   the stream has received its first message
@@ -174,7 +174,8 @@ func (s *Selector) prepare(state *selectorState, service string, opts []selector
 	}
 	return func(a Attempt) (Choice, error) {
 		now := callstats.Clock()
-		c := chooser.pickBetter(chooser.members.ofFiltered(instances, now), a, now)
+		all, zoned := chooser.members.ofFiltered(instances, now)
+		c := chooser.pickBetter(all, zoned, a, now)
 		if c.Instance.Pod == "" { // a filter has added it
 			return Choice{Node: c.Node}, nil
 		}
@@ -222,8 +223,8 @@ func (s *Selector) String() string { return "pod" }
 
 // InstanceCalls is what is known of the calls to one instance.
 type InstanceCalls struct {
-	Instance     *discovery.Instance
-	Pod, Address string
+	Instance           *discovery.Instance
+	Pod, Address, Zone string
 	callstats.Report
 }
 
@@ -246,7 +247,7 @@ func (c *Choosers) Instances(service string) []InstanceCalls {
 	now := callstats.Clock()
 	var all []InstanceCalls
 	for _, i := range chooser.members.present(chooser.instances()) {
-		all = append(all, InstanceCalls{Instance: i, Pod: i.Pod, Address: i.Address, Report: i.Calls.Report(now)})
+		all = append(all, InstanceCalls{Instance: i, Pod: i.Pod, Address: i.Address, Zone: i.Zone(), Report: i.Calls.Report(now)})
 	}
 	return all
 }

@@ -411,7 +411,7 @@ func TestDrawTakesAnotherInstanceWhenAllAreEjected(t *testing.T) {
 		i.Calls.Eject(now, true)
 	}
 	for range 100 {
-		if r.choosers.find("greeter").draw(instances, rand.Uint32(), instances[0], nil, false, now) != instances[1] {
+		if i, _ := r.choosers.find("greeter").draw(instances, instances, rand.Uint32(), instances[0], nil, false, now); i != instances[1] {
 			t.Fatal("the same instance was drawn twice")
 		}
 	}

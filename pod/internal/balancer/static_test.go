@@ -20,7 +20,10 @@ type staticRegistry struct {
 	choosers *Choosers
 	events   []Events
 	subset   int
+	zone     func() string // of this process
 	isClosed bool
+
+	ignoreZones bool
 }
 
 // newStaticRegistry returns a registry, and the informer of the greeter, which knows n ready
@@ -35,7 +38,9 @@ func newStaticRegistry(t testing.TB, n int) (*staticRegistry, *discovery.Informe
 		return discovery.API{API: &kubetest.Pods{}}, nil
 	}, func() discovery.Settings { return discovery.Settings{Timeout: time.Minute} })
 	t.Cleanup(r.services.Stop)
-	r.choosers = NewChoosers(r.services, func() Options { return Options{Events: r.events, Subset: r.subset} })
+	r.choosers = NewChoosers(r.services, func() Options {
+		return Options{Events: r.events, Subset: r.subset, Zone: r.zone, IgnoreZones: r.ignoreZones}
+	})
 	i, err := r.services.Synced(context.Background(), "greeter")
 	if err != nil {
 		t.Fatal(err)

@@ -61,6 +61,7 @@ type Call struct {
 	Started int64 // result of Clock
 	method  *Method
 	flags   uint8 // its class, and the flags below
+	Mark    uint8 // whatever the caller of Begin has to remember of the call
 }
 
 const (
@@ -72,6 +73,15 @@ const (
 func (c Call) class() class   { return class(c.flags & classMask) }
 func (c Call) isStream() bool { return c.flags&isStream != 0 }
 func (c Call) isTrial() bool  { return c.flags&isTrial != 0 }
+
+// Slowness returns how long the call has taken until now, divided by the usual duration of its method, and
+// 0 for a stream.
+func (c Call) Slowness(now int64) float64 {
+	if c.isStream() {
+		return 0
+	}
+	return ratio(max(0, now-c.Started), c.method.usual())
+}
 
 // Begin records that a call of a method begins. tries is the result of BeginTrial.
 func (s *Stats) Begin(now int64, m *Method, tries bool) Call {

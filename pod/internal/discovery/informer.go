@@ -28,7 +28,7 @@ import (
 //     never empties. The time since the API server last sent anything bounds its age. Before the first LIST
 //     the snapshot is empty; Wait waits for the first LIST.
 //   - Identity: an instance is the same *Instance in all snapshots until the annotation, the
-//     IPs or the uid of its pod change. When it becomes not ready it leaves the snapshots but
+//     IPs, the zone or the uid of its pod change. When it becomes not ready it leaves the snapshots but
 //     is not released: it returns as the same *Instance, with its statistics. AfterLeave runs
 //     after it has been released, which is before the first snapshot without it.
 //   - Others: with Settings.Others, a snapshot also has the instances that only the other registry

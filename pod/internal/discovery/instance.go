@@ -33,6 +33,14 @@ func (i *Instance) PodUID() string {
 	return string(i.entry.uid)
 }
 
+// Zone returns the zone of the instance's pod, "" if it is not known.
+func (i *Instance) Zone() string {
+	if i.entry == nil {
+		return ""
+	}
+	return i.entry.zone
+}
+
 // endpointText returns the endpoints of the instance, nil if they are not kept.
 func (i *Instance) endpointText() *endpointText {
 	if i.version == nil {

@@ -26,6 +26,7 @@ type Observed struct {
 	Service *registry.Service // without its nodes and endpoints; shared by all instances of one version
 	Address string
 	Pod     string
+	Zone    string    // of the pod; "" if it is not known
 	Created time.Time // creation of the pod
 	State   State
 	Reason  string // why the instance cannot receive calls; "" if it is Ready
@@ -96,7 +97,7 @@ func (t *allServices) remove(name string) {
 func (t *allServices) observed() (all []Observed) {
 	for name, e := range t.pods {
 		add := func(i *Instance, s State, reason string) {
-			all = append(all, Observed{Service: i.Service, Address: i.Address, Pod: name, Created: e.created, State: s, Reason: reason, endpoints: i.endpointText()})
+			all = append(all, Observed{Service: i.Service, Address: i.Address, Pod: name, Zone: e.zone, Created: e.created, State: s, Reason: reason, endpoints: i.endpointText()})
 		}
 		for _, i := range e.instances {
 			add(i, e.state(), t.reasons[name])

@@ -113,6 +113,50 @@ func TestAnotherPodWithTheNameOfAnOldOne(t *testing.T) {
 	})
 }
 
+// The zone of an instance is that of its pod. If the label comes later, the instance is another one.
+func TestZoneOfInstance(t *testing.T) {
+	bubble(t, func(t *testing.T, s *Services, pods *kubetest.Pods) {
+		inZone := func(zone string) *corev1.Pod {
+			p := greeterPod(t, 0)
+			p.UID = "1"
+			if zone != "" {
+				p.Labels[podmeta.ZoneLabel] = zone
+			}
+			return p
+		}
+		pods.Put(inZone(""))
+		i, err := s.Synced(t.Context(), "greeter")
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := i.Snapshot().Instances[0]
+		if got := before.Zone(); got != "" {
+			t.Errorf("without the label the zone is %q", got)
+		}
+		for _, zone := range []string{"a", "b"} {
+			pods.Put(inZone(zone))
+			got := i.Snapshot().Instances
+			if len(got) != 1 || got[0].Zone() != zone || got[0] == before || !before.HasLeft() {
+				t.Errorf("with the label %q: %d instances, the first in zone %q", zone, len(got), got[0].Zone())
+			}
+			before = got[0]
+		}
+		pods.Put(inZone("b"))
+		if got := i.Snapshot().Instances[0]; got != before {
+			t.Error("the same zone makes another instance")
+		}
+		if other, _ := NewInstance(registry.Node{}, &registry.Service{}, ""); other.Zone() != "" {
+			t.Errorf("an instance on no pod is in zone %q", other.Zone())
+		}
+		for all, err := range s.Observe(t.Context()) {
+			if err != nil || len(all) != 1 || all[0].Zone != "b" {
+				t.Errorf("observed are %v, error %v", all, err)
+			}
+			break
+		}
+	})
+}
+
 func TestInstanceOfNode(t *testing.T) {
 	bubble(t, func(t *testing.T, s *Services, pods *kubetest.Pods) {
 		pods.Put(greeterPod(t, 0))

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
@@ -37,6 +38,7 @@ type table struct {
 // podEntry is what a table holds of one pod.
 type podEntry struct {
 	uid             types.UID
+	zone            string // "" if it is not known
 	created         time.Time
 	instances       []*Instance
 	ready           bool
@@ -116,13 +118,13 @@ func (t *table) remove(name string) {
 // update stores the current state of a pod, and reports whether the table has changed.
 func (t *table) update(p *corev1.Pod) (changed bool) {
 	p = t.trim(p)
-	e := t.pods[p.Name]
-	if e != nil && e.uid != p.UID { // another pod has this name now
+	e, zone := t.pods[p.Name], unique.Make(p.Labels[podmeta.ZoneLabel]).Value() // one string for all pods of the zone
+	if e != nil && (e.uid != p.UID || e.zone != zone) {                         // another pod has this name now, or the label came later
 		t.remove(p.Name)
 		e, changed = nil, true
 	}
 	if e == nil {
-		e = &podEntry{uid: p.UID, created: p.CreationTimestamp.Time}
+		e = &podEntry{uid: p.UID, zone: zone, created: p.CreationTimestamp.Time}
 		t.pods[p.Name] = e
 	}
 	var annotations []annotation

@@ -40,9 +40,16 @@ type Retry struct {
 	Refusal string // empty if it is made
 }
 
+// The zone of a called instance, seen from this process.
+const (
+	SameZone  = "same"
+	OtherZone = "other"
+)
+
 // Attempt is one attempt of a call that has ended.
 type Attempt struct {
 	Service, Pod, Address string
+	Zone                  string // "" if one of the zones is not known
 	Outcome               string
 	Duration              time.Duration
 	Err                   error

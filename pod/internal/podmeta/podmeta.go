@@ -37,6 +37,10 @@ const (
 // registered it too.
 const NamespaceKey = "micro.mu/pod-namespace"
 
+// ZoneLabel is the label of a pod with the zone of its Kubernetes node. The API server copies it from the node since
+// Kubernetes 1.35 (KEP-4742).
+const ZoneLabel = "topology.kubernetes.io/zone"
+
 // LabelName replaces the bytes of a service's name that a label key must not contain,
 // as the plugin does.
 func LabelName(service string) string {

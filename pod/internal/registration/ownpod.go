@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podmeta"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/podwatch"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -39,6 +40,9 @@ func (r *registrar) observe(p *corev1.Pod, current bool) {
 		return
 	}
 	r.uid, r.version = p.UID, version
+	if zone, before := p.Labels[podmeta.ZoneLabel], r.zone.Load(); before == nil || *before != zone {
+		r.zone.Store(&zone)
+	}
 	r.state.observe(p)
 	if seconds := cmp.Or(p.DeletionGracePeriodSeconds, p.Spec.TerminationGracePeriodSeconds); seconds != nil {
 		r.gracePeriod = time.Duration(*seconds) * time.Second

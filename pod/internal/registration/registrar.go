@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
@@ -35,11 +36,12 @@ const defaultGracePeriod = 30 * time.Second
 // patch.
 type registrar struct {
 	plugin        Plugin
-	events        *events.Hub     // may be nil
-	statusChanged func()          // called when the result of registered, pending or lastError may have changed
-	wake          chan struct{}   // asks for a reconcile
-	watch         podwatch.Watch  // watches the process's own pod
-	ctx           context.Context // ends with stop
+	events        *events.Hub            // may be nil
+	statusChanged func()                 // called when the result of registered, pending or lastError may have changed
+	wake          chan struct{}          // asks for a reconcile
+	watch         podwatch.Watch         // watches the process's own pod
+	zone          atomic.Pointer[string] // of the process's own pod, as last observed
+	ctx           context.Context        // ends with stop
 	cancel        context.CancelFunc
 	reconciling   sync.WaitGroup
 

@@ -15,6 +15,7 @@
 //	Registered                      has the API server confirmed everything
 //	RegisteredAs, LastError, Changed  readiness: has it confirmed one service, why not, since when
 //	InBackground                    the start of a lifecycle, one for each service of the process
+//	Zone                            of the own pod, for the choice of instances
 //	Leave, DeregistrationPending, GracePeriod, TerminatingSince  the stop of a lifecycle
 //	Detach                          the connection to the API server has ended
 //
@@ -66,6 +67,7 @@ type Also interface {
 // concurrent use.
 type Service struct {
 	options   Options
+	zone      string                    // POD_ZONE
 	registrar atomic.Pointer[registrar] // Detach replaces it
 	changed   broadcast.Broadcast
 	outside   atomic.Bool // this process is not in the cluster, and registers nothing
@@ -89,7 +91,7 @@ type result struct {
 
 // New returns a Service. It makes no call and starts no goroutine before Register or Deregister.
 func New(o Options) *Service {
-	s := &Service{options: o, results: map[string]result{}, running: map[string]int{}, left: map[string]string{}}
+	s := &Service{options: o, zone: o.Getenv("POD_ZONE"), results: map[string]result{}, running: map[string]int{}, left: map[string]string{}}
 	s.registrar.Store(s.newRegistrar())
 	return s
 }
@@ -326,6 +328,15 @@ func (s *Service) GracePeriod() time.Duration { return s.registrar.Load().podGra
 // TerminatingSince returns when the registrar saw that the process's own pod is being
 // deleted, and the zero time if it is not.
 func (s *Service) TerminatingSince() time.Time { return s.registrar.Load().podTerminatingSince() }
+
+// Zone returns the zone of the process's own pod: that of its label, which a process that registers
+// watches, or else POD_ZONE; "" if neither is known.
+func (s *Service) Zone() string {
+	if z := s.registrar.Load().zone.Load(); z != nil && *z != "" {
+		return *z
+	}
+	return s.zone
+}
 
 // Leave ends the lifecycle of a service: it deregisters the service and makes Register ignore it.
 // The last lifecycle that leaves deregisters every service of the process, such as the topics of

@@ -16,6 +16,7 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/registry/memory"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -353,6 +354,37 @@ func TestProcessThatCannotRegister(t *testing.T) {
 	if n := api.count(); n != 0 {
 		t.Errorf("%d PATCH, want none", n)
 	}
+}
+
+// The zone is that of the label of the own pod, as soon as it has one, and else that of the variable.
+func TestZoneOfOwnPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		api := newFakeAPI()
+		o, environment := testOptions(api)
+		environment["POD_ZONE"] = "of the variable"
+		s := newTestService(t, o)
+		check := func(when, want string) {
+			t.Helper()
+			synctest.Wait()
+			if got := s.Zone(); got != want {
+				t.Errorf("%s: zone %q, want %q", when, got, want)
+			}
+		}
+		check("before the first registration", "of the variable")
+		if err := s.Register(service("greeter", "greeter-1", "10.244.0.9:9100")); err != nil {
+			t.Fatal(err)
+		}
+		check("the pod has no label", "of the variable")
+		api.edit(func(p *corev1.Pod) { p.Labels[podmeta.ZoneLabel] = "a" })
+		check("the label has come", "a")
+		api.edit(func(p *corev1.Pod) { delete(p.Labels, podmeta.ZoneLabel) })
+		check("the label has gone", "of the variable")
+		delete(environment, "POD_ZONE")
+		if got := New(o).Zone(); got != "" {
+			t.Errorf("without variable and registration: zone %q", got)
+		}
+		s.Detach()()
+	})
 }
 
 func TestServiceWithoutNodes(t *testing.T) {

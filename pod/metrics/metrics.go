@@ -51,6 +51,7 @@ type Metrics struct {
 	retries     series[string, prometheus.Counter]
 	hedges      series[string, prometheus.Counter]
 	refused     series[refusedRetry, prometheus.Counter]
+	zones       series[zoneAttempt, prometheus.Counter]
 
 	ejections, refusals, opened, ended, apiErrors func(labels ...string) prometheus.Counter
 	patches, skipped, cutOff                      prometheus.Counter
@@ -63,6 +64,8 @@ type clientCall struct {
 }
 
 type refusedRetry struct{ service, reason string }
+
+type zoneAttempt struct{ service, zone string }
 
 type servedCall struct {
 	method string
@@ -103,6 +106,9 @@ func New(r *pod.Registry) *Metrics {
 	refused := m.counters("micro_client_retries_refused_total", "Retries, and second attempts of Hedge, that were refused, by reason.", labelServer, labelReason)
 	m.refused.create = func(r refusedRetry) prometheus.Counter { return refused(r.service, r.reason) }
 	m.refused.overflow = func(r refusedRetry) refusedRetry { return refusedRetry{other, r.reason} }
+	zones := m.counters("micro_client_zone_attempts_total", "Attempts of calls, and streams, that have ended, by the zone of the called pod; none while its zone or that of this process is not known.", labelServer, labelServerZone)
+	m.zones.create = func(z zoneAttempt) prometheus.Counter { return zones(z.service, z.zone) }
+	m.zones.overflow = func(z zoneAttempt) zoneAttempt { return zoneAttempt{other, z.zone} }
 	m.ejections = m.counters("micro_client_ejections_total", "Ejections of instances.", labelServer, labelCause)
 	m.refusals = m.counters("micro_client_ejections_refused_total", "Ejections that were refused because half of the instances are ejected already.", labelServer, labelCause)
 	m.opened = m.counters("micro_client_connections_opened_total", "Connections to instances that were opened.", labelServer)
@@ -153,7 +159,12 @@ func (m *Metrics) events() pod.Events {
 		ServedRequest: func(r *http.Request, s pod.ServedRequest) {
 			m.requests.get(request{methodOf(r), routeOf(s.Route), s.Status}).observe(s.Duration, func() string { return r.Header.Get("Micro-Trace-Id") })
 		},
-		AttemptEnded: m.attempts.ended,
+		AttemptEnded: func(a pod.Attempt) {
+			m.attempts.ended(a)
+			if a.Zone != "" {
+				m.zones.get(zoneAttempt{a.Service, a.Zone}).Inc()
+			}
+		},
 		EjectionDecided: func(e pod.Ejection) {
 			if e.Refused {
 				m.refusals(e.Service, e.Cause).Inc()

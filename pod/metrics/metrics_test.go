@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"regexp"
@@ -62,7 +63,7 @@ func happen(e pod.Events) {
 	e.CallEnded(context.Background(), pod.Call{Service: "orders", Method: "Orders.GetOrder", Attempts: 2, Duration: time.Millisecond})
 	e.ServedCall(context.Background(), pod.ServedCall{Service: "shop", Method: "Shop/Buy", Code: codes.NotFound})
 	e.ServedRequest(&http.Request{Method: "GET"}, pod.ServedRequest{Route: "GET /cart", Status: 200})
-	e.AttemptEnded(pod.Attempt{Service: "orders", Pod: "orders-1", Outcome: "answered"})
+	e.AttemptEnded(pod.Attempt{Service: "orders", Pod: "orders-1", Zone: "same", Outcome: "answered"})
 	e.RetryDecided(context.Background(), pod.Retry{Service: "orders", IsHedge: true})
 	e.RetryDecided(context.Background(), pod.Retry{Service: "orders", Refusal: "over_budget"})
 	e.EjectionDecided(pod.Ejection{Service: "orders", Cause: "no_answer"})
@@ -213,6 +214,20 @@ func TestPodsAreForgottenWithoutScrapes(t *testing.T) {
 	}
 }
 
+func TestAttemptsByZone(t *testing.T) {
+	_, events, gather := newMetrics(t, func() pod.Status { return pod.Status{} })
+	for _, zone := range []string{"same", "other", "same", "", "same"} {
+		events.AttemptEnded(pod.Attempt{Service: "orders", Pod: "orders-1", Zone: zone, Outcome: "answered"})
+	}
+	counts := map[string]float64{}
+	for _, m := range gather()["micro_client_zone_attempts_total"].GetMetric() {
+		counts[fmt.Sprint(m.GetLabel()[0].GetValue(), " ", m.GetLabel()[1].GetValue())] = m.GetCounter().GetValue()
+	}
+	if want := map[string]float64{"orders same": 3, "orders other": 1}; !maps.Equal(counts, want) {
+		t.Errorf("counted %v, want %v", counts, want)
+	}
+}
+
 func TestMethodsAndRoutesAreBounded(t *testing.T) {
 	_, events, gather := newMetrics(t, func() pod.Status { return pod.Status{} })
 	for i := range 10_000 {
@@ -252,7 +267,7 @@ func TestCountingAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() {
 		events.CallEnded(context.Background(), pod.Call{Service: "orders", Method: "Orders.GetOrder", Attempts: 2, Duration: time.Millisecond})
 		events.ServedCall(context.Background(), pod.ServedCall{Service: "shop", Method: "Shop/Buy", Code: codes.NotFound})
-		events.AttemptEnded(pod.Attempt{Service: "orders", Pod: "orders-1", Outcome: "answered"})
+		events.AttemptEnded(pod.Attempt{Service: "orders", Pod: "orders-1", Zone: "same", Outcome: "answered"})
 	}); n != 0 {
 		t.Errorf("counting a call allocates %v times", n)
 	}

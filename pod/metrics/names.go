@@ -11,6 +11,7 @@ const (
 	labelRPCCode    = "rpc_response_status_code" // OK, NOT_FOUND, ...
 	labelServer     = "server_address"           // the called service; OpenTelemetry means a group of instances, too
 	labelServerPod  = "server_pod"               // the called pod
+	labelServerZone = "server_zone"              // same or other, as the zone of this process; a name of each zone would not be bounded
 	labelService    = "service_name"             // a service of this process
 	labelHTTPMethod = "http_request_method"
 	labelHTTPRoute  = "http_route"

@@ -218,6 +218,16 @@ func TestReadableErrors(t *testing.T) {
 	if err := page.client.Call(t.Context(), page.client.NewRequest("another", "Greeter.Hello", &proto.HelloRequest{}), &proto.HelloResponse{}, client.WithAddress(r.address)); err == nil || !strings.Contains(err.Error(), "and another is "+s.id("another")) {
 		t.Error("calling another service at the address of the greeter:", err)
 	}
+
+	plain := s.start("greeter", "")
+	begin := time.Now()
+	if err := page.hello(t.Context(), client.WithAddress(plain.address), client.WithRetries(0)); err == nil || !strings.Contains(err.Error(), "greeter at "+plain.address+" speaks plaintext, and this process speaks TLS only") {
+		t.Error("TLS to a service in plaintext:", err)
+	}
+	t.Logf("refused after %v", time.Since(begin))
+	if lines := kubetest.LogLines(t, begin, "127.0.0.1: they speak TLS, and this service speaks plaintext; set POD_IDENTITY here"); len(lines) != 1 {
+		t.Errorf("the log of the service in plaintext says %d times that a client speaks TLS, want once", len(lines))
+	}
 }
 
 // TestOtherClientsAndServers uses the same files with go-micro's client and server and with grpc-go alone.

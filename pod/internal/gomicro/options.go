@@ -2,8 +2,8 @@
 // export.
 //
 // Options: go-micro stores many options, and the metadata of a call, in contexts under keys of
-// unexported types. Codecs, TLS, MaxReceived, MaxSent, DialOptions, CallOptions, ServerOptions
-// and Metadata return the stored values. If a version of Go stores the values of a context in
+// unexported types. Codecs, TLS, MaxReceived, MaxSent, DialOptions, CallOptions, ServerOptions,
+// ServerTLS and Metadata return the stored values. If a version of Go stores the values of a context in
 // another way than today's, Check returns an error and the functions return what they return
 // for options that are not set.
 //
@@ -96,6 +96,9 @@ func ServerOptions(o server.Options) []grpc.ServerOption {
 	return value[[]grpc.ServerOption](o.Context, keys().serverOptions)
 }
 
+// ServerTLS returns the configuration that grpcs.AuthTLS has set, nil if there is none.
+func ServerTLS(o server.Options) *tls.Config { return value[*tls.Config](o.Context, keys().serverTLS) }
+
 // Metadata returns the metadata of a call itself, of which metadata.FromContext makes a copy.
 func Metadata(ctx context.Context) metadata.Metadata {
 	return value[metadata.Metadata](ctx, keys().metadata)
@@ -112,7 +115,7 @@ func value[T any](ctx context.Context, key any) T {
 
 // optionKeys are the keys under which go-micro stores options and metadata in contexts.
 type optionKeys struct {
-	codecs, tls, maxReceived, maxSent, dialOptions, callOptions, serverOptions, metadata any
+	codecs, tls, maxReceived, maxSent, dialOptions, callOptions, serverOptions, serverTLS, metadata any
 }
 
 func keys() *optionKeys {
@@ -145,19 +148,23 @@ var keysOfOptions = sync.OnceValues(func() (keys *optionKeys, err error) {
 			return o.Context
 		})
 	}
-	keys = &optionKeys{
-		codecs:      option(grpcc.Codec("", nil)),
-		tls:         option(grpcc.AuthTLS(nil)),
-		maxReceived: option(grpcc.MaxRecvMsgSize(0)),
-		maxSent:     option(grpcc.MaxSendMsgSize(0)),
-		dialOptions: callOption(grpcc.DialOptions()),
-		callOptions: callOption(grpcc.CallOptions()),
-		serverOptions: find(func(ctx context.Context) context.Context {
+	serverOption := func(set server.Option) any {
+		return find(func(ctx context.Context) context.Context {
 			o := server.Options{Context: ctx}
-			grpcs.Options()(&o)
+			set(&o)
 			return o.Context
-		}),
-		metadata: find(func(ctx context.Context) context.Context { return metadata.NewContext(ctx, nil) }),
+		})
+	}
+	keys = &optionKeys{
+		codecs:        option(grpcc.Codec("", nil)),
+		tls:           option(grpcc.AuthTLS(nil)),
+		maxReceived:   option(grpcc.MaxRecvMsgSize(0)),
+		maxSent:       option(grpcc.MaxSendMsgSize(0)),
+		dialOptions:   callOption(grpcc.DialOptions()),
+		callOptions:   callOption(grpcc.CallOptions()),
+		serverOptions: serverOption(grpcs.Options()),
+		serverTLS:     serverOption(grpcs.AuthTLS(nil)),
+		metadata:      find(func(ctx context.Context) context.Context { return metadata.NewContext(ctx, nil) }),
 	}
 	return keys, err
 })

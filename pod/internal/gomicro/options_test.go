@@ -43,8 +43,9 @@ func TestOptions(t *testing.T) {
 	}
 	s := server.Options{Context: context.Background()}
 	grpcs.Options(grpc.NumStreamWorkers(1))(&s)
-	if len(ServerOptions(s)) != 1 {
-		t.Errorf("%d server options", len(ServerOptions(s)))
+	grpcs.AuthTLS(config)(&s)
+	if len(ServerOptions(s)) != 1 || ServerTLS(s) != config {
+		t.Errorf("%d server options, TLS %v", len(ServerOptions(s)), ServerTLS(s))
 	}
 	md := metadata.Metadata{"a": "b"}
 	got := Metadata(metadata.NewContext(context.Background(), md))
@@ -59,7 +60,7 @@ func TestOptionsThatAreNotSet(t *testing.T) {
 		if TLS(o) != nil || Codecs(o) != nil || MaxReceived(o) != grpcc.DefaultMaxRecvMsgSize || MaxSent(o) != grpcc.DefaultMaxSendMsgSize {
 			t.Errorf("%s: TLS %v, codecs %v, sizes %d and %d", what, TLS(o), Codecs(o), MaxReceived(o), MaxSent(o))
 		}
-		if DialOptions(call) != nil || CallOptions(call) != nil || ServerOptions(server.Options{Context: ctx}) != nil || Metadata(ctx) != nil {
+		if DialOptions(call) != nil || CallOptions(call) != nil || ServerOptions(server.Options{Context: ctx}) != nil || ServerTLS(server.Options{Context: ctx}) != nil || Metadata(ctx) != nil {
 			t.Errorf("%s: an option is set", what)
 		}
 	}

@@ -113,6 +113,9 @@ func (s *grpcService) setUpServer(srv server.Server, c client.Client) (err error
 	if s.ServerOptions != nil {
 		options = append(slices.Clip(s.ServerOptions()), options...)
 	}
+	if gomicro.ServerTLS(srv.Options()) == nil { // other credentials, which come later, replace these
+		options = append([]grpc.ServerOption{grpc.Creds(newPlaintext())}, options...)
+	}
 	if err = initServer(srv, options...); err != nil {
 		return err
 	}

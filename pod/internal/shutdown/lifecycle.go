@@ -21,7 +21,7 @@
 // the registry, and options of go-micro out. grpc.go and web.go are the two kinds of
 // service, lifecycle.go and stop.go are what they share, health.go and reflection.go are
 // the services that a gRPC server gets besides the user's, and answer.go answers their calls
-// above go-micro's server. overload.go refuses calls and requests that are too many. listener.go
+// above go-micro's server. plaintext.go tells clients of TLS from others. overload.go refuses calls and requests that are too many. listener.go
 // lets a web service drain before go-micro stops it.
 package shutdown
 

@@ -50,15 +50,15 @@ func answer(_ context.Context, _ *proto.HelloRequest, rsp *proto.HelloResponse) 
 	return nil
 }
 
-// startHello starts a greeter with Lifecycle and returns its address.
-func startHello(t *testing.T, hello helloFunc) string {
+// startHello starts a greeter with Lifecycle of a registry with the options, and returns its address.
+func startHello(t *testing.T, hello helloFunc, opts ...registry.Option) string {
 	t.Helper()
 	s := grpcs.NewServer(server.Name("greeter"), server.Address("127.0.0.1:0"), server.Registry(memory.NewRegistry()))
 	if err := proto.RegisterGreeterHandler(s, hello); err != nil {
 		t.Fatal(err)
 	}
 	o := micro.Options{Server: s, Client: grpcc.NewClient()}
-	Lifecycle(NewRegistry(nil))(&o)
+	Lifecycle(NewRegistry(nil, opts...))(&o)
 	if err := s.Handle(s.NewHandler(handler.NewHandler(o.Client))); err != nil { // as Run does
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/apiserver"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/mtls"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/portforward"
 	"github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
@@ -22,6 +23,7 @@ import (
 	"github.com/micro/go-micro/v2/registry"
 	"github.com/micro/go-micro/v2/web"
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
+	"google.golang.org/grpc/credentials"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 )
@@ -311,5 +313,62 @@ func TestServicesOutsideOfTheClusterRegisterNothing(t *testing.T) {
 	defer without.Close()
 	if err := without.Register(greeter); err == nil || !strings.Contains(err.Error(), "not in a pod (KUBERNETES_SERVICE_HOST is not set): a service is registered on the pod that serves it") {
 		t.Errorf("without a kubeconfig: %v", err)
+	}
+}
+
+// files are Credentials as those of package pod/identity.
+type files struct{ *mtls.Source }
+
+func (f files) Client(to Callee) credentials.TransportCredentials {
+	return f.Source.Client(mtls.Callee{Service: to.Service, Address: to.Address, Pod: to.Pod, PodUID: to.PodUID})
+}
+
+func openFiles(t *testing.T, a *kubetest.Authority, account, pod string) registry.Option {
+	t.Helper()
+	source, err := mtls.Open(mtls.Config{Dir: kubetest.NewVolume(t, a.Issue(t, kubetest.PodCertificate{ID: "spiffe://cluster.local/ns/shop/sa/" + account, Pod: pod, UID: pod}), a).Dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.Start()
+	t.Cleanup(source.Stop)
+	return WithCredentials(files{source})
+}
+
+// A program on a laptop calls services that speak only TLS: without files it learns why it is refused, with those of a pod it is answered. The
+// port-forward leads to a pod by its name, and the certificate must name the same.
+func TestOutsideWithCredentials(t *testing.T) {
+	authority := kubetest.NewAuthority(t, "the authority")
+	c, f := newOutsideClient(t, []helloFunc{answer}, client.RequestTimeout(20*time.Second))
+	f.Put("p-0", startHello(t, answer, openFiles(t, authority, "greeter", "p-0")))
+	begin := time.Now()
+	err := callHello(t.Context(), c)
+	if err == nil || !strings.Contains(err.Error(), "greeter speaks TLS only: call it with a certificate of the trust domain cluster.local, which POD_IDENTITY mounts (docs/identity.md)") {
+		t.Errorf("without files: %v", err)
+	}
+	t.Logf("refused after %s", time.Since(begin))
+	expectNoneEjected(t, c)
+
+	if err := c.registry.Init(openFiles(t, authority, "laptop", "its-pod")); err != nil {
+		t.Fatal(err)
+	}
+	c.registry.Reconnect()
+	for range 20 {
+		if err := callHello(t.Context(), c); err != nil {
+			t.Fatal("with files:", err)
+		}
+	}
+	if all := c.Instances("greeter"); len(all) != 1 || all[0].Certificate == nil || all[0].Certificate.Subject.CommonName != "p-0" {
+		t.Errorf("the instances are %+v", all)
+	}
+
+	f.Put("p-0", startHello(t, answer, openFiles(t, authority, "greeter", "p-1")))
+	c.registry.Reconnect()
+	if err := callHello(t.Context(), c, client.WithRetries(0)); err == nil || !strings.Contains(errors.FromError(err).Detail, `it is pod \"p-1\"`) {
+		t.Errorf("with the certificate of another pod: %v", err)
+	}
+	f.Put("p-0", startHello(t, answer))
+	c.registry.Reconnect()
+	if err := callHello(t.Context(), c, client.WithRetries(0)); err == nil || !strings.Contains(err.Error(), "speaks plaintext, and this process speaks TLS only") {
+		t.Errorf("a service in plaintext: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,6 +170,28 @@ func TestPlaintextAndTLS(t *testing.T) {
 			t.Errorf("half of the refusals took longer than %v, want at most 1 s", took[4])
 		}
 	}
+}
+
+// TestPlaintextIsRefusedWithReason makes calls in plaintext for longer than the server keeps such a connection. All learn why they are refused.
+func TestPlaintextIsRefusedWithReason(t *testing.T) {
+	kubetest.CheckNoLeak(t)
+	address := serve(t, newPod(t, kubetest.NewAuthority(t, "the authority"), ofServer).Server()...)
+	var callers sync.WaitGroup
+	var refused atomic.Int64
+	for range maxRefused / 2 { // so that there is room for a new connection beside each
+		conn := dial(t, address, nil)
+		callers.Go(func() {
+			for end := time.Now().Add(2 * refusedTime); time.Now().Before(end); {
+				if err := greet(t, conn); err == nil || !strings.Contains(err.Error(), "greeter speaks TLS only: ") {
+					t.Errorf("after %d calls the error is %v", refused.Load(), err)
+					return
+				}
+				refused.Add(1)
+			}
+		})
+	}
+	callers.Wait()
+	t.Logf("%d calls were refused", refused.Load())
 }
 
 // TestManyPlaintextConnections checks that the answers to them are bounded, and that they end.

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 )
 
 const (
@@ -28,6 +29,7 @@ func newRefuser(s *Source) *refuser {
 	r := &refuser{waiting: make(chan net.Conn, maxRefused), slots: make(chan struct{}, maxRefused), stopped: make(chan struct{})}
 	r.close = sync.OnceFunc(func() { close(r.stopped) })
 	r.server = grpc.NewServer(grpc.MaxConcurrentStreams(100), grpc.ConnectionTimeout(refusedTime), grpc.MaxHeaderListSize(16<<10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: refusedTime / 2}), // GOAWAY: no call is in flight when the connection is cut
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 			return s.Refusal(codes.Unauthenticated, s.server.onlyTLS())
 		}))

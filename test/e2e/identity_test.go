@@ -7,12 +7,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/jiangjiancc/go_micro_k8s/test/faults"
 )
@@ -46,11 +50,130 @@ func startIdentityLoad(t *testing.T, name, account, mode string) *load {
 	return started
 }
 
+// startOutside calls go-micro-srv from this machine, through the API server, until the test ends.
+func startOutside(t *testing.T, name, program string, env ...string) *load {
+	t.Helper()
+	config, err := clientcmd.LoadFromFile(os.Getenv("KUBECONFIG"))
+	fatal(t, err)
+	config.Contexts[config.CurrentContext].Namespace = namespace
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	fatal(t, clientcmd.WriteToFile(*config, kubeconfig))
+	p := new(laptop).command(t, kubeconfig, program, "call", "-retries=0", "1", "100ms")
+	p.Env = append(p.Env, env...)
+	l, err := faults.StartProcess(context.Background(), name, p.Cmd)
+	fatal(t, err)
+	started := &load{Load: l, pod: name}
+	t.Cleanup(func() { started.stop(t) })
+	return started
+}
+
+// copyIdentity copies the files of a pod from the node to a directory of this machine.
+func copyIdentity(t *testing.T, p corev1.Pod) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, file := range []string{"credentialbundle.pem", "trustbundle.pem"} {
+		text := onNode(t, "cat", "/var/lib/kubelet/pods/"+string(p.UID)+"/volumes/kubernetes.io~projected/identity/"+file)
+		fatal(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
+	}
+	return dir
+}
+
 // lastSecond returns the calls of a second that began after this call.
 func lastSecond(t *testing.T, l *load) faults.Second {
 	t.Helper()
-	all := l.secondsUntil(t, time.Now().Add(2*time.Second))
+	return secondAfter(t, l, time.Now().Add(2*time.Second))
+}
+
+func secondAfter(t *testing.T, l *load, end time.Time) faults.Second {
+	t.Helper()
+	all := l.secondsUntil(t, end)
 	return all[len(all)-1]
+}
+
+// shownCertificate is a certificate as the page of go-micro-web shows it.
+type shownCertificate struct {
+	Signer   string
+	NotAfter time.Time
+}
+
+// shownCertificates sends the form of the page until the page shows the certificates of both pods of go-micro-srv, and returns them.
+func shownCertificates(t *testing.T, page string) map[string]shownCertificate {
+	t.Helper()
+	shown := map[string]shownCertificate{}
+	eventually(t, time.Minute, "the certificates on the page", func() error {
+		rsp, err := http.PostForm(page, url.Values{"name": {"you"}})
+		if err != nil {
+			return err
+		}
+		rsp.Body.Close()
+		var view struct {
+			Services []struct {
+				Name      string
+				Instances []struct {
+					Pod   string
+					Calls struct{ Certificate shownCertificate }
+				}
+			}
+		}
+		if err := getJSON(page+"services.json", &view); err != nil {
+			return err
+		}
+		for _, s := range view.Services {
+			for _, i := range s.Instances {
+				if c := i.Calls.Certificate; !c.NotAfter.IsZero() {
+					shown[i.Pod] = c
+				}
+			}
+		}
+		if len(shown) != 2 {
+			return fmt.Errorf("it shows %v", shown)
+		}
+		return nil
+	})
+	return shown
+}
+
+// getJSON reads a URL.
+func getJSON(address string, into any) error {
+	rsp, err := http.Get(address)
+	if err != nil {
+		return err
+	}
+	defer rsp.Body.Close()
+	if rsp.StatusCode != http.StatusOK {
+		return fmt.Errorf("reading %s: %s", address, rsp.Status)
+	}
+	return json.NewDecoder(rsp.Body).Decode(into)
+}
+
+// tracesOfAll waits until the page of traces shows the spans of all pods, except those of the impostor, which it must not ask.
+func tracesOfAll(t *testing.T, page string) {
+	t.Helper()
+	eventually(t, time.Minute, "the spans of go-micro-srv and go-micro-client", func() error {
+		var list struct {
+			Pods []struct {
+				Service, Pod, Problem string
+				Spans                 int
+			}
+		}
+		if err := getJSON(page+"traces.json", &list); err != nil {
+			return err
+		}
+		answers := map[string]int{}
+		for _, p := range list.Pods {
+			isImpostor := p.Pod == "identity-impostor"
+			if isImpostor != (p.Problem == "no answer") || !isImpostor && p.Problem != "" {
+				return fmt.Errorf("the pods are %+v", list.Pods)
+			}
+			if p.Spans > 0 {
+				answers[p.Service]++
+			}
+		}
+		if answers["go-micro-srv"] != 2 || answers["go-micro-client"] != 2 {
+			return fmt.Errorf("the pods are %+v", list.Pods)
+		}
+		return nil
+	})
 }
 
 // captured counts the packets of calls to go-micro-srv on the node, and those that contain a greeting.
@@ -85,10 +208,9 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("%d packets of calls in plaintext, %d with a greeting: the capture sees nothing", c.Packets, c.Text)
 	}
 
-	deploy("identity identity-permissive")
-	deploy("identity")
+	deploy("identity identity-permissive traces")
+	deploy("identity traces")
 	t.Run("strict", func(t *testing.T) { attackIdentities(t, program) })
-	fatal(t, command(time.Minute, nil, "go", "run", "./test/verify", "-timeout=30s"))
 	deploy("identity identity-permissive")
 	deploy("")
 
@@ -145,18 +267,35 @@ func attackIdentities(t *testing.T, program string) {
 		kubectl(t, "delete", "pod", "identity-waits", "-n", namespace, "--wait=false", "--ignore-not-found")
 	})
 
+	files := "POD_IDENTITY=" + copyIdentity(t, pods(t, "go-micro-client")[0])
+	outside, outsidePlain := startOutside(t, "outside", program, files), startOutside(t, "outside-plain", program)
+	page := pageURL(t)
+	for instance, c := range shownCertificates(t, page) {
+		if left := time.Until(c.NotAfter); c.Signer != "go-micro.local pod signer" || left < 0 || left > time.Hour {
+			t.Errorf("the page shows for instance %s the certificate %+v", instance, c)
+		}
+	}
+	tracesOfAll(t, page)
 	if c := captured(t, program); c.Packets == 0 || c.Text > 0 {
 		t.Errorf("%d packets of calls, %d with a greeting in clear; want many and none", c.Packets, c.Text)
 	}
+	end := time.Now().Add(2 * time.Second)
 	for _, tt := range []struct {
-		name  string
-		calls *load
-		ok    bool
-	}{{"go-micro-web, which is a permitted caller", owner, true}, {"the account micro-services", stranger, false}, {"a pod without a certificate", plain, false}} {
-		if s := lastSecond(t, tt.calls); tt.ok && (s.Succeeded == 0 || s.Failed > 0) || !tt.ok && (s.Succeeded > 0 || s.Failed == 0) {
+		name    string
+		calls   *load
+		refused string // "" if the caller is permitted
+	}{
+		{"go-micro-web, which is a permitted caller", owner, ""},
+		{"the account micro-services", stranger, "go-micro-srv refuses calls of spiffe://cluster.local/ns/go-micro/sa/micro-services: it is not in the list of callers"},
+		{"a pod without a certificate", plain, "go-micro-srv speaks TLS only: call it with a certificate"},
+		{"this machine, with the files of go-micro-client", outside, ""},
+		{"this machine, without files", outsidePlain, "go-micro-srv speaks TLS only: call it with a certificate"},
+	} {
+		s := secondAfter(t, tt.calls, end)
+		t.Logf("%s: %d calls succeeded, %d failed: %s", tt.name, s.Succeeded, s.Failed, s.Error)
+		failed := s.Failed > 0 && !strings.Contains(s.Error, "not calling go-micro-srv at ") // a trial of the impostor
+		if tt.refused == "" && (s.Succeeded == 0 || failed) || tt.refused != "" && (s.Succeeded > 0 || !strings.Contains(fmt.Sprint(s.TryErrors), tt.refused)) {
 			t.Errorf("%s: %d calls succeeded, %d failed: %s", tt.name, s.Succeeded, s.Failed, s.Error)
-		} else {
-			t.Logf("%s: %d calls succeeded, %d failed: %s", tt.name, s.Succeeded, s.Failed, s.Error)
 		}
 	}
 	const refusal = "refusing calls of spiffe://cluster.local/ns/go-micro/sa/micro-services"
@@ -194,6 +333,10 @@ func attackIdentities(t *testing.T, program string) {
 	kubectl(t, "apply", "-f", "k8s/components/identity/callers.yaml")
 	kubectl(t, "annotate", "pods", "-n", namespace, "-l", "app=go-micro-srv", "changed-")
 
+	kubectl(t, "delete", "pod", "identity-impostor", "-n", namespace)
+	fatal(t, command(time.Minute, nil, "go", "run", "./test/verify", "-timeout=30s"))
+
+	time.Sleep(time.Until(away.Add(time.Minute)))
 	if out := kubectl(t, "get", "pod", "identity-waits", "-n", namespace); !strings.Contains(out, "ContainerCreating") {
 		t.Errorf("without the signer a new pod does not wait for its certificate: %s", out)
 	}

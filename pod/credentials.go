@@ -53,19 +53,26 @@ func (r *Registry) Reconnect() {
 func (r *Registry) clientCredentials() rpc.Credentials { return r.secure.Load().of() }
 
 // secured are the Credentials of a registry; nil without.
-type secured struct{ Credentials }
+type secured struct {
+	Credentials
+	client rpc.Credentials
+}
+
+func newSecured(c Credentials) *secured {
+	return &secured{c, func(service, address string, i *discovery.Instance) credentials.TransportCredentials {
+		to := Callee{Service: service, Address: address}
+		if i != nil {
+			to.Pod, to.PodUID, to.Metadata = i.Pod, i.PodUID(), i.Metadata
+		}
+		return c.Client(to)
+	}}
+}
 
 func (s *secured) of() rpc.Credentials {
 	if s == nil {
 		return nil
 	}
-	return func(service, address string, i *discovery.Instance) credentials.TransportCredentials {
-		to := Callee{Service: service, Address: address}
-		if i != nil {
-			to.Pod, to.PodUID, to.Metadata = i.Pod, i.PodUID(), i.Metadata
-		}
-		return s.Client(to)
-	}
+	return s.client
 }
 
 // serverOptions returns the options of the server of a service with a lifecycle.

@@ -74,7 +74,7 @@ func (r *Registry) apply(opts []registry.Option) {
 	}
 	r.events.Set(observersOf(r.options).callbacks())
 	if c, ok := optionOf[Credentials](r.options, credentialsKey); ok {
-		r.secure.Store(&secured{c})
+		r.secure.Store(newSecured(c))
 	}
 }
 

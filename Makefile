@@ -15,7 +15,7 @@ help: ## show this list
 demo: ## start a cluster, run the four services on it and show what they do; NODES=3 in three zones
 	@CLUSTER='$(CLUSTER)' NODES='$(NODES)' COMPONENTS='$(COMPONENTS)' ./demo.sh
 
-faults: ## break a demo of three nodes in 13 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME, OF=orders (17 minutes)
+faults: ## break a demo of three nodes in 13 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME, OF=orders (12 minutes)
 	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' NODES=3 ./demo.sh
 	@go run ./test/faults/run -cluster '$(CLUSTER)' -service '$(or $(OF),go-micro-srv)' -fault '$(FAULT)'
 

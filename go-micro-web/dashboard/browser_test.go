@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -273,7 +274,9 @@ func share(i int) string {
 func TestBrowserKeepsCalling(t *testing.T) {
 	needsBrowser(t)
 	instances := []pod.Instance{greeterInstance(1, pod.Ready), greeterInstance(2, pod.Ready), greeterInstance(3, pod.Ready)}
-	c, d, srv := serve(t, instances...)
+	own := webInstance(1)
+	own.Zone, instances[0].Zone, instances[1].Zone, instances[2].Zone = "a", "a", "b", "b"
+	c, d, srv := serve(t, append(slices.Clone(instances), own)...)
 	d.traffic.window = 2 * time.Second
 	c.setTries(alternate(address(1), address(2), address(3)))
 	b := openPage(t, srv)
@@ -296,6 +299,8 @@ func TestBrowserKeepsCalling(t *testing.T) {
 	for i := 1; i <= 3; i++ {
 		b.Wait("a third of the calls", `/^3[2-5] %$/.test(`+share(i)+`)`)
 	}
+	b.Wait("the share that stays in the zone", `/p99 [0-9.]+ ms, 3[2-5] % stayed in zone a$/.test(document.getElementById("timeline-text").textContent)`)
+	b.Wait("the zones of the instances", `[...document.querySelectorAll("#services .zone")].map(zone => zone.textContent).join() === "zone a,zone b,zone b,zone a"`)
 
 	// Instance 2 stalls: it is ejected, gets no calls, and becomes not ready.
 	c.setTries(alternate(address(1), address(3)))

@@ -184,6 +184,8 @@ type statistics struct {
 	Viewers   int             `json:"viewers"` // that share the calls
 	Seconds   int             `json:"seconds"` // all numbers but the time line are of the calls that ended within so many seconds
 	outcomes                  // of whole calls: a call fails if all its tries fail
+	Zone      string          `json:"zone,omitempty"`   // of the pod that calls; absent if it is not known
+	Stayed    *float64        `json:"stayed,omitempty"` // share of the tries that stayed in this zone, from 0 to 1; absent if no zone of an instance is known
 	Retries   retryStats      `json:"retries"`
 	Instances []instanceStats `json:"instances"`
 	Omitted   int             `json:"omitted,omitempty"` // instances
@@ -286,6 +288,7 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]targetCalls) stati
 		s.Instances = append(s.Instances, row)
 	}
 	if v != nil {
+		s.Zone, s.Stayed = v.zone, v.stayed(tried)
 		for _, i := range v.greeters() {
 			add(callTarget{i.Pod, i.Address}, string(i.State))
 		}
@@ -299,6 +302,26 @@ func (t *traffic) statistics(v *view, byTarget map[callTarget]targetCalls) stati
 		add(target, left)
 	}
 	return s
+}
+
+// stayed returns which share of the tries went to instances in the zone of the pod, nil if there are none of which this is known.
+func (v *view) stayed(tried map[callTarget][]sample) *float64 {
+	all, stayed := 0, 0
+	for _, i := range v.greeters() {
+		if v.zone == "" || i.Zone == "" {
+			continue
+		}
+		n := len(tried[callTarget{i.Pod, i.Address}])
+		all += n
+		if i.Zone == v.zone {
+			stayed += n
+		}
+	}
+	if all == 0 {
+		return nil
+	}
+	share := math.Round(float64(stayed)/float64(all)*1000) / 1000
+	return &share
 }
 
 func outcomesOf(samples []sample) (o outcomes) {

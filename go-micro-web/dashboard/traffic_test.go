@@ -214,6 +214,9 @@ func TestStatistics(t *testing.T) {
 	if a.Busy != 1 || gone.Busy != 0 {
 		t.Errorf("a has refused %d, want 1, and gone %d", a.Busy, gone.Busy)
 	}
+	if s.Zone != "" || s.Stayed != nil {
+		t.Errorf("no zone is known, and %v stayed in zone %q", s.Stayed, s.Zone)
+	}
 	if b, err := json.Marshal(s.Retries); err != nil || string(b) != `{"made":1,"refused":{"over_budget":2},"hedges":1}` {
 		t.Errorf("the retries are %s, %v", b, err)
 	}
@@ -249,5 +252,38 @@ func TestStatisticsOfPodWithLongName(t *testing.T) {
 	s := tr.statistics(newView("web", "go-micro", []pod.Instance{long}, nil, byTarget), byTarget)
 	if len(s.Instances) != 1 || s.Instances[0].Calls != 1 || s.Instances[0].InFlight != 3 {
 		t.Errorf("%+v", s.Instances)
+	}
+}
+
+// The share of the tries that stay in the zone of the pod counts those whose zone is known.
+func TestTriesThatStayInTheZone(t *testing.T) {
+	tr := newTraffic(nil, nil)
+	own := webInstance(1)
+	own.Zone = "b"
+	instances := []pod.Instance{own}
+	for i, zone := range []string{"a", "b", "b", ""} {
+		in := greeterInstance(i, pod.Ready)
+		in.Zone = zone
+		instances = append(instances, in)
+		for range 10 * (i + 1) {
+			tr.tries = append(tr.tries, sample{end: time.Now(), target: callTarget{in.Pod, in.Address}})
+		}
+	}
+	stayed := func(podName string) string {
+		s := tr.statistics(newView(podName, "go-micro", instances, nil, nil), nil)
+		b, err := json.Marshal(struct {
+			Zone   string
+			Stayed *float64
+		}{s.Zone, s.Stayed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if got, want := stayed(own.Pod), `{"Zone":"b","Stayed":0.833}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, want := stayed("another"), `{"Zone":"","Stayed":null}`; got != want {
+		t.Errorf("the zone of the pod is not known: got %s, want %s", got, want)
 	}
 }

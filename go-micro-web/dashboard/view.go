@@ -56,6 +56,7 @@ type view struct {
 	Namespace string `json:"namespace,omitempty"` // of all pods; absent if it is not known
 	registryState
 
+	zone   string                     // of the pod; "" if it is not known
 	json   []byte                     // the registryState, encoded once for all viewers
 	calls  map[callTarget]targetCalls // of this pod, as the instances show them
 	recent recentChanges
@@ -102,6 +103,7 @@ type instance struct {
 	Pod     string       `json:"pod"`
 	Address string       `json:"address"`
 	Version string       `json:"version"`
+	Zone    string       `json:"zone,omitempty"` // absent if it is not known
 	State   pod.State    `json:"state"`
 	Reason  string       `json:"reason,omitempty"` // why the instance cannot receive calls; absent if it is not known
 	Created time.Time    `json:"created"`
@@ -151,6 +153,14 @@ func (c *targetCalls) Encryption() string {
 	return "encrypted, certificate of " + c.Certificate.Signer + " until " + clock(c.Certificate.NotAfter, now()) + " UTC"
 }
 
+// ZoneText names the zone of the instance, "" if it is not known. The script writes the same text.
+func (i instance) ZoneText() string {
+	if i.Zone == "" {
+		return ""
+	}
+	return "zone " + i.Zone
+}
+
 // newView builds a view from an element of pod.Registry.Observe: instances sorted
 // by service, and the error that says why they may be out of date. byTarget has the
 // calls of this pod. The cost is linear in the number of instances.
@@ -161,6 +171,9 @@ func newView(podName, namespace string, instances []pod.Instance, err error, byT
 	}
 	rows, podRows := 0, map[string]int{}
 	for _, i := range instances {
+		if i.Pod == podName {
+			v.zone = clip(i.Zone)
+		}
 		if podRows[i.Pod] == maxPodRows || rows == maxRows {
 			v.Omitted++
 			if n := len(v.Services); n > 0 && v.Services[n-1].Name == clip(i.Service) {
@@ -180,7 +193,7 @@ func newView(podName, namespace string, instances []pod.Instance, err error, byT
 		}
 		rows++
 		podRows[i.Pod]++
-		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), State: i.State, Reason: clip(i.Reason), Created: i.Created.UTC()}
+		shown := instance{Pod: clip(i.Pod), Address: clip(i.Address), Version: clip(i.Version), Zone: clip(i.Zone), State: i.State, Reason: clip(i.Reason), Created: i.Created.UTC()}
 		if c, ok := byTarget[callTarget{i.Pod, i.Address}]; ok && i.Service == greeterName {
 			shown.Calls = &c
 		}
@@ -384,7 +397,7 @@ type page struct {
 }
 
 // Sorted returns the services and their instances in the order of the page: unhealthy ones
-// first. The script sorts in the same way.
+// first, and the others by zone. The script sorts in the same way.
 func (p page) Sorted() []service {
 	services := slices.Clone(p.Services)
 	rank := map[pod.State]int{pod.NotReady: 0, pod.NodeUnreachable: 0, pod.Terminating: 1, pod.Ready: 2}
@@ -393,7 +406,9 @@ func (p page) Sorted() []service {
 		for n := range services[i].Instances {
 			services[i].Instances[n].Age = age(p.Time.Sub(services[i].Instances[n].Created))
 		}
-		slices.SortStableFunc(services[i].Instances, func(a, b instance) int { return rank[a.State] - rank[b.State] })
+		slices.SortStableFunc(services[i].Instances, func(a, b instance) int {
+			return cmp.Or(rank[a.State]-rank[b.State], cmp.Compare(a.Zone, b.Zone))
+		})
 	}
 	slices.SortStableFunc(services, func(a, b service) int { return min(b.Unhealthy(), 1) - min(a.Unhealthy(), 1) })
 	return services

@@ -151,3 +151,31 @@ func TestCertificates(t *testing.T) {
 		t.Errorf("services.json does not contain %s once: %s", want, services)
 	}
 }
+
+// The page groups the instances by zone, after those that are unhealthy, and the JSON has the zones that are known.
+func TestZones(t *testing.T) {
+	var instances []pod.Instance
+	for i, zone := range []string{"b", "a", "b", "<a", ""} {
+		in := greeterInstance(i, pod.Ready)
+		in.Zone = zone
+		instances = append(instances, in)
+	}
+	instances[2].State = pod.NotReady
+	_, _, srv := serve(t, instances...)
+	_, html := get(t, srv.URL+root)
+	_, services := get(t, srv.URL+root+"services.json")
+	at := 0
+	for _, want := range []string{"go-micro-srv-2", ">zone b<", "go-micro-srv-4", "go-micro-srv-3", ">zone &lt;a<", "go-micro-srv-1", ">zone a<", "go-micro-srv-0", ">zone b<"} {
+		n := strings.Index(html[at:], want)
+		if n < 0 {
+			t.Fatalf("the page does not contain %q after %d bytes", want, at)
+		}
+		at += n
+	}
+	if n := strings.Count(html, ">zone "); n != 4 {
+		t.Errorf("the page names %d zones, want 4", n)
+	}
+	if n := strings.Count(services, `"zone":"`); n != 4 || !strings.Contains(services, `"zone":"a"`) {
+		t.Errorf("services.json has %d zones: %s", n, services)
+	}
+}

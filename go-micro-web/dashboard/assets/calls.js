@@ -81,6 +81,9 @@ function updateCalls(row, instance, calls) {
   setText(byClass(row, 'p99'), milliseconds(instance.p99ms))
 }
 
+// stayedText describes which tries stayed in the zone of the pod: "" if no zone is known.
+const stayedText = ({zone, stayed}) => stayed === undefined ? '' : `, ${Math.round(100 * stayed)} % stayed in zone ${zone}`
+
 // retriesText describes what pod.Client did after a try failed or was slow: "" if nothing happened.
 function retriesText({made, refused = {}, hedges}) {
   const reasons = {over_budget: 'over the retry budget', chain_stopped: 'for a request that is a retry', pushed_back: 'as the server asked'}
@@ -113,7 +116,7 @@ function showTimeline(calls) {
   const total = numbers => numbers.reduce((sum, n) => sum + n, 0)
   const seconds = failures.flatMap((n, x) => n ? [`${n} at ${utc(begin + 1000 * x)}`] : [])
   const facts = [`Last minute: ${count(total(ended), 'call')}, ${total(failures)} failed${seconds.length ? ` (${seconds.join(', ')})` : ''}`,
-    `last ${calls.seconds} s: p50 ${milliseconds(calls.p50ms)}, p99 ${milliseconds(calls.p99ms)}${retriesText(calls.retries)}`,
+    `last ${calls.seconds} s: p50 ${milliseconds(calls.p50ms)}, p99 ${milliseconds(calls.p99ms)}${stayedText(calls)}${retriesText(calls.retries)}`,
     ...marks.map(mark => `${utc(mark.time)} ${mark.pod} ${mark.change}`)]
   setLabel(svg, 'Time line of calls. ' + facts.join('; '))
   setText(byId('timeline-text'), facts.slice(0, 2).join('; '))

@@ -58,7 +58,7 @@ function showServices() {
 // The server sorts in the same way: unhealthy services and instances first.
 const unhealthy = service => (service.states['not ready'] ?? 0) + (service.states['node unreachable'] ?? 0)
 const rank = {'not ready': 0, 'node unreachable': 0, terminating: 1, ready: 2}
-const sortInstances = instances => [...instances].sort((a, b) => rank[a.state] - rank[b.state])
+const sortInstances = instances => [...instances].sort((a, b) => rank[a.state] - rank[b.state] || ((a.zone || '') < (b.zone || '') ? -1 : Number((a.zone || '') > (b.zone || ''))))
 const orders = {
   unhealthy: (a, b) => Math.min(unhealthy(b), 1) - Math.min(unhealthy(a), 1),
   instances: (a, b) => b.instances.length - a.instances.length,
@@ -102,6 +102,7 @@ function updateService(section, service) {
 
 function updateInstance(row, instance) {
   for (const name of ['pod', 'address', 'version']) setText(byClass(row, name), instance[name])
+  setText(byClass(row, 'zone'), instance.zone ? `zone ${instance.zone}` : '')
   const state = byClass(row, 'state')
   state.dataset.state = instance.state
   setText(state.firstElementChild, instance.state)
@@ -173,7 +174,7 @@ function age(created) {
 
 // filter hides the rows that do not match the query, and services without a row.
 // If the query names states, a row must have one of them. Each other word must be
-// part of the service, pod, address or version, or begin a word of the state. So
+// part of the service, pod, address, version or zone, or begin a word of the state. So
 // "ready" does not find "not ready". A service with a match is opened while there is a query.
 function filter() {
   let query = byId('query').value.toLowerCase().trim().replace(/\s+/g, ' ')
@@ -205,7 +206,7 @@ function filter() {
 function matchesRow(section, row, states, words) {
   const state = byClass(row, 'state').dataset.state
   if (states.size > 0 && !states.has(state)) return false
-  const texts = [section.dataset.key, ...['pod', 'address', 'version'].map(name => byClass(row, name).textContent)].map(text => text.toLowerCase())
+  const texts = [section.dataset.key, ...['pod', 'address', 'version', 'zone'].map(name => byClass(row, name).textContent)].map(text => text.toLowerCase())
   return words.every(word => texts.some(text => text.includes(word)) || startsWord(state, word))
 }
 

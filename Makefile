@@ -101,10 +101,13 @@ mutants: ## change one expression at a time in pod/internal and count what the t
 compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (6 minutes, the first time 15)
 	@test/compat.sh
 
+soak: ## call with mutual TLS, on a cluster of its own, until kubelet has renewed every certificate (40 minutes)
+	@E2E_CLUSTER=soak go test -vet=off -count=1 -timeout 90m -tags 'e2e soak' ./test/e2e -run '^TestSoak$$' -v
+
 bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write test/bench/RESULTS.md (35 minutes)
 	@go run ./test/bench
 
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
-.PHONY: help demo faults monitoring cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat bench screenshots sbom
+.PHONY: help demo faults monitoring cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat soak bench screenshots sbom

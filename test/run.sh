@@ -36,7 +36,7 @@ lint() {
 	local linter module
 	linter=$(nice go tool -modfile=test/tools/go.mod -n golangci-lint)
 	for module in $(modules lint); do
-		(cd "$module" && nice "$linter" run --build-tags e2e ./...)
+		(cd "$module" && nice "$linter" run --build-tags e2e,soak ./...)
 	done
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -146,6 +147,16 @@ func getJSON(address string, into any) error {
 	return json.NewDecoder(rsp.Body).Decode(into)
 }
 
+// stopSigner stops the signer of the cluster until resume is called, or the test ends.
+func stopSigner(t *testing.T) (resume func()) {
+	t.Helper()
+	signer := nodeProcess(t, "^/proc/self/exe pod-signer")
+	onNode(t, "kill", "-STOP", signer)
+	resume = sync.OnceFunc(func() { onNode(t, "kill", "-CONT", signer) })
+	t.Cleanup(resume)
+	return resume
+}
+
 // tracesOfAll waits until the page of traces shows the spans of all pods, except those of the impostor, which it must not ask.
 func tracesOfAll(t *testing.T, page string) {
 	t.Helper()
@@ -251,16 +262,7 @@ func attackIdentities(t *testing.T, program string) {
 	})
 	owner := startIdentityLoad(t, "identity-permitted", "go-micro-web", "strict")
 
-	signer := nodeProcess(t, "^/proc/self/exe pod-signer")
-	onNode(t, "kill", "-STOP", signer)
-	resumed := false
-	resume := func() {
-		if !resumed {
-			resumed = true
-			onNode(t, "kill", "-CONT", signer)
-		}
-	}
-	t.Cleanup(resume)
+	resume := stopSigner(t)
 	away := time.Now()
 	apply(t, identityPod("identity-waits", "micro-services", nil, nil, "never"))
 	t.Cleanup(func() {
@@ -336,7 +338,6 @@ func attackIdentities(t *testing.T, program string) {
 	kubectl(t, "delete", "pod", "identity-impostor", "-n", namespace)
 	fatal(t, command(time.Minute, nil, "go", "run", "./test/verify", "-timeout=30s"))
 
-	time.Sleep(time.Until(away.Add(time.Minute)))
 	if out := kubectl(t, "get", "pod", "identity-waits", "-n", namespace); !strings.Contains(out, "ContainerCreating") {
 		t.Errorf("without the signer a new pod does not wait for its certificate: %s", out)
 	}

@@ -187,7 +187,7 @@ downloads() {
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race . standard-verbose ./test/e2e -count=1 -timeout 45m -tags e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy|Laptop)$' faults='^Test(Faults|FaultsInterrupted|Follow|Nodes)$'
+documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy|Laptop)$' faults='^Test(Faults|FaultsInterrupted|Follow|Nodes|Zones)$'
 static_checks_and_documents() {
 	lint
 	other_systems

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -126,4 +128,167 @@ func forwarded(t *testing.T, pod string) string {
 	fatal(t, err)
 	defer rsp.Body.Close()
 	return string(must(io.ReadAll(rsp.Body)))
+}
+
+// TestZones repeats on three nodes what TestZonesComparedWithOthers of pod/internal/balancer shows in virtual time: 12 instances
+// in 3 zones, with 4 workers each that need 100 ms for a call.
+func TestZones(t *testing.T) {
+	needsNodes(t)
+	const (
+		deployment = "go-micro-srv/k8s/deployment.yaml"
+		each       = 4 // instances of a zone
+		workers    = 4 // of an instance
+		workTime   = 100 * time.Millisecond
+		settle     = 8 * time.Second // until the share that stays has adapted
+		measured   = 12 * time.Second
+	)
+	kubectl(t, "apply", "-k", "k8s")
+	t.Cleanup(func() { replaceDeployment(t, string(must(os.ReadFile(filepath.Join(root, deployment))))) })
+	manifest := string(must(os.ReadFile(filepath.Join(root, deployment))))
+	for old, replacement := range map[string]string{
+		"image: 846602483/go-micro-srv:kubernetes": "image: " + probeImage + "\n          args: [greeter]",
+		"replicas: 2":    fmt.Sprintf("replicas: %d", each*len(nodeZones)),
+		"ScheduleAnyway": "DoNotSchedule",
+	} {
+		if strings.Count(manifest, old) != 1 {
+			t.Fatalf("%s does not contain %q once", deployment, old)
+		}
+		manifest = strings.Replace(manifest, old, replacement, 1)
+	}
+	replaceDeployment(t, manifest)
+	zones := map[string]string{} // by address
+	eventually(t, time.Minute, "4 instances in each zone", func() error {
+		clear(zones)
+		sizes := map[string]int{}
+		for _, p := range pods(t, "go-micro-srv") {
+			zone := nodeZones[p.Spec.NodeName]
+			zones[faults.Address(p)] = zone
+			sizes[zone]++
+		}
+		if len(zones) != each*len(nodeZones) || sizes["a"] != each || sizes["b"] != each {
+			return fmt.Errorf("they are %v", sizes)
+		}
+		return nil
+	})
+
+	c := faults.Cluster{Root: root, Name: clusterName}
+	// run starts callers on the nodes and returns the sums of what they have counted from the time that f returns until f ended.
+	run := func(name string, args map[string][]string, f func() (from time.Time)) map[string]faults.Second {
+		loads, sums := map[string]*faults.Load{}, map[string]faults.Second{}
+		for node, args := range args {
+			l, err := faults.StartLoad(t.Context(), c, namespace, name+"-"+nodeZones[node], node, probeImage, append([]string{"call", "-name=work"}, args...), nil)
+			fatal(t, err)
+			loads[nodeZones[node]] = l
+		}
+		time.Sleep(settle)
+		from := f()
+		to := time.Now()
+		for zone, l := range loads {
+			log, err := l.SecondsUntil(t.Context(), to)
+			fatal(t, err)
+			sums[zone] = faults.Sum(log, from, to)
+			for _, s := range log {
+				if s.Failed > 0 {
+					t.Errorf("%s: in zone %s %d calls failed: %s", name, zone, s.Failed, s.Error)
+				}
+			}
+			fatal(t, l.Stop(context.Background()))
+		}
+		return sums
+	}
+	// stayed returns the share of the calls that stay in the zone of their caller; busiest that of the time in which the workers of
+	// the busiest instance are busy.
+	stayed := func(sums map[string]faults.Second) float64 {
+		local, all := 0, 0
+		for zone, s := range sums {
+			for address, n := range s.Answered {
+				all += n
+				if zones[address] == zone {
+					local += n
+				}
+			}
+		}
+		return float64(local) / float64(max(1, all))
+	}
+	busiest := func(sums map[string]faults.Second) (most float64) {
+		answered, length := map[string]int{}, time.Duration(0)
+		for _, s := range sums {
+			length = max(length, s.End.Sub(s.Begin))
+			for address, n := range s.Answered {
+				answered[address] += n
+				most = max(most, float64(answered[address])*workTime.Seconds()/workers)
+			}
+		}
+		return most / length.Seconds()
+	}
+	p99 := func(sums map[string]faults.Second) time.Duration {
+		all := faults.Histogram{}
+		for _, s := range sums {
+			for key, n := range s.Latencies {
+				all[key] += n
+			}
+		}
+		return all.Quantile(0.99)
+	}
+	wait := func() time.Time {
+		from := time.Now()
+		time.Sleep(measured)
+		return from
+	}
+	everywhere := map[string][]string{}
+	for node := range nodeZones {
+		everywhere[node] = []string{"-clients=4", "16", "100ms"} // a half of the zone's workers
+	}
+
+	t.Run("half load", func(t *testing.T) {
+		sums := run("even", everywhere, wait)
+		share, busy := stayed(sums), busiest(sums)
+		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%", 100*share, p99(sums), 100*busy)
+		if share < 0.9 || busy > 0.9 { // 0.95 in virtual time, and without neighbours on the CPUs
+			t.Errorf("%.1f %% of the calls stay in their zone, want 90 %%; the busiest instance is busy %.0f %% of the time", 100*share, 100*busy)
+		}
+	})
+	t.Run("the instances of a zone die", func(t *testing.T) {
+		const node, zone = "k8s-micro-2", "b"
+		sums := run("dying", map[string][]string{node: everywhere[node]}, func() time.Time {
+			t.Cleanup(func() { onNodeNumber(t, "2", "pkill", "-CONT", "-x", "kubelet") })
+			onNodeNumber(t, "2", "pkill", "-STOP", "-x", "kubelet") // which would start them again at once
+			onNodeNumber(t, "2", "pkill", "-KILL", "-f", "^/probe greeter")
+			died := time.Now()
+			time.Sleep(7 * time.Second)
+			return died.Add(time.Second)
+		})
+		rate, usual := sums[zone].PerSecond(), 16/(workTime+100*time.Millisecond).Seconds()
+		t.Logf("from 1 s on: %.0f calls a second, usually %.0f; p99 %s", rate, usual, p99(sums))
+		if share := stayed(sums); share > 0 || rate < 0.6*usual {
+			t.Errorf("from 1 s on %.1f %% of the answers come from the zone, whose instances are dead, and %.0f calls are answered a second, want %.0f", 100*share, rate, usual)
+		}
+	})
+	t.Run("most clients in one zone", func(t *testing.T) {
+		args := map[string][]string{"k8s-micro": {"-clients=18", "43", "100ms"}, "k8s-micro-2": {"-clients=1", "2", "100ms"}, "k8s-micro-3": {"-clients=1", "3", "100ms"}}
+		sums := run("uneven", args, wait)
+		for node := range args {
+			args[node] = append([]string{"-ignore-zones"}, args[node]...)
+		}
+		blind := run("blind", args, wait)
+		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%; without zones %.1f %%, %s, %.0f %%",
+			100*stayed(sums), p99(sums), 100*busiest(sums), 100*stayed(blind), p99(blind), 100*busiest(blind))
+		if busiest(sums) > 0.9 || p99(sums) > p99(blind)*6/5+noise {
+			t.Error("the callers of the zone overload it")
+		}
+	})
+}
+
+// replaceDeployment deletes go-micro-srv and starts it anew: a rollout would start one pod after the other.
+func replaceDeployment(t *testing.T, manifest string) {
+	t.Helper()
+	kubectl(t, "delete", "deployment", "go-micro-srv", "-n", namespace)
+	apply(t, manifest)
+	rolledOut(t)
+}
+
+// onNodeNumber runs a program in the namespaces of a node.
+func onNodeNumber(t *testing.T, number string, args ...string) {
+	t.Helper()
+	fatal(t, command(time.Minute, nil, "go", append([]string{"run", "-C", "cluster", ".", "node", "-name", clusterName, "-n", number, "--"}, args...)...))
 }

@@ -134,7 +134,8 @@ func StartLoad(ctx context.Context, c Cluster, namespace, pod, node, image strin
 	}
 	manifest := fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %[1]q, namespace: %[2]q, labels: {app: %[1]q}, annotations: {%[6]s}}, spec: {nodeName: %[7]q, restartPolicy: Never, serviceAccountName: micro-services,
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: %[3]q, imagePullPolicy: Always, args: %[4]s,
-  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: POD_METRICS_ADDRESS, value: ":9464"}], ports: [{containerPort: 9464}], %[5]s}]}}`,
+  env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: POD_METRICS_ADDRESS, value: ":9464"},
+    {name: POD_ZONE, valueFrom: {fieldRef: {fieldPath: "metadata.labels['topology.kubernetes.io/zone']"}}}], ports: [{containerPort: 9464}], %[5]s}]}}`,
 		pod, namespace, image, quoted, Restricted, scraped, node)
 	return StartLoadPod(ctx, c, namespace, pod, manifest, onSecond)
 }

@@ -44,7 +44,7 @@ func (c *counter) update(f func(*faults.Second)) {
 
 // run starts the callers. Each of them calls do until the pod ends and pauses
 // after each call. run prints one line per second.
-func (c *counter) run(callers int, pause time.Duration, do func() error) error {
+func (c *counter) run(callers int, pause time.Duration, do func(caller int) error) error {
 	c.current = newSecond(time.Now())
 	startTimes := make([]atomic.Int64, callers) // of each caller's call in flight, Unix time in nanoseconds; 0 between calls
 	for i := range callers {
@@ -53,7 +53,7 @@ func (c *counter) run(callers int, pause time.Duration, do func() error) error {
 				begin := time.Now()
 				startTimes[i].Store(begin.UnixNano())
 				c.update(func(s *faults.Second) { s.Started++ })
-				err := do()
+				err := do(i)
 				c.update(func(s *faults.Second) {
 					s.Latencies.Add(time.Since(begin))
 					if startTimes[i].Store(0); err == nil {
@@ -92,6 +92,8 @@ func call(args []string) error {
 	upstream := flags.Bool("upstream", false, "use go-micro's registry plugin and default selector instead of package pod")
 	retries := flags.Int("retries", client.DefaultRetries, "how often go-micro's client retries a failed call")
 	name := flags.String("name", "probe", "the name to send")
+	clients := flags.Int("clients", 1, "how many clients share the callers")
+	ignoreZones := flags.Bool("ignore-zones", false, "call the instances of all zones alike")
 	samples := flags.Bool("samples", false, "print the metrics of this process and of the instances too, once a second")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -117,13 +119,21 @@ func call(args []string) error {
 		}
 	}
 	opts := []client.Option{client.WrapCall(tries), client.Retries(*retries)}
-	caller := newClient(*upstream, opts...)
+	var registryOptions []registry.Option
+	if *ignoreZones {
+		registryOptions = append(registryOptions, pod.IgnoreZones())
+	}
+	caller := newClient(*upstream, registryOptions, opts...)
 	if c, ok := caller.(*pod.Client); ok && *samples {
 		printSamples(func() []pod.InstanceCalls { return c.Instances("go-micro-srv") })
 	}
-	greeter := proto.NewGreeterService("go-micro-srv", caller)
-	return c.run(callers, pause, func() error {
-		_, err := greeter.Hello(context.Background(), &proto.HelloRequest{Name: *name})
+	greeters := []proto.GreeterService{proto.NewGreeterService("go-micro-srv", caller)}
+	for len(greeters) < *clients { // each with a registry of its own, as that of another process
+		other := pod.NewClient(newRegistry(registryOptions...), grpcc.NewClient(opts...))
+		greeters = append(greeters, proto.NewGreeterService("go-micro-srv", other))
+	}
+	return c.run(callers, pause, func(caller int) error {
+		_, err := greeters[caller%len(greeters)].Hello(context.Background(), &proto.HelloRequest{Name: *name})
 		return err
 	})
 }
@@ -144,7 +154,7 @@ func fetch(args []string) error {
 	}
 	var c counter
 	web := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: *newConnections}}
-	return c.run(callers, pause, func() error {
+	return c.run(callers, pause, func(int) error {
 		rsp, err := web.Get(flags.Arg(0))
 		if err != nil {
 			return err
@@ -177,21 +187,21 @@ func parseLoad(args []string) (callers int, pause time.Duration, err error) {
 
 // newClient returns go-micro's gRPC client with the defaults of a service: a
 // timeout of 5 s and one retry.
-func newClient(upstream bool, opts ...client.Option) client.Client {
+func newClient(upstream bool, registryOptions []registry.Option, opts ...client.Option) client.Client {
 	if upstream {
 		r := kubernetes.NewRegistry()
 		return grpcc.NewClient(append(opts, client.Registry(r), client.Selector(selector.NewSelector(selector.Registry(r))))...)
 	}
-	r := newRegistry()
+	r := newRegistry(registryOptions...)
 	serveMetrics(r)
 	return pod.NewClient(r, grpcc.NewClient(opts...))
 }
 
-func newRegistry() *pod.Registry {
+func newRegistry(opts ...registry.Option) *pod.Registry {
 	events := pod.Events{Ejected: func(_, _, address string, duration time.Duration, cause error) {
 		fmt.Fprintf(os.Stderr, "ejected %s for %s: %v\n", address, duration, cause)
 	}}
-	r := pod.NewRegistry(kubernetes.NewRegistry, pod.WithEvents(events))
+	r := pod.NewRegistry(kubernetes.NewRegistry, append(opts, pod.WithEvents(events))...)
 	_ = identity.Serve(r) // secures the clients of r at once, if POD_IDENTITY is set
 	return r
 }

@@ -37,7 +37,7 @@ func order(args []string) error {
 	var caller *orders.Caller
 	switch *by {
 	case "pod", "go-micro":
-		caller = orders.ByClient(newClient(*by == "go-micro", client.Retries(*retries), client.WrapCall(limitTime)), opts...)
+		caller = orders.ByClient(newClient(*by == "go-micro", nil, client.Retries(*retries), client.WrapCall(limitTime)), opts...)
 	default:
 		conn, err := grpc.NewClient(*by, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
@@ -47,7 +47,7 @@ func order(args []string) error {
 	}
 	var c counter
 	var calls atomic.Int64
-	return c.run(callers, pause, func() error {
+	return c.run(callers, pause, func(int) error {
 		servedBy, err := caller.MakeCall(service, int(calls.Add(1)))
 		if err == nil {
 			c.update(func(s *faults.Second) { s.Answered[servedBy]++ })

@@ -25,10 +25,14 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
-// Greeter is the handler of go-micro-srv with one slow name, whose calls a test can interrupt, and
-// with behaviours that signals switch on: SIGUSR1 makes it slow, SIGUSR2 makes it fail, and
-// SIGHUP makes it normal again.
+// Greeter is the handler of go-micro-srv with two slow names, "slow", whose calls a test can interrupt, and "work", whose calls
+// wait for one of four workers, and with behaviours that signals switch on: SIGUSR1 makes it slow, SIGUSR2 makes it fail,
+// and SIGHUP makes it normal again.
 type Greeter struct{ behaviour atomic.Value } // os.Signal
+
+const workTime = 100 * time.Millisecond
+
+var workers = make(chan struct{}, 4)
 
 func (g *Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {
 	switch g.behaviour.Load() {
@@ -37,8 +41,13 @@ func (g *Greeter) Hello(_ context.Context, request *proto.HelloRequest, response
 	case syscall.SIGUSR2:
 		return errors.InternalServerError("go-micro-srv", "this replica was told to fail")
 	}
-	if request.Name == "slow" {
+	switch request.Name {
+	case "slow":
 		time.Sleep(2 * time.Second)
+	case "work":
+		workers <- struct{}{}
+		time.Sleep(workTime)
+		<-workers
 	}
 	response.Greeting = "Hello " + request.Name + "!"
 	return nil

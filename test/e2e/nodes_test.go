@@ -131,7 +131,7 @@ func forwarded(t *testing.T, pod string) string {
 }
 
 // TestZones repeats on three nodes what TestZonesComparedWithOthers of pod/internal/balancer shows in virtual time: 12 instances
-// in 3 zones, with 4 workers each that need 100 ms for a call.
+// in 3 zones, with 4 workers each that need 100 ms for a call on average.
 func TestZones(t *testing.T) {
 	needsNodes(t)
 	const (
@@ -273,7 +273,7 @@ func TestZones(t *testing.T) {
 		blind := run("blind", args, wait)
 		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%; without zones %.1f %%, %s, %.0f %%",
 			100*stayed(sums), p99(sums), 100*busiest(sums), 100*stayed(blind), p99(blind), 100*busiest(blind))
-		if busiest(sums) > 0.9 || p99(sums) > p99(blind)*6/5+noise {
+		if busiest(sums) > 0.95 || p99(sums) > p99(blind)*6/5+noise { // at most 0.9 and 1.2 in virtual time; the callers of the zone alone need 1.3
 			t.Error("the callers of the zone overload it")
 		}
 	})

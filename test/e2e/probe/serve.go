@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/signal"
@@ -30,7 +32,12 @@ import (
 // and SIGHUP makes it normal again.
 type Greeter struct{ behaviour atomic.Value } // os.Signal
 
-const workTime = 100 * time.Millisecond
+// The time that a worker needs has a lognormal distribution, whose p99 is 1.8 times the median, as in the simulations of
+// pod/internal/balancer.
+const (
+	meanWork   = 100 * time.Millisecond
+	workSpread = 0.25
+)
 
 var workers = make(chan struct{}, 4)
 
@@ -46,7 +53,7 @@ func (g *Greeter) Hello(_ context.Context, request *proto.HelloRequest, response
 		time.Sleep(2 * time.Second)
 	case "work":
 		workers <- struct{}{}
-		time.Sleep(workTime)
+		time.Sleep(time.Duration(float64(meanWork) * math.Exp(workSpread*rand.NormFloat64()-workSpread*workSpread/2)))
 		<-workers
 	}
 	response.Greeting = "Hello " + request.Name + "!"

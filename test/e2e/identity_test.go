@@ -338,6 +338,7 @@ func attackIdentities(t *testing.T, program string) {
 	kubectl(t, "delete", "pod", "identity-impostor", "-n", namespace)
 	fatal(t, command(time.Minute, nil, "go", "run", "./test/verify", "-timeout=30s"))
 
+	time.Sleep(time.Until(away.Add(time.Minute)))
 	if out := kubectl(t, "get", "pod", "identity-waits", "-n", namespace); !strings.Contains(out, "ContainerCreating") {
 		t.Errorf("without the signer a new pod does not wait for its certificate: %s", out)
 	}

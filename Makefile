@@ -65,7 +65,7 @@ overlay:
 check: ## format, vet, lint and the unit tests that need no Kubernetes (under 2 minutes)
 	@test/run.sh check
 
-test: ## everything that CI runs: check, all unit tests, end-to-end tests (about 30 minutes)
+test: ## everything that CI runs: check, all unit tests, end-to-end tests (about 35 minutes)
 	@test/run.sh
 
 lint: ## vet and the linters of .golangci.yml (3 minutes the first time)

@@ -273,7 +273,7 @@ func TestZones(t *testing.T) {
 		blind := run("blind", args, wait)
 		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%; without zones %.1f %%, %s, %.0f %%",
 			100*stayed(sums), p99(sums), 100*busiest(sums), 100*stayed(blind), p99(blind), 100*busiest(blind))
-		if busiest(sums) > 0.95 || p99(sums) > p99(blind)*6/5+noise { // at most 0.9 and 1.2 in virtual time; the callers of the zone alone need 1.3
+		if busiest(sums) > 0.97 || p99(sums) > p99(blind)*6/5+noise { // 0.9 and 1.2 in virtual time; without other zones they would be busy all the time
 			t.Error("the callers of the zone overload it")
 		}
 	})

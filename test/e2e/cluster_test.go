@@ -194,11 +194,17 @@ func killAPIServer(t *testing.T) {
 	fatal(t, err)
 }
 
-// onNode runs a program in the namespaces of the node and returns its output.
+// onNode runs a program in the namespaces of the first node and returns its output.
 func onNode(t *testing.T, args ...string) string {
 	t.Helper()
+	return onNodeNumber(t, "1", args...)
+}
+
+// onNodeNumber is onNode on any node.
+func onNodeNumber(t *testing.T, number string, args ...string) string {
+	t.Helper()
 	var out bytes.Buffer
-	if err := command(time.Minute, &out, "go", append([]string{"run", "-C", "cluster", ".", "node", "-name", clusterName, "--"}, args...)...); err != nil {
+	if err := command(time.Minute, &out, "go", append([]string{"run", "-C", "cluster", ".", "node", "-name", clusterName, "-n", number, "--"}, args...)...); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

@@ -286,9 +286,3 @@ func replaceDeployment(t *testing.T, manifest string) {
 	apply(t, manifest)
 	rolledOut(t)
 }
-
-// onNodeNumber runs a program in the namespaces of a node.
-func onNodeNumber(t *testing.T, number string, args ...string) {
-	t.Helper()
-	fatal(t, command(time.Minute, nil, "go", append([]string{"run", "-C", "cluster", ".", "node", "-name", clusterName, "-n", number, "--"}, args...)...))
-}

@@ -341,6 +341,16 @@ func (p pools) answer(work func(r *rand.Rand, instance int) time.Duration) answe
 	}
 }
 
+// logResults logs what each candidate has reached.
+func logResults(t *testing.T, what string, results []float64, name func(candidate int) string) {
+	t.Helper()
+	line := ""
+	for i, r := range results {
+		line += fmt.Sprintf("  %s %.3f", name(i), r)
+	}
+	t.Logf("    %s:%s", what, line)
+}
+
 // Each row is one measure of one situation; for all measures, less is better. The choice
 // of this package must stay below a limit, and must not be worse than the others.
 func TestChoiceComparedWithOthers(t *testing.T) {
@@ -531,11 +541,7 @@ func TestChoiceComparedWithOthers(t *testing.T) {
 		}
 		t.Log(situation.name)
 		for i, m := range situation.measures {
-			line := ""
-			for j, b := range candidates {
-				line += fmt.Sprintf("  %s %.3f", b.name, results[i][j])
-			}
-			t.Logf("    %s:%s", m.what, line)
+			logResults(t, m.what, results[i], func(j int) string { return candidates[j].name })
 			last := len(candidates) - 1
 			if got, others := results[i][last], slices.Min(results[i][:last]); got > m.limit || got > m.slack*others {
 				t.Errorf("%s: %s: %.3f, want at most %.3f and %v of the best of the others, %.3f", situation.name, m.what, got, m.limit, m.slack, others)
@@ -751,6 +757,18 @@ func TestChoiceCountsStreams(t *testing.T) {
 	})
 }
 
+// chooseAndDone measures calls that are answered at once.
+func chooseAndDone(b *testing.B, s *Selector) {
+	b.ReportAllocs()
+	for b.Loop() {
+		c, err := s.Choose("greeter", nil, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Done(outcome.Answered, nil)
+	}
+}
+
 func BenchmarkChoice(b *testing.B) {
 	for _, n := range []int{1, 10, 100, 10000} {
 		b.Run(fmt.Sprint("instances=", n), func(b *testing.B) {
@@ -763,16 +781,7 @@ func BenchmarkChoice(b *testing.B) {
 				now := callstats.Clock()
 				i.Calls.End(now, i.Calls.Begin(now-int64(20*time.Millisecond), r.choosers.find("greeter").methods.Find("Greeter.Hello"), false), outcome.Answered)
 			}
-			b.Run("choose and done", func(b *testing.B) {
-				b.ReportAllocs()
-				for b.Loop() {
-					c, err := s.Choose("greeter", nil, nil)
-					if err != nil {
-						b.Fatal(err)
-					}
-					c.Done(outcome.Answered, nil)
-				}
-			})
+			b.Run("choose and done", func(b *testing.B) { chooseAndDone(b, s) })
 			b.Run("parallel", func(b *testing.B) {
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {

@@ -189,14 +189,7 @@ func BenchmarkSubset(b *testing.B) {
 			r, _ := newStaticRegistry(b, 10000)
 			r.subset = size
 			s := newSelector(r)
-			b.ReportAllocs()
-			for b.Loop() {
-				c, err := s.Choose("greeter", nil, nil)
-				if err != nil {
-					b.Fatal(err)
-				}
-				c.Done(outcome.Answered, nil)
-			}
+			chooseAndDone(b, s)
 		})
 	}
 }

@@ -267,11 +267,7 @@ func TestZonesComparedWithOthers(t *testing.T) {
 			}
 		}
 		for i, m := range test.measures {
-			line := ""
-			for j, c := range zonedCandidates {
-				line += fmt.Sprintf("  %s %.3f", c.name, results[i][j])
-			}
-			t.Logf("    %s:%s", m.what, line)
+			logResults(t, m.what, results[i], func(j int) string { return zonedCandidates[j].name })
 			last := len(zonedCandidates) - 1
 			got, without := results[i][last], results[i][last-1]
 			if got < m.min || m.max > 0 && got > m.max || m.factor > 0 && got > m.factor*without {
@@ -417,15 +413,6 @@ func BenchmarkZonedChoice(b *testing.B) {
 		if share := r.choosers.find("greeter").spill.Share(); share > 0.1 {
 			b.Fatalf("%.0f %% of the calls may leave the zone", 100*share)
 		}
-		b.Run(fmt.Sprint("instances=", n), func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				c, err := s.Choose("greeter", nil, nil)
-				if err != nil {
-					b.Fatal(err)
-				}
-				c.Done(outcome.Answered, nil)
-			}
-		})
+		b.Run(fmt.Sprint("instances=", n), func(b *testing.B) { chooseAndDone(b, s) })
 	}
 }

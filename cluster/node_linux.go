@@ -184,7 +184,7 @@ func (cp *controlPlane) startNodes(p, further *components, s state, report func(
 	p.start("pod-signer", "/proc/self/exe", "pod-signer", "-server="+cp.server(), "-dir="+cp.path("signer"),
 		"-server-ca="+cp.cert("ca.crt"), "-cert="+cp.cert("pod-signer.crt"), "-key="+cp.cert("pod-signer.key"))
 	for _, n := range nodes {
-		starting := p // its components may end
+		starting := p // await returns the error of a component of these that ends
 		if n != firstNode {
 			starting = further
 		}

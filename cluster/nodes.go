@@ -49,7 +49,7 @@ func (c *cluster) pidFile(n node) string { return c.path(n.name() + ".pid") }
 // offFile keeps a further node that has ended from starting again while it exists, as test/faults wants it.
 func (c *cluster) offFile(n node) string { return c.path(n.name() + ".off") }
 
-// nodes lists the nodes of a cluster that is no control plane only.
+// nodes lists the nodes of a cluster that is more than a control plane.
 func (s state) nodes() (all []node) {
 	for n := range max(1, s.Nodes) {
 		all = append(all, firstNode+node(n))

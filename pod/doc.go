@@ -81,7 +81,7 @@
 // With the option Subset, a client calls a part of a service's instances.
 //
 // Since Kubernetes 1.35 pods have the label topology.kubernetes.io/zone. A client that knows its zone takes both instances from it, if the
-// service has 6 instances and the zone 72 % of its share. An instance that cannot be called is replaced by one of all zones, and a retry
+// service has at least 6 instances and the zone at least 72 % of its share. An instance that cannot be called is replaced by one of all zones, and a retry
 // goes to the other side. One of 32 calls goes to any zone, and more and more do while the answers of the own zone take more than 1.1 times
 // as long as those of the others: see internal/zone for the sources of these numbers. The option IgnoreZones turns this off.
 //

@@ -14,8 +14,8 @@ import (
 // once in 2 minutes at most, and writes the files within a minute and a half.
 const renewal = 40 * time.Minute
 
-// TestSoak makes calls with identities, without retries, until kubelet has renewed the certificate of each pod, and longer.
-// The API permits no shorter lifetime than an hour, so that `make test` cannot wait for it; `make soak` does.
+// TestSoak makes calls with identities, without retries, until kubelet has renewed the certificate of each pod, and for a minute
+// longer. The API permits no shorter lifetime than an hour: `make test` cannot wait for it, `make soak` does.
 func TestSoak(t *testing.T) {
 	fatal(t, command(3*time.Minute, nil, "make", "deploy", "COMPONENTS=identity"))
 	rolledOut(t)

@@ -104,8 +104,8 @@ func (m *members) choose(from []*discovery.Instance, own string) *chosen {
 	return &chosen{&from[0], all, local, own, m.zones.of}
 }
 
-// use returns what a call chooses among: the chosen instances, or all if none of a subset is available. Usually
-// the first is.
+// use returns what a call chooses among: the chosen instances, or all instances if
+// none of a subset is available. Usually the first one that it looks at is available.
 func (m *members) use(c *chosen, all []*discovery.Instance, now int64) ([]*discovery.Instance, *chosen) {
 	if m.called.Load() != c {
 		m.called.Store(c)

@@ -244,8 +244,8 @@ func checkDashboard(t *testing.T, s *server) {
 			}
 		}
 	}
-	if panels != 8 || shown != 1 {
-		t.Errorf("%d panels show %d series, want 8 panels, and the one series that is scraped", panels, shown)
+	if panels != 9 || shown != 1 {
+		t.Errorf("%d panels show %d series, want 9 panels, and the one series that is scraped", panels, shown)
 	}
 }
 

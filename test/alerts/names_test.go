@@ -162,7 +162,7 @@ func TestDashboard(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal(b, &d)
 	}
-	if err != nil || d.UID == "" || len(d.Panels) != 8 {
+	if err != nil || d.UID == "" || len(d.Panels) != 9 {
 		t.Fatalf("dashboard.json: error %v, uid %q, %d panels", err, d.UID, len(d.Panels))
 	}
 	for _, v := range d.Templating.List {

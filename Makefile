@@ -1,5 +1,5 @@
 # `make` lists the targets. CLUSTER=NAME selects the cluster. push, images, deploy and undeploy also take REGISTRY= and TAG=;
-# demo and cluster-up take NODES=, demo, deploy and undeploy COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
+# demo and cluster-up take NODES= and NETWORK_POLICY=1, demo, deploy and undeploy COMPONENTS=; faults takes FAULT= and OF=. The targets of one service are in service.mk.
 
 SERVICES := go-micro-srv go-micro-web go-micro-client go-micro-config
 KUBE     := GOOS= GOARCH= go run -C cluster .
@@ -8,12 +8,12 @@ include settings.mk
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4)} /^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' Makefile
 
 ## Try it
 
 demo: ## start a cluster, run the four services on it and show what they do; NODES=3 in three zones
-	@CLUSTER='$(CLUSTER)' NODES='$(NODES)' COMPONENTS='$(COMPONENTS)' ./demo.sh
+	@CLUSTER='$(CLUSTER)' NODES='$(NODES)' NETWORK_POLICY='$(NETWORK_POLICY)' COMPONENTS='$(COMPONENTS)' ./demo.sh
 
 faults: ## break a demo of three nodes in 13 ways while go-micro's plugin and pod/ call; FAULT=list, FAULT=NAME, OF=orders (12 minutes)
 	@[ '$(FAULT)' = list ] || $(KUBE) status -name '$(CLUSTER)' >/dev/null 2>&1 || CLUSTER='$(CLUSTER)' NODES=3 ./demo.sh
@@ -22,8 +22,8 @@ faults: ## break a demo of three nodes in 13 ways while go-micro's plugin and po
 monitoring: ## show the metrics of the demo in a browser, with VictoriaMetrics, until Ctrl-C (2 minutes the first time)
 	@GOOS= GOARCH= go run -C cluster ./monitoring -name '$(CLUSTER)'
 
-cluster-up: ## start only the cluster, without the services; NODES=3 in three zones
-	@$(KUBE) up -name '$(CLUSTER)' -nodes '$(NODES)'
+cluster-up: ## start only the cluster, without the services; NODES=3 in three zones; NETWORK_POLICY=1 enforces network policies
+	@$(KUBE) up -name '$(CLUSTER)' -nodes '$(NODES)' -network-policy='$(NETWORK_POLICY)'
 
 load: ## build the four images without Docker and load them into the cluster
 	@for s in $(SERVICES); do $(MAKE) --no-print-directory -C $$s load CLUSTER='$(CLUSTER)' || exit; done
@@ -101,6 +101,9 @@ mutants: ## change one expression at a time in pod/internal and count what the t
 compat: ## test the manifests and pod/ with the API servers of the oldest supported versions (6 minutes, the first time 15)
 	@test/compat.sh
 
+network-policy-test: ## allowed and refused connections, with the network policies enforced on three nodes of a cluster of its own (2 minutes)
+	@E2E_CLUSTER=network-policy E2E_NODES=3 E2E_NETWORK_POLICY=1 go test -vet=off -count=1 -timeout 30m -tags e2e ./test/e2e -run '^TestNetworkPolicy$$' -v
+
 soak: ## call with mutual TLS, on a cluster of its own, until kubelet has renewed every certificate (40 minutes)
 	@E2E_CLUSTER=soak go test -vet=off -count=1 -timeout 90m -tags 'e2e soak' ./test/e2e -run '^TestSoak$$' -v
 
@@ -110,4 +113,4 @@ bench: ## compare pod/ with go-micro alone, kratos, go-zero and grpc-go, write t
 screenshots: ## renew the pictures of the page in media/ (2 minutes)
 	@go test -count=1 -tags e2e ./test/e2e -run 'TestPage$$' -args -screenshots
 
-.PHONY: help demo faults monitoring cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat soak bench screenshots sbom
+.PHONY: help demo faults monitoring cluster-up load cluster-down push images deploy verify-deploy undeploy overlay check test lint build proto proto-check clean vuln sums mutants compat network-policy-test soak bench screenshots sbom

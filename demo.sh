@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the walk-through of README.md: starts a cluster of NODES nodes, by default one, loads the four images and
-# applies the manifests, with the components in COMPONENTS. It prints each command before it
+# Runs the walk-through of README.md: starts a cluster of NODES nodes, by default one, which enforces network policies
+# if NETWORK_POLICY is 1, loads the four images and applies the manifests, with the components in COMPONENTS. It prints each command before it
 # runs the command. A second run loads and restarts only the services that have changed.
 set -eu
 cd "$(dirname "$0")"
@@ -73,7 +73,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 title 'A cluster'
-launcher up -nodes "${NODES:-1}"
+launcher up -nodes "${NODES:-1}" -network-policy="${NETWORK_POLICY:-0}"
 export KUBECONFIG="$dir/kubeconfig" KUBECACHEDIR="$dir/kubectl-cache" # relative, because the checkout's path may contain a colon, which separates paths in KUBECONFIG
 
 title 'Four programs, four images'

@@ -2,6 +2,7 @@
 
 CLUSTER  ?= demo
 NODES    ?= 1
+NETWORK_POLICY ?= 0
 REGISTRY ?= 846602483
 TAG      ?= kubernetes
 
@@ -22,6 +23,8 @@ CLUSTER.pattern    := [A-Za-z0-9][A-Za-z0-9_-]{0,62}
 CLUSTER.example    := demo
 NODES.pattern      := [1-9]
 NODES.example      := 3
+NETWORK_POLICY.pattern := [01]
+NETWORK_POLICY.example := 1
 COMPONENTS.pattern := ($(component)( +$(component))*)?
 COMPONENTS.example := network-policy
 FAULT.pattern      := ([a-z]+(-[a-z]+)*)?
@@ -35,7 +38,7 @@ endef
 quote   = '$(subst ','\'',$(1))'
 refuse  = $(error reading $(1)="$(if $(findstring @,$(value $(1))),···,$(value $(1)))": it is not valid; write it as $($(1).example))
 matches = $(shell printf '%s\n' $(call quote,$($(1))) | LC_ALL=C grep -Exq -e $(call quote,$($(1).pattern)) && echo yes)
-settings := REGISTRY TAG IMAGE CLUSTER NODES COMPONENTS FAULT K8S_MICRO_SOURCE
+settings := REGISTRY TAG IMAGE CLUSTER NODES NETWORK_POLICY COMPONENTS FAULT K8S_MICRO_SOURCE
 # First refuse values with a $ or a newline, because make would expand them; only defaults
 # in a Makefile may refer to other variables. Then refuse values that do not match.
 $(foreach v,$(settings),$(if $(filter undefined file,$(origin $(v))),,\

@@ -27,6 +27,7 @@ func progress(format string, args ...any) {
 
 type upOptions struct {
 	controlPlane, foreground bool
+	networkPolicy            bool
 	apiServer                string // path of another kube-apiserver, "" for the one of cluster/kube
 	ipFamily                 string // ipv4, ipv6 or dual
 	nodes                    int
@@ -46,13 +47,16 @@ func (c *cluster) up(o upOptions) error {
 	if o.nodes > 1 && (o.controlPlane || o.ipFamily != "ipv4") {
 		return fmt.Errorf("reading -nodes %d: several nodes need IPv4; leave out -control-plane and -ip-family", o.nodes)
 	}
+	if o.networkPolicy && (o.controlPlane || o.ipFamily != "ipv4") { // with the others kube-router v2.1.0 writes no rules: "Set KUBE-SRC-… doesn't exist"
+		return errors.New("reading -network-policy: it needs a node and IPv4; leave out -control-plane and -ip-family")
+	}
 	lock, err := c.lockOrReady()
 	if errors.Is(err, errRunning) {
 		s, err := c.running()
 		if err != nil {
 			return err
 		}
-		if want := (state{ControlPlane: o.controlPlane, IPFamily: o.ipFamily, Nodes: o.nodes}); s.kind() != want.kind() {
+		if want := (state{ControlPlane: o.controlPlane, IPFamily: o.ipFamily, Nodes: o.nodes, NetworkPolicy: o.networkPolicy}); s.kind() != want.kind() {
 			return fmt.Errorf("starting cluster %q: it is already running, %s; stop it with `down` or use another -name", c.name, s.kind())
 		}
 		progress("cluster %q is already running: Kubernetes %s, %s", c.name, s.Version, s.kind())
@@ -75,14 +79,14 @@ func (c *cluster) up(o upOptions) error {
 	}
 	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
-	t, err := c.provide(stop, o.controlPlane)
+	t, err := c.provide(stop, o)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(private.Dir(c.dir), os.Mkdir(c.path("log"), 0o755)); err != nil {
 		return err
 	}
-	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, IPFamily: o.ipFamily, Nodes: o.nodes, APIServer: o.apiServer, Tools: t}
+	s := state{Version: t.Version, Started: time.Now(), ControlPlane: o.controlPlane, IPFamily: o.ipFamily, Nodes: o.nodes, NetworkPolicy: o.networkPolicy, APIServer: o.apiServer, Tools: t}
 	if err := c.save(s); err != nil {
 		return err
 	}
@@ -113,8 +117,8 @@ func (c *cluster) up(o upOptions) error {
 }
 
 // provide finds, downloads or builds the programs of a cluster.
-func (c *cluster) provide(ctx context.Context, controlPlane bool) (programs.Tools, error) {
-	return programs.Provide(ctx, c.root, programs.Options{ControlPlane: controlPlane, Progress: progress})
+func (c *cluster) provide(ctx context.Context, o upOptions) (programs.Tools, error) {
+	return programs.Provide(ctx, c.root, programs.Options{ControlPlane: o.controlPlane, NetworkPolicy: o.networkPolicy, Progress: progress})
 }
 
 // lockOrReady locks the cluster. If another process is starting or stopping the cluster,

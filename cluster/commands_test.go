@@ -342,7 +342,7 @@ func TestClustersAreIndependent(t *testing.T) {
 	if out, err := cli(t, first, "up"); err != nil || !strings.Contains(out, "is already running") {
 		t.Errorf("second up: %v: %s", err, out)
 	}
-	for _, args := range [][]string{{"-ip-family", "dual"}, {"-nodes", "3"}} {
+	for _, args := range [][]string{{"-ip-family", "dual"}, {"-nodes", "3"}, {"-network-policy"}} {
 		if out, err := cli(t, first, append([]string{"up"}, args...)...); err == nil || !strings.Contains(out, "already running, one node; stop it with `down`") {
 			t.Errorf("up %q: %v: %s", args, err, out)
 		}

@@ -62,6 +62,10 @@
 // plane and forwards the packets between the others. The pods of node N have addresses of 10.(243+N).0.0/16, and the
 // logs of its components are in .cluster/NAME/log/k8s-micro-N. A further node that is killed starts again.
 //
+// up -network-policy enforces network policies: on each node it runs the program of cluster/networkpolicy, which is the
+// controller of network policies of kube-router, with the tools ipset and iptables. Without the flag the API server accepts
+// the policies, and they have no effect.
+//
 // The cluster has an image registry. containerd pulls every image from this registry, also
 // if the image's name contains another one. Only the command load adds images to it. A minute
 // after load has replaced an image, the registry forgets the old one. Kubelet removes images
@@ -194,6 +198,7 @@ func run(args []string) error {
 		flags.BoolVar(&o.controlPlane, "control-plane", false, "start only etcd and kube-apiserver, as plain processes, for tests and for systems that cannot run a kubelet")
 		flags.StringVar(&o.ipFamily, "ip-family", "ipv4", "addresses of pods and Services: ipv4, ipv6, or dual for both with IPv4 first")
 		flags.IntVar(&o.nodes, "nodes", 1, fmt.Sprintf("number of nodes, 1 to %d; several are in the zones a, b and c in turn", maxNodes))
+		flags.BoolVar(&o.networkPolicy, "network-policy", false, "enforce network policies, with kube-router; the first time it is built, in up to 2 minutes")
 		flags.StringVar(&o.apiServer, "kube-apiserver", "", "with -control-plane, the path of another kube-apiserver, for tests with other versions")
 		flags.BoolVar(&o.foreground, "foreground", false, "stay in the foreground, and stop the cluster at the end of standard input, on SIGINT or on SIGTERM")
 	}
@@ -225,7 +230,7 @@ func run(args []string) error {
 	case "build":
 		stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 		defer cancel()
-		_, err := c.provide(stop, false)
+		_, err := c.provide(stop, upOptions{})
 		return err
 	case "clean":
 		return programs.Clean(context.Background(), c.root, progress)

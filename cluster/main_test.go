@@ -338,6 +338,8 @@ func TestErrorMessages(t *testing.T) {
 		{[]string{"up", "-name", "../up"}, "want a plain word"},
 		{[]string{"up", "-ip-family", "IPv6"}, "use ipv4, ipv6 or dual"},
 		{[]string{"up", "-ip-family", "ipv6", "-control-plane"}, "leave out -control-plane"},
+		{[]string{"up", "-network-policy", "-control-plane"}, "reading -network-policy: it needs a node and IPv4"},
+		{[]string{"up", "-network-policy", "-ip-family", "dual"}, "reading -network-policy: it needs a node and IPv4"},
 		{[]string{"up", "-nodes", "0"}, "reading -nodes 0: use 1 to 9"},
 		{[]string{"up", "-nodes", "1000"}, "reading -nodes 1000: use 1 to 9"},
 		{[]string{"up", "-nodes", "two"}, `invalid value "two" for flag -nodes`},

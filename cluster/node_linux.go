@@ -26,6 +26,7 @@ import (
 
 const (
 	apiPort    = 6443
+	policyPort = 8091 // of the health check of network-policy
 	pauseImage = "docker.io/k8s-micro/pause:1"
 
 	// registryAddress is on the node's loopback. Image names must not contain this address:
@@ -169,7 +170,11 @@ func (cp *controlPlane) startNodes(p, further *components, s state, report func(
 	start("kube-scheduler", append(kubeconfigs(cp.etc("scheduler.conf")), "--leader-elect=false", "--profiling=false")...)
 	cp.startKubelet(p, s, firstNode)
 	request := cp.client("client-kubeconfig")
-	for _, name := range []string{"coredns", "pod-signer"} {
+	granted := []string{"coredns", "pod-signer"}
+	if s.NetworkPolicy {
+		granted = append(granted, "network-policy")
+	}
+	for _, name := range granted {
 		for file, resource := range map[string]string{"-role.json": "clusterroles", "-binding.json": "clusterrolebindings"} {
 			object, err := templates.ReadFile("templates/" + name + file)
 			if err != nil {
@@ -191,6 +196,12 @@ func (cp *controlPlane) startNodes(p, further *components, s state, report func(
 		if err := starting.await(ctx, "node "+n.name()+" to be Ready", func() bool { return nodeReady(request, cp.server(), n) }); err != nil {
 			return err
 		}
+		if s.NetworkPolicy {
+			url := "http://" + hostPort(ipv4.of(n).NodeIP, policyPort) + "/healthz"
+			if err := starting.await(ctx, "the network policies of node "+n.name(), cp.probe("client-kubeconfig", url)); err != nil {
+				return err
+			}
+		}
 	}
 	return p.await(ctx, "CoreDNS", cp.probe("client-kubeconfig", "http://127.0.0.1:8089/health"))
 }
@@ -210,7 +221,7 @@ func awaitContainerd(ctx context.Context, p *components) error {
 	})
 }
 
-// startKubelet starts kubelet and kube-proxy. The nodes of a cluster that has several are in zones.
+// startKubelet starts kubelet, kube-proxy and, if the cluster enforces them, network policies. The nodes of a cluster that has several are in zones.
 func (c *cluster) startKubelet(p *components, s state, n node) {
 	args := []string{"--config=" + c.nodeEtc(n, "kubelet.yaml"), "--kubeconfig=" + c.nodeEtc(n, "kubelet.conf"),
 		"--node-ip=" + networks[s.IPFamily].of(n).nodeIPs(), "--hostname-override=" + n.name()}
@@ -219,6 +230,10 @@ func (c *cluster) startKubelet(p *components, s state, n node) {
 	}
 	p.start("kubelet", filepath.Join(s.Tools.Kube, "kubelet"), args...)
 	p.start("kube-proxy", filepath.Join(s.Tools.Kube, "kube-proxy"), "--config="+c.nodeEtc(n, "kube-proxy.yaml"))
+	if s.NetworkPolicy {
+		p.start("network-policy", s.Tools.Policy, "-kubeconfig="+c.nodeEtc(n, "network-policy.conf"), "-node="+n.name(),
+			"-service-cidr="+ipv4.ServiceCIDR, "-health="+hostPort(ipv4.of(n).NodeIP, policyPort))
+	}
 }
 
 // nodeReady reports whether a Node object has the condition Ready.
@@ -305,6 +320,9 @@ func (cp *controlPlane) writeNodeFiles(s state) error {
 				NodeName: n.name(), DNS: cp.ip, Network: own, Registry: registryAddress, PauseImage: pauseImage,
 				Cgroups: os.Getenv(envNoCgroups) == "",
 			}))
+		if s.NetworkPolicy {
+			errs = append(errs, p.Kubeconfig(cp.nodeEtc(n, "network-policy.conf"), server, "network-policy"))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -38,7 +38,7 @@ func TestMakeRefusesValues(t *testing.T) {
 	badNodes := []string{"0", "10", "1000", "two", "-1"}
 	for target, variables := range map[string][]string{
 		"deploy": {"REGISTRY", "TAG"}, "undeploy": {"REGISTRY", "TAG"}, "push": {"REGISTRY", "TAG"}, "images": {"REGISTRY", "TAG"},
-		"demo": {"CLUSTER", "NODES", "K8S_MICRO_SOURCE"}, "cluster-up": {"NODES"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
+		"demo": {"CLUSTER", "NODES", "K8S_MICRO_SOURCE"}, "cluster-up": {"NODES", "NETWORK_POLICY"}, "cluster-down": {"CLUSTER"}, "load": {"CLUSTER"}, "faults": {"FAULT"},
 		"-C go-micro-srv load": {"IMAGE", "CLUSTER", "TAG"}, "-C go-micro-web push": {"IMAGE"}, "-C go-micro-client docker-push": {"IMAGE", "REGISTRY"},
 	} {
 		for _, variable := range variables {
@@ -68,6 +68,7 @@ func TestMakeRefusesValues(t *testing.T) {
 		"deploy REGISTRY": {"846602483", "docker.io/you", "localhost:5000", "127.0.0.1:5000/a/b_c", "ghcr.io/o-r/x__y", "Registry.Example:443/a"},
 		"deploy TAG":      {"kubernetes", "v1.2-rc.1", "_x", "A"}, "-C go-micro-srv load IMAGE": {"a/b", "localhost:5000/b:c", "busybox:1.0"},
 		"cluster-up NODES":               {"1", "3", "9"},
+		"cluster-up NETWORK_POLICY":      {"0", "1"},
 		"cluster-down CLUSTER":           {"demo", "e2e-demo", "A_1"},
 		"cluster-build K8S_MICRO_SOURCE": {"", "build", "download", "http://127.0.0.1:8080", "https://[::1]/a-b/c_d~e%20f/", "https://you@mirror.example"},
 	} {

@@ -79,30 +79,35 @@ func (c *cluster) lock() (*os.File, error) {
 
 // state describes a cluster to the commands. It is stored in cluster.json.
 type state struct {
-	Version      string    // of Kubernetes
-	Started      time.Time // when up began to start the cluster
-	Supervisor   int       // process id
-	Node         int       // process id of the first node's init, 0 without a node
-	API          string    // address of the API server on the host's loopback
-	ControlPlane bool      // the cluster has no node
-	IPFamily     string    // ipv4, ipv6 or dual
-	Nodes        int       // how many Kubernetes nodes
-	APIServer    string    // path of another kube-apiserver than that of cluster/kube, or ""
-	Tools        programs.Tools
+	Version       string    // of Kubernetes
+	Started       time.Time // when up began to start the cluster
+	Supervisor    int       // process id
+	Node          int       // process id of the first node's init, 0 without a node
+	API           string    // address of the API server on the host's loopback
+	ControlPlane  bool      // the cluster has no node
+	IPFamily      string    // ipv4, ipv6 or dual
+	Nodes         int       // how many Kubernetes nodes
+	NetworkPolicy bool      // network policies are enforced
+	APIServer     string    // path of another kube-apiserver than that of cluster/kube, or ""
+	Tools         programs.Tools
 }
 
 func (s state) kind() string {
+	kind := "one node"
 	switch {
 	case s.ControlPlane:
-		return "control plane only"
+		kind = "control plane only"
 	case s.IPFamily == "ipv6":
-		return "one node with IPv6 addresses"
+		kind += " with IPv6 addresses"
 	case s.IPFamily == "dual":
-		return "one node with IPv4 and IPv6 addresses"
+		kind += " with IPv4 and IPv6 addresses"
 	case s.Nodes > 1:
-		return fmt.Sprintf("%d nodes", s.Nodes)
+		kind = fmt.Sprintf("%d nodes", s.Nodes)
 	}
-	return "one node"
+	if s.NetworkPolicy {
+		kind += ", network policies enforced"
+	}
+	return kind
 }
 
 // state reads the state that save has written.

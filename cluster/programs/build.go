@@ -35,6 +35,40 @@ func goBuild(ctx context.Context, dir, out string, log io.Writer, args ...string
 	return os.Rename(part, out)
 }
 
+// moduleBuild describes a program that is built from a module of its own.
+type moduleBuild struct {
+	what, usually, modules string // texts: the program and its version, how long the build takes, the size of the downloads
+	src, pkg               string
+	flags                  []string
+}
+
+// buildModule builds the program path and prints the progress. The log is beside the program.
+func (p *provider) buildModule(ctx context.Context, b moduleBuild, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	logPath := filepath.Join(filepath.Dir(path), "build.log")
+	log, err := os.Create(logPath)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	p.progress("building %s from Go modules, once: usually %s; the log is %s", b.what, b.usually, logPath)
+	p.progress("  downloading the modules, about %s, unless they are in the module cache", b.modules)
+	build, err := newBuildProgress(ctx, b.src, b.pkg, log, b.flags...)
+	if err != nil {
+		return fmt.Errorf("downloading the modules of %q: %w; see %s", b.src, err, logPath)
+	}
+	begin, stop := time.Now(), repeat(5*time.Second, func() { p.progress("  %s", build) })
+	err = goBuild(ctx, b.src, path, build, append(b.flags, b.pkg)...)
+	stop()
+	if err != nil {
+		return fmt.Errorf("building %q: %w; see %s", b.src, err, logPath)
+	}
+	p.progress("  built in %s", time.Since(begin).Round(time.Second))
+	return nil
+}
+
 // workDir is the directory in which goBuild(…, out, …) keeps its temporary files. It is in
 // the file system of the result, because /tmp may be too small.
 func workDir(out string) string { return fmt.Sprintf("%s.part-%d.tmp", out, os.Getpid()) }

@@ -84,7 +84,11 @@ func (p *provider) needed() (func(name string) bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := []string{"lock", "in-use", filepath.Base(victoria), filepath.Base(built), filepath.Base(pause), filepath.Base(r.dir("")), filepath.Base(r.dir("")) + verifiedSuffix}
+	policy, _, err := p.networkPolicyDir()
+	if err != nil {
+		return nil, err
+	}
+	names := []string{"lock", "in-use", filepath.Base(victoria), filepath.Base(policy), filepath.Base(built), filepath.Base(pause), filepath.Base(r.dir("")), filepath.Base(r.dir("")) + verifiedSuffix}
 	for _, t := range nodeTools {
 		if f, version := t.officialFile(source{}, runtime.GOARCH); version != "" {
 			names = append(names, officialDir(f, version))

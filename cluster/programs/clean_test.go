@@ -52,9 +52,13 @@ func TestClean(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	make(true, built, r.dir(cache), pause, victoria, "debian-0123abcd-20261101T000000.000", "debian-9999abcd", "node-new", "node-host")
+	policy, _, err := p.networkPolicyDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	make(true, built, r.dir(cache), pause, victoria, policy, "debian-0123abcd-20261101T000000.000", "debian-9999abcd", "node-new", "node-host")
 	make(false, "kubernetes-v1.30.0-amd64-00000000", "official-amd64-kubernetes-v1.30.0-etcd-v3.5.0-coredns-v1.11.0", "debian-0123abcd", "debian-0123abcd-20261001T000000.000",
-		"node-old", "node-empty", "kube-apiserver-v1.30.14-amd64", "pause-amd64-00000000", "victoriametrics-v1.0.0-amd64")
+		"node-old", "node-empty", "kube-apiserver-v1.30.14-amd64", "pause-amd64-00000000", "victoriametrics-v1.0.0-amd64", "networkpolicy-v2.0.0-amd64-00000000")
 	for dir, target := range map[string]string{"node-new": "../debian-0123abcd-20261101T000000.000/program", "node-old": "../debian-0123abcd/program", "node-host": "/usr/bin/env", "node-empty": ""} {
 		if err := os.Remove(filepath.Join(cache, dir, "program")); err != nil {
 			t.Fatal(err)

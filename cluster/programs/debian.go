@@ -35,7 +35,7 @@ func (p *provider) fromDebian(ctx context.Context, want []nodeTool) (map[string]
 	got := map[string]string{}
 	for _, t := range want {
 		for _, d := range append([]string{"/usr/bin", "/usr/sbin"}, t.dirs...) {
-			if path := filepath.Join(d, t.name); exists(filepath.Join(dir, "root", path)) {
+			if path := filepath.Join(d, t.program()); exists(filepath.Join(dir, "root", path)) {
 				got[t.name] = filepath.Join(dir, "bin", t.name)
 				if err := writeWrapper(dir, t.name, path); err != nil {
 					return nil, err
@@ -126,12 +126,16 @@ func writeWrapper(dir, name, path string) error {
 		return err
 	}
 	var search strings.Builder
+	environment := ""
 	for _, lib := range libs {
 		search.WriteString("$root/usr/lib/" + filepath.Base(lib) + ":")
+		if exists(filepath.Join(lib, "xtables")) { // the extensions of iptables
+			environment = "XTABLES_LIBDIR=$root/usr/lib/" + filepath.Base(lib) + "/xtables "
+		}
 	}
 	search.WriteString("$root/usr/lib")
 	script := filepath.Join(dir, "bin", name)
-	text := fmt.Sprintf("#!/bin/sh\nself=$(readlink -f \"$0\")\nroot=${self%%/bin/*}/root\nLD_LIBRARY_PATH=%s exec \"$root%s\" \"$@\"\n", search.String(), path)
+	text := fmt.Sprintf("#!/bin/sh\nself=$(readlink -f \"$0\")\nroot=${self%%/bin/*}/root\n%sLD_LIBRARY_PATH=%s exec \"$root%s\" \"$@\"\n", environment, search.String(), path)
 	if err := os.WriteFile(script+".part", []byte(text), 0o755); err != nil {
 		return err
 	}

@@ -51,15 +51,15 @@ func (p *provider) kubernetes(ctx context.Context) (version, dir string, err err
 
 // builtKube is the directory of the built binary in the cache.
 func (p *provider) builtKube(r releases) (dir string, err error) {
-	sum, err := kubeHash(filepath.Join(p.root, "cluster", "kube"))
+	sum, err := sourceHash(filepath.Join(p.root, "cluster", "kube"))
 	if err != nil {
 		return "", err
 	}
 	return filepath.Join(p.cache, fmt.Sprintf("kubernetes-%s-%s-%x", r.kubernetes, runtime.GOARCH, sum[:4])), nil
 }
 
-// kubeHash returns a hash of the files in src and of the flags that build them.
-func kubeHash(src string) ([]byte, error) {
+// sourceHash returns a hash of the files in src and of the flags that build them.
+func sourceHash(src string) ([]byte, error) {
 	files, err := os.ReadDir(src) // sorted
 	if err != nil {
 		return nil, err

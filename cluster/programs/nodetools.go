@@ -1,6 +1,7 @@
 package programs
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -21,6 +22,7 @@ import (
 // nodeTool is a program of the node that is not part of cluster/kube.
 type nodeTool struct {
 	name    string
+	file    string   // name of the program, if it is another
 	deb     string   // the Debian package
 	dirs    []string // directories to search after PATH
 	min     string   // oldest version that works, "" for any
@@ -42,15 +44,25 @@ var (
 		{name: "loopback", deb: "containernetworking-plugins", dirs: cniDirs},
 		{name: "host-local", deb: "containernetworking-plugins", dirs: cniDirs},
 	}
+
+	// policyTools are what cluster/networkpolicy runs. The iptables that writes nftables needs no kernel module of its own,
+	// which an ordinary user could not load.
+	policyTools = []nodeTool{
+		{name: "ipset", deb: "ipset", dirs: sbin},
+		{name: "iptables", file: "iptables-nft", deb: "iptables", dirs: sbin, min: "1.8"},
+		{name: "iptables-save", file: "iptables-nft-save", deb: "iptables", dirs: sbin},
+		{name: "iptables-restore", file: "iptables-nft-restore", deb: "iptables", dirs: sbin},
+	}
 )
 
-// nodeTools links every node tool into one directory and returns it. A tool comes
+// nodeTools links the tools into one directory and returns it. A tool comes
 // from PATH if that version works, otherwise from Debian's packages or from its project's
-// release binaries, which are cached.
-func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
-	found := map[string]string{}
-	missing := func() (m []nodeTool) {
-		for _, t := range nodeTools {
+// release binaries, which are cached. Groups of tools come from different packages of Debian, which are
+// downloaded together.
+func (p *provider) nodeTools(ctx context.Context, groups ...[]nodeTool) (bin string, err error) {
+	tools, found := slices.Concat(groups...), map[string]string{}
+	missing := func(group []nodeTool) (m []nodeTool) {
+		for _, t := range group {
 			if found[t.name] == "" {
 				m = append(m, t)
 			}
@@ -58,25 +70,27 @@ func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 		return m
 	}
 	var reasons []string // why a source does not have a tool
-	for _, t := range nodeTools {
+	for _, t := range tools {
 		if found[t.name], err = t.lookup(); err != nil {
 			reasons = append(reasons, err.Error())
 		}
 	}
-	for _, source := range []func(context.Context, []nodeTool) (map[string]string, error){p.fromDebian, p.fromOfficial} {
-		m := missing()
-		if len(m) == 0 || ctx.Err() != nil {
-			break
-		}
-		got, err := source(ctx, m)
-		if err != nil {
-			reasons = append(reasons, err.Error())
-		}
-		for name, path := range got {
-			found[name] = path
+	for _, group := range groups {
+		for _, source := range []func(context.Context, []nodeTool) (map[string]string, error){p.fromDebian, p.fromOfficial} {
+			m := missing(group)
+			if len(m) == 0 || ctx.Err() != nil {
+				break
+			}
+			got, err := source(ctx, m)
+			if err != nil {
+				reasons = append(reasons, err.Error())
+			}
+			for name, path := range got {
+				found[name] = path
+			}
 		}
 	}
-	if m := missing(); len(m) > 0 {
+	if m := missing(tools); len(m) > 0 {
 		var names []string
 		for _, t := range m {
 			names = append(names, t.deb)
@@ -87,7 +101,7 @@ func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 	}
 	// The directory's name is a hash of its links, so that it never mixes two sets of tools.
 	sum := sha256.New()
-	for _, t := range nodeTools {
+	for _, t := range tools {
 		if inCache, ok := strings.CutPrefix(found[t.name], p.cache+"/"); ok { // a relative link, because the node mounts the cache at another path
 			found[t.name] = filepath.Join("..", inCache)
 		}
@@ -97,7 +111,7 @@ func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", err
 	}
-	for _, t := range nodeTools {
+	for _, t := range tools {
 		if err := os.Symlink(found[t.name], filepath.Join(bin, t.name)); err != nil && !errors.Is(err, os.ErrExist) {
 			return "", err
 		}
@@ -105,13 +119,15 @@ func (p *provider) nodeTools(ctx context.Context) (bin string, err error) {
 	return bin, nil
 }
 
+func (t nodeTool) program() string { return cmp.Or(t.file, t.name) }
+
 // lookup returns the path of the tool on this machine, or "" if the tool is missing. The
 // error says why an existing tool cannot be used.
 func (t nodeTool) lookup() (string, error) {
-	path, err := exec.LookPath(t.name)
+	path, err := exec.LookPath(t.program())
 	for _, d := range t.dirs {
 		if err != nil {
-			path, err = exec.LookPath(filepath.Join(d, t.name))
+			path, err = exec.LookPath(filepath.Join(d, t.program()))
 		}
 	}
 	if err != nil {
@@ -157,7 +173,7 @@ func older(v, min string) bool {
 }
 
 // officialFile returns the official file, for a processor architecture, that contains a node
-// tool, and its version, or "" for nft, of which there is none.
+// tool, and its version, or "" for nft, ipset and iptables, of which there is none.
 func (t nodeTool) officialFile(s source, arch string) (f officialFile, version string) {
 	const containerd, runc, cni = "https://github.com/containerd/containerd/releases/download/", "https://github.com/opencontainers/runc/releases/download/", "https://github.com/containernetworking/plugins/releases/download/"
 	switch t.deb {

@@ -2,6 +2,7 @@ package programs
 
 import (
 	"bytes"
+	"errors"
 	"net/url"
 	"os"
 	"os/exec"
@@ -48,6 +49,24 @@ func TestWrapper(t *testing.T) {
 		if want := root + "/usr/lib/x86_64-linux-gnu:" + root + "/usr/lib|a b|'|"; err != nil || string(out) != want {
 			t.Errorf("%v: %q, want %q", err, out, want)
 		}
+	}
+}
+
+// An unpacked iptables finds its extensions.
+func TestWrapperOfIptables(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"root/usr/sbin/iptables-nft": "#!/bin/sh\necho \"$XTABLES_LIBDIR\"\n", "root/usr/lib/x86_64-linux-gnu/xtables/libxt_set.so": "", "bin/x": ""} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := writeWrapper(dir, "iptables", "/usr/sbin/iptables-nft"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(filepath.Join(dir, "bin/iptables")).CombinedOutput()
+	if want := dir + "/root/usr/lib/x86_64-linux-gnu/xtables\n"; err != nil || string(out) != want {
+		t.Errorf("%v: %q, want %q", err, out, want)
 	}
 }
 
@@ -102,7 +121,7 @@ func TestMissingNodeTools(t *testing.T) {
 		{source{mirror: &url.URL{Scheme: "http", Host: "127.0.0.1:9"}, sums: all}, "connection refused"},
 	} {
 		p := &provider{cache: t.TempDir(), source: c.source, progress: t.Logf}
-		_, err := p.nodeTools(t.Context())
+		_, err := p.nodeTools(t.Context(), nodeTools)
 		if err == nil {
 			t.Fatal("an error is missing")
 		}
@@ -133,6 +152,13 @@ func TestLookup(t *testing.T) {
 		if got, err := tool.lookup(); got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v, want %q", script, got, err, want)
 		}
+	}
+	nft := filepath.Join(path, "iptables-nft")
+	if err := os.WriteFile(nft, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := (nodeTool{name: "iptables", file: "iptables-nft"}).lookup(); got != nft || err != nil {
+		t.Errorf("a program with another name: %q, %v, want %q", got, err, nft)
 	}
 	if got, err := (nodeTool{name: "missing", min: "1.1"}).lookup(); got != "" || err != nil {
 		t.Errorf("a missing tool: %q, %v", got, err)

@@ -12,6 +12,8 @@
 //	nft, CNI plugins    (debian.go), then the official binaries, of which nft has none
 //	                    (nodetools.go)
 //	pause               built from cluster/pause
+//	network policies    with Options.NetworkPolicy: built from cluster/networkpolicy (networkpolicy.go); its
+//	                    ipset and iptables as the tools above
 //
 // The environment variable K8S_MICRO_SOURCE is build to forbid official binaries, download
 // to forbid builds, or the URL of a mirror.
@@ -46,14 +48,17 @@ type Tools struct {
 	Cache   string // directory that contains all of the following
 	Kube    string // directory that contains etcd, the components of Kubernetes, CoreDNS and kubectl
 	Pause   string // the program that holds a pod's namespaces
-	Bin     string // directory with containerd, its shim, runc and nft
+	Policy  string // the program that enforces network policies, or ""
+	Bin     string // directory with containerd, its shim, runc and nft, and with Policy also ipset and iptables
 	CNI     string // directory with ptp, host-local and loopback
 }
 
 // Relocated returns the paths of the tools when the cache is mounted at another path.
 func (t Tools) Relocated(cache string) Tools {
-	for _, path := range []*string{&t.Kube, &t.Pause, &t.Bin, &t.CNI} {
-		*path = filepath.Join(cache, strings.TrimPrefix(*path, t.Cache))
+	for _, path := range []*string{&t.Kube, &t.Pause, &t.Policy, &t.Bin, &t.CNI} {
+		if *path != "" {
+			*path = filepath.Join(cache, strings.TrimPrefix(*path, t.Cache))
+		}
 	}
 	t.Cache = cache
 	return t
@@ -69,8 +74,9 @@ const OtherCluster = "or use any cluster you have (kind, minikube, a cloud) with
 
 // Options are the options of Provide.
 type Options struct {
-	ControlPlane bool                             // leave out the programs of the node
-	Progress     func(format string, args ...any) // prints a line
+	ControlPlane  bool                             // leave out the programs of the node
+	NetworkPolicy bool                             // add those that enforce network policies
+	Progress      func(format string, args ...any) // prints a line
 }
 
 // provider provides the programs for one checkout.
@@ -113,7 +119,11 @@ func Provide(ctx context.Context, root string, o Options) (t Tools, err error) {
 		fetched <- nil
 	} else {
 		go func() { // in parallel: this waits mostly for the network, and the build mostly for the processor
-			bin, err := p.nodeTools(ctx)
+			groups := [][]nodeTool{nodeTools}
+			if o.NetworkPolicy {
+				groups = append(groups, policyTools)
+			}
+			bin, err := p.nodeTools(ctx, groups...)
 			if err != nil {
 				cancel(err)
 			}
@@ -122,6 +132,9 @@ func Provide(ctx context.Context, root string, o Options) (t Tools, err error) {
 		}()
 	}
 	version, kube, err := p.kubernetes(ctx)
+	if err == nil && o.NetworkPolicy { // after Kubernetes, because a Kubernetes that was built has compiled most of its packages
+		t.Policy, err = p.networkPolicy(ctx)
+	}
 	if err != nil {
 		cancel(err)
 	}

@@ -39,6 +39,9 @@ var (
 	// nodes is how many nodes the cluster has. Tests that need several fail with one.
 	nodes = must(strconv.Atoi(cmp.Or(os.Getenv("E2E_NODES"), "1")))
 
+	// networkPolicy is whether the cluster enforces network policies. TestNetworkPolicy fails without.
+	networkPolicy = must(strconv.ParseBool(cmp.Or(os.Getenv("E2E_NETWORK_POLICY"), "0")))
+
 	// The environment before TestMain points it to the test cluster.
 	originalEnviron, originalPath = os.Environ(), os.Getenv("PATH")
 )
@@ -62,7 +65,7 @@ func TestMain(m *testing.M) {
 // withCluster starts a cluster, runs f and removes the cluster. The cluster also
 // ends when this process is killed.
 func withCluster(f func() int) (code int, err error) {
-	kubeconfig, down, err := launch.Up(clusterName, "-nodes", strconv.Itoa(nodes))
+	kubeconfig, down, err := launch.Up(clusterName, "-nodes", strconv.Itoa(nodes), fmt.Sprintf("-network-policy=%t", networkPolicy))
 	if err != nil {
 		return 0, err
 	}

@@ -54,28 +54,10 @@ func TestNodes(t *testing.T) {
 
 	kubectl(t, "apply", "-k", "k8s")
 	t.Cleanup(func() { kubectl(t, "apply", "-k", "k8s"); rolledOut(t) })
-	apps := []string{"go-micro-srv", "go-micro-web", "go-micro-client"}
-	for _, app := range apps { // one pod on each node: the constraint of the manifest as a condition
-		kubectl(t, "patch", "deployment", app, "-n", namespace, "--type=json", "-p", `[{"op": "replace", "path": "/spec/replicas", "value": 3},
-  {"op": "replace", "path": "/spec/template/spec/topologySpreadConstraints/0/whenUnsatisfiable", "value": "DoNotSchedule"}]`)
-	}
-	rolledOut(t)
-	onNodes := map[string]map[string]corev1.Pod{} // by app and node
-	for _, app := range apps {
-		onNodes[app] = map[string]corev1.Pod{}
-		eventually(t, time.Minute, "a pod of "+app+" on each node", func() error {
-			clear(onNodes[app])
-			for _, p := range pods(t, app) {
-				onNodes[app][p.Spec.NodeName] = p
-				if zone := p.Labels[corev1.LabelZoneFailureDomainStable]; zone != nodeZones[p.Spec.NodeName] {
-					t.Errorf("pod %q on node %q has the zone %q", p.Name, p.Spec.NodeName, zone)
-				}
-			}
-			if all := pods(t, app); len(all) != 3 || len(onNodes[app]) != 3 {
-				return fmt.Errorf("%d pods on %d nodes", len(all), len(onNodes[app]))
-			}
-			return nil
-		})
+	spreadOut(t)
+	onNodes := map[string]map[string]corev1.Pod{} // by service and node
+	for _, s := range services {
+		onNodes[s.name] = podOnEachNode(t, s.name)
 	}
 	var addresses, names []string
 	for node := range nodeZones {
@@ -110,6 +92,36 @@ func TestNodes(t *testing.T) {
 			t.Errorf("port-forward to pod %q on node %s: %q", want, node, got)
 		}
 	}
+}
+
+// spreadOut runs one pod of each service on each node: the constraint of the manifest as a condition.
+func spreadOut(t *testing.T) {
+	t.Helper()
+	for _, s := range services {
+		kubectl(t, "patch", "deployment", s.name, "-n", namespace, "--type=json", "-p", `[{"op": "replace", "path": "/spec/replicas", "value": 3},
+  {"op": "replace", "path": "/spec/template/spec/topologySpreadConstraints/0/whenUnsatisfiable", "value": "DoNotSchedule"}]`)
+	}
+	rolledOut(t)
+}
+
+// podOnEachNode returns the pods of a service after spreadOut, by node.
+func podOnEachNode(t *testing.T, service string) map[string]corev1.Pod {
+	t.Helper()
+	byNode := map[string]corev1.Pod{}
+	eventually(t, time.Minute, "a pod of "+service+" on each node", func() error {
+		clear(byNode)
+		for _, p := range pods(t, service) {
+			byNode[p.Spec.NodeName] = p
+			if zone := p.Labels[corev1.LabelZoneFailureDomainStable]; zone != nodeZones[p.Spec.NodeName] {
+				t.Errorf("pod %q on node %q has the zone %q", p.Name, p.Spec.NodeName, zone)
+			}
+		}
+		if all := pods(t, service); len(all) != len(nodeZones) || len(byNode) != len(nodeZones) {
+			return fmt.Errorf("%d pods on %d nodes", len(all), len(byNode))
+		}
+		return nil
+	})
+	return byNode
 }
 
 // forwarded returns the answer of a pod of go-micro-web through kubectl port-forward.

@@ -1,6 +1,7 @@
 // Command probe runs inside the cluster, or with a kubeconfig outside of it, calls services and prints the results as JSON.
 //
 //	probe services NAME...   ListServices, and GetService of each name, through go-micro's registry plugin
+//	probe connect ADDRESS... the errors of TCP connections to the addresses, "" for a connection
 //	probe get URL TIMES      the bodies of TIMES responses, each over a new connection
 //	probe call [-upstream] [-retries N] [-name NAME] [-samples] CALLERS PAUSE
 //	                         CALLERS goroutines call go-micro-srv until the pod ends and
@@ -28,9 +29,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/test/orders"
@@ -49,6 +52,8 @@ func run(args []string) error {
 	switch {
 	case len(args) > 1 && args[0] == "services":
 		return services(args[1:])
+	case len(args) > 1 && args[0] == "connect":
+		return connect(args[1:])
 	case len(args) == 3 && args[0] == "get":
 		return get(args[1], args[2])
 	case len(args) > 0 && args[0] == "call":
@@ -91,6 +96,23 @@ func services(names []string) error {
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(contents)
+}
+
+func connect(addresses []string) error {
+	problems := make([]string, len(addresses))
+	var all sync.WaitGroup
+	for i, address := range addresses {
+		all.Go(func() {
+			conn, err := net.DialTimeout("tcp", address, 2*time.Second)
+			if err != nil {
+				problems[i] = err.Error()
+				return
+			}
+			conn.Close()
+		})
+	}
+	all.Wait()
+	return json.NewEncoder(os.Stdout).Encode(problems)
 }
 
 func get(url, times string) error {

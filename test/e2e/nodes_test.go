@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -151,8 +152,6 @@ func TestZones(t *testing.T) {
 		each       = 4 // instances of a zone
 		workers    = 4 // of an instance
 		workTime   = 100 * time.Millisecond
-		settle     = 8 * time.Second // until the share that stays has adapted
-		measured   = 12 * time.Second
 	)
 	kubectl(t, "apply", "-k", "k8s")
 	t.Cleanup(func() { replaceDeployment(t, string(must(os.ReadFile(filepath.Join(root, deployment))))) })
@@ -184,29 +183,50 @@ func TestZones(t *testing.T) {
 	})
 
 	c := faults.Cluster{Root: root, Name: clusterName}
-	// run starts callers on the nodes and returns the sums of what they have counted from the time that f returns until f ended.
-	run := func(name string, args map[string][]string, f func() (from time.Time)) map[string]faults.Second {
-		loads, sums := map[string]*faults.Load{}, map[string]faults.Second{}
-		for node, args := range args {
-			l, err := faults.StartLoad(t.Context(), c, namespace, name+"-"+nodeZones[node], node, probeImage, append([]string{"call", "-name=work"}, args...), nil)
-			fatal(t, err)
-			loads[nodeZones[node]] = l
+	type loads map[string]*faults.Load // by zone
+	// start starts callers in the zones, and lets them call for some time.
+	start := func(name string, settle time.Duration, args map[string][]string) loads {
+		type result struct {
+			zone string
+			load *faults.Load
+			err  error
 		}
+		results := make(chan result)
+		for node, zone := range nodeZones {
+			go func() {
+				l, err := faults.StartLoad(t.Context(), c, namespace, name+"-"+zone, node, probeImage, append([]string{"call", "-name=work"}, args[zone]...), nil)
+				results <- result{zone, l, err}
+			}()
+		}
+		started := loads{}
+		var failed error
+		for range nodeZones {
+			r := <-results
+			started[r.zone], failed = r.load, cmp.Or(failed, r.err)
+		}
+		fatal(t, failed)
 		time.Sleep(settle)
-		from := f()
-		to := time.Now()
-		for zone, l := range loads {
+		return started
+	}
+	// since returns the sums of what callers have counted since a time.
+	since := func(from time.Time, running loads) map[string]faults.Second {
+		to, sums := time.Now(), map[string]faults.Second{}
+		for zone, l := range running {
 			log, err := l.SecondsUntil(t.Context(), to)
 			fatal(t, err)
 			sums[zone] = faults.Sum(log, from, to)
 			for _, s := range log {
 				if s.Failed > 0 {
-					t.Errorf("%s: in zone %s %d calls failed: %s", name, zone, s.Failed, s.Error)
+					t.Errorf("%s: %d calls failed: %s", l.Pod, s.Failed, s.Error)
 				}
 			}
-			fatal(t, l.Stop(context.Background()))
 		}
 		return sums
+	}
+	stop := func(running loads) {
+		for _, l := range running {
+			fatal(t, l.Stop(context.Background()))
+		}
 	}
 	// stayed returns the share of the calls that stay in the zone of their caller; busiest that of the time in which the workers of
 	// the busiest instance are busy.
@@ -233,60 +253,80 @@ func TestZones(t *testing.T) {
 		}
 		return most / length.Seconds()
 	}
-	p99 := func(sums map[string]faults.Second) time.Duration {
-		all := faults.Histogram{}
+	// p99 returns that of the workers' timetables, on which neighbours on the CPUs have no influence, and that of the callers.
+	p99 := func(sums map[string]faults.Second) (served, seen time.Duration) {
+		all := faults.Second{Served: faults.Histogram{}, Latencies: faults.Histogram{}}
 		for _, s := range sums {
+			for key, n := range s.Served {
+				all.Served[key] += n
+			}
 			for key, n := range s.Latencies {
-				all[key] += n
+				all.Latencies[key] += n
 			}
 		}
-		return all.Quantile(0.99)
+		return all.Served.Quantile(0.99), all.Latencies.Quantile(0.99)
 	}
-	wait := func() time.Time {
+	measure := func(running loads, length time.Duration) map[string]faults.Second {
 		from := time.Now()
-		time.Sleep(measured)
-		return from
-	}
-	everywhere := map[string][]string{}
-	for node := range nodeZones {
-		everywhere[node] = []string{"-clients=4", "16", "100ms"} // a half of the zone's workers
+		time.Sleep(length)
+		return since(from, running)
 	}
 
+	t.Run("most clients in one zone", func(t *testing.T) {
+		// 60 clients, each of which makes 4 calls a second: a half of what all workers can do.
+		args := map[string][]string{"a": {"-clients=54", "54", "250ms"}, "b": {"-clients=3", "3", "250ms"}, "c": {"-clients=3", "3", "250ms"}}
+		for zone := range args {
+			args[zone] = append([]string{"-independent", "-ignore-zones"}, args[zone]...)
+		}
+		const length = 11 * time.Second
+		blind := start("blind", time.Second, args)
+		sums := measure(blind, length)
+		stop(blind)
+		servedBlind, seen := p99(sums)
+		t.Logf("without zones: %.1f %% of the calls stay, the busiest instance %.0f %%, p99 %s, as the callers see it %s", 100*stayed(sums), 100*busiest(sums), servedBlind, seen)
+		for zone := range args {
+			args[zone] = slices.Delete(args[zone], 1, 2)
+		}
+		uneven := start("uneven", time.Second, args)
+		for _, when := range []string{"at first", "then"} { // the calls of many new clients come into the zone together
+			sums := measure(uneven, length)
+			served, seen := p99(sums)
+			t.Logf("%s: %.1f %% of the calls stay, the busiest instance %.0f %%, p99 %s, as the callers see it %s", when, 100*stayed(sums), 100*busiest(sums), served, seen)
+			// 2,600 calls have 26 above p99: chance alone moves it by some milliseconds.
+			if busiest(sums) > 0.9 || served > servedBlind*6/5+10*time.Millisecond {
+				t.Error("the callers of the zone overload it")
+			}
+		}
+		stop(uneven)
+	})
+	args := map[string][]string{}
+	for _, zone := range nodeZones {
+		args[zone] = []string{"-clients=4", "16", "100ms"} // a half of the zone's workers
+	}
+	even := start("even", 17*time.Second, args)
 	t.Run("half load", func(t *testing.T) {
-		sums := run("even", everywhere, wait)
+		sums := measure(even, 7*time.Second)
+		stop(loads{"a": even["a"], "c": even["c"]})
 		share, busy := stayed(sums), busiest(sums)
-		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%", 100*share, p99(sums), 100*busy)
-		if share < 0.9 || busy > 0.9 { // 0.95 in virtual time, and without neighbours on the CPUs
-			t.Errorf("%.1f %% of the calls stay in their zone, want 90 %%; the busiest instance is busy %.0f %% of the time", 100*share, 100*busy)
+		_, seen := p99(sums)
+		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%", 100*share, seen, 100*busy)
+		if share < 0.85 || busy > 0.9 { // 0.95 in virtual time, and without neighbours on the CPUs, whose hiccups look like a slow zone
+			t.Errorf("%.1f %% of the calls stay in their zone, want 85 %%; the busiest instance is busy %.0f %% of the time", 100*share, 100*busy)
 		}
 	})
 	t.Run("the instances of a zone die", func(t *testing.T) {
-		const node, zone = "k8s-micro-2", "b"
-		sums := run("dying", map[string][]string{node: everywhere[node]}, func() time.Time {
-			t.Cleanup(func() { onNodeNumber(t, "2", "pkill", "-CONT", "-x", "kubelet") })
-			onNodeNumber(t, "2", "pkill", "-STOP", "-x", "kubelet") // which would start them again at once
-			onNodeNumber(t, "2", "pkill", "-KILL", "-f", "^/probe greeter")
-			died := time.Now()
-			time.Sleep(7 * time.Second)
-			return died.Add(time.Second)
-		})
-		rate, usual := sums[zone].PerSecond(), 16/(workTime+100*time.Millisecond).Seconds()
-		t.Logf("from 1 s on: %.0f calls a second, usually %.0f; p99 %s", rate, usual, p99(sums))
+		t.Cleanup(func() { onNodeNumber(t, "2", "pkill", "-CONT", "-x", "kubelet") })
+		onNodeNumber(t, "2", "pkill", "-STOP", "-x", "kubelet") // which would start them again at once
+		onNodeNumber(t, "2", "pkill", "-KILL", "-f", "^/probe greeter")
+		died := time.Now()
+		time.Sleep(7 * time.Second)
+		sums := since(died.Add(time.Second), loads{"b": even["b"]})
+		stop(loads{"b": even["b"]})
+		rate, usual := sums["b"].PerSecond(), 16/(workTime+100*time.Millisecond).Seconds()
+		_, seen := p99(sums)
+		t.Logf("from 1 s on: %.0f calls a second, usually %.0f; p99 %s", rate, usual, seen)
 		if share := stayed(sums); share > 0 || rate < 0.6*usual {
 			t.Errorf("from 1 s on %.1f %% of the answers come from the zone, whose instances are dead, and %.0f calls are answered a second, want %.0f", 100*share, rate, usual)
-		}
-	})
-	t.Run("most clients in one zone", func(t *testing.T) {
-		args := map[string][]string{"k8s-micro": {"-clients=18", "43", "100ms"}, "k8s-micro-2": {"-clients=1", "2", "100ms"}, "k8s-micro-3": {"-clients=1", "3", "100ms"}}
-		sums := run("uneven", args, wait)
-		for node := range args {
-			args[node] = append([]string{"-ignore-zones"}, args[node]...)
-		}
-		blind := run("blind", args, wait)
-		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%; without zones %.1f %%, %s, %.0f %%",
-			100*stayed(sums), p99(sums), 100*busiest(sums), 100*stayed(blind), p99(blind), 100*busiest(blind))
-		if busiest(sums) > 0.97 || p99(sums) > p99(blind)*6/5+noise { // 0.9 and 1.2 in virtual time; without other zones they would be busy all the time
-			t.Error("the callers of the zone overload it")
 		}
 	})
 }

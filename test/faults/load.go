@@ -26,6 +26,7 @@ type Second struct {
 	FailedTries                map[string]int    `json:",omitempty"` // failed tries by address, including those that were retried
 	TryErrors                  map[string]string `json:",omitempty"` // the first error of each address
 	Latencies                  Histogram         `json:",omitempty"` // of all calls that ended, also of those that failed
+	Served                     Histogram         `json:",omitempty"` // how long calls took by the timetable of the workers that served them
 }
 
 // Histogram counts durations. The key of a duration is 32 times the binary logarithm of its
@@ -68,7 +69,7 @@ func (h Histogram) Longer(d time.Duration) (sum time.Duration) {
 // Sum adds up the seconds that begin and end between two times. Sum.Begin is the beginning of the first
 // of them, Sum.End the end of the last.
 func Sum(log []Second, from, to time.Time) Second {
-	sum := Second{FailedTries: map[string]int{}, Answered: map[string]int{}, Latencies: Histogram{}}
+	sum := Second{FailedTries: map[string]int{}, Answered: map[string]int{}, Latencies: Histogram{}, Served: Histogram{}}
 	for _, s := range log {
 		if s.Begin.Before(from) || s.End.After(to) {
 			continue
@@ -81,6 +82,7 @@ func Sum(log []Second, from, to time.Time) Second {
 		add(sum.Answered, s.Answered)
 		add(sum.FailedTries, s.FailedTries)
 		add(sum.Latencies, s.Latencies)
+		add(sum.Served, s.Served)
 	}
 	return sum
 }

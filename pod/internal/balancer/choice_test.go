@@ -26,6 +26,8 @@ type simulation struct {
 	instances int
 	clients   int     // processes, each with a balancer of its own, 0 for 1
 	rate      float64 // calls a second; they begin independently of each other (a Poisson process)
+	callers   int     // instead of rate: each makes one call after the other, and pauses after each
+	pause     time.Duration
 	length    time.Duration
 	retries   int           // further attempts of a call that failed
 	joins     time.Duration // when one more instance becomes ready, 0 for never
@@ -191,7 +193,13 @@ func (s simulation) run(make func(int, *rand.Rand) candidate) *simulation {
 			s.at(next, func() { arrive(next) })
 		}
 	}
-	s.at(0, func() { arrive(0) })
+	if s.callers == 0 {
+		s.at(0, func() { arrive(0) })
+	}
+	for i := range s.callers {
+		t := time.Duration(s.random.Int64N(int64(s.pause)))
+		s.at(t, func() { s.attempt(clients[i%len(clients)], s.method(), t, t, s.retries, -1) })
+	}
 	for i := range s.methods {
 		m := &s.methods[i]
 		for range m.first {
@@ -230,6 +238,9 @@ func (s *simulation) attempt(b candidate, m *simulatedMethod, begin, now time.Du
 			return
 		}
 		s.calls = append(s.calls, simulatedCall{begin, now + latency - begin, m.name, o != outcome.Answered})
+		if next := now + latency + s.pause; s.callers > 0 && next < s.length {
+			s.at(next, func() { s.attempt(b, s.method(), next, next, s.retries, -1) })
+		}
 	})
 }
 

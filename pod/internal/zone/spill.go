@@ -14,11 +14,15 @@ const (
 	// calls to instances with four workers take twice as long, one of a hundred takes four times as long.
 	tolerance = 1.1
 
-	// Each answer moves the share that may leave by gain times the distance from the tolerance. The answers of
-	// an interval count as maxAnswers at most, and move the share by maxStep at most, so that a client with many
-	// calls does not swing between the zones, and leaves a zone that cannot answer in 1 s.
-	gain       = 0.02
-	maxAnswers = 25
+	// Each answer moves the share that may leave by gain times the distance from the tolerance. The calls of a new
+	// client come into the zone with about 200 answers, so slowly that the answers show in time when the zone cannot
+	// serve all its clients. If all clients came at once, a queue would form before they learn of it, and those with
+	// few calls would take half a minute to leave.
+	gain = 0.05
+
+	// The answers of an interval count as maxAnswers at most, and move the share by maxStep at most, so that a client
+	// with many calls does not swing between the zones, and leaves a zone that cannot answer in 1 s.
+	maxAnswers = 10
 	maxStep    = 0.1
 	interval   = 100 * time.Millisecond
 
@@ -26,7 +30,7 @@ const (
 	// known how fast the other zones are.
 	minSpill = 1. / 32
 
-	// The answers of the other zones are an average of about the last memory. The zone is preferred only after
+	// The answers of the other zones are an average of about the last memory. Calls come into the zone only after
 	// firstAnswers of them: before, the choice is the same as without zones.
 	memory       = 16
 	firstAnswers = 8
@@ -74,26 +78,19 @@ func (s *Spill) Ended(now int64, isLocal bool, slowness float64) {
 // adjust moves the share by the answers of an interval. The caller holds the lock.
 func (s *Spill) adjust() {
 	if n, mean := s.remote.take(); n > 0 {
-		known := s.othersKnown
-		s.othersKnown = min(known+n, firstAnswers)
-		if known == 0 {
+		if s.othersKnown == 0 {
 			s.othersTake = mean
 		} else {
 			s.othersTake += (mean - s.othersTake) * (1 - math.Pow(1-1./memory, float64(n)))
 		}
-		if known < firstAnswers && s.othersKnown == firstAnswers {
-			s.set(0)
-		}
+		s.othersKnown = min(s.othersKnown+n, firstAnswers)
 	}
 	n, mean := s.local.take()
 	if n == 0 || s.othersKnown < firstAnswers {
 		return
 	}
 	step := gain * float64(min(n, maxAnswers)) * (mean/s.othersTake - tolerance)
-	s.set(s.Share() + max(-maxStep, min(step, maxStep)))
-}
-
-func (s *Spill) set(share float64) {
+	share := s.Share() + max(-maxStep, min(step, maxStep))
 	s.kept.Store(uint32((1 - min(max(share, minSpill), 1)) * (1 << 32)))
 }
 

@@ -56,10 +56,24 @@ func TestSpillBeginsAsWithoutZones(t *testing.T) {
 	}
 }
 
+// The calls of many clients come into the zone so slowly that its answers show when it has too many of them.
+func TestSpillFallsSlowly(t *testing.T) {
+	for _, rate := range []int{4, 20, 1000} {
+		c := newClient(rate)
+		for c.Share() == 1 { // the other zones are not known yet
+			c.call(time.Second/time.Duration(rate), alike)
+		}
+		c.call(time.Second/2, alike)
+		if share := c.Share(); share < 0.5 {
+			t.Errorf("%d calls a second: %.1f %% may leave after half a second", rate, 100*share)
+		}
+	}
+}
+
 func TestSpillIsSmallWhileAllAreAlike(t *testing.T) {
 	for _, rate := range []int{1, 20, 1000} {
 		c := newClient(rate)
-		c.call(2*time.Minute, alike)
+		c.call(10*time.Minute, alike)
 		if left := c.call(5*time.Minute, alike); left > 0.05 || left < 0.01 {
 			t.Errorf("%d calls a second to zones that are alike: %.1f %% leave", rate, 100*left)
 		}

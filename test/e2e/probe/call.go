@@ -7,12 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod"
@@ -28,12 +28,16 @@ import (
 
 // counter counts the calls of all callers, second by second.
 type counter struct {
-	mu      sync.Mutex
-	current faults.Second
+	independent bool // calls begin independently of each other: the callers do not wait for answers
+
+	mu       sync.Mutex
+	current  faults.Second
+	started  int
+	inFlight map[int]time.Time // when each began, by its number
 }
 
 func newSecond(begin time.Time) faults.Second {
-	return faults.Second{Begin: begin, Answered: map[string]int{}, FailedTries: map[string]int{}, TryErrors: map[string]string{}, Latencies: faults.Histogram{}}
+	return faults.Second{Begin: begin, Answered: map[string]int{}, FailedTries: map[string]int{}, TryErrors: map[string]string{}, Latencies: faults.Histogram{}, Served: faults.Histogram{}}
 }
 
 func (c *counter) update(f func(*faults.Second)) {
@@ -42,26 +46,21 @@ func (c *counter) update(f func(*faults.Second)) {
 	f(&c.current)
 }
 
-// run starts the callers. Each of them calls do until the pod ends and pauses
-// after each call. run prints one line per second.
+// run starts the callers. Each of them calls do until the pod ends and pauses after each call. If the calls are
+// independent, each caller begins one after a random pause, whose mean is pause. run prints one line per second.
 func (c *counter) run(callers int, pause time.Duration, do func(caller int) error) error {
 	c.current = newSecond(time.Now())
-	startTimes := make([]atomic.Int64, callers) // of each caller's call in flight, Unix time in nanoseconds; 0 between calls
+	c.inFlight = map[int]time.Time{}
 	for i := range callers {
 		go func() {
-			for ; ; time.Sleep(pause) {
-				begin := time.Now()
-				startTimes[i].Store(begin.UnixNano())
-				c.update(func(s *faults.Second) { s.Started++ })
-				err := do(i)
-				c.update(func(s *faults.Second) {
-					s.Latencies.Add(time.Since(begin))
-					if startTimes[i].Store(0); err == nil {
-						s.Succeeded++
-					} else if s.Failed++; s.Error == "" {
-						s.Error = err.Error()
-					}
-				})
+			for {
+				if c.independent {
+					time.Sleep(time.Duration(rand.ExpFloat64() * float64(pause)))
+					go c.count(i, do)
+				} else {
+					c.count(i, do)
+					time.Sleep(pause)
+				}
 			}
 		}()
 	}
@@ -71,10 +70,8 @@ func (c *counter) run(callers int, pause time.Duration, do func(caller int) erro
 		c.update(func(s *faults.Second) {
 			// The clock is read under the lock, so that every call that ended before s.End is counted.
 			s.End = time.Now()
-			for i := range startTimes {
-				if b := startTimes[i].Load(); b != 0 {
-					s.Oldest = max(s.Oldest, s.End.Sub(time.Unix(0, b)))
-				}
+			for _, begin := range c.inFlight {
+				s.Oldest = max(s.Oldest, s.End.Sub(begin))
 			}
 			last = *s
 			*s = newSecond(s.End)
@@ -86,6 +83,28 @@ func (c *counter) run(callers int, pause time.Duration, do func(caller int) erro
 	return nil
 }
 
+// count makes a call and counts it.
+func (c *counter) count(caller int, do func(caller int) error) {
+	begin := time.Now()
+	var number int
+	c.update(func(s *faults.Second) {
+		s.Started++
+		c.started++
+		number = c.started
+		c.inFlight[number] = begin
+	})
+	err := do(caller)
+	c.update(func(s *faults.Second) {
+		delete(c.inFlight, number)
+		s.Latencies.Add(time.Since(begin))
+		if err == nil {
+			s.Succeeded++
+		} else if s.Failed++; s.Error == "" {
+			s.Error = err.Error()
+		}
+	})
+}
+
 // call calls the Greeter until the pod ends and prints the results.
 func call(args []string) error {
 	flags := flag.NewFlagSet("call", flag.ContinueOnError)
@@ -93,6 +112,7 @@ func call(args []string) error {
 	retries := flags.Int("retries", client.DefaultRetries, "how often go-micro's client retries a failed call")
 	name := flags.String("name", "probe", "the name to send")
 	clients := flags.Int("clients", 1, "how many clients share the callers")
+	independent := flags.Bool("independent", false, "begin calls independently of each other, instead of one after the other")
 	ignoreZones := flags.Bool("ignore-zones", false, "call the instances of all zones alike")
 	samples := flags.Bool("samples", false, "print the metrics of this process and of the instances too, once a second")
 	if err := flags.Parse(args); err != nil {
@@ -102,7 +122,7 @@ func call(args []string) error {
 	if err != nil {
 		return err
 	}
-	var c counter
+	c := counter{independent: *independent}
 	tries := func(try client.CallFunc) client.CallFunc {
 		return func(ctx context.Context, node *registry.Node, req client.Request, rsp interface{}, opts client.CallOptions) error {
 			err := try(ctx, node, req, rsp, opts)
@@ -133,7 +153,10 @@ func call(args []string) error {
 		greeters = append(greeters, proto.NewGreeterService("go-micro-srv", other))
 	}
 	return c.run(callers, pause, func(caller int) error {
-		_, err := greeters[caller%len(greeters)].Hello(context.Background(), &proto.HelloRequest{Name: *name})
+		rsp, err := greeters[caller%len(greeters)].Hello(context.Background(), &proto.HelloRequest{Name: *name})
+		if took, isTime := time.ParseDuration(rsp.GetGreeting()); isTime == nil {
+			c.update(func(s *faults.Second) { s.Served.Add(took) })
+		}
 		return err
 	})
 }

@@ -3,10 +3,11 @@
 //	probe services NAME...   ListServices, and GetService of each name, through go-micro's registry plugin
 //	probe connect ADDRESS... the errors of TCP connections to the addresses, "" for a connection
 //	probe get URL TIMES      the bodies of TIMES responses, each over a new connection
-//	probe call [-upstream] [-retries N] [-name NAME] [-samples] CALLERS PAUSE
+//	probe call [-upstream] [-retries N] [-name NAME] [-clients N] [-independent] [-ignore-zones] [-samples] CALLERS PAUSE
 //	                         CALLERS goroutines call go-micro-srv until the pod ends and
 //	                         pause after each call; one line per second, and one on stderr for each ejection; with
-//	                         -samples also lines with metrics, as test/alerts reads them
+//	                         -samples also lines with metrics, as test/alerts reads them; with -independent each caller
+//	                         begins a call after a random pause, and does not wait for the answers
 //	probe fetch [-new-connections] URL CALLERS PAUSE
 //	                         the same with HTTP requests to a URL
 //	probe greeter            serves as go-micro-srv, but takes 2 s to greet "slow", and is slow or failing

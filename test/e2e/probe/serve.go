@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,9 +29,12 @@ import (
 )
 
 // Greeter is the handler of go-micro-srv with two slow names, "slow", whose calls a test can interrupt, and "work", whose calls
-// wait for one of four workers, and with behaviours that signals switch on: SIGUSR1 makes it slow, SIGUSR2 makes it fail,
-// and SIGHUP makes it normal again.
-type Greeter struct{ behaviour atomic.Value } // os.Signal
+// wait for one of four workers and are answered with how long they take, and with behaviours that signals switch on: SIGUSR1
+// makes it slow, SIGUSR2 makes it fail, and SIGHUP makes it normal again.
+type Greeter struct {
+	behaviour atomic.Value // os.Signal
+	workers   workers
+}
 
 // The time that a worker needs has a lognormal distribution, whose p99 is 1.8 times the median, as in the simulations of
 // pod/internal/balancer.
@@ -39,7 +43,33 @@ const (
 	workSpread = 0.25
 )
 
-var workers = make(chan struct{}, 4)
+// workers are the times at which each of the workers is free. They work by a timetable: a busy machine may delay an answer, but
+// the worker takes no longer for it.
+type workers struct {
+	mu   sync.Mutex
+	free [4]time.Time
+}
+
+// work waits for a worker and its work, and returns how long both take by the timetable.
+func (w *workers) work() time.Duration {
+	work := time.Duration(float64(meanWork) * math.Exp(workSpread*rand.NormFloat64()-workSpread*workSpread/2))
+	w.mu.Lock()
+	begin := time.Now()
+	first := &w.free[0]
+	for i := range w.free {
+		if w.free[i].Before(*first) {
+			first = &w.free[i]
+		}
+	}
+	if first.Before(begin) {
+		*first = begin
+	}
+	*first = first.Add(work)
+	end := *first
+	w.mu.Unlock()
+	time.Sleep(time.Until(end))
+	return end.Sub(begin)
+}
 
 func (g *Greeter) Hello(_ context.Context, request *proto.HelloRequest, response *proto.HelloResponse) error {
 	switch g.behaviour.Load() {
@@ -52,9 +82,8 @@ func (g *Greeter) Hello(_ context.Context, request *proto.HelloRequest, response
 	case "slow":
 		time.Sleep(2 * time.Second)
 	case "work":
-		workers <- struct{}{}
-		time.Sleep(time.Duration(float64(meanWork) * math.Exp(workSpread*rand.NormFloat64()-workSpread*workSpread/2)))
-		<-workers
+		response.Greeting = g.workers.work().String()
+		return nil
 	}
 	response.Greeting = "Hello " + request.Name + "!"
 	return nil

@@ -129,7 +129,7 @@ func newServiceChooser(i *discovery.Informer, o Options) *serviceChooser {
 		}
 		now := callstats.Clock()
 		all, zoned := c.members.of(instances, now)
-		return c.pickBetter(all, zoned, a, now), nil
+		return c.choiceOf(c.pickBetter(all, zoned, a, now)), nil
 	}
 	c.next = nextOf(c.choose)
 	return c
@@ -156,6 +156,12 @@ type Choice struct {
 	Instance *discovery.Instance // nil if there are no statistics: for a registry of another package, or a node that a filter or a strategy made
 	chooser  *serviceChooser     // nil if the instance is nil
 	call     callstats.Call      // its Mark is one of these
+}
+
+// choiceOf returns the choice of an instance for a call. pickBetter returns these two, because they stay in registers:
+// each function that returns a whole choice copies it in memory, which takes 5 ns.
+func (s *serviceChooser) choiceOf(i *discovery.Instance, call callstats.Call) Choice {
+	return Choice{Node: &i.Node, Instance: i, chooser: s, call: call}
 }
 
 // How a choice was made.
@@ -203,8 +209,12 @@ func (c Choice) doneAt(now int64, o outcome.Outcome, err error) {
 	if i == nil {
 		return
 	}
-	c.reportToSpill(now, o)
-	c.chooser.apply(i, i.Calls.End(now, c.call, o), now, err)
+	if c.call.Mark != zoneBlind {
+		c.reportToSpill(now, o)
+	}
+	if v := i.Calls.End(now, c.call, o); v != callstats.Unchanged {
+		c.chooser.apply(i, v, now, err)
+	}
 	if (o == outcome.LostConnection || o == outcome.TimedOut) && i.Calls.Unresponsive() {
 		c.chooser.addProbe(i, now)
 	}
@@ -212,7 +222,7 @@ func (c Choice) doneAt(now int64, o outcome.Outcome, err error) {
 
 // reportToSpill records how long a call has taken, before its method learns of it.
 func (c Choice) reportToSpill(now int64, o outcome.Outcome) {
-	if c.call.Mark == zoneBlind || o == outcome.Inconclusive {
+	if o == outcome.Inconclusive {
 		return
 	}
 	if slowness := c.call.Slowness(now); slowness != 0 {
@@ -230,7 +240,7 @@ func (c Choice) reportToSpill(now int64, o outcome.Outcome) {
 //
 // With zoned, both instances are of the own zone, unless the call may leave it. The attempt after one that has
 // failed goes to the other side: the whole zone may have failed.
-func (s *serviceChooser) pickBetter(all []*discovery.Instance, zoned *chosen, attempt Attempt, now int64) Choice {
+func (s *serviceChooser) pickBetter(all []*discovery.Instance, zoned *chosen, attempt Attempt, now int64) (picked *discovery.Instance, call callstats.Call) {
 	random, canRetry := s.uint64(), attempt.Spare > 0
 	from, onlyLocal := all, false
 	if zoned != nil {
@@ -263,14 +273,14 @@ func (s *serviceChooser) pickBetter(all []*discovery.Instance, zoned *chosen, at
 			e.Picked(a.Service.Name, a.Pod, a.Address)
 		}
 	}
-	c := Choice{Node: &a.Node, Instance: a, chooser: s, call: a.Calls.Begin(now, method, isTrial)}
+	call = a.Calls.Begin(now, method, isTrial)
 	if zoned != nil {
-		c.call.Mark = crossed
+		call.Mark = crossed
 		if onlyLocal && isOfA || zoned.isLocal(a) {
-			c.call.Mark = stayed
+			call.Mark = stayed
 		}
 	}
-	return c
+	return a, call
 }
 
 // draw takes an instance of a part of all at random, and reports whether it is of this part. It avoids, as long

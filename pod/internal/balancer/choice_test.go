@@ -162,7 +162,7 @@ func (b *podCandidate) begin(now time.Duration, m *simulatedMethod, previous int
 		a.Previous = b.instances[previous]
 	}
 	all, zoned := b.chooser.members.of(b.instances, simulationEpoch+int64(now))
-	c := b.chooser.pickBetter(all, zoned, a, simulationEpoch+int64(now))
+	c := b.chooser.choiceOf(b.chooser.pickBetter(all, zoned, a, simulationEpoch+int64(now)))
 	if m.isStream {
 		c.call = c.Instance.Calls.BecomeStream(simulationEpoch+int64(now), c.call)
 	}

@@ -709,7 +709,7 @@ func chooseInstanceFor(t *testing.T, s *Selector, i *discovery.Instance, method 
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := chooser.pickBetter([]*discovery.Instance{i}, nil, Attempt{Method: Method{Name: method}}, callstats.Clock())
+	c := chooser.choiceOf(chooser.pickBetter([]*discovery.Instance{i}, nil, Attempt{Method: Method{Name: method}}, callstats.Clock()))
 	return c
 }
 

@@ -175,11 +175,11 @@ func (s *Selector) prepare(state *selectorState, service string, opts []selector
 	return func(a Attempt) (Choice, error) {
 		now := callstats.Clock()
 		all, zoned := chooser.members.ofFiltered(instances, now)
-		c := chooser.pickBetter(all, zoned, a, now)
-		if c.Instance.Pod == "" { // a filter has added it
-			return Choice{Node: c.Node}, nil
+		picked, call := chooser.pickBetter(all, zoned, a, now)
+		if picked.Pod == "" { // a filter has added it
+			return Choice{Node: &picked.Node}, nil
 		}
-		return c, nil
+		return chooser.choiceOf(picked, call), nil
 	}, nil
 }
 

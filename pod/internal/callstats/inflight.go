@@ -25,7 +25,9 @@ func (c *callsInFlight) start(of class) (isOnly bool) {
 	return c.word.Add(one) == one
 }
 
-func (c *callsInFlight) end(of class) { c.word.Add(-(uint64(1) << (perClass * of))) }
+func (c *callsInFlight) end(of class) (areLeft bool) {
+	return c.word.Add(-(uint64(1) << (perClass * of))) != 0
+}
 
 // count returns the number of calls in the classes of a mask.
 func (c *callsInFlight) count(mask uint64) int64 {

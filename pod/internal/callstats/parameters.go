@@ -81,6 +81,10 @@ const (
 	// had no calls for long is soon known to have stalled.
 	maxAnswerInterval = time.Second
 
+	// Answers within minAnswerInterval count as one, so that calls to a busy instance rarely write what all of them
+	// share. It is short beside stallTime, which a timeout has to exceed anyway.
+	minAnswerInterval = 100 * time.Microsecond
+
 	// An instance is suspected of giving more server errors than the others after
 	// errorsInARow of them (Envoy, consecutive_5xx: "Defaults to 5."), or when
 	// minErrorShare of its last 63 answers were server errors.

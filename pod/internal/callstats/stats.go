@@ -163,8 +163,7 @@ func (s *Stats) End(now int64, c Call, o outcome.Outcome) Verdict {
 		s.streams.Add(-1)
 	} else {
 		latency = max(0, now-c.Started)
-		s.inFlight.end(c.class())
-		if s.inFlight.any() && (o.IsAnswer() || s.noneWaits(now, c)) { // otherwise the next call sets it anew
+		if s.inFlight.end(c.class()) && (o.IsAnswer() || s.noneWaits(now, c)) { // otherwise the next call sets it anew
 			s.due.Store(0)
 		}
 	}
@@ -244,7 +243,12 @@ func (s *Stats) answered(now int64, c Call) {
 	if c.isStream() {
 		return
 	}
-	interval := min(now-max(s.lastAnswer.Swap(now), c.Started), int64(maxAnswerInterval))
+	last := s.lastAnswer.Load()
+	if now-last < int64(minAnswerInterval) { // also if another goroutine read the clock later
+		return
+	}
+	s.lastAnswer.Store(now)
+	interval := min(now-max(last, c.Started), int64(maxAnswerInterval))
 	if usual := s.answerInterval.Load(); usual != 0 {
 		interval = usual + (interval-usual)/8
 	}

@@ -230,6 +230,19 @@ func TestAnswerIntervalIsAnAverage(t *testing.T) {
 	if got := c.stats.answerInterval.Load(); got != sec-980*ms/8 {
 		t.Errorf("the time without calls counts: %d ms", got/ms)
 	}
+	last := c.now
+	for range 3 { // the answers that come together count as one
+		c.now += ms / 30
+		c.stats.End(c.now, c.stats.Begin(last, &c.method, false), outcome.Answered)
+	}
+	if got := c.stats.lastAnswer.Load(); got != last {
+		t.Errorf("an answer %d µs after the last one counts", (got-last)/1000)
+	}
+	c.now += ms / 30
+	c.stats.End(c.now, c.stats.Begin(last, &c.method, false), outcome.Answered)
+	if got := c.stats.lastAnswer.Load(); got != c.now {
+		t.Errorf("the last answer came %d µs ago", (c.now-got)/1000)
+	}
 }
 
 func TestStalled(t *testing.T) {

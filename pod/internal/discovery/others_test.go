@@ -123,7 +123,7 @@ func TestOthersCompleteThePods(t *testing.T) {
 			t.Error("an instance that has left is still known")
 		}
 		s.Stop()
-		if n := s.index.length(); n != 0 {
+		if n := len(s.index.byNode); n != 0 {
 			t.Errorf("after Stop, the index has %d instances", n)
 		}
 	})

@@ -97,7 +97,7 @@ func (t *allServices) remove(name string) {
 func (t *allServices) observed() (all []Observed) {
 	for name, e := range t.pods {
 		add := func(i *Instance, s State, reason string) {
-			all = append(all, Observed{Service: i.Service, Address: i.Address, Pod: name, Zone: e.zone, Created: e.created, State: s, Reason: reason, endpoints: i.endpointText()})
+			all = append(all, Observed{Service: i.Service, Address: i.Address, Pod: name, Zone: e.zone, Created: time.Unix(e.created, 0), State: s, Reason: reason, endpoints: i.endpointText()})
 		}
 		for _, i := range e.instances {
 			add(i, e.state(), t.reasons[name])

@@ -93,8 +93,8 @@ func TestAnotherPodWithTheNameOfAnOldOne(t *testing.T) {
 		notReady := greeterPod(t, 0)
 		notReady.UID, notReady.Status.Conditions = "1", nil
 		pods.Put(notReady)
-		if n := len(i.Snapshot().Instances); n != 0 || before.registered.Err() != nil {
-			t.Errorf("a pod that is not ready has %d instances in the snapshot, the instance has left: %v", n, before.registered.Err())
+		if n := len(i.Snapshot().Instances); n != 0 || before.HasLeft() {
+			t.Errorf("a pod that is not ready has %d instances in the snapshot, the instance has left: %v", n, before.HasLeft())
 		}
 		pods.Put(first)
 		if got := i.Snapshot().Instances[0]; got != before {
@@ -103,8 +103,8 @@ func TestAnotherPodWithTheNameOfAnOldOne(t *testing.T) {
 		second := greeterPod(t, 0)
 		second.UID = "2"
 		pods.Put(second)
-		if got := i.Snapshot().Instances; len(got) != 1 || got[0] == before || before.registered.Err() == nil {
-			t.Errorf("another pod has the instance of the first one, which has left: %v", before.registered.Err())
+		if got := i.Snapshot().Instances; len(got) != 1 || got[0] == before || !before.HasLeft() {
+			t.Errorf("another pod has the instance of the first one, which has left: %v", before.HasLeft())
 		}
 		i.Delete(first) // a late event of the first pod
 		if n := len(i.Snapshot().Instances); n != 1 {
@@ -484,7 +484,7 @@ func TestObservedStates(t *testing.T) {
 		check("greeter/p-1 10.0.0.1:2 not ready (the pod has ended: Evicted)")
 		i.Replace(nil)
 		check("")
-		if len(table.reasons)+len(table.deregistered)+len(table.versions)+table.index.length() != 0 {
+		if len(table.reasons)+len(table.deregistered)+len(table.versions)+len(table.index.byNode) != 0 {
 			t.Errorf("left of removed pods: %v", table)
 		}
 	})
@@ -498,19 +498,13 @@ func TestTableForgetsWhatPodsForget(t *testing.T) {
 			table.update(kubetest.ReadyPod(t, fmt.Sprint("p-", n), kubetest.OneInstance("greeter", fmt.Sprint("v", round), "10.0.0.1:1")))
 		}
 	}
-	if len(table.versions) != 1 || x.length() != 1000 {
-		t.Errorf("%d versions and %d instances of 1000 pods", len(table.versions), x.length())
+	if len(table.versions) != 1 || len(x.byNode) != 1000 {
+		t.Errorf("%d versions and %d instances of 1000 pods", len(table.versions), len(x.byNode))
 	}
 	for n := range 1000 {
 		table.remove(fmt.Sprint("p-", n))
 	}
-	if len(table.versions)+x.length()+len(table.pods) != 0 {
-		t.Errorf("%d versions, %d instances and %d pods are left", len(table.versions), x.length(), len(table.pods))
+	if len(table.versions)+len(x.byNode)+len(table.pods) != 0 {
+		t.Errorf("%d versions, %d instances and %d pods are left", len(table.versions), len(x.byNode), len(table.pods))
 	}
-}
-
-// length returns the number of instances in the index.
-func (x *index) length() (n int) {
-	x.byNode.Range(func(any, any) bool { n++; return true })
-	return n
 }

@@ -69,7 +69,7 @@ func TestStopReleasesInstancesAndForgetsInformers(t *testing.T) {
 		}
 		instance := before.Snapshot().Instances[0]
 		s.Stop()
-		if s.InstanceOf(&instance.Node) != nil || instance.registered.Err() == nil {
+		if s.InstanceOf(&instance.Node) != nil || !instance.HasLeft() {
 			t.Error("Stop has not released the instance")
 		}
 		after, err := s.Synced(t.Context(), "greeter")

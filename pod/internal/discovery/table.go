@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unique"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
@@ -39,18 +38,17 @@ type table struct {
 type podEntry struct {
 	uid             types.UID
 	zone            string // "" if it is not known
-	created         time.Time
+	created         int64  // Unix time in seconds
 	instances       []*Instance
 	ready           bool
 	nodeUnreachable bool
 	terminating     bool
 
-	annotations []annotation // that the instances come from, by key
-	ips         []netip.Addr
+	annotations []annotation    // that the instances come from, by key
 	reported    map[string]bool // skipped annotations that the log has reported, at most maxWarningsPerPod; nil if there are none
 }
 
-// annotation is the key of an annotation and a hash of its value. A pod usually has one, for which a map would take 300 bytes.
+// annotation is the key of an annotation, and a hash of its value and of the IPs of the pod. A pod usually has one, for which a map would take 300 bytes.
 type annotation struct {
 	key  string
 	hash uint64
@@ -124,17 +122,18 @@ func (t *table) update(p *corev1.Pod) (changed bool) {
 		e, changed = nil, true
 	}
 	if e == nil {
-		e = &podEntry{uid: p.UID, zone: zone, created: p.CreationTimestamp.Time}
+		e = &podEntry{uid: p.UID, zone: zone, created: p.CreationTimestamp.Unix()}
 		t.pods[p.Name] = e
 	}
 	var annotations []annotation
+	ips := podmeta.PodIPs(p)
 	for _, k := range slices.Sorted(maps.Keys(p.Annotations)) {
-		annotations = append(annotations, annotation{k, maphash.String(seed, p.Annotations[k])})
+		annotations = append(annotations, annotation{unique.Make(k).Value(), hashOf(p.Annotations[k], ips)})
 	}
-	if ips := podmeta.PodIPs(p); !slices.Equal(annotations, e.annotations) || !slices.Equal(ips, e.ips) {
+	if !slices.Equal(annotations, e.annotations) {
 		before := e.instances
-		e.instances, e.annotations, e.ips = nil, annotations, ips
-		t.decode(e, p)
+		e.instances, e.annotations = nil, annotations
+		t.decode(e, p, ips)
 		t.release(before)
 		changed = true
 	}
@@ -146,11 +145,11 @@ func (t *table) update(p *corev1.Pod) (changed bool) {
 }
 
 // decode makes the instances of an entry from the annotations of its pod.
-func (t *table) decode(e *podEntry, p *corev1.Pod) {
+func (t *table) decode(e *podEntry, p *corev1.Pod, ips []netip.Addr) {
 	var used podmeta.Usage
 	for _, a := range e.annotations {
 		k := a.key
-		s, endpoints, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], e.ips, &used)
+		s, endpoints, err := t.limits.Decode(strings.TrimPrefix(k, podmeta.AnnotationPrefix), p.Annotations[k], ips, &used)
 		if err != nil {
 			e.reportSkipped(t.events, p.Name, k, err)
 			continue
@@ -217,6 +216,16 @@ func (t *table) release(instances []*Instance) {
 }
 
 var seed = maphash.MakeSeed()
+
+func hashOf(annotation string, ips []netip.Addr) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	_, _ = h.WriteString(annotation) // never returns an error
+	for _, ip := range ips {
+		maphash.WriteComparable(&h, ip)
+	}
+	return h.Sum64()
+}
 
 // routable returns the instances that can receive calls.
 //

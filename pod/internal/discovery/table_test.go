@@ -164,7 +164,7 @@ func FuzzTable(f *testing.F) {
 			t.Errorf("Observe yields %d instances of %q", len(all), b)
 		}
 		table.remove("p")
-		if len(table.versions) != 0 || x.length() != 0 {
+		if len(table.versions) != 0 || len(x.byNode) != 0 {
 			t.Errorf("left after %q: %d versions", b, len(table.versions))
 		}
 	})

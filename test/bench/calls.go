@@ -566,7 +566,7 @@ func idleMemory(n sizes) (string, error) {
 	t.row("memory of the client", total...)
 	return t.String() + fmt.Sprintf(`
 One client calls each of %d instances, which are in another process, and then waits. Memory is the heap after a garbage collection and the stacks, less
-those without a client, divided by the number of connections; it includes what discovery keeps about an instance, and with pod/ the pods of the fake API server, 2 kB each.
-*Memory of the client* is all of it, without those pods.
+those without a client, divided by the number of connections; it includes what discovery keeps about an instance. The fake API server in the process of pod/, which is measured
+before the client is made, does not count.
 `, n.Connected), nil
 }

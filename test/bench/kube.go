@@ -281,6 +281,19 @@ func (a *memoryAPI) read() ([]json.RawMessage, chan struct{}) {
 	return a.items, a.changed
 }
 
+// list reads all pods once, so that the server has all that it needs to answer.
+func (a *memoryAPI) list() error {
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	answer, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get(a.URL)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	_, err = io.Copy(io.Discard, answer.Body)
+	return err
+}
+
 // add adds a registered pod that is Running and Ready.
 func (a *memoryAPI) add(service, address string) {
 	a.mu.Lock()

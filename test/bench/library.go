@@ -146,6 +146,7 @@ func dialGoMicro(strategy selector.Strategy) func([]string, bool) (load.Client, 
 // dialPod returns a function that makes a client of a new registry, which prepare gets first.
 func dialPod(prepare func(*pod.Registry), options ...registry.Option) func([]string, bool) (load.Client, error) {
 	return func(addresses []string, retry bool) (load.Client, error) {
+		before := load.InUse()
 		api := newMemoryAPI()
 		if err := api.enterKubeconfig(); err != nil {
 			return nil, err
@@ -153,27 +154,24 @@ func dialPod(prepare func(*pod.Registry), options ...registry.Option) func([]str
 		for _, a := range addresses {
 			api.add("greeter", a)
 		}
+		if err := api.list(); err != nil {
+			return nil, err
+		}
+		overhead := load.InUse() - before
 		r := pod.NewRegistry(kubernetes.NewRegistry, append(options, pod.Direct())...)
 		prepare(r)
 		c := candidate{registry: r, client: pod.NewClient(r, grpcc.NewClient(retries(retry)))}
-		return withAPI{newMicroClient(c, func(a string) error { api.add("greeter", a); return nil }), api}, nil
+		return withAPI{newMicroClient(c, func(a string) error { api.add("greeter", a); return nil }), overhead}, nil
 	}
 }
 
-// withAPI is a client in whose process the fake API server runs.
+// withAPI is a client in whose process the fake API server runs, which takes overhead bytes.
 type withAPI struct {
 	load.Client
-	api *memoryAPI
+	overhead int
 }
 
-// Overhead returns the memory of the fake API server's pods.
-func (c withAPI) Overhead() (bytes int) {
-	items, _ := c.api.read()
-	for _, i := range items {
-		bytes += cap(i)
-	}
-	return bytes
-}
+func (c withAPI) Overhead() int { return c.overhead }
 
 // microClient calls the Greeter through go-micro, with the wrappers of micro.NewService.
 type microClient struct {

@@ -261,7 +261,7 @@ func servers(_ Library, j Job) (r Result, err error) {
 // memory measures the memory of a client and its connections without calls. The instances
 // are in another process.
 func memory(l Library, j Job) (r Result, err error) {
-	before, connectedBefore := inUse(), connections()
+	before, connectedBefore := InUse(), connections()
 	client, err := l.Dial(j.Servers, true)
 	if err != nil {
 		return r, err
@@ -293,16 +293,16 @@ func memory(l Library, j Job) (r Result, err error) {
 	if r.Connections < j.Count {
 		return r, fmt.Errorf("only %d connections to %d instances", r.Connections, len(j.Servers))
 	}
-	r.Total = inUse() - before
-	r.Bytes = r.Total / r.Connections
+	r.Total = InUse() - before
 	if c, ok := client.(interface{ Overhead() int }); ok {
 		r.Total -= c.Overhead()
 	}
+	r.Bytes = r.Total / r.Connections
 	return r, nil
 }
 
-// inUse returns the heap and the stacks in use after a garbage collection.
-func inUse() int {
+// InUse returns the heap and the stacks in use after a garbage collection.
+func InUse() int {
 	runtime.GC()
 	runtime.GC() // the second one frees what sync.Pools still hold
 	var m runtime.MemStats

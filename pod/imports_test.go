@@ -23,6 +23,7 @@ var walls = map[string]string{
 	"internal/subset":       "",
 	"internal/weblimit":     "",
 	"internal/zone":         "",
+	"internal/subchannel":   "internal/broadcast",
 	// A second registry
 	"internal/also": "internal/broadcast",
 	// The pods
@@ -35,7 +36,7 @@ var walls = map[string]string{
 	"internal/hedge":     "internal/outcome",
 	"internal/retry":     "internal/gomicro",
 	"internal/balancer":  "internal/callstats internal/discovery internal/events internal/outcome internal/subset internal/zone",
-	"internal/rpc":       "internal/balancer internal/codec internal/discovery internal/events internal/gomicro internal/hedge internal/netanswer internal/outcome internal/retry",
+	"internal/rpc":       "internal/balancer internal/codec internal/discovery internal/events internal/gomicro internal/hedge internal/netanswer internal/outcome internal/retry internal/subchannel",
 	// From outside of the cluster
 	"internal/portforward": "internal/apiserver internal/outcome",
 	// The end of a service

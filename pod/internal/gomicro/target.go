@@ -11,7 +11,8 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
-const passthrough = "passthrough:///" // begins the target of an address that is not resolved
+// Passthrough begins the target of an address that is not resolved.
+const Passthrough = "passthrough:///"
 
 // Target returns the gRPC target and the credentials for an address. As with go-micro's client
 // an address without a port, with port 443, or with the prefix https:// is reached over TLS; only
@@ -25,9 +26,9 @@ func Target(address string, config *tls.Config) (target string, creds credential
 	case err == nil && resolver.Get(u.Scheme) != nil || strings.Contains(host, "://"): // such as dns:///greeter:9100
 		target = host
 	case withoutPort:
-		target = passthrough + host + ":443"
+		target = Passthrough + host + ":443"
 	default:
-		target = passthrough + host
+		target = Passthrough + host
 	}
 	switch {
 	case config != nil:
@@ -40,7 +41,7 @@ func Target(address string, config *tls.Config) (target string, creds credential
 
 // IsIP reports whether a target is an IP address, as those of all instances are.
 func IsIP(target string) bool {
-	address, ok := strings.CutPrefix(target, passthrough)
+	address, ok := strings.CutPrefix(target, Passthrough)
 	host, _, err := net.SplitHostPort(address)
 	return ok && err == nil && net.ParseIP(host) != nil
 }

@@ -19,11 +19,18 @@ type answer struct {
 	result atomic.Pointer[error] // nil if no interceptor has passed the call on
 }
 
+// Conn is the part of grpc.ClientConn that Of uses.
+type Conn interface {
+	GetState() connectivity.State
+	WaitForStateChange(ctx context.Context, last connectivity.State) bool
+	Connect()
+}
+
 // Of makes a call with an option, and returns the error with which the call has ended below the
 // interceptors. If no interceptor has passed it on, Of waits until the connection is ready, and returns an
 // error with the status of the context if it ends before. A server must have sent its SETTINGS then
 // (RFC 9113, 3.4): it is no process that is frozen, to which the kernel also accepts connections.
-func Of(ctx context.Context, conn *grpc.ClientConn, call func(grpc.CallOption) error) error {
+func Of(ctx context.Context, conn Conn, call func(grpc.CallOption) error) error {
 	var a answer
 	_ = call(&a)
 	if result := a.result.Load(); result != nil {
@@ -45,7 +52,8 @@ func Interceptor(ctx context.Context, method string, req, rsp any, conn *grpc.Cl
 	err := invoke(ctx, method, req, rsp, conn, opts...)
 	for _, o := range opts {
 		if a, ok := o.(*answer); ok {
-			a.result.Store(&err)
+			result := err // err itself would be allocated for every call
+			a.result.Store(&result)
 		}
 	}
 	return err

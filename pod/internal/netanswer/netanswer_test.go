@@ -62,3 +62,11 @@ func TestOf(t *testing.T) {
 		}
 	}
 }
+
+func TestInterceptorAllocatesNothing(t *testing.T) {
+	invoke := func(context.Context, string, any, any, *grpc.ClientConn, ...grpc.CallOption) error { return nil }
+	options := []grpc.CallOption{grpc.WaitForReady(true)}
+	if n := testing.AllocsPerRun(100, func() { _ = Interceptor(t.Context(), "/x/Y", nil, nil, nil, invoke, options...) }); n != 0 {
+		t.Errorf("a call that is not one of Of allocates %v times", n)
+	}
+}

@@ -486,7 +486,7 @@ func TestProbeDoesNotBlameForWrongSettings(t *testing.T) {
 			defer conn.release()
 			ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
 			defer cancel()
-			o, err := conn.checkHealth(ctx, conn.channel.ClientConn)
+			o, err := conn.checkHealth(ctx, conn.channel)
 			if want := name == "right"; (err == nil) != want || !want && o != outcome.Inconclusive {
 				t.Errorf("outcome %v: %v", o, err)
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/subchannel"
 )
 
 // connections are the open connections of a client: one to each instance and each address
@@ -23,8 +24,9 @@ type connections struct {
 	mu       sync.Mutex
 	settings *settings // of connections that are opened from now on
 	open     map[*connection]bool
-	idle     *time.Timer // calls closeIdle; nil before its first use
-	waiting  bool        // whether the timer runs
+	shared   map[sharedKey]*subchannel.Channel // with the same settings
+	idle     *time.Timer                       // calls closeIdle; nil before its first use
+	waiting  bool                              // whether the timer runs
 	closed   bool
 	closing  sync.WaitGroup // connections that leave or are being closed, and the goroutines that report events
 	events   *events.Hub
@@ -100,7 +102,7 @@ func (c *connections) add(channel channel, i *discovery.Instance, target any) *c
 	conn := &connection{channel: channel, target: target, stop: func() bool { return false }}
 	conn.used.Store(true)
 	if i != nil {
-		c.events.WatchConnection(&c.closing, channel.ClientConn, events.Instance{Service: i.Service.Name, Pod: i.Pod, Address: i.Address})
+		c.events.WatchConnection(&c.closing, channel, events.Instance{Service: i.Service.Name, Pod: i.Pod, Address: i.Address})
 		conn.path = c.path()
 		conn.stop = i.AfterLeave(func() {
 			c.mu.Lock()
@@ -209,6 +211,7 @@ func (c *connections) replace(s *settings) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.settings, c.waiting = s, false // the next connection starts the timer with the new client.PoolTTL
+	c.shared = map[sharedKey]*subchannel.Channel{}
 	for conn := range c.open {
 		c.leave(conn)
 	}
@@ -223,6 +226,14 @@ func (c *connections) closeAll() {
 		c.idle.Stop()
 	}
 	c.forCalls.Clear()
+	var shared sync.WaitGroup
+	for _, s := range c.shared {
+		shared.Go(func() { _ = s.Close() })
+	}
+	c.mu.Unlock()
+	shared.Wait() // before subchannels would end their calls in peace
+
+	c.mu.Lock()
 	for conn := range c.open {
 		conn.stop()
 		c.closing.Go(func() { _ = conn.channel.Close() })

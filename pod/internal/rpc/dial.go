@@ -1,13 +1,16 @@
 package rpc
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/netanswer"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/subchannel"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
@@ -47,17 +50,25 @@ func (c *connections) channelTo(target any) (channel, error) {
 	to, _ := target.(fixedAddress)
 	i, ok := target.(*discovery.Instance)
 	if !ok {
-		return c.settings.dial(to, nil, c.credentials())
+		return c.settings.dial(to, nil, c.credentials(), nil)
 	}
 	to = fixedAddress{i.Address, i.Service.Name}
 	if path := c.path(); path != nil {
-		return c.settings.dial(to, i, c.credentials(), path.DialOption(i.Pod))
+		return c.settings.dial(to, i, c.credentials(), nil, path.DialOption(i.Pod))
 	}
-	return c.settings.dial(to, i, c.credentials())
+	return c.settings.dial(to, i, c.credentials(), c.shared)
 }
 
-// dial returns a channel to an address, which connects with the first call.
-func (s *settings) dial(to fixedAddress, i *discovery.Instance, secure Credentials, extra ...grpc.DialOption) (ch channel, err error) {
+// sharedKey is what connections have in common that share a channel of grpc-go.
+type sharedKey struct {
+	service string
+	secure  bool
+}
+
+// dial returns a channel to an address, which connects with the first call. Instances share a channel of grpc-go in
+// shared, which is nil for one of its own. With grpcc.DialOptions all have one of their own: interceptors see
+// its target, and a service config replaces that of the shared one.
+func (s *settings) dial(to fixedAddress, i *discovery.Instance, secure Credentials, shared map[sharedKey]*subchannel.Channel, extra ...grpc.DialOption) (ch channel, err error) {
 	target, creds := gomicro.Target(to.address, s.tls)
 	if secure != nil && creds.Info().SecurityProtocol != "tls" {
 		if secured := secure(to.service, to.address, i); secured != nil {
@@ -65,22 +76,36 @@ func (s *settings) dial(to fixedAddress, i *discovery.Instance, secure Credentia
 			creds = recorded{secured, ch.handshake}
 		}
 	}
+	isSecure, isIP := creds.Info().SecurityProtocol == "tls", gomicro.IsIP(target)
 	options := []grpc.DialOption{
-		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnectBackoff, MinConnectTimeout: s.options.CallOptions.DialTimeout}),
 		grpc.WithKeepaliveParams(keepaliveParams),
-		grpc.WithIdleTimeout(0), // connections.closeIdle also frees the 17 kB of an idle ClientConn
+		grpc.WithIdleTimeout(0), // connections.closeIdle also frees what an idle ClientConn takes
 		grpc.WithStaticStreamWindowSize(gomicro.FlowControlWindow),
 		grpc.WithStaticConnWindowSize(gomicro.FlowControlWindow),
 	}
-	if creds.Info().SecurityProtocol == "tls" {
+	if isSecure {
 		// grpc-go takes the read buffers of plain connections from a pool. Those of TLS connections
 		// would stay with idle connections, 32 KiB each, and crypto/tls has a buffer of its own.
 		options = append(options, grpc.WithReadBufferSize(0))
 	}
-	if gomicro.IsIP(target) {
+	if isIP {
 		options = append(options, grpc.WithNoProxy()) // HTTPS_PROXY is for the internet, and NO_PROXY seldom names the pods' network
 	}
-	ch.ClientConn, err = grpc.NewClient(target, append(slices.Concat(options, extra, s.dialOptions), grpc.WithChainUnaryInterceptor(netanswer.Interceptor))...)
+	options = append(slices.Concat(options, extra, s.dialOptions), grpc.WithChainUnaryInterceptor(netanswer.Interceptor))
+	if shared == nil || !isIP || len(s.dialOptions) > 0 {
+		ch.conn, err = grpc.NewClient(target, append([]grpc.DialOption{grpc.WithTransportCredentials(creds)}, options...)...)
+		return ch, err
+	}
+	key, address := sharedKey{to.service, isSecure}, strings.TrimPrefix(target, gomicro.Passthrough)
+	if c := shared[key]; c != nil {
+		if ch.conn, err = c.Dial(address, creds); !errors.Is(err, subchannel.ErrClosed) {
+			return ch, err
+		}
+	}
+	if shared[key], err = subchannel.New(to.service, append(options, grpc.WithTransportCredentials(subchannel.Credentials(creds.Info())))...); err != nil {
+		return ch, err
+	}
+	ch.conn, err = shared[key].Dial(address, creds)
 	return ch, err
 }

@@ -18,8 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/gomicro"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/kubetest"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/outcome"
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/subchannel"
 	"github.com/jiangjiancc/go_micro_k8s/proto"
 	"github.com/micro/go-micro/v2/client"
 	grpcc "github.com/micro/go-micro/v2/client/grpc"
@@ -61,6 +64,73 @@ func TestClientFixesWindowsUnlessDialOptionsDo(t *testing.T) {
 		})
 	}
 }
+
+// Instances have subchannels of one channel, unless something about their connections is their own.
+func TestInstancesShareAChannel(t *testing.T) {
+	checkNoLeak(t)
+	address, _ := startServer(t, answer)
+	for name, test := range map[string]struct {
+		options  []client.Option
+		path     Path
+		target   func(*discovery.Instance) any
+		isShared bool
+	}{
+		"an instance":              {isShared: true},
+		"grpcc.AuthTLS":            {options: []client.Option{grpcc.AuthTLS(&tls.Config{MinVersion: tls.VersionTLS12})}, isShared: true},
+		"a fixed address":          {target: func(i *discovery.Instance) any { return i.Address }},
+		"grpcc.DialOptions":        {options: []client.Option{dialOptions(grpc.WithUserAgent("test"))}},
+		"through the API server":   {path: brokenPath{}},
+		"a host name in its place": {target: func(*discovery.Instance) any { i, _ := newInstance("greeter.example:9100"); return i }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newConnections(t, test.options...)
+			c.path = func() Path { return test.path }
+			i, leave := newInstance(address)
+			var target any = i
+			if test.target != nil {
+				target = test.target(i)
+			}
+			conn := c.mustAcquire(t, target)
+			defer conn.release()
+			if _, isShared := conn.channel.conn.(*subchannel.Conn); isShared != test.isShared || isShared != (len(c.shared) == 1) {
+				t.Errorf("the connection is a %T, and there are %d shared channels", conn.channel.conn, len(c.shared))
+			}
+			leave()
+		})
+	}
+	t.Run("after all have left", func(t *testing.T) {
+		c := newConnections(t)
+		for range 3 {
+			i, leave := newInstance(address)
+			conn := c.mustAcquire(t, i)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if _, err := conn.checkHealth(ctx, conn.channel); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			conn.release()
+			leave()
+			kubetest.Eventually(t, 10*time.Second, "the connection is closed", func() error {
+				if !isClosed(conn) {
+					return errors.New("it is open")
+				}
+				return nil
+			})
+			if len(c.shared) != 1 {
+				t.Errorf("there are %d shared channels", len(c.shared))
+			}
+		}
+	})
+}
+
+// brokenPath leads nowhere.
+type brokenPath struct{}
+
+func (brokenPath) DialOption(string) grpc.DialOption {
+	return grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return nil, errors.New("no way") })
+}
+func (brokenPath) Judge(o outcome.Outcome, err error) (outcome.Outcome, error) { return o, err }
+func (brokenPath) Trouble() error                                              { return nil }
 
 // With HTTPS_PROXY in the environment, as for calls to the internet, calls to IP addresses, such as those
 // of pods, are direct. Go reads the environment once, so that the calls are made in a process of their own.

@@ -51,7 +51,7 @@ func (p *probes) startDue(choice balancer.Choice, c *connections) {
 		}
 		defer conn.release()
 		if conn.channel.GetState() != connectivity.Ready {
-			return conn.checkHealth(ctx, conn.channel.ClientConn) // with the next attempt to connect
+			return conn.checkHealth(ctx, conn.channel) // with the next attempt to connect
 		}
 		return c.probeAgain(ctx, conn)
 	})
@@ -117,7 +117,7 @@ func (c *connections) probeAgain(ctx context.Context, conn *connection) (outcome
 			_ = channel.Close()
 		}
 	}()
-	o, err := conn.checkHealth(ctx, channel.ClientConn)
+	o, err := conn.checkHealth(ctx, channel)
 	if isAnswered = err == nil; isAnswered {
 		c.renew(conn, channel)
 	}
@@ -126,7 +126,7 @@ func (c *connections) probeAgain(ctx context.Context, conn *connection) (outcome
 
 // checkHealth asks for the health of the server. The error is nil if there is any answer. A
 // handshake that has never succeeded is inconclusive: the client's settings may be wrong.
-func (c *connection) checkHealth(ctx context.Context, channel *grpc.ClientConn) (outcome.Outcome, error) {
+func (c *connection) checkHealth(ctx context.Context, channel channel) (outcome.Outcome, error) {
 	o, err := result(ctx, netanswer.Of(ctx, channel, func(opt grpc.CallOption) error {
 		_, err := grpc_health_v1.NewHealthClient(channel).Check(ctx, &grpc_health_v1.HealthCheckRequest{},
 			grpc.WaitForReady(true), grpc.ForceCodecV2(encoding.GetCodecV2("proto")), opt)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/discovery"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 )
 
@@ -22,10 +23,19 @@ type fixedAddress struct {
 	service string // that is expected there; "" without Credentials, so that services share a connection
 }
 
-// channel is a channel of grpc-go, and what its last handshake has shown.
+// channel is a channel of grpc-go or one of its subchannels, and what its last handshake has shown.
 type channel struct {
-	*grpc.ClientConn
+	conn
 	*handshake // nil without Credentials
+}
+
+// conn is a *grpc.ClientConn or a *subchannel.Conn.
+type conn interface {
+	grpc.ClientConnInterface
+	GetState() connectivity.State
+	WaitForStateChange(ctx context.Context, last connectivity.State) bool
+	Connect()
+	Close() error
 }
 
 type handshake struct {

@@ -101,15 +101,23 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	c.changed.Notify()
-	c.channel.mu.Lock()
-	c.channel.open--
-	isLast := c.channel.open == 0
-	c.channel.mu.Unlock()
-	if isLast {
-		return c.channel.Close()
+	if c.channel.leave() {
+		return c.channel.conn.Close()
 	}
 	c.sub.Shutdown()
 	return nil
+}
+
+// leave counts a connection that closes, and reports whether the caller has to close the channel with it.
+func (c *Channel) leave() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+	if c.open > 0 || c.closed {
+		return false
+	}
+	c.closed = true // Dial refuses from now on
+	return true
 }
 
 // Close closes the channel and all its connections. Calls in flight fail. Closing twice is no error.

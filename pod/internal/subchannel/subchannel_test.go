@@ -408,3 +408,35 @@ func TestSubchannelsTakeLessMemory(t *testing.T) {
 		t.Errorf("a subchannel saves %d bytes, want 10,000", own-shared)
 	}
 }
+
+// Connections are made while the last one closes: they belong to an open channel, or Dial refuses.
+func TestDialWhileLastConnCloses(t *testing.T) {
+	kubetest.CheckNoLeak(t)
+	for range 1000 {
+		channel := newChannel(t)
+		var users sync.WaitGroup
+		for range 8 {
+			users.Go(func() {
+				for range 20 {
+					conn, err := channel.Dial("127.0.0.1:1", insecure.NewCredentials())
+					if errors.Is(err, ErrClosed) {
+						return
+					} else if err != nil {
+						t.Error(err)
+						return
+					}
+					runtime.Gosched() // the others make theirs
+					channel.mu.Lock()
+					if channel.closed {
+						t.Error("the channel has closed before its last connection")
+					}
+					channel.mu.Unlock()
+					if err := conn.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		users.Wait()
+	}
+}

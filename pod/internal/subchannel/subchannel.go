@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 
@@ -38,7 +39,7 @@ type Channel struct {
 // those that Credentials returns.
 func New(service string, options ...grpc.DialOption) (*Channel, error) {
 	c := &Channel{}
-	conn, err := grpc.NewClient(scheme+":///"+service, append(options, grpc.WithResolvers(resolverOf{c}), grpc.WithDefaultServiceConfig(serviceConfig))...)
+	conn, err := grpc.NewClient(scheme+":///"+url.PathEscape(service), append(options, grpc.WithResolvers(resolverOf{c}), grpc.WithDefaultServiceConfig(serviceConfig))...)
 	if err != nil {
 		return nil, err
 	}

@@ -244,6 +244,21 @@ func TestConnIsLikePickFirst(t *testing.T) {
 	}
 }
 
+// A service may have any name, also one that has no place in a URL, such as the target of a grpc.ClientConn.
+func TestAnyServiceName(t *testing.T) {
+	s := serve(t, anyAddress)
+	for _, name := range []string{"100%", "a\nb", "a?b#c", ""} {
+		channel, err := New(name, append(connectOptions(), grpc.WithTransportCredentials(Credentials(insecure.NewCredentials().Info())))...)
+		if err != nil {
+			t.Errorf("%q: %v", name, err)
+			continue
+		}
+		if _, _, err := check(t, dial(t, channel, s.address, insecure.NewCredentials()), 10*time.Second); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 // A server that accepts the connection and says nothing, as a process that is frozen.
 func TestCallWaitsForSilentServer(t *testing.T) {
 	kubetest.CheckNoLeak(t)

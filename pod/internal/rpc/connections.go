@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"errors"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -180,6 +181,7 @@ func (c *connections) close(conn *connection) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.open, conn)
+	maps.DeleteFunc(c.shared, func(_ sharedKey, s *subchannel.Channel) bool { return s.IsClosed() }) // with its last connection
 }
 
 // closeIdle closes the connections that no call has used since the timer was started, and starts it

@@ -110,15 +110,14 @@ func TestInstancesShareAChannel(t *testing.T) {
 			cancel()
 			conn.release()
 			leave()
-			kubetest.Eventually(t, 10*time.Second, "the connection is closed", func() error {
-				if !isClosed(conn) {
-					return errors.New("it is open")
+			kubetest.Eventually(t, 10*time.Second, "the connection is closed, and its channel forgotten", func() error {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				if !isClosed(conn) || len(c.shared) > 0 {
+					return fmt.Errorf("closed: %v; there are %d shared channels", isClosed(conn), len(c.shared))
 				}
 				return nil
 			})
-			if len(c.shared) != 1 {
-				t.Errorf("there are %d shared channels", len(c.shared))
-			}
 		}
 	})
 }

@@ -51,6 +51,13 @@ func New(service string, options ...grpc.DialOption) (*Channel, error) {
 	return c, nil
 }
 
+// IsClosed reports whether the channel has closed or is closing.
+func (c *Channel) IsClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
 // Conn is a subchannel. It connects with its first call, and again whenever its connection has broken, as pick_first of
 // grpc-go does: after a failure its state stays TRANSIENT_FAILURE until an attempt to connect succeeds (gRFC A62), and
 // calls fail at once. It is safe for concurrent use.

@@ -103,9 +103,11 @@ func (s *settings) dial(to fixedAddress, i *discovery.Instance, secure Credentia
 			return ch, err
 		}
 	}
-	if shared[key], err = subchannel.New(to.service, append(options, grpc.WithTransportCredentials(subchannel.Credentials(creds.Info())))...); err != nil {
+	c, err := subchannel.New(to.service, append(options, grpc.WithTransportCredentials(subchannel.Credentials(creds.Info())))...)
+	if err != nil {
 		return ch, err
 	}
-	ch.conn, err = shared[key].Dial(address, creds)
+	shared[key] = c
+	ch.conn, err = c.Dial(address, creds)
 	return ch, err
 }

@@ -137,6 +137,41 @@ func callGreeter(ctx context.Context, c client.Client, opts ...client.CallOption
 	return err
 }
 
+// The calls that Close ends say nothing about the instances, also those that began before Init.
+func TestCloseBlamesNoInstance(t *testing.T) {
+	for name, before := range map[string]func(*Client){"Close": func(*Client) {}, "Close after Init": func(c *Client) { _ = c.Init() }, "Close after Reconnect": (*Client).Reconnect} {
+		t.Run(name, func(t *testing.T) {
+			checkNoLeak(t)
+			b := newBarrier()
+			var addresses []string
+			for range 4 {
+				addresses = append(addresses, startCounted(t, b.hold).address())
+			}
+			c, _ := newTestClient(t, addresses, client.Retries(0))
+			const n = 12
+			errs := make(chan error)
+			for range n {
+				go func() { errs <- callGreeter(t.Context(), c) }()
+			}
+			eventually(t, "the calls are in flight", func() bool { return b.waiting.Load() == n })
+			before(c)
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			for range n {
+				if err := <-errs; err == nil || !strings.Contains(err.Error(), "the client connection is closing") {
+					t.Errorf("a call in flight: %v", err)
+				}
+			}
+			for _, i := range instancesOf(c) {
+				if i.Failures > 0 || i.EjectedFor > 0 {
+					t.Errorf("instance %s has %d failures and is ejected for %s", i.Address, i.Failures, i.EjectedFor)
+				}
+			}
+		})
+	}
+}
+
 func TestClientUsesOneConnectionPerInstance(t *testing.T) {
 	checkNoLeak(t)
 	b := newBarrier()

@@ -229,8 +229,10 @@ func (c *connections) closeAll() {
 	}
 	c.forCalls.Clear()
 	var shared sync.WaitGroup
-	for _, s := range c.shared {
-		shared.Go(func() { _ = s.Close() })
+	for conn := range c.open { // also of the settings before
+		if s, ok := conn.channel.conn.(*subchannel.Conn); ok {
+			shared.Go(func() { _ = s.CloseChannel() })
+		}
 	}
 	c.mu.Unlock()
 	shared.Wait() // before subchannels would end their calls in peace

@@ -116,6 +116,9 @@ func (c *Conn) Close() error {
 	return nil
 }
 
+// CloseChannel closes the channel of the connection.
+func (c *Conn) CloseChannel() error { return c.channel.Close() }
+
 // leave counts a connection that closes, and reports whether the caller has to close the channel with it.
 func (c *Channel) leave() bool {
 	c.mu.Lock()

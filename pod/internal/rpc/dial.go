@@ -107,7 +107,9 @@ func (s *settings) dial(to fixedAddress, i *discovery.Instance, secure Credentia
 	if err != nil {
 		return ch, err
 	}
+	if ch.conn, err = c.Dial(address, creds); err != nil {
+		return ch, errors.Join(err, c.Close())
+	}
 	shared[key] = c
-	ch.conn, err = c.Dial(address, creds)
-	return ch, err
+	return ch, nil
 }

@@ -37,6 +37,7 @@ var variable = []struct{ pattern, replacement string }{
 	{`\d+\.\d MB, sha256:[0-9a-f]{12}`, "SIZE, DIGEST"},
 	{`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`, "TIME"},
 	{`\b(go-micro-[a-z-]+)-[0-9a-z]{8,10}-[0-9a-z]{5}\b`, "$1-HASH-POD"},
+	{`^Found \d+ pods,`, "Found PODS,"}, // kubectl logs also counts those that are ending
 	{`pod-template-hash=[0-9a-z]{8,10}`, "pod-template-hash=HASH"},
 	{`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1,12}`, "UUID"}, // kubectl describe truncates it
 	{`\b127\.0\.0\.1:\d+`, "LOOPBACK"},

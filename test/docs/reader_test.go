@@ -30,6 +30,13 @@ echo hello
 '''text
 hullo
 '''`, "README.md:3: running\necho hello\nthe README shows\nhullo\nbut the output is:\nhello"},
+		{"the number of pods, of which some may be ending", `
+'''sh
+echo Found 3 pods, using pod/go-micro-client-54ffd54669-kdnk9
+'''
+'''text
+Found 2 pods, using pod/go-micro-client-866754dcc-btqzm
+'''`, ""},
 		{"all differences are reported", `
 '''sh
 echo one

@@ -187,7 +187,7 @@ downloads() {
 e2e() { # arguments: name of the cluster, flags of go test
 	E2E_CLUSTER=$1 race . standard-verbose ./test/e2e -count=1 -timeout 45m -tags e2e "${@:2}"
 }
-documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy|Laptop)$' faults='^Test(Faults|FaultsInterrupted|Follow|Nodes|Zones)$'
+documents='^Test(README|Walkthrough|Admission|IPv6Cluster|DeployWithoutRegistry|VerifyDeploy|Laptop)$' faults='^Test(Faults|FaultsInterrupted|Follow|Nodes|Zones)$' policies='^TestNetworkPolicy$'
 static_checks_and_documents() {
 	lint
 	other_systems
@@ -198,7 +198,10 @@ static_checks_and_documents() {
 	e2e e2e -run "$documents"
 }
 end_to_end_faults() { E2E_NODES=3 e2e e2e-faults -run "$faults"; }
-end_to_end() { e2e e2e -skip "$documents|$faults|^TestNetworkPolicy$"; } # make network-policy-test runs the last
+end_to_end() {
+	E2E_NODES=3 E2E_NETWORK_POLICY=1 e2e e2e-policies -run "$policies"
+	e2e e2e -skip "$documents|$faults|$policies"
+}
 
 together unit_tests static_checks_and_documents
 step 'End to end: faults; rollouts, attacks, identities, configuration and the page' '12 minutes'

@@ -34,7 +34,7 @@ func (c connector) pod() string { return "connector-" + c.app + "-" + nodeZones[
 type destination struct{ kind, node, address string }
 
 // TestNetworkPolicy applies the policies of k8s/components/network-policy to services on three nodes whose network enforces them: every
-// connection that they forbid is made before, refused while they exist, and made again after. make test leaves it out.
+// connection that they forbid is made before, refused while they exist, and made again after.
 func TestNetworkPolicy(t *testing.T) {
 	needsNodes(t)
 	if !networkPolicy {

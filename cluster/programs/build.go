@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -67,6 +68,20 @@ func (p *provider) buildModule(ctx context.Context, b moduleBuild, path string) 
 	}
 	p.progress("  built in %s", time.Since(begin).Round(time.Second))
 	return nil
+}
+
+// moduleVersion returns the version of a module that the go.mod file in src requires.
+func moduleVersion(src, module string) (string, error) {
+	path := filepath.Join(src, "go.mod")
+	goMod, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	found := regexp.MustCompile(`\s` + regexp.QuoteMeta(module) + ` (v\S+)`).FindSubmatch(goMod)
+	if found == nil {
+		return "", fmt.Errorf("reading %q: it has no version of %s", path, module)
+	}
+	return string(found[1]), nil
 }
 
 // workDir is the directory in which goBuild(…, out, …) keeps its temporary files. It is in

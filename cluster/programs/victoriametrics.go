@@ -3,16 +3,12 @@ package programs
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 )
 
-// victoriaMetrics is the main package of VictoriaMetrics, and victoriaVersion finds its version in a go.mod file.
-const victoriaMetrics = "github.com/VictoriaMetrics/VictoriaMetrics/app/victoria-metrics"
-
-var victoriaVersion = regexp.MustCompile(`github\.com/VictoriaMetrics/VictoriaMetrics (v\S+)`)
+// victoriaModule contains VictoriaMetrics, and victoriaMetrics is its main package.
+const victoriaModule, victoriaMetrics = "github.com/VictoriaMetrics/VictoriaMetrics", victoriaModule + "/app/victoria-metrics"
 
 // VictoriaMetrics builds the program victoria-metrics from its Go module, unless the cache has it, and returns its path. It has the
 // version in cluster/victoriametrics/go.mod of the checkout root. When ctx ends, VictoriaMetrics stops the build and removes
@@ -45,14 +41,8 @@ func VictoriaMetrics(ctx context.Context, root string, progress func(format stri
 
 // victoriaDir is the directory of the program in the cache.
 func (p *provider) victoriaDir() (dir, version string, err error) {
-	goMod, err := os.ReadFile(filepath.Join(p.root, "cluster", "victoriametrics", "go.mod"))
-	if err != nil {
+	if version, err = moduleVersion(filepath.Join(p.root, "cluster", "victoriametrics"), victoriaModule); err != nil {
 		return "", "", err
 	}
-	found := victoriaVersion.FindSubmatch(goMod)
-	if found == nil {
-		return "", "", errors.New("reading cluster/victoriametrics/go.mod: it has no version of VictoriaMetrics")
-	}
-	version = string(found[1])
 	return filepath.Join(p.cache, "victoriametrics-"+version+"-"+runtime.GOARCH), version, nil
 }

@@ -709,8 +709,7 @@ func chooseInstanceFor(t *testing.T, s *Selector, i *discovery.Instance, method 
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := chooser.choiceOf(chooser.pickBetter([]*discovery.Instance{i}, nil, Attempt{Method: Method{Name: method}}, callstats.Clock()))
-	return c
+	return chooser.choiceOf(chooser.pickBetter([]*discovery.Instance{i}, nil, Attempt{Method: Method{Name: method}}, callstats.Clock()))
 }
 
 // A call or a stream that began before an ejection for server errors says nothing about the trial.

@@ -64,7 +64,7 @@ import (
 //
 // Because calls share connections, client.WithDialTimeout and grpcc.DialOptions of a single call do not change how the client connects;
 // client.WithDialTimeout limits the opening of a stream. The connections to the instances of a service are subchannels of one grpc.ClientConn.
-// With grpcc.DialOptions each has a grpc.ClientConn of its own, whose target interceptors see, and takes about 20 kB more.
+// With grpcc.DialOptions each has a grpc.ClientConn of its own, because interceptors may read its target, and takes about 20 kB more.
 //
 // # Differences
 //

@@ -55,8 +55,8 @@ func NewInstance(n registry.Node, s *registry.Service, pod string) (i *Instance,
 	return i, i.leave
 }
 
-// departure is what happens when an instance leaves. A context for each instance would do the same, with 100 bytes more,
-// and 700 for each function.
+// departure is what happens when an instance leaves. A context for each instance would do the same, but take 100 bytes
+// more, and 700 more for each function.
 type departure struct {
 	happened atomic.Bool
 	mu       sync.Mutex
@@ -170,7 +170,7 @@ func copyValue(v *registry.Value) *registry.Value {
 }
 
 // index finds the instance to which a node that a caller received belongs, without the
-// name of the service. Its zero value is an empty index. Calls of pod.Client do not read it, except through wrappers.
+// name of the service. Its zero value is an empty index. The calls of pod.Client read it only through wrappers.
 type index struct {
 	mu     sync.RWMutex
 	byNode map[*registry.Node]*Instance

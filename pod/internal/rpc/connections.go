@@ -235,7 +235,7 @@ func (c *connections) closeAll() {
 		}
 	}
 	c.mu.Unlock()
-	shared.Wait() // before subchannels would end their calls in peace
+	shared.Wait() // first, because a subchannel that closes alone lets its calls end
 
 	c.mu.Lock()
 	for conn := range c.open {

@@ -6,9 +6,9 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
-// grpc-go makes subchannels for a balancer only, which it finds by a name that is registered for the whole
-// process. This one decides nothing: it gives what makes subchannels to the Channel, which a resolver without
-// addresses has told it.
+// Only a balancer can make subchannels, and grpc-go finds the balancer by a name that is registered for the whole process.
+// The balancer of this package decides nothing: it hands its balancer.ClientConn, which makes subchannels, to the Channel.
+// It gets the Channel from a resolver that has no addresses.
 
 const (
 	scheme        = "k8s-micro-subchannels"
@@ -21,7 +21,7 @@ func init() { balancer.Register(builder{}) }
 // channelKey is the key of a Channel in the attributes of the resolver's state.
 type channelKey struct{}
 
-// resolverOf builds the resolver of a channel, and is it.
+// resolverOf is the resolver of a channel, and its builder.
 type resolverOf struct{ channel *Channel }
 
 func (r resolverOf) Scheme() string { return scheme }

@@ -239,7 +239,7 @@ func Credentials(info credentials.ProtocolInfo) credentials.TransportCredentials
 	return dialed{info}
 }
 
-// dialed are the credentials of Dial.
+// dialed are credentials that use, for each subchannel, those that Dial was given.
 type dialed struct{ info credentials.ProtocolInfo }
 
 func (d dialed) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -14,9 +14,9 @@ const (
 	// calls to instances with four workers take twice as long, one of a hundred takes four times as long.
 	tolerance = 1.1
 
-	// Each answer moves the share that may leave by gain times the distance from the tolerance. The calls of a new
-	// client come into the zone with about 200 answers, so slowly that the answers show in time when the zone cannot
-	// serve all its clients. If all clients came at once, a queue would form before they learn of it, and those with
+	// Each answer moves the share that may leave by gain times the distance from the tolerance. A new client
+	// moves its calls into the zone over about 200 answers, slowly enough that the answers show in time if the zone
+	// cannot serve all its clients. If all clients came at once, a queue would form before they learn of it, and those with
 	// few calls would take half a minute to leave.
 	gain = 0.05
 

@@ -129,7 +129,7 @@ func writeWrapper(dir, name, path string) error {
 	environment := ""
 	for _, lib := range libs {
 		search.WriteString("$root/usr/lib/" + filepath.Base(lib) + ":")
-		if exists(filepath.Join(lib, "xtables")) { // the extensions of iptables
+		if strings.HasPrefix(name, "iptables") && exists(filepath.Join(lib, "xtables")) { // its extensions
 			environment = "XTABLES_LIBDIR=$root/usr/lib/" + filepath.Base(lib) + "/xtables "
 		}
 	}

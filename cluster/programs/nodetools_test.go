@@ -52,21 +52,26 @@ func TestWrapper(t *testing.T) {
 	}
 }
 
-// An unpacked iptables finds its extensions.
+// An unpacked iptables finds its extensions. The other programs of the directory, which run for as long as the cluster, get no variable for it.
 func TestWrapperOfIptables(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"root/usr/sbin/iptables-nft": "#!/bin/sh\necho \"$XTABLES_LIBDIR\"\n", "root/usr/lib/x86_64-linux-gnu/xtables/libxt_set.so": "", "bin/x": ""} {
+	const script = "#!/bin/sh\necho \"$XTABLES_LIBDIR\"\n"
+	for name, text := range map[string]string{"root/usr/sbin/iptables-nft": script, "root/usr/bin/containerd": script, "root/usr/lib/x86_64-linux-gnu/xtables/libxt_set.so": "", "bin/x": ""} {
 		path := filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := writeWrapper(dir, "iptables", "/usr/sbin/iptables-nft"); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command(filepath.Join(dir, "bin/iptables")).CombinedOutput()
-	if want := dir + "/root/usr/lib/x86_64-linux-gnu/xtables\n"; err != nil || string(out) != want {
-		t.Errorf("%v: %q, want %q", err, out, want)
+	for _, c := range []struct{ name, path, want string }{
+		{"iptables", "/usr/sbin/iptables-nft", dir + "/root/usr/lib/x86_64-linux-gnu/xtables"},
+		{"containerd", "/usr/bin/containerd", ""},
+	} {
+		if err := writeWrapper(dir, c.name, c.path); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(filepath.Join(dir, "bin", c.name)).CombinedOutput(); err != nil || string(out) != c.want+"\n" {
+			t.Errorf("%s: %v: %q, want %q", c.name, err, out, c.want)
+		}
 	}
 }
 

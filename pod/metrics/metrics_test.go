@@ -228,6 +228,32 @@ func TestAttemptsByZone(t *testing.T) {
 	}
 }
 
+// Retries and second attempts are counted apart from those that are refused.
+func TestRetriesAreCounted(t *testing.T) {
+	_, events, gather := newMetrics(t, nil)
+	events.CallEnded(context.Background(), pod.Call{Service: "orders", Attempts: 3})
+	events.CallEnded(context.Background(), pod.Call{Service: "orders", Attempts: 1})
+	for _, r := range []pod.Retry{{}, {}, {IsHedge: true}, {Refusal: "over_budget"}, {Refusal: "over_budget", IsHedge: true}, {Refusal: "chain_stopped"}, {Refusal: "pushed_back"}} {
+		r.Service = "orders"
+		events.RetryDecided(context.Background(), r)
+	}
+	got := map[string]float64{}
+	for _, name := range []string{"micro_client_retries_total", "micro_client_hedges_total", "micro_client_retries_refused_total"} {
+		for _, m := range gather()[name].GetMetric() {
+			labels := ""
+			for _, l := range m.GetLabel() {
+				labels += " " + l.GetValue()
+			}
+			got[name+labels] = m.GetCounter().GetValue()
+		}
+	}
+	want := map[string]float64{"micro_client_retries_total orders": 2, "micro_client_hedges_total orders": 1, "micro_client_retries_refused_total over_budget orders": 2,
+		"micro_client_retries_refused_total chain_stopped orders": 1, "micro_client_retries_refused_total pushed_back orders": 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("counted: %v, want %v", got, want)
+	}
+}
+
 func TestMethodsAndRoutesAreBounded(t *testing.T) {
 	_, events, gather := newMetrics(t, func() pod.Status { return pod.Status{} })
 	for i := range 10_000 {

@@ -6,12 +6,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jiangjiancc/go_micro_k8s/pod/internal/events"
 	"github.com/jiangjiancc/go_micro_k8s/pod/internal/overload"
 	"github.com/micro/go-micro/v2"
 	"github.com/micro/go-micro/v2/client"
@@ -72,7 +74,9 @@ func overloadMethod(t *testing.T, m *overload.Method) (end func()) {
 
 func TestCallsThatAreTooManyAreRefused(t *testing.T) {
 	c, _, _, _ := newConfig()
-	c.DrainWait, c.AdaptiveLimit = 0, true
+	c.DrainWait, c.AdaptiveLimit, c.Events = 0, true, &events.Hub{}
+	served := make(chan events.ServedCall, 10)
+	c.Events.Set(&events.Callbacks{ServedCall: func(_ context.Context, s events.ServedCall) { served <- s }})
 	s := newGRPCService(c)
 	conn, stop := startService(t, micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("greeter"))),
 		micro.Registry(c.Registry), withOrders(new(Orders)), s.addTo, Reflection())
@@ -86,6 +90,9 @@ func TestCallsThatAreTooManyAreRefused(t *testing.T) {
 	}
 	if e, ok := refusal.Details()[0].(*microerrors.Error); !ok || e.Code != 429 || e.Id != "greeter" || e.Status != "Too Many Requests" {
 		t.Errorf("go-micro's error is %v", refusal.Details()[0])
+	}
+	if s := <-served; s.Method != "Orders/Place" || s.Code != codes.ResourceExhausted { // as metrics show it
+		t.Errorf("the event of the refused call is %+v", s)
 	}
 	if got := trailer.Get("grpc-retry-pushback-ms"); len(got) != 1 || got[0] != "-1" {
 		t.Errorf("the pushback is %q, want -1", got)
@@ -234,6 +241,9 @@ func TestStreamsAreNotRefused(t *testing.T) {
 
 func TestRequestsThatAreTooManyAreRefused(t *testing.T) {
 	c, _, _, _ := newConfig()
+	c.Events = &events.Hub{}
+	var served []int
+	c.Events.Set(&events.Callbacks{ServedRequest: func(_ *http.Request, s events.ServedRequest) { served = append(served, s.Status) }})
 	s := newWebService(c, nil)
 	handled := 0
 	limit := newRequestLimit(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { handled++; _, _ = io.WriteString(w, "the user's") }))
@@ -242,6 +252,9 @@ func TestRequestsThatAreTooManyAreRefused(t *testing.T) {
 	w := get(h, "/orders/2")
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" || handled != 0 {
 		t.Errorf("a request beyond the limit is answered with %d, the headers %v, by the handler: %v", w.Code, w.Header(), handled != 0)
+	}
+	if !slices.Equal(served, []int{http.StatusServiceUnavailable}) { // as metrics show it
+		t.Errorf("the events have the statuses %v", served)
 	}
 	for _, header := range []string{"Accept: text/event-stream", "Upgrade: websocket"} {
 		r := httptest.NewRequest(http.MethodGet, "/orders/events", nil)

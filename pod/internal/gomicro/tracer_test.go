@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/micro/go-micro/v2/debug/trace"
 	"github.com/micro/go-micro/v2/debug/trace/memory"
 	"github.com/micro/go-micro/v2/metadata"
@@ -68,6 +69,20 @@ func TestTracerIsLikeGoMicros(t *testing.T) {
 				t.Errorf("the metadata is %v, want %v", gotMD, wantMD)
 			}
 		})
+	}
+}
+
+func TestNewID(t *testing.T) {
+	seen := map[string]bool{}
+	for range 1000 {
+		id, err := uuid.Parse(newID())
+		if err != nil || id.Version() != 4 || id.Variant() != uuid.RFC4122 || seen[id.String()] {
+			t.Fatalf("%s: version %d, variant %s, error %v, made before: %v", id, id.Version(), id.Variant(), err, seen[id.String()])
+		}
+		seen[id.String()] = true
+	}
+	if n := testing.AllocsPerRun(100, func() { newID() }); n != 1 {
+		t.Errorf("%v allocations, want that of the string", n)
 	}
 }
 

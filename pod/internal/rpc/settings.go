@@ -29,6 +29,9 @@ type settings struct {
 	err         error // why the client cannot be used; nil if it can
 }
 
+// defaultMaxReceived is the limit of grpc-go, and of go-micro, without grpc.MaxCallRecvMsgSize.
+const defaultMaxReceived = 4 << 20
+
 // contentCodec is the codec of a content type, and what each call with it has in common.
 type contentCodec struct {
 	encoding.CodecV2
@@ -46,7 +49,10 @@ func newSettings(o client.Options) *settings {
 		return s
 	}
 	s.tls, s.dialOptions = gomicro.TLS(o), gomicro.DialOptions(o.CallOptions)
-	sizes := []grpc.CallOption{grpc.MaxCallRecvMsgSize(gomicro.MaxReceived(o)), grpc.MaxCallSendMsgSize(gomicro.MaxSent(o))}
+	sizes := []grpc.CallOption{grpc.MaxCallSendMsgSize(gomicro.MaxSent(o))}
+	if size := gomicro.MaxReceived(o); size != defaultMaxReceived { // the option costs each call an allocation
+		sizes = append(sizes, grpc.MaxCallRecvMsgSize(size))
+	}
 	if len(s.dialOptions) > 0 { // which may contain other sizes
 		s.dialOptions = append([]grpc.DialOption{grpc.WithDefaultCallOptions(sizes...)}, s.dialOptions...)
 		sizes = nil

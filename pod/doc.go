@@ -120,7 +120,7 @@
 //
 //	POD_NAME                  name of the process's own pod; set it from metadata.name (downward API)
 //	POD_IP                    address to register; set it from status.podIP (downward API)
-//	POD_ZONE                  zone of a process that registers nothing, from metadata.labels['topology.kubernetes.io/zone'] (downward API)
+//	POD_ZONE                  zone of a process that has registered nothing yet, from metadata.labels['topology.kubernetes.io/zone'] (downward API)
 //	POD_DEBUG_TRACE           on: the server answers Debug.Trace; see Lifecycle and package pod/debugtrace
 //	POD_IDENTITY              directory of the certificate for mutual TLS; see package pod/identity
 //	POD_HEALTH_ADDRESS        address of health without TLS, such as :9101; see Lifecycle

@@ -18,6 +18,8 @@ import (
 	"testing"
 
 	"github.com/jiangjiancc/go_micro_k8s/test/launch"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -369,6 +371,29 @@ func TestGOGC(t *testing.T) {
 			if got := gogc.Match(manifest); got != want || got && !memory.Match(manifest) {
 				t.Errorf("%s: GOGC is set: %v, want %v, and with GOMEMLIMIT only", file, got, want)
 			}
+		}
+	}
+}
+
+// The services that call others know their zone from their first call on.
+func TestCallersKnowTheirZone(t *testing.T) {
+	for _, service := range []string{"go-micro-client", "go-micro-web"} {
+		manifest, err := os.ReadFile(filepath.Join(root, service, "k8s/deployment.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d appsv1.Deployment
+		if err := yaml.Unmarshal(manifest, &d); err != nil {
+			t.Fatal(err)
+		}
+		zone := ""
+		for _, v := range d.Spec.Template.Spec.Containers[0].Env {
+			if v.Name == "POD_ZONE" {
+				zone = v.ValueFrom.FieldRef.FieldPath
+			}
+		}
+		if want := "metadata.labels['" + corev1.LabelZoneFailureDomainStable + "']"; zone != want {
+			t.Errorf("%s: POD_ZONE comes from %q, want %q", service, zone, want)
 		}
 	}
 }

@@ -21,12 +21,31 @@ type Second struct {
 	Begin, End                 time.Time
 	Started, Succeeded, Failed int
 	Error                      string            `json:",omitempty"` // of the first failed call
+	Failures                   []Failure         `json:",omitempty"` // the first 100 failed calls
 	Oldest                     time.Duration     // how long the oldest call in flight has taken
 	Answered                   map[string]int    `json:",omitempty"` // successful calls by address
 	FailedTries                map[string]int    `json:",omitempty"` // failed tries by address, including those that were retried
 	TryErrors                  map[string]string `json:",omitempty"` // the first error of each address
 	Latencies                  Histogram         `json:",omitempty"` // of all calls that ended, also of those that failed
 	Served                     Histogram         `json:",omitempty"` // how long calls took by the timetable of the workers that served them
+}
+
+// Failure is a call that has failed.
+type Failure struct {
+	Began  time.Time
+	Caller int // its number
+}
+
+// Failures returns the calls that have failed and that began after a time.
+func Failures(log []Second, after time.Time) (all []Failure) {
+	for _, s := range log {
+		for _, f := range s.Failures {
+			if f.Began.After(after) {
+				all = append(all, f)
+			}
+		}
+	}
+	return all
 }
 
 // Histogram counts durations. The key of a duration is 32 times the binary logarithm of its

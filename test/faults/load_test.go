@@ -38,7 +38,8 @@ func TestLoadReadsLog(t *testing.T) {
 	var log strings.Builder
 	for i := range 5 {
 		s := Second{Begin: begin.Add(time.Duration(i) * time.Second), End: begin.Add(time.Duration(i+1) * time.Second), Started: 10, Succeeded: 9, Failed: 1,
-			Answered: map[string]int{"10.0.0.1:9100": 9}, FailedTries: map[string]int{"10.0.0.2:9100": 2}, Latencies: Histogram{8: 10}, Served: Histogram{9: 10}}
+			Answered: map[string]int{"10.0.0.1:9100": 9}, FailedTries: map[string]int{"10.0.0.2:9100": 2}, Latencies: Histogram{8: 10}, Served: Histogram{9: 10},
+			Failures: []Failure{{begin.Add(time.Duration(i)*time.Second - time.Minute), i}}}
 		b, err := json.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
@@ -60,6 +61,9 @@ func TestLoadReadsLog(t *testing.T) {
 		sum := Sum(seconds, begin.Add(time.Second), begin.Add(4*time.Second))
 		if sum.Succeeded != 27 || sum.Failed != 3 || sum.Started != 30 || sum.PerSecond() != 9 || sum.FailedTries["10.0.0.2:9100"] != 6 || sum.Latencies[8] != 30 || sum.Served[9] != 30 {
 			t.Errorf("the sum of three seconds is %+v", sum)
+		}
+		if late := Failures(seconds, begin.Add(2*time.Second-time.Minute)); len(late) != 2 || late[0].Caller != 3 || late[1].Caller != 4 {
+			t.Errorf("after the third second began %+v, want those of the callers 3 and 4", late)
 		}
 		if err := l.AnsweredBy([]string{"10.0.0.1:9100"}, begin.Add(4*time.Second)); err != nil {
 			t.Error(err)

@@ -26,6 +26,9 @@ import (
 	"github.com/micro/go-plugins/registry/kubernetes/v2"
 )
 
+// maxFailures is how many failed calls of a second are listed. containerd splits lines of more than 16 KiB.
+const maxFailures = 100
+
 // counter counts the calls of all callers, second by second.
 type counter struct {
 	independent bool // calls begin independently of each other: the callers do not wait for answers
@@ -99,7 +102,12 @@ func (c *counter) count(caller int, do func(caller int) error) {
 		s.Latencies.Add(time.Since(begin))
 		if err == nil {
 			s.Succeeded++
-		} else if s.Failed++; s.Error == "" {
+			return
+		}
+		if len(s.Failures) < maxFailures {
+			s.Failures = append(s.Failures, faults.Failure{Began: begin, Caller: caller})
+		}
+		if s.Failed++; s.Error == "" {
 			s.Error = err.Error()
 		}
 	})

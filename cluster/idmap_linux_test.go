@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jiangjiancc/go_micro_k8s/cluster/programs"
 )
 
 const ordinaryUID = 4242 // unused on the host
@@ -73,9 +75,9 @@ apt update && apt download uidmap && dpkg-deb -x uidmap*.deb .`
 }
 
 // TestOrdinaryUser runs a cluster of two nodes without root: pods that run as another user work
-// on both, and after SIGKILL of the supervisor nothing is left.
+// on both, network policies are enforced, and after SIGKILL of the supervisor nothing is left.
 func TestOrdinaryUser(t *testing.T) {
-	cache := provideTools(t).Cache
+	cache := provideTools(t, programs.Options{NetworkPolicy: true}).Cache
 	provideUidmap(t, cache)
 	root := checkoutIn(t, filepath.Join(checkout(t), "it's a checkout"))
 	if os.Getuid() == 0 { // the ordinary user needs a copy of root's cache
@@ -87,7 +89,7 @@ func TestOrdinaryUser(t *testing.T) {
 		}
 	}
 	before := hostState(t, root)
-	if out, err := asOrdinaryUser(t, root, launcher(root, "up", "-nodes", "2")).CombinedOutput(); err != nil {
+	if out, err := asOrdinaryUser(t, root, launcher(root, "up", "-nodes", "2", "-network-policy")).CombinedOutput(); err != nil {
 		t.Fatalf("up: %v: %s", err, out)
 	}
 	c := demoCluster(root)
@@ -100,7 +102,11 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Errorf("the supervisor runs as root: %v\n%s", err, status)
 	}
 	runPod(t, root)
-	checkPodOfEachNode(t, root, runPodOnEachNode(t, root, 2))
+	pods := runPodOnEachNode(t, root, 2)
+	checkPodOfEachNode(t, root, pods)
+	for _, p := range pods {
+		checkNetworkPolicy(t, root, p)
+	}
 	if out, err := asOrdinaryUser(t, root, launcher(root, "node", "-n", "2", "cat", "/proc/sys/kernel/hostname")).CombinedOutput(); err != nil || string(out) != "k8s-micro-2\n" {
 		t.Errorf("entering the second node: %v: %s", err, out)
 	}

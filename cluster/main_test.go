@@ -53,16 +53,19 @@ func checkout(t *testing.T) string {
 // checkoutIn is checkout in a given directory, which it creates if necessary.
 func checkoutIn(t *testing.T, root string) string {
 	t.Helper()
-	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube", "cluster/programs"} {
+	for _, d := range []string{"cluster", "cluster/pause", "cluster/kube", "cluster/networkpolicy", "cluster/programs"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	files, err := filepath.Glob("kube/*")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+	files := []string{"pause/main.go", "programs/sums.txt"}
+	for _, d := range []string{"kube", "networkpolicy"} {
+		sources, err := filepath.Glob(d + "/*")
+		if err != nil || len(sources) == 0 {
+			t.Fatal(sources, err)
+		}
+		files = append(files, sources...)
 	}
-	files = append(files, "pause/main.go", "programs/sums.txt")
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err == nil {
@@ -113,13 +116,15 @@ func demoCluster(root string) *cluster {
 }
 
 // provideTools builds and downloads the programs of a cluster, so that no later step of
-// the test does so.
-func provideTools(t *testing.T) programs.Tools {
+// the test does so. Without options they are those of a cluster that enforces no network policies.
+func provideTools(t *testing.T, options ...programs.Options) programs.Tools {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a Kubernetes build: run without -short")
 	}
-	tools, err := programs.Provide(t.Context(), "..", programs.Options{Progress: progress})
+	o := append(options, programs.Options{})[0]
+	o.Progress = progress
+	tools, err := programs.Provide(t.Context(), "..", o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -288,14 +289,20 @@ func TestZones(t *testing.T) {
 			args[zone] = slices.Delete(args[zone], 1, 2)
 		}
 		uneven := start("uneven", time.Second, args)
+		best := time.Duration(math.MaxInt64)
 		for _, when := range []string{"at first", "then"} { // the calls of many new clients come into the zone together
 			sums := measure(uneven, length)
 			served, seen := p99(sums)
+			best = min(best, served)
 			t.Logf("%s: %.1f %% of the calls stay, the busiest instance %.0f %%, p99 %s, as the callers see it %s", when, 100*stayed(sums), 100*busiest(sums), served, seen)
-			// 2,600 calls have 26 above p99: chance alone moves it by some milliseconds.
-			if busiest(sums) > 0.9 || served > servedBlind*6/5+10*time.Millisecond {
+			if busiest(sums) > 0.9 || served > 2*servedBlind {
 				t.Error("the callers of the zone overload it")
 			}
+		}
+		// 2,600 calls have 26 above p99: chance alone moves it by some milliseconds. A machine that pauses lets calls come all at
+		// once afterwards, which is no reason to fail if it happened to one of the two.
+		if best > servedBlind*6/5+10*time.Millisecond {
+			t.Errorf("p99 is %s, and %s without zones", best, servedBlind)
 		}
 		stop(uneven)
 	})
@@ -303,15 +310,15 @@ func TestZones(t *testing.T) {
 	for _, zone := range nodeZones {
 		args[zone] = []string{"-clients=4", "16", "100ms"} // a half of the zone's workers
 	}
-	even := start("even", 17*time.Second, args)
+	even := start("even", 26*time.Second, args)
 	t.Run("half load", func(t *testing.T) {
 		sums := measure(even, 7*time.Second)
 		stop(loads{"a": even["a"], "c": even["c"]})
 		share, busy := stayed(sums), busiest(sums)
 		_, seen := p99(sums)
 		t.Logf("%.1f %% of the calls stay in their zone, p99 %s, the busiest instance %.0f %%", 100*share, seen, 100*busy)
-		if share < 0.85 || busy > 0.9 { // 0.95 in virtual time; here answers that are late by chance look like a slow zone
-			t.Errorf("%.1f %% of the calls stay in their zone, want 85 %%; the busiest instance is busy %.0f %% of the time", 100*share, 100*busy)
+		if share < 0.92 || busy > 0.9 { // 0.97 in virtual time; here answers that are late by chance look like a slow zone
+			t.Errorf("%.1f %% of the calls stay in their zone, want 92 %%; the busiest instance is busy %.0f %% of the time", 100*share, 100*busy)
 		}
 	})
 	t.Run("the instances of a zone die", func(t *testing.T) {

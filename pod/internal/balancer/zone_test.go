@@ -207,7 +207,10 @@ func TestZonesComparedWithOthers(t *testing.T) {
 	add("12 clients in 3 zones of 4 instances, 50 % busy",
 		zonedSituation{replicas: even, callers: even, load: 0.5, from: 10 * second, to: 25 * second}, stays(95), p99, busiest)
 	add("60 clients in 3 zones of 4 instances, 50 % busy", // 19 calls a second each
-		zonedSituation{replicas: even, callers: []int{20, 20, 20}, load: 0.5, from: 20 * second, to: 35 * second}, stays(95), p99, busiest)
+		zonedSituation{replicas: even, callers: []int{20, 20, 20}, load: 0.5, from: 25 * second, to: 40 * second}, stays(97), p99, busiest)
+	// These clients make 20 calls a second each, as those of TestZones in test/e2e.
+	add("12 clients of 48 callers, which make one call of 100 ms after the other and pause for 100 ms",
+		zonedSituation{replicas: even, callers: even, load: 0.5, work: 100 * time.Millisecond, pause: 100 * time.Millisecond, from: 26 * second, to: 60 * second}, stays(97), p99, busiest)
 	most := zonedSituation{replicas: even, callers: []int{54, 3, 3}, load: 0.5, from: 10 * second, to: 30 * second}
 	add("60 clients, 54 of them in one of 3 zones, 50 % busy", most, stays(0), p99, busiest)
 	// These clients make 4 calls a second each, as those of TestZones in test/e2e, and adapt as slowly.

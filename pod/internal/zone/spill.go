@@ -12,13 +12,13 @@ const (
 	// Calls leave the zone when its answers take more than tolerance times as long as those of the other
 	// zones. Linkerd's HAZL adds endpoints of other zones above 2.0 times its measure. This is too late: when
 	// calls to instances with four workers take twice as long, one of a hundred takes four times as long.
-	tolerance = 1.1
+	tolerance = 1.08
 
 	// Each answer moves the share that may leave by gain times the distance from the tolerance. A new client
 	// moves its calls into the zone over about 200 answers, slowly enough that the answers show in time if the zone
 	// cannot serve all its clients. If all clients came at once, a queue would form before they learn of it, and those with
 	// few calls would take half a minute to leave.
-	gain = 0.05
+	gain = 0.06
 
 	// The answers of an interval count as maxAnswers at most, and move the share by maxStep at most, so that a client
 	// with many calls does not swing between the zones, and leaves a zone that cannot answer in 1 s.
@@ -28,7 +28,7 @@ const (
 
 	// At least minSpill of the calls may go to any zone, a third of them to the own one of three, so that it is
 	// known how fast the other zones are.
-	minSpill = 1. / 32
+	minSpill = 1. / 64
 
 	// The answers of the other zones are an average of about the last memory. Calls come into the zone only after
 	// firstAnswers of them: before, the choice is the same as without zones.

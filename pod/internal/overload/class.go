@@ -83,6 +83,7 @@ type window struct {
 type sample struct {
 	slowness float64 // geometric mean, which a rare long call does not change much
 	least    float64 // the same less two standard errors: more may be chance
+	most     float64 // the same and two standard errors
 	rate     float64 // calls in flight, by Little's law, divided by their slowness: those that did not wait
 	refused  float64 // calls, divided by those that have ended
 }
@@ -119,7 +120,8 @@ func (c *class) end(now, began int64, m *Method) {
 	if elapsed := now - w.began; w.calls >= minCalls && elapsed >= max(int64(c.windowTime()), length) {
 		n := float64(w.calls)
 		log = w.logs / n
-		s := sample{slowness: math.Exp(log), least: math.Exp(log - 2*math.Sqrt(max(0, w.squares/n-log*log)/n)), refused: float64(c.refused.Swap(0)) / n}
+		errors := 2 * math.Sqrt(max(0, w.squares/n-log*log)/n)
+		s := sample{slowness: math.Exp(log), least: math.Exp(log - errors), most: math.Exp(log + errors), refused: float64(c.refused.Swap(0)) / n}
 		s.rate = float64(w.durations) / float64(elapsed) / s.slowness
 		*w = window{began: now}
 		c.adapted.Store(now)
@@ -151,7 +153,7 @@ func (c *class) adapt(now int64, s sample) {
 	}
 	if c.hot++; c.hot >= hotWindows {
 		c.busy = now
-		c.samples[0] = sample{slowness: c.normal, rate: s.rate}
+		c.samples[0] = sample{most: c.normal, rate: s.rate}
 		c.count = 1
 		c.setLimit(now, 1, s) // the queue that is there is drained anyway
 	}
@@ -175,9 +177,12 @@ func (c *class) follow(now int64, s sample) {
 
 // setLimit sets the limit to the product of rate and duration, multiplied by a gain.
 //
-// Except to drain the queue, it adds what the last window calls for. The lowest slowness of several windows is too low if
-// durations vary much, by about the error of one. And the calls in flight vary by their square root at random, but if most calls
-// are refused, the next one comes as soon as one ends.
+// Except to drain the queue, it adds the places that are free on average although the service has too many calls. If most calls
+// are refused, the next one comes soon after one ends: of a full M/M/c/c system, 1/(load-1) places are free. If hardly any are
+// refused, the calls in flight vary by their square root at random.
+//
+// The limit is rounded down. After a pause of the process many calls begin together, and a call that waits for one of these takes
+// twice its time. A place too few leaves a worker idle for a part of the time only.
 func (c *class) setLimit(now int64, gain float64, last sample) {
 	rate := 0.
 	for _, s := range c.samples[:min(c.count, len(c.samples))] {
@@ -186,19 +191,20 @@ func (c *class) setLimit(now int64, gain float64, last sample) {
 	product := rate * c.slowness()
 	limit := product * gain
 	if gain >= 1 {
-		limit = limit*last.slowness/last.least + math.Sqrt(product)/(1+last.refused)
+		limit += 1 / (last.refused + 1/math.Sqrt(product))
 	}
-	next := max(minLimit, int64(math.Round(limit)))
+	next := max(minLimit, int64(limit))
 	if c.limit.Swap(next) > next {
 		c.since = now
 	}
 }
 
-// slowness returns the lowest slowness of durationWindows.
+// slowness returns the lowest slowness of durationWindows. It takes the most that each may have been: if durations vary much, the lowest
+// of several windows is too low by chance.
 func (c *class) slowness() float64 {
 	lowest := math.MaxFloat64
 	for i := max(0, c.count-durationWindows); i < c.count; i++ {
-		lowest = min(lowest, c.samples[i%len(c.samples)].slowness)
+		lowest = min(lowest, c.samples[i%len(c.samples)].most)
 	}
 	return lowest
 }

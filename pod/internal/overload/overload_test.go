@@ -141,34 +141,45 @@ func TestThreeTimesTheLoad(t *testing.T) {
 	}
 }
 
-// The same on a machine that is not ideal: a call of 10 ms takes up to 1.2 ms longer, and the process pauses twice a second.
+// The same on a machine that is not ideal: a call of 10 ms takes a little longer, and the process pauses while it has many calls. After a
+// pause many calls begin together, so that a call that waits for one of them waits long. The servers of the benchmark, which have one
+// CPU for 8,000 calls a second, pause for more than 3 ms 9 times a second.
 func TestThreeTimesTheLoadOfABusyMachine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newService(8)
-		m, pauses := s.limiter.NewMethod(), rand.New(rand.NewPCG(3, 4))
-		work := func() time.Duration { return usual + time.Duration(s.random.Int64N(int64(1200*time.Microsecond))) }
-		done := make(chan struct{})
-		go func() {
-			for {
-				select {
-				case <-time.After(time.Duration(pauses.ExpFloat64() * float64(500*time.Millisecond))):
-					s.paused.Store(Clock() + int64(3*time.Millisecond) + pauses.Int64N(int64(12*time.Millisecond)))
-				case <-done:
-					return
+	for name, p := range map[string]struct {
+		every, least, more time.Duration // the mean time between pauses, their least length, and the mean of what is added to it
+		p99                float64
+	}{
+		"long pauses":  {500 * time.Millisecond, 3 * time.Millisecond, 6 * time.Millisecond, 1.8},
+		"short pauses": {110 * time.Millisecond, 2 * time.Millisecond, 2 * time.Millisecond, 1.6},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newService(8)
+			m, pauses := s.limiter.NewMethod(), rand.New(rand.NewPCG(3, 4))
+			random := func(mean time.Duration) time.Duration { return time.Duration(pauses.ExpFloat64() * float64(mean)) }
+			work := func() time.Duration { return usual + time.Duration(s.random.Int64N(int64(1200*time.Microsecond))) }
+			const capacity = 8 / 0.0106
+			calm := s.run(m, 0.3*capacity, time.Minute, work)
+			done := make(chan struct{})
+			go func() {
+				for {
+					select {
+					case <-time.After(random(p.every)):
+						s.paused.Store(Clock() + int64(p.least+random(p.more)))
+					case <-done:
+						return
+					}
 				}
+			}()
+			over := s.run(m, 3*capacity, time.Minute, work)
+			close(done)
+			s.calls.Wait()
+			goodput, p99 := over.goodput()/capacity, float64(over.p99())/float64(calm.p99())
+			t.Logf("%s: goodput %.2f, p99 %v, %.2f times that without load", name, goodput, over.p99(), p99)
+			if goodput < 0.8 || p99 > p.p99 {
+				t.Errorf("%s: want goodput of at least 0.8, and a p99 of at most %v times that without load", name, p.p99)
 			}
-		}()
-		const capacity = 8 / 0.0106
-		calm := s.run(m, 0.3*capacity, time.Minute, work)
-		over := s.run(m, 3*capacity, time.Minute, work)
-		close(done)
-		s.calls.Wait()
-		goodput, p99 := over.goodput()/capacity, float64(over.p99())/float64(calm.p99())
-		t.Logf("goodput %.2f, p99 %v, %.2f times that without load", goodput, over.p99(), p99)
-		if goodput < 0.8 || p99 > 1.8 {
-			t.Error("want goodput of at least 0.8, and a p99 of at most 1.8 times that without load")
-		}
-	})
+		})
+	}
 }
 
 // At the edge of the capacity the calls that wait are few, and so are the calls that are refused.

@@ -38,7 +38,7 @@ func throughput(l Library, j Job) (r Result, err error) {
 	collected, used := cpuSeconds()
 	all := record.wait().between(start, end)
 	if f := all.failed(); f == 1 {
-		return r, fmt.Errorf("all %d calls failed: %w", len(all), firstError(all))
+		return r, fmt.Errorf("all %d calls failed: %w", len(all), record.err)
 	}
 	return Result{Rate: float64(len(all)) * (1 - all.failed()) / j.Duration.Seconds(), Percentiles: all.percentiles(), Failed: all.failed(),
 		Collecting: (collected - collectedBefore) / (used - usedBefore), Resident: resident()}, nil
@@ -57,15 +57,6 @@ func resident() int {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
 	return int(u.Maxrss) << 10
-}
-
-func firstError(all calls) error {
-	for _, c := range all {
-		if c.err != nil {
-			return c.err
-		}
-	}
-	return nil
 }
 
 // streams opens streams one after the other, receives one message of each and closes them;
@@ -184,7 +175,7 @@ func failing(l Library, j Job) (r Result, err error) {
 	r.Share = share()
 	calls := record.wait()
 	if f := calls.between(start.Add(-warmUp), start.Add(-50*time.Millisecond)); f.failed() > 0 {
-		return r, fmt.Errorf("calls failed before the instance did: %w", firstError(f))
+		return r, fmt.Errorf("calls failed before the instance did: %w", record.err)
 	}
 	r.FailedFirst = calls.between(start, start.Add(time.Second)).failed()
 	r.Failed = calls.between(start.Add(time.Second), end).failed()

@@ -214,7 +214,7 @@ func (r *recorder) random(rate float64, duration time.Duration) {
 // before returns the calls that ended before a time.
 func (c calls) before(end time.Time) (some calls) {
 	for _, one := range c {
-		if one.start.Add(one.took).Before(end) {
+		if one.start+one.took < end.Sub(epoch) {
 			some = append(some, one)
 		}
 	}
@@ -223,7 +223,7 @@ func (c calls) before(end time.Time) (some calls) {
 
 func (c calls) answered() (some calls) {
 	for _, one := range c {
-		if one.err == nil {
+		if !one.failed {
 			some = append(some, one)
 		}
 	}

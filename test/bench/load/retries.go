@@ -78,7 +78,7 @@ func killed(l Library, j Job) (r Result, err error) {
 	time.Sleep(time.Until(start))
 	all[len(all)-1].kill()
 	for _, c := range record.wait().between(start.Add(-time.Second), end) {
-		if c.err != nil {
+		if c.failed {
 			r.FailedCalls++
 		}
 	}

@@ -83,7 +83,7 @@ type window struct {
 type sample struct {
 	slowness float64 // geometric mean, which a rare long call does not change much
 	least    float64 // the same less two standard errors: more may be chance
-	most     float64 // the same and two standard errors
+	most     float64 // the same plus two standard errors
 	rate     float64 // calls in flight, by Little's law, divided by their slowness: those that did not wait
 	refused  float64 // calls, divided by those that have ended
 }
@@ -120,8 +120,8 @@ func (c *class) end(now, began int64, m *Method) {
 	if elapsed := now - w.began; w.calls >= minCalls && elapsed >= max(int64(c.windowTime()), length) {
 		n := float64(w.calls)
 		log = w.logs / n
-		errors := 2 * math.Sqrt(max(0, w.squares/n-log*log)/n)
-		s := sample{slowness: math.Exp(log), least: math.Exp(log - errors), most: math.Exp(log + errors), refused: float64(c.refused.Swap(0)) / n}
+		margin := 2 * math.Sqrt(max(0, w.squares/n-log*log)/n)
+		s := sample{slowness: math.Exp(log), least: math.Exp(log - margin), most: math.Exp(log + margin), refused: float64(c.refused.Swap(0)) / n}
 		s.rate = float64(w.durations) / float64(elapsed) / s.slowness
 		*w = window{began: now}
 		c.adapted.Store(now)

@@ -143,7 +143,7 @@ func TestThreeTimesTheLoad(t *testing.T) {
 
 // The same on a machine that is not ideal: a call of 10 ms takes a little longer, and the process pauses while it has many calls. After a
 // pause many calls begin together, so that a call that waits for one of them waits long. The servers of the benchmark, which have one
-// CPU for 8,000 calls a second, pause for more than 3 ms 9 times a second.
+// CPU for 8,000 calls a second, pause for more than 2 ms 9 times a second.
 func TestThreeTimesTheLoadOfABusyMachine(t *testing.T) {
 	for name, p := range map[string]struct {
 		every, least, more time.Duration // the mean time between pauses, their least length, and the mean of what is added to it

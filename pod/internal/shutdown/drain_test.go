@@ -290,19 +290,19 @@ func TestGroupOfServerWait(t *testing.T) {
 			conn, stop := startService(t, micro.Server(grpcs.NewServer(server.Address("127.0.0.1:0"), server.Name("orders"), server.Wait(&group))),
 				micro.Registry(c.Registry), GRPC(c), withOrders(&Orders{started}))
 			group.Add(1) // work of the user
+			begin := time.Now()
 			if !hangs {
 				time.AfterFunc(300*time.Millisecond, group.Done)
 			}
 			answer := make(chan error, 1)
 			go func() { answer <- place(t.Context(), conn, 50*time.Millisecond) }()
 			<-started
-			begin := time.Now()
 			err := stop()
 			took := time.Since(begin)
 			if cutOff := err != nil && strings.Contains(err.Error(), "waiting for the group of server.Wait: cut off: the pod's grace period ends"); cutOff != hangs || !hangs && err != nil {
 				t.Errorf("Run returned %v", err)
 			}
-			if want := map[bool]time.Duration{false: 250 * time.Millisecond, true: 900 * time.Millisecond}[hangs]; took < want || took > want+2*time.Second {
+			if want := map[bool]time.Duration{false: 300 * time.Millisecond, true: 900 * time.Millisecond}[hangs]; took < want || took > want+2*time.Second {
 				t.Errorf("the stop took %s, want %s", took, want)
 			}
 			if err := <-answer; err != nil {

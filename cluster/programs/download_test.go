@@ -458,7 +458,7 @@ func TestFullDisk(t *testing.T) {
 		if err == nil || !strings.Contains(out, c.want) || !strings.Contains(out, "building Kubernetes: 0.0 GB free in ") {
 			t.Errorf("%s: %v: %s", c.name, err, out)
 		}
-		if kept := strings.Contains(out, verifiedSuffix+"/kube-apiserver\n"); kept != c.gets || strings.Contains(out, incompleteSuffix+"\n") || (len(m.gets) > 0) != c.gets {
+		if kept := strings.Contains(out, verifiedSuffix+"/kube"); kept != c.gets || strings.Contains(out, incompleteSuffix+"\n") || (len(m.gets) > 0) != c.gets {
 			t.Errorf("%s: %d requests, and what is verified is kept: %t: %s", c.name, len(m.gets), kept, out)
 		}
 	}

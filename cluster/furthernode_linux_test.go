@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -84,18 +83,12 @@ func dialRefused(t *testing.T, root string, n node, ip string) string {
 	return fmt.Sprintf("%v: %s, want a refused connection", err, out)
 }
 
-// checkNetworkPolicy checks that a network policy ends the connections of a pod, and that they are back without it.
-func checkNetworkPolicy(t *testing.T, root string, p podOfNode) {
+// checkNetworkPolicy checks that a network policy ends the connections of the pods, and that they are back without it.
+func checkNetworkPolicy(t *testing.T, root string, pods []podOfNode) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := os.WriteFile(file, []byte(`{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: isolated}, spec: {podSelector: {matchLabels: {app: each}}, policyTypes: [Egress]}}`), 0o644); err != nil {
 		t.Fatal(err)
-	}
-	number := strings.TrimPrefix(p.node, firstNode.name())
-	connect := func() (bool, string) { // from the network of the pod, which has no programs
-		out, err := cli(t, root, "node", "-n", cmp.Or(strings.TrimPrefix(number, "-"), "1"), "--", "sh", "-c",
-			`for process in $(pgrep -x pause); do if grep -qsw "$0" /proc/$process/net/fib_trie; then exec nsenter -t $process -n timeout 5 bash -c "echo >/dev/tcp/10.96.0.1/443 && echo connected"; fi; done; echo "no process has the address $0"`, p.ip)
-		return err == nil && out == "connected\n", out
 	}
 	for _, step := range []struct {
 		args []string
@@ -106,14 +99,17 @@ func checkNetworkPolicy(t *testing.T, root string, p podOfNode) {
 				t.Fatalf("%v: %s", err, out)
 			}
 		}
-		var out string
-		eventually(t, 20*time.Second, fmt.Sprintf("connected %t from pod %+v after kubectl %q", step.want, p, step.args), func() bool {
-			var connected bool
-			connected, out = connect()
-			return connected == step.want
-		})
-		if strings.Contains(out, "no process") {
-			t.Error(out)
+		for i, p := range pods {
+			var out string
+			eventually(t, 20*time.Second, fmt.Sprintf("connected %t from pod %+v after kubectl %q", step.want, p, step.args), func() bool {
+				var err error // the pod has no programs, so those of the node run in its network
+				out, err = cli(t, root, "node", fmt.Sprint("-n=", int(firstNode)+i), "--", "sh", "-c",
+					`for process in $(pgrep -x pause); do if grep -qsw "$0" /proc/$process/net/fib_trie; then exec nsenter -t $process -n timeout 5 bash -c "echo >/dev/tcp/10.96.0.1/443 && echo connected"; fi; done; echo "no process has the address $0"`, p.ip)
+				return (err == nil && out == "connected\n") == step.want
+			})
+			if strings.Contains(out, "no process") {
+				t.Error(out)
+			}
 		}
 	}
 }

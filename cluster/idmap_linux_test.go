@@ -77,7 +77,7 @@ apt update && apt download uidmap && dpkg-deb -x uidmap*.deb .`
 // TestOrdinaryUser runs a cluster of two nodes without root: pods that run as another user work
 // on both, network policies are enforced, and after SIGKILL of the supervisor nothing is left.
 func TestOrdinaryUser(t *testing.T) {
-	cache := provideTools(t, programs.Options{NetworkPolicy: true}).Cache
+	cache := provideToolsWith(t, programs.Options{NetworkPolicy: true}).Cache
 	provideUidmap(t, cache)
 	root := checkoutIn(t, filepath.Join(checkout(t), "it's a checkout"))
 	if os.Getuid() == 0 { // the ordinary user needs a copy of root's cache
@@ -104,9 +104,7 @@ func TestOrdinaryUser(t *testing.T) {
 	runPod(t, root)
 	pods := runPodOnEachNode(t, root, 2)
 	checkPodOfEachNode(t, root, pods)
-	for _, p := range pods {
-		checkNetworkPolicy(t, root, p)
-	}
+	checkNetworkPolicy(t, root, pods)
 	if out, err := asOrdinaryUser(t, root, launcher(root, "node", "-n", "2", "cat", "/proc/sys/kernel/hostname")).CombinedOutput(); err != nil || string(out) != "k8s-micro-2\n" {
 		t.Errorf("entering the second node: %v: %s", err, out)
 	}

@@ -115,16 +115,21 @@ func demoCluster(root string) *cluster {
 	return &cluster{"demo", root, filepath.Join(root, ".cluster", "demo")}
 }
 
-// provideTools builds and downloads the programs of a cluster, so that no later step of
-// the test does so. Without options they are those of a cluster that enforces no network policies.
-func provideTools(t *testing.T, options ...programs.Options) programs.Tools {
+// provideTools provides the programs of a cluster without options.
+func provideTools(t *testing.T) programs.Tools {
+	t.Helper()
+	return provideToolsWith(t, programs.Options{})
+}
+
+// provideToolsWith builds and downloads the programs of a cluster, so that no later step of
+// the test does so.
+func provideToolsWith(t *testing.T, options programs.Options) programs.Tools {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a Kubernetes build: run without -short")
 	}
-	o := append(options, programs.Options{})[0]
-	o.Progress = progress
-	tools, err := programs.Provide(t.Context(), "..", o)
+	options.Progress = progress
+	tools, err := programs.Provide(t.Context(), "..", options)
 	if err != nil {
 		t.Fatal(err)
 	}

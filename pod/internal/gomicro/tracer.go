@@ -28,7 +28,7 @@ func UseTracer() {
 	})
 }
 
-// newID returns a random UUID, as uuid.NewString does with one more allocation and a call of the kernel. The ids of traces are no secret.
+// newID returns a random UUID, as uuid.NewString does with one more allocation and a system call. Ids of traces need not be unpredictable.
 func newID() string {
 	var id uuid.UUID
 	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())

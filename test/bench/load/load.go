@@ -142,8 +142,8 @@ func run(libraries map[string]Library) error {
 
 func print(r Result) error { return json.NewEncoder(os.Stdout).Encode(r) }
 
-// call is the record of one call. It contains no pointers: the garbage collector would follow those of all records. Under overload, that
-// delayed the calls of a client with one CPU by the longer the more calls it had made, to 100 ms after a minute.
+// call is the record of one call. It has no pointers, so that the garbage collector need not look at the records: under overload, a client
+// with one CPU had so many after a minute that the collector delayed its calls by 100 ms.
 type call struct {
 	start  time.Duration // since epoch
 	took   time.Duration
